@@ -1,0 +1,8 @@
+"""keyspace-amqp: Redis keyspace events in RabbitMQ, none lost, in order.
+
+The package is the handler that the module `libredis_keyspace_amqp.so` runs
+inside redis-server, and the command line `keyspace-amqp`. Importing it has no
+effects and needs no other package.
+"""
+
+__version__ = "0.1.0"

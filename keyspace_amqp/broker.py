@@ -1,0 +1,186 @@
+"""pika: carries out what the publisher wants, and tells it what the broker says.
+
+Worker thread only. Everything runs as callbacks of pika's IOLoop; nothing here
+waits. Each connection has one channel with confirms on. A connection or channel
+that fails for any reason is given up whole: the publisher decides when there is
+a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import pika
+import pika.channel
+import pika.exceptions
+import pika.frame
+from pika.adapters.select_connection import IOLoop, SelectConnection
+
+from . import __version__
+from .config import Config
+from .message import CONTENT_TYPE, Event, body
+
+# Seconds for the TCP connection, and for all of it with the AMQP handshake: a
+# broker that accepts and never answers is given up after that.
+CONNECT_TIMEOUT = 5.0
+HANDSHAKE_TIMEOUT = 8.0
+
+
+class Listener(Protocol):
+    """What hears of the broker: the publisher."""
+
+    def link_up(self) -> None: ...
+    def link_down(self, reason: str) -> None: ...
+    def link_blocked(self, reason: str) -> None: ...
+    def link_unblocked(self) -> None: ...
+    def acked(self, tag: int, multiple: bool) -> None: ...
+    def nacked(self, tag: int, multiple: bool) -> None: ...
+    def returned(self) -> None: ...
+
+
+class Broker:
+    """The connection to RabbitMQ: none, or one that opens, is open or closes."""
+
+    def __init__(self, ioloop: IOLoop, listener: Listener) -> None:
+        self._ioloop = ioloop
+        self._listener = listener
+        # Callbacks of any other connection are late and mean nothing.
+        self._connection: SelectConnection | None = None
+        self._channel: pika.channel.Channel | None = None
+        self._closing: SelectConnection | None = None
+        self._exchange = b""
+        self._routing_key = b""
+        self._delivery_mode = 1
+
+    def configure(self, config: Config) -> None:
+        """Parameters of messages: from the next one on."""
+        self._exchange = config.exchange.encode("utf-8", "surrogateescape")
+        self._routing_key = config.routing_key.encode("utf-8", "surrogateescape")
+        self._delivery_mode = config.delivery_mode
+
+    def connect(self, config: Config) -> None:
+        """Starts to open a connection; link_up or link_down follows."""
+        parameters = pika.ConnectionParameters(
+            host=config.host,
+            port=config.port,
+            credentials=pika.PlainCredentials(config.username, config.password),
+            heartbeat=config.heartbeat,
+            connection_attempts=1,
+            socket_timeout=CONNECT_TIMEOUT,
+            stack_timeout=HANDSHAKE_TIMEOUT,
+            client_properties={
+                "connection_name": "keyspace-amqp",
+                "product": "keyspace-amqp",
+                "version": __version__,
+            },
+        )
+        self._connection = SelectConnection(
+            parameters,
+            on_open_callback=self._on_open,
+            on_open_error_callback=self._on_failed,
+            on_close_callback=self._on_failed,
+            custom_ioloop=self._ioloop,
+        )
+
+    def close(self) -> None:
+        """Closes the connection; nothing of it is heard any more."""
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None and not (connection.is_closing or connection.is_closed):
+            self._closing = connection
+            connection.close()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the last connection has still to hear the broker's goodbye."""
+        return self._closing is not None and not self._closing.is_closed
+
+    def send(self, events: Sequence[Event]) -> None:
+        """Publishes; the confirms' tags count on from the last one's."""
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return  # its end is on the way to the publisher
+        for event in events:
+            channel.basic_publish(
+                self._exchange,  # type: ignore[arg-type]  # pika takes bytes as they are
+                self._routing_key,  # type: ignore[arg-type]
+                body(event),
+                pika.BasicProperties(
+                    content_type=CONTENT_TYPE,
+                    delivery_mode=self._delivery_mode,
+                    message_id=event.message_id,
+                    timestamp=event.time_ms // 1000,
+                ),
+                mandatory=True,  # so that messages that reach no queue are counted
+            )
+
+    # ---- callbacks of pika -------------------------------------------------
+
+    def _on_open(self, connection: Any) -> None:
+        if connection is not self._connection:
+            connection.close()
+            return
+        connection.add_on_connection_blocked_callback(self._on_blocked)
+        connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        connection.channel(on_open_callback=self._on_channel)
+
+    def _on_channel(self, channel: pika.channel.Channel) -> None:
+        if channel.connection is not self._connection:
+            return
+        self._channel = channel
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_return_callback(self._on_return)
+        channel.confirm_delivery(self._on_confirm, callback=self._on_confirms_on)
+
+    def _on_confirms_on(self, _frame: Any) -> None:
+        if self._channel is not None:
+            self._listener.link_up()
+
+    def _on_confirm(self, frame: Any) -> None:
+        if self._channel is None or frame.channel_number != self._channel.channel_number:
+            return
+        method = frame.method
+        if isinstance(method, pika.spec.Basic.Ack):
+            self._listener.acked(method.delivery_tag, method.multiple)
+        else:
+            self._listener.nacked(method.delivery_tag, method.multiple)
+
+    def _on_return(self, channel: Any, _method: Any, _properties: Any, _body: bytes) -> None:
+        if channel is self._channel:
+            self._listener.returned()
+
+    def _on_blocked(self, connection: Any, frame: Any) -> None:
+        if connection is self._connection:
+            self._listener.link_blocked(frame.method.reason or "no reason given")
+
+    def _on_unblocked(self, connection: Any, _frame: Any) -> None:
+        if connection is self._connection:
+            self._listener.link_unblocked()
+
+    def _on_channel_closed(self, channel: Any, reason: BaseException) -> None:
+        if channel is self._channel:
+            self.close()
+            self._listener.link_down(describe(reason))
+
+    def _on_failed(self, connection: Any, reason: BaseException) -> None:
+        if connection is self._connection:
+            self._connection = self._channel = None
+            self._listener.link_down(describe(reason))
+
+
+def describe(error: BaseException) -> str:
+    """What went wrong, in one line for people; never with a secret."""
+    # pika wraps the cause several times over.
+    while True:
+        inner = getattr(error, "exceptions", None) or getattr(error, "exception", None)
+        if isinstance(inner, (list, tuple)):
+            inner = inner[-1] if inner else None
+        if inner is None and error.args and isinstance(error.args[0], BaseException):
+            inner = error.args[0]
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
+        return f"{error.reply_code} {error.reply_text}"
+    text = str(error) or type(error).__name__
+    return " ".join(text.split())

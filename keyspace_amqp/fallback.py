@@ -1,0 +1,136 @@
+"""The fallback list in Redis: which commands push, read and trim it.
+
+A job is a sequence of Redis commands that the main thread runs in one turn; the
+worker hands it over and gets the replies later. This module only builds jobs and
+reads their replies: pure, any thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from collections.abc import Iterator, Sequence
+
+# The shim knows keys of this form as ours (OWN_KEY_* in shim/module.c).
+KEY = b"keyspaceamqp:{0}:fallback"
+
+
+@dataclasses.dataclass
+class Command:
+    """A Redis command. `write`: it changes the list, so it is replicated, and
+    refused on a server that is no primary or is loading. `expected`: the job ends
+    after this command unless its reply is just this, in RESP2.
+    """
+
+    name: str
+    arguments: Sequence[bytes]
+    write: bool = False
+    expected: bytes | None = None
+
+
+@dataclasses.dataclass
+class Job:
+    commands: list[Command]
+
+
+class JobError(Exception):
+    """A command of a job failed: Redis' own words, or why it was not run."""
+
+
+# What stands behind the errno values that the shim or RedisModule_Call gives.
+_ERRNO = {
+    errno.EROFS: "READONLY this server is a replica or is loading its data set",
+    errno.EPERM: "the list's slot is not served by this node",
+    errno.ENETDOWN: "the cluster is down",
+}
+
+Value = int | bytes | None | list["Value"] | JobError
+
+
+@dataclasses.dataclass
+class JobResult:
+    """Per command the raw reply in RESP2, or None and an errno value; (None, 0)
+    for a command that did not run because of one before it."""
+
+    replies: list[tuple[bytes | None, int]]
+
+    def reply(self, number: int) -> Value:
+        """The parsed reply of a command; an error is returned, not raised."""
+        raw, error = self.replies[number]
+        if raw is None:
+            text = "" if error == 0 else _ERRNO.get(error) or os.strerror(error)
+            return JobError(text)
+        return _parse(raw, 0)[0]
+
+
+def _parse(raw: bytes, at: int) -> tuple[Value, int]:
+    """The RESP2 value at an offset, and the offset behind it."""
+    end = raw.index(b"\r\n", at)
+    tag, text, after = raw[at : at + 1], raw[at + 1 : end], end + 2
+    if tag == b":":
+        return int(text), after
+    if tag == b"+":
+        return text, after
+    if tag == b"-":
+        return JobError(text.decode("utf-8", "backslashreplace")), after
+    length = int(text)
+    if length < 0:
+        return None, after
+    if tag == b"$":
+        return raw[after : after + length], after + length + 2
+    values = []
+    for _ in range(length):
+        value, after = _parse(raw, after)
+        values.append(value)
+    return values, after
+
+
+def push_job(elements: Sequence[bytes], keep: int) -> Job:
+    """Appends elements; a positive `keep` then leaves only so many, the newest."""
+    commands = [Command("RPUSH", [KEY, *elements], write=True)]
+    if keep > 0:
+        commands.append(Command("LTRIM", [KEY, b"%d" % -keep, b"-1"], write=True))
+    return Job(commands)
+
+
+def peek_job(start: int, count: int) -> Job:
+    """Reads elements, and then the list's length."""
+    stop = b"%d" % (start + count - 1)
+    return Job([Command("LRANGE", [KEY, b"%d" % start, stop]), Command("LLEN", [KEY])])
+
+
+def length_job() -> Job:
+    return Job([Command("LLEN", [KEY])])
+
+
+def trim_job(count: int, first: bytes, last: bytes) -> Job:
+    """Removes the first `count` elements if the first and the last of them are
+    those that we know: somebody may have changed the list. Then its length.
+    """
+    return Job([
+        Command("LINDEX", [KEY, b"0"], expected=_bulk(first)),
+        Command("LINDEX", [KEY, b"%d" % (count - 1)], expected=_bulk(last)),
+        Command("LTRIM", [KEY, b"%d" % count, b"-1"], write=True),
+        Command("LLEN", [KEY]),
+    ])
+
+
+def purge_job() -> Job:
+    """The length, and then the list is gone."""
+    return Job([Command("LLEN", [KEY]), Command("UNLINK", [KEY], write=True)])
+
+
+def _bulk(value: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def read_elements(result: JobResult) -> Iterator[bytes]:
+    """The elements that a `peek_job` read. Raises JobError."""
+    values = result.reply(0)
+    if isinstance(values, JobError):
+        raise values
+    assert isinstance(values, list)
+    for value in values:
+        assert isinstance(value, bytes)
+        yield value

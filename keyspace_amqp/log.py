@@ -1,0 +1,79 @@
+"""Logging, sys.stderr and the exception hooks lead to Redis' log.
+
+A daemonized server has no stderr: whatever Python would print there would be
+lost. Installed by the worker before it does anything else. Any thread may log.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import TextIO
+
+LOGGER = logging.getLogger("keyspace_amqp")
+
+# Redis' levels: debug, verbose, notice, warning.
+Sink = Callable[[str, str], None]
+
+
+class _RedisHandler(logging.Handler):
+    def __init__(self, sink: Sink) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            level = "warning"
+        elif record.levelno >= logging.INFO:
+            level = "notice"
+        else:
+            level = "debug"
+        for line in self.format(record).splitlines():
+            self._sink(level, line)
+
+
+class _Stderr:
+    """A text stream that logs whole lines."""
+
+    encoding = "utf-8"
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._sink("warning", line)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing to do: a line is logged when it is whole."""
+
+    def isatty(self) -> bool:
+        return False
+
+
+def install(sink: Sink) -> None:
+    """Leads everything to `sink(level, line)`; a later call replaces the sink."""
+    root = logging.getLogger()
+    root.handlers[:] = [_RedisHandler(sink)]
+    root.setLevel(logging.WARNING)
+    LOGGER.setLevel(logging.INFO)
+    # pika reports each failed attempt at several places, with tracebacks; the
+    # worker logs one line for it.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
+    stream: TextIO = _Stderr(sink)  # type: ignore[assignment]  # what print and warnings need
+    sys.stderr = sys.stdout = stream
+
+    def hook(kind: type[BaseException], error: BaseException | None, trace: object) -> None:
+        lines = traceback.format_exception(error) if error else [str(kind)]
+        for line in "".join(lines).splitlines():
+            sink("warning", line)
+
+    sys.excepthook = hook
+    sys.unraisablehook = lambda args: hook(args.exc_type, args.exc_value, args.exc_traceback)
+    threading.excepthook = lambda args: hook(args.exc_type, args.exc_value, args.exc_traceback)

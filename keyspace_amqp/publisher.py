@@ -1,0 +1,883 @@
+"""The state machine between events, the broker and the fallback list.
+
+Sans I/O: events, confirms, changes of the link, results of jobs and the time go
+in; `poll` says what to do next. worker.py carries that out. One thread owns an
+instance; nothing here blocks or fails for what the world does.
+
+Where an event is, and in which order everything leaves:
+
+    the list in Redis                              memory
+    listed_sent  listed_waiting  (not read yet)    storing   sent   waiting
+    older ───────────────────────────────────────────────────────────▶ newer
+
+- `listed_*` are the elements of the list that were read or pushed by us, from
+  its head on. The rest of the list was not read yet.
+- `storing` is in a push job just now; `sent` and `waiting` are in memory only.
+- What is in memory is sent only when everything in the list has been sent. So
+  the order of sending is the order of events, and on a lost connection what was
+  sent and not confirmed simply waits again, in its old place.
+- An element leaves the list after its confirm, never before (rule 10).
+- A push takes the oldest in memory first, sent or not: the list stays older than
+  memory. An entry that is confirmed while it is being pushed is trimmed later.
+
+Everything here is counted so that at any moment
+`events_matched + fallback_found = confirmed + dropped + fallback_length +
+queue_length + in_flight`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import itertools
+import random
+from collections.abc import Callable, Sequence
+
+from . import fallback
+from .config import Config
+from .fallback import Job, JobError, JobResult
+from .message import Event, from_element, to_element
+from .stats import Stat
+
+# Messages sent and not confirmed. Fifty thousand confirms a second with twenty
+# milliseconds between message and confirm need a thousand.
+WINDOW = 1000
+# And their bytes: with a silent broker this is what pika's buffer may hold.
+WINDOW_BYTES = 16 * 1024 * 1024
+# Messages sent in one poll: confirms are read in between.
+SEND_CHUNK = 256
+# Elements of one push or read, and about how many bytes: Redis' main thread is
+# held for less than a millisecond.
+JOB_ELEMENTS = 2000
+JOB_BYTES = 256 * 1024
+# An event that cannot be sent is stored after this time. In 100 ms it has to be
+# in the list; the other half is for Redis' main thread to get to the job.
+STORE_AFTER = 0.05
+# A connected broker that confirms nothing for so long counts as away.
+STALLED_AFTER = 0.25
+# Reconnection: exponential, with jitter so that nodes do not come all at once.
+BACKOFF_FIRST = 0.1
+BACKOFF_MAX = 5.0
+# How often the list's length is compared with what we know.
+CHECK_EVERY = 1.0
+# A job that failed (list out of reach) is tried again after this time.
+JOB_RETRY_AFTER = 0.2
+# A flush waits so long for confirms before it stores what it can.
+STORE_GRACE = 0.1
+STOP_GRACE = 1.5
+# What a flush leaves of its time for the way back to Redis' main thread.
+FLUSH_MARGIN = 0.2
+
+_REASONS = {
+    b"evicted": Stat.DROPPED_FALLBACK_EVICTED,
+    b"expired": Stat.DROPPED_FALLBACK_EXPIRED,
+    b"flushdb": Stat.DROPPED_FALLBACK_FLUSHED,
+    b"swapdb": Stat.DROPPED_FALLBACK_FLUSHED,
+}
+
+
+class Link(enum.Enum):
+    """The connection. OFF: not wanted; WAITING: for the next attempt."""
+
+    OFF = "off"
+    WAITING = "waiting"
+    CONNECTING = "connecting"
+    UP = "up"
+    BLOCKED = "blocked"
+
+
+class State(enum.IntEnum):
+    """Of an entry. DONE: confirmed, or not to be sent; REFUSED: by a nack."""
+
+    WAITING = 0
+    SENT = 1
+    REFUSED = 2
+    DONE = 3
+
+
+class Entry:
+    """An event on its way."""
+
+    __slots__ = ("at", "element", "event", "listed", "state", "tag")
+
+    def __init__(self, event: Event | None, at: float, element: bytes | None = None) -> None:
+        self.event = event  # None: an element that is no event
+        self.at = at  # when it came, in the clock of poll
+        self.element = element  # as it is in the list
+        self.state = State.WAITING
+        self.tag = 0  # of the connection, while SENT
+        self.listed = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, about; 0 for what is no event."""
+        return 0 if self.event is None else self.event.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Connect:
+    """Open a connection; then link_up or link_down."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Close:
+    """Close the connection; nothing of it is to be heard any more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Send:
+    """Publish these; the confirm's tags count from `first_tag`."""
+
+    first_tag: int
+    events: Sequence[Event]
+
+
+@dataclasses.dataclass(frozen=True)
+class Submit:
+    """Run a job on Redis' main thread; then job_done."""
+
+    job: Job
+
+
+@dataclasses.dataclass(frozen=True)
+class Flushed:
+    """The flush with this id is done."""
+
+    id: int
+    stop: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    level: str
+    text: str
+
+
+Action = Connect | Close | Send | Submit | Flushed | Log
+
+
+class _JobKind(enum.Enum):
+    LENGTH = 1
+    PUSH = 2
+    READ = 3
+    TRIM = 4
+    PURGE = 5
+
+
+@dataclasses.dataclass
+class _Flush:
+    id: int
+    stop: bool
+    grace_until: float
+    until: float
+
+
+class Publisher:
+    """See the module's text. `clock` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Callable[[], float],
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        now = clock()
+        self.counts = [0] * len(Stat)
+        self.link = Link.OFF
+        self.last_error = ""
+        self.again = False  # poll has more to do as soon as confirms were read
+        self._clock = clock
+        self._jitter = jitter
+        self._config = config
+        self._actions: list[Action] = []
+        # the link
+        self._wanted = True  # False after DISCONNECT
+        self._needed = False  # there was something to send
+        self._attempts = 0
+        self._retry_at = now
+        self._was_up = False
+        # tags of this connection, in their order
+        self._by_tag: collections.OrderedDict[int, Entry] = collections.OrderedDict()
+        self._next_tag = 1
+        self._bytes_in_flight = 0
+        self._progress_at = now
+        self._refused: list[Entry] = []
+        self._refused_until = now
+        self._refusals = 0
+        # the list
+        self._primary = False
+        self._writable = False
+        self._known = False  # the list's length was read
+        self._length = 0
+        self._listed_done = 0  # elements of it that are DONE
+        self._listed_sent: collections.deque[Entry] = collections.deque()
+        self._listed_waiting: collections.deque[Entry] = collections.deque()
+        self._job: _JobKind | None = None
+        self._job_count = 0  # elements of a read or a trim
+        self._job_retry_at = now
+        self._check_at = now
+        self._read_size = 128
+        self._reason = Stat.DROPPED_FALLBACK_REMOVED
+        self._purges: list[Callable[[int | JobError], None]] = []
+        # memory
+        self._storing: list[Entry] = []
+        self._sent: collections.deque[Entry] = collections.deque()
+        self._waiting: collections.deque[Entry] = collections.deque()
+        self._waiting_count = 0
+        self._waiting_bytes = 0
+        self._in_flight = 0
+        self._pressure = False
+        self._flush: _Flush | None = None
+
+    @property
+    def _now(self) -> float:
+        return self._clock()
+
+    # ---- what comes in -----------------------------------------------------
+
+    def configure(self, config: Config) -> None:
+        """New parameters. Those of the connection make a new connection."""
+        old, self._config = self._config, config
+        connection = ("host", "port", "username", "password", "heartbeat")
+        if any(getattr(old, name) != getattr(config, name) for name in connection):
+            self._attempts = 0
+            self._retry_at = self._now
+            if self.link not in (Link.OFF, Link.WAITING):
+                self._actions.append(Close())
+                self._link_lost(Link.WAITING)
+
+    def connect(self) -> None:
+        """CONNECT: connect now, if only to see whether it works."""
+        self._wanted = self._needed = True
+        self._attempts = 0
+        self._retry_at = self._now
+
+    def disconnect(self) -> None:
+        """DISCONNECT: stay away until `connect`."""
+        self._wanted = False
+        if self.link not in (Link.OFF, Link.WAITING):
+            self._actions.append(Close())
+            self._link_lost(Link.OFF)
+        self.link = Link.OFF
+
+    def set_role(self, *, primary: bool, loading: bool) -> None:
+        """What this server is. The list can be written on a primary that is not
+        loading a data set."""
+        self._primary = primary
+        writable = primary and not loading
+        if writable == self._writable:
+            return
+        self._writable = writable
+        self._known = False
+        self._check_at = self._job_retry_at = self._now
+        if not writable:
+            self._hand_over()
+
+    def touched(self, what: bytes) -> None:
+        """Somebody else did something to the list; its length will show what."""
+        self._reason = _REASONS.get(what, Stat.DROPPED_FALLBACK_REMOVED)
+        self._check_at = self._now
+
+    def set_pressure(self, pressure: bool) -> None:
+        """More events wait outside than memory should hold."""
+        self._pressure = pressure
+
+    def add(self, events: Sequence[Event]) -> None:
+        """Events that a mask let through, oldest first."""
+        self.counts[Stat.EVENTS_MATCHED] += len(events)
+        now = self._now
+        for event in events:
+            self._waiting.append(Entry(event, now))
+            self._waiting_bytes += event.size
+        self._waiting_count += len(events)
+        self._needed = self._needed or bool(events)
+
+    def drop_oldest(self) -> int:
+        """Gives up the oldest events in memory that nobody has seen yet, to make
+        room; how many."""
+        dropped = 0
+        while self._waiting and dropped < JOB_ELEMENTS:
+            entry = self._waiting.popleft()
+            if entry.state is not State.DONE:
+                self._leave_waiting(entry)
+                dropped += 1
+        self._drop(Stat.DROPPED_QUEUE_FULL, dropped, "memory is full and the list out of reach")
+        return dropped
+
+    def purge(self, done: Callable[[int | JobError], None]) -> None:
+        """Deletes the list, and calls `done` with the number of elements."""
+        self._purges.append(done)
+
+    def drain(self) -> None:
+        """Tries to reach the broker now."""
+        if self._wanted:
+            self.connect()
+
+    def flush(self, flush_id: int, seconds: float, *, stop: bool) -> None:
+        """Everything in memory is to be delivered or stored within a time."""
+        until = self._now + max(seconds - FLUSH_MARGIN, 0)
+        grace = self._now + (STOP_GRACE if stop else STORE_GRACE)
+        self._flush = _Flush(flush_id, stop, min(grace, until), until)
+
+    def reset_stats(self) -> None:
+        """Counters start again; what is still on its way is carried over."""
+        for stat in Stat:
+            self.counts[stat] = 0
+        self.counts[Stat.EVENTS_MATCHED] = self._waiting_count + self._in_flight
+        self.counts[Stat.FALLBACK_FOUND] = self._length - self._listed_done
+
+    # ---- the link ----------------------------------------------------------
+
+    def link_up(self) -> None:
+        """The connection is there and confirms are on."""
+        self.link = Link.UP
+        self._next_tag = 1
+        self._progress_at = self._now
+        self.counts[Stat.RECONNECTS] += self._was_up
+        self._was_up = True
+
+    def link_down(self, reason: str) -> None:
+        """An attempt has failed, or the connection or its channel is gone."""
+        self.last_error = reason
+        self._attempts += 1
+        delay = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** min(self._attempts - 1, 16))
+        self._retry_at = self._now + delay * (0.5 + self._jitter() / 2)
+        self._link_lost(Link.WAITING)
+
+    def link_blocked(self, reason: str) -> None:
+        if self.link is Link.UP:
+            self.link = Link.BLOCKED
+            self.last_error = f"blocked by the broker: {reason}"
+
+    def link_unblocked(self) -> None:
+        if self.link is Link.BLOCKED:
+            self.link = Link.UP
+            self._progress_at = self._now
+
+    def _link_lost(self, link: Link) -> None:
+        """Whatever was sent and not confirmed waits again, in its place."""
+        self.link = link
+        for entry in self._by_tag.values():
+            self._unsend(entry, State.WAITING)
+        for entry in self._refused:
+            entry.state = State.WAITING
+        self._by_tag.clear()
+        self._bytes_in_flight = 0
+        self._refused.clear()
+        self._waiting.extendleft(
+            entry for entry in reversed(self._sent) if entry.state is not State.DONE
+        )
+        self._sent.clear()
+        # The confirmed at the head stay where they can be trimmed.
+        done = self._confirmed_prefix()
+        while len(self._listed_sent) > done:
+            self._listed_waiting.appendleft(self._listed_sent.pop())
+
+    def acked(self, tag: int, multiple: bool) -> None:
+        """basic.ack. Tags that nobody waits for any more are ignored."""
+        self._progress_at = self._now
+        self._attempts = self._refusals = 0
+        for entry in self._take_tags(tag, multiple):
+            if entry.listed:
+                self._listed_done += 1
+            else:
+                self._in_flight -= 1
+            entry.state = State.DONE
+            self.counts[Stat.CONFIRMED] += 1
+        while self._sent and self._sent[0].state is State.DONE:
+            self._sent.popleft()
+
+    def nacked(self, tag: int, multiple: bool) -> None:
+        """basic.nack: the broker could not take it. Again, a little later."""
+        self._progress_at = self._now
+        entries = self._take_tags(tag, multiple)
+        for entry in entries:
+            self._unsend(entry, State.REFUSED)
+            self._refused.append(entry)
+        self.counts[Stat.NACKED] += len(entries)
+        if entries:
+            self._refusals += 1
+            self.last_error = "the broker refused a message (basic.nack)"
+            delay = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** min(self._refusals - 1, 16))
+            self._refused_until = self._now + delay * (0.5 + self._jitter() / 2)
+
+    def returned(self) -> None:
+        """basic.return: no queue is bound. The confirm follows."""
+        self.counts[Stat.RETURNED] += 1
+
+    def _take_tags(self, tag: int, multiple: bool) -> list[Entry]:
+        if not multiple:
+            entry = self._by_tag.pop(tag, None)
+            entries = [] if entry is None else [entry]
+        else:
+            entries = []
+            while self._by_tag:
+                first = next(iter(self._by_tag))
+                if first > tag:
+                    break
+                entries.append(self._by_tag.popitem(last=False)[1])
+        for entry in entries:
+            self._bytes_in_flight -= entry.size
+        return entries
+
+    # ---- counting what is in memory ----------------------------------------
+
+    def _leave_waiting(self, entry: Entry) -> None:
+        self._waiting_count -= 1
+        self._waiting_bytes -= entry.size
+
+    def _join_waiting(self, entry: Entry) -> None:
+        self._waiting_count += 1
+        self._waiting_bytes += entry.size
+
+    def _unsend(self, entry: Entry, state: State) -> None:
+        entry.state = state
+        if not entry.listed:
+            self._in_flight -= 1
+            self._join_waiting(entry)
+
+    def _drop(self, reason: Stat, count: int, why: str) -> None:
+        if count:
+            self.counts[reason] += count
+            self._actions.append(Log("warning", f"{count} events lost: {why}"))
+
+    # ---- the list ----------------------------------------------------------
+
+    @property
+    def _unread(self) -> int:
+        return self._length - len(self._listed_sent) - len(self._listed_waiting)
+
+    @property
+    def _storable(self) -> bool:
+        """Whether the list takes pushes now."""
+        return (
+            self._writable
+            and self._known
+            and self._config.fallback_size >= 0
+            and self._now >= self._job_retry_at
+        )
+
+    def _confirmed_prefix(self) -> int:
+        return sum(
+            1 for _ in itertools.takewhile(lambda e: e.state is State.DONE, self._listed_sent)
+        )
+
+    def _forget(self, entry: Entry) -> None:
+        """Nobody waits for this entry any more; its confirm will mean nothing."""
+        if entry.state is State.SENT and self._by_tag.pop(entry.tag, None):
+            self._bytes_in_flight -= entry.size
+        entry.state = State.DONE
+
+    def _forget_listed(self) -> None:
+        """What we know of the list's elements is not true any more: they are
+        read again. Elements that were confirmed count as found anew."""
+        for entry in itertools.chain(self._listed_sent, self._listed_waiting):
+            self._forget(entry)
+        self._listed_sent.clear()
+        self._listed_waiting.clear()
+        self.counts[Stat.FALLBACK_FOUND] += self._listed_done
+        self._listed_done = 0
+
+    def _hand_over(self) -> None:
+        """The list is not ours to drain any more (replica, or loading)."""
+        self._forget_listed()
+        self.counts[Stat.FALLBACK_FOUND] -= self._length
+        self._length = 0
+
+    def _set_length(self, length: int) -> None:
+        """The list's length was read: book what others did to it."""
+        change = length - self._length
+        if change > 0:
+            self.counts[Stat.FALLBACK_FOUND] += change
+            self._needed = True
+        elif change < 0:
+            self._forget_listed()
+            reason, self._reason = self._reason, Stat.DROPPED_FALLBACK_REMOVED
+            how = reason.name.rpartition("_")[2].lower()
+            self._drop(reason, -change, f"the fallback list was {how} by somebody else")
+        self._length = length
+        self._known = True
+
+    def job_done(self, result: JobResult) -> None:
+        """The replies of the job that was submitted last."""
+        kind, self._job = self._job, None
+        self._check_at = self._now + CHECK_EVERY
+        match kind:
+            case _JobKind.LENGTH:
+                self._length_done(result)
+            case _JobKind.PUSH:
+                self._push_done(result)
+            case _JobKind.READ:
+                self._read_done(result)
+            case _JobKind.TRIM:
+                self._trim_done(result)
+            case _JobKind.PURGE:
+                self._purge_done(result)
+        if not self._writable:
+            self._hand_over()
+
+    def _job_failed(self, error: JobError) -> None:
+        if self._writable:  # else it is a matter of course
+            self.last_error = f"fallback list: {error}"
+        self._job_retry_at = self._now + JOB_RETRY_AFTER
+
+    def _length_done(self, result: JobResult) -> None:
+        length = result.reply(0)
+        if isinstance(length, int):
+            self._set_length(length)
+        elif isinstance(length, JobError):
+            # Out of reach, or no list at all: what is in memory goes on without it.
+            if str(length).startswith("WRONGTYPE"):
+                self._set_length(0)
+            self._known = False
+            self._job_failed(length)
+            self._job_retry_at = self._check_at = self._now + CHECK_EVERY
+
+    def _push_done(self, result: JobResult) -> None:
+        entries, self._storing = self._storing, []
+        length = result.reply(0)
+        if not isinstance(length, int):
+            if isinstance(length, JobError):
+                self._job_failed(length)
+                self._check_at = self._now
+            sent = [e for e in entries if e.state in (State.SENT, State.REFUSED)]
+            self._sent.extendleft(reversed(sent))
+            self._waiting.extendleft(
+                e for e in reversed(entries) if e.state is State.WAITING
+            )
+            return
+        self.counts[Stat.FALLBACK_PUSHED] += len(entries)
+        self._set_length(length - len(entries))
+        self._length = length
+        # Elements that follow what we know are known too, and need not be read.
+        known = self._unread == len(entries)
+        for entry in entries:
+            known = known and (
+                entry.state is not State.WAITING or len(self._listed_waiting) < JOB_ELEMENTS
+            )
+            self._enlist(entry, known)
+        keep = self._config.fallback_size
+        if 0 < keep < length:
+            self._cut_head(length - keep)
+
+    def _enlist(self, entry: Entry, known: bool) -> None:
+        """An entry of memory is in the list now."""
+        if entry.state is State.SENT:
+            self._in_flight -= 1
+        elif entry.state is not State.DONE:
+            self._leave_waiting(entry)
+        if not known:  # it will be read in its turn
+            self.counts[Stat.FALLBACK_FOUND] += entry.state is State.DONE
+            self._forget(entry)
+            return
+        entry.listed = True
+        self._listed_done += entry.state is State.DONE
+        (self._listed_waiting if entry.state is State.WAITING else self._listed_sent).append(entry)
+
+    def _cut_head(self, count: int) -> None:
+        """The oldest elements fell off a list that is full."""
+        dropped = 0
+        for _ in range(count):
+            if self._listed_sent or self._listed_waiting:
+                entry = (self._listed_sent or self._listed_waiting).popleft()
+                if entry.state is State.DONE:
+                    self._listed_done -= 1
+                    self.counts[Stat.FALLBACK_DRAINED] += 1
+                    continue
+                self._forget(entry)
+            dropped += 1
+        self._length -= count
+        self._drop(Stat.DROPPED_FALLBACK_FULL, dropped, "the fallback list is full")
+
+    def _read_done(self, result: JobResult) -> None:
+        length = result.reply(1)
+        if not isinstance(length, int):
+            error = result.reply(0)
+            self._job_failed(error if isinstance(error, JobError) else JobError("no reply"))
+            return
+        known = len(self._listed_sent) + len(self._listed_waiting)
+        self._set_length(length)
+        if known != len(self._listed_sent) + len(self._listed_waiting):
+            return  # the list was changed; read again from its head
+        elements = list(fallback.read_elements(result))
+        for element in elements:
+            entry = Entry(from_element(element), self._now, element)
+            entry.listed = True
+            if entry.event is None:
+                entry.state = State.DONE
+                self._listed_done += 1
+                self._drop(Stat.DROPPED_UNREADABLE, 1, "an element of the list is no event")
+            self._listed_waiting.append(entry)
+        read = sum(map(len, elements))
+        if read:
+            average = max(1, read // len(elements))
+            self._read_size = max(1, min(JOB_ELEMENTS, JOB_BYTES // average))
+
+    def _trim_done(self, result: JobResult) -> None:
+        length = result.reply(3)
+        if not isinstance(length, int):
+            # The guards did not hold, or the list is out of reach.
+            for number in range(4):
+                error = result.reply(number)
+                if isinstance(error, JobError) and str(error):
+                    self._job_failed(error)
+                    return
+            self._forget_listed()
+            self._check_at = self._now
+            return
+        for _ in range(self._job_count):
+            self._listed_sent.popleft()
+        self._length -= self._job_count
+        self._listed_done -= self._job_count
+        self.counts[Stat.FALLBACK_DRAINED] += self._job_count
+        self._set_length(length)
+
+    def _purge_done(self, result: JobResult) -> None:
+        purges, self._purges = self._purges, []
+        length, removed = result.reply(0), result.reply(1)
+        if not isinstance(length, int) or not isinstance(removed, int):
+            error = length if isinstance(length, JobError) else removed
+            outcome: int | JobError = error if isinstance(error, JobError) else JobError("no reply")
+        else:
+            self._set_length(length)
+            self._forget_listed()
+            self._length = 0
+            self._drop(Stat.DROPPED_PURGED, length, "KEYSPACEAMQP.FALLBACK PURGE")
+            outcome = length
+        for done in purges:
+            done(outcome)
+
+    def _submit(self, kind: _JobKind, job: Job, count: int = 0) -> None:
+        self._job = kind
+        self._job_count = count
+        self._actions.append(Submit(job))
+
+    def _choose_job(self) -> None:
+        """At most one job at a time: the next one that has to be done."""
+        if self._job is not None:
+            return
+        if self._purges:
+            self._submit(_JobKind.PURGE, fallback.purge_job())
+            return
+        if not self._writable:
+            return
+        if not self._known or self._now >= self._check_at:
+            if self._now >= self._check_at:
+                self._submit(_JobKind.LENGTH, fallback.length_job())
+            return
+        if self._now < self._job_retry_at:
+            return
+        done = self._confirmed_prefix()
+        # In large pieces while there is more to come, else at once.
+        if done >= JOB_ELEMENTS // 4 or (done and done == len(self._listed_sent)):
+            done = min(done, JOB_ELEMENTS)
+            first, last = self._listed_sent[0], self._listed_sent[done - 1]
+            job = fallback.trim_job(done, _element(first), _element(last))
+            self._submit(_JobKind.TRIM, job, done)
+        elif self._should_store():
+            self._store()
+        elif self.link is Link.UP and self._unread and len(self._listed_waiting) < WINDOW:
+            known = len(self._listed_sent) + len(self._listed_waiting)
+            self._submit(_JobKind.READ, fallback.peek_job(known, self._read_size))
+
+    def _should_store(self) -> bool:
+        """Whether what is in memory has to go to the list (rules 9, 12, 13)."""
+        oldest = self._oldest()
+        if oldest is None or not self._storable:
+            return False
+        if self._flush is not None and self._now >= self._flush.grace_until:
+            return True
+        due = self._now >= oldest.at + STORE_AFTER or len(self._waiting) >= JOB_ELEMENTS
+        if self.link is not Link.UP:
+            return due or self._flush is not None
+        if self._unread or self._listed_waiting:
+            return due  # behind the list
+        return self._pressure or self._stalled()
+
+    def _stalled(self) -> bool:
+        """Connected, but the broker confirms nothing."""
+        return bool(self._by_tag) and self._now >= self._progress_at + STALLED_AFTER
+
+    def _oldest(self) -> Entry | None:
+        if self._sent:
+            return self._sent[0]
+        return self._waiting[0] if self._waiting else None
+
+    def _store(self) -> None:
+        size = 0
+        elements = []
+        while len(self._storing) < JOB_ELEMENTS and size < JOB_BYTES and (
+            self._sent or self._waiting
+        ):
+            entry = (self._sent or self._waiting).popleft()
+            entry.element = _element(entry)
+            size += len(entry.element)
+            elements.append(entry.element)
+            self._storing.append(entry)
+        self._submit(_JobKind.PUSH, fallback.push_job(elements, self._config.fallback_size))
+
+    # ---- what comes out ----------------------------------------------------
+
+    def poll(self, *, more: bool) -> list[Action]:
+        """What is to be done now. `more`: events wait outside."""
+        self._choose_link()
+        if self.link is Link.UP:
+            self._choose_messages()
+        self._choose_job()
+        self._choose_flushed(more)
+        actions, self._actions = self._actions, []
+        self.again = any(isinstance(action, Send) for action in actions)
+        return actions
+
+    def room(self) -> int:
+        """How many more events it is worth to take in now."""
+        if self._flush is not None or self._storable:
+            return 2 * JOB_ELEMENTS - len(self._waiting)
+        return WINDOW - len(self._waiting)
+
+    def wake_at(self) -> float | None:
+        """When poll has to be called again if nothing else happens."""
+        times = []
+        if self.link is Link.WAITING and self._wants_link():
+            times.append(self._retry_at)
+        if self._writable and self._job is None:
+            times.append(self._check_at)
+            oldest = self._oldest()
+            behind = self.link is not Link.UP or self._unread or self._listed_waiting
+            if oldest is not None and behind:
+                times.append(max(oldest.at + STORE_AFTER, self._job_retry_at))
+            if self._by_tag and self._sent:
+                times.append(max(self._progress_at + STALLED_AFTER, self._job_retry_at))
+        if self._refused and self.link is Link.UP:
+            times.append(self._refused_until)
+        if self._flush is not None:
+            flush = self._flush
+            times.append(flush.grace_until if self._now < flush.grace_until else flush.until)
+        # A time that has passed led to nothing just now; a little later it may.
+        return max(min(times), self._now + 0.01) if times else None
+
+    @property
+    def state(self) -> str:
+        """The word that STATS shows."""
+        if self.link is Link.UP:
+            return "connected"
+        if self.link in (Link.BLOCKED, Link.CONNECTING):
+            return self.link.value
+        if not self._wanted:
+            return "disconnected"
+        if not self._primary:
+            return "replica"
+        return "disconnected" if self._attempts or self._was_up else "idle"
+
+    def gauges(self) -> dict[Stat, int]:
+        """The numbers that are no counters."""
+        return {
+            Stat.FALLBACK_LENGTH: self._length - self._listed_done,
+            Stat.QUEUE_LENGTH: self._waiting_count,
+            Stat.QUEUE_BYTES: self._waiting_bytes,
+            Stat.IN_FLIGHT: self._in_flight,
+        }
+
+    def _wants_link(self) -> bool:
+        return self._wanted and self._needed and self._flush is None
+
+    def _choose_link(self) -> None:
+        if not self._primary and not (self._sent or self._waiting or self._storing):
+            # A replica has nothing to send once its own is delivered.
+            self._needed = False
+            if self.link not in (Link.OFF, Link.WAITING):
+                self._actions.append(Close())
+                self._link_lost(Link.OFF)
+        if self.link is Link.OFF and self._wants_link():
+            self.link = Link.WAITING
+        if self.link is Link.WAITING and self._wants_link() and self._now >= self._retry_at:
+            self.link = Link.CONNECTING
+            self._actions.append(Connect())
+
+    def _choose_messages(self) -> None:
+        """Fills the window, oldest first."""
+        batch: list[Entry] = []
+        if self._refused:
+            # Nothing newer before these have their second chance.
+            if self._now < self._refused_until:
+                return
+            again = [entry for entry in self._refused if entry.state is State.REFUSED]
+            self._refused = again[SEND_CHUNK:]
+            batch = again[:SEND_CHUNK]
+            for entry in batch:
+                if not entry.listed:
+                    self._leave_waiting(entry)
+                    self._in_flight += 1
+        room = min(WINDOW - len(self._by_tag), SEND_CHUNK) - len(batch)
+        size = self._bytes_in_flight + sum(entry.size for entry in batch)
+        while room > 0 and not self._refused and (size < WINDOW_BYTES or not size):
+            if self._listed_waiting:
+                entry = self._listed_waiting.popleft()
+                self._listed_sent.append(entry)
+                if entry.state is State.DONE:
+                    continue
+            elif self._unread or self._storing or not self._may_send_memory():
+                break
+            elif self._waiting:
+                entry = self._waiting.popleft()
+                self._sent.append(entry)
+                self._leave_waiting(entry)
+                self._in_flight += 1
+            else:
+                break
+            batch.append(entry)
+            size += entry.size
+            room -= 1
+        if not batch:
+            return
+        if not self._by_tag:
+            self._progress_at = self._now
+        first_tag = self._next_tag
+        for entry in batch:
+            entry.state = State.SENT
+            entry.tag = self._next_tag
+            self._by_tag[self._next_tag] = entry
+            self._next_tag += 1
+        self._bytes_in_flight = size
+        self.counts[Stat.PUBLISHED] += len(batch)
+        self._actions.append(Send(first_tag, [e.event for e in batch if e.event is not None]))
+
+    def _may_send_memory(self) -> bool:
+        """Not before it is known whether the list has something older."""
+        return self._known or not self._writable or self._now < self._job_retry_at
+
+    def _choose_flushed(self, more: bool) -> None:
+        flush = self._flush
+        if flush is None:
+            return
+        memory = bool(self._sent or self._waiting or self._storing or more)
+        can_store = self._writable and self._config.fallback_size >= 0
+        trimmable = flush.stop and can_store and self._confirmed_prefix() > 0
+        if self._now < flush.until and (memory or trimmable or self._job is not None):
+            if can_store or self._job is not None:
+                return
+            if self.link is Link.UP and (flush.stop or self._now < flush.grace_until):
+                return
+        if flush.stop:
+            left = [*self._storing, *self._sent, *self._waiting]
+            lost = sum(entry.state is not State.DONE for entry in left)
+            for entry in left:
+                if entry.state is State.SENT:
+                    self._in_flight -= 1
+                elif entry.state is not State.DONE:
+                    self._leave_waiting(entry)
+                self._forget(entry)
+            self._storing.clear()
+            self._sent.clear()
+            self._waiting.clear()
+            self._drop(Stat.DROPPED_STOPPED, lost, "they could be neither delivered nor stored")
+        self._flush = None
+        self._actions.append(Flushed(flush.id, flush.stop))
+
+def _element(entry: Entry) -> bytes:
+    """The entry as the list has it."""
+    if entry.element is not None:
+        return entry.element
+    assert entry.event is not None
+    return to_element(entry.event)

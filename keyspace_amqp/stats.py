@@ -1,0 +1,84 @@
+"""The names that STATS and `INFO keyspaceamqp` share: one table.
+
+The shim keeps the numbers (any thread may read them, also when the worker is
+stuck) and shows them in this order; the worker writes those that it owns.
+Pure: imports nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Stat(enum.IntEnum):
+    """A number; its value is its place in the shim's array."""
+
+    EVENTS_SEEN = 0
+    EVENTS_MATCHED = 1
+    PUBLISHED = 2
+    CONFIRMED = 3
+    NACKED = 4
+    RETURNED = 5
+    DROPPED = 6
+    FALLBACK_LENGTH = 7
+    FALLBACK_PUSHED = 8
+    FALLBACK_DRAINED = 9
+    FALLBACK_FOUND = 10
+    QUEUE_LENGTH = 11
+    QUEUE_BYTES = 12
+    IN_FLIGHT = 13
+    RECONNECTS = 14
+    HANDLER_ERRORS = 15
+    DROPPED_QUEUE_FULL = 16
+    DROPPED_FALLBACK_FULL = 17
+    DROPPED_FALLBACK_EVICTED = 18
+    DROPPED_FALLBACK_EXPIRED = 19
+    DROPPED_FALLBACK_FLUSHED = 20
+    DROPPED_FALLBACK_REMOVED = 21
+    DROPPED_PURGED = 22
+    DROPPED_UNREADABLE = 23
+    DROPPED_STOPPED = 24
+
+
+class Text(enum.IntEnum):
+    """A text that is shown before the numbers."""
+
+    STATE = 0
+    BROKER = 1
+    LAST_ERROR = 2
+
+
+HELP: dict[Stat | Text, str] = {
+    Text.STATE: "idle (nothing to send yet), connecting, connected, blocked (by the broker), "
+    "disconnected, replica",
+    Text.BROKER: "host:port of the connection, or of the last attempt",
+    Text.LAST_ERROR: "what last went wrong with the broker or the list; empty: nothing",
+    Stat.EVENTS_SEEN: "events of the chosen classes since load or STATS RESET",
+    Stat.EVENTS_MATCHED: "events that a mask let through",
+    Stat.PUBLISHED: "messages sent, repetitions included",
+    Stat.CONFIRMED: "events that the broker confirmed",
+    Stat.NACKED: "refusals by the broker; the message is sent again",
+    Stat.RETURNED: "messages that no queue was bound for; they count as confirmed too",
+    Stat.DROPPED: "events lost, the sum of the reasons below",
+    Stat.FALLBACK_LENGTH: "events that wait in the fallback list",
+    Stat.FALLBACK_PUSHED: "elements pushed to the list",
+    Stat.FALLBACK_DRAINED: "elements removed from the list after their confirm",
+    Stat.FALLBACK_FOUND: "elements in the list that this load of the module did not push, less "
+    "those handed over when this node became a replica",
+    Stat.QUEUE_LENGTH: "events in memory that are not sent yet",
+    Stat.QUEUE_BYTES: "memory of these",
+    Stat.IN_FLIGHT: "events in memory that are sent and not confirmed yet",
+    Stat.RECONNECTS: "connections after the first",
+    Stat.HANDLER_ERRORS: "unexpected exceptions in the handler; the log has the tracebacks",
+    Stat.DROPPED_QUEUE_FULL: "memory limit reached, and the list off or out of reach",
+    Stat.DROPPED_FALLBACK_FULL: "oldest elements, when the list had fallback-size",
+    Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",
+    Stat.DROPPED_FALLBACK_EXPIRED: "the list expired: somebody set a time to live",
+    Stat.DROPPED_FALLBACK_FLUSHED: "FLUSHALL, FLUSHDB or SWAPDB",
+    Stat.DROPPED_FALLBACK_REMOVED: "elements that somebody else removed",
+    Stat.DROPPED_PURGED: "KEYSPACEAMQP.FALLBACK PURGE",
+    Stat.DROPPED_UNREADABLE: "elements of the list that are no events of ours",
+    Stat.DROPPED_STOPPED: "in memory at shutdown or unload, with nowhere to go in time",
+}
+
+FIRST_REASON = Stat.DROPPED_QUEUE_FULL

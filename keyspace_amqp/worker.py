@@ -1,0 +1,434 @@
+"""The worker: the thread that owns all state, and its loop.
+
+The only module that touches `ffi` and `lib`. One turn of the loop: take what
+Redis' main thread has put into the queues, ask the publisher what to do, do it,
+and wait in pika's IOLoop for the broker, for Redis, or for the next time that
+something is due. While it waits the GIL is free, and it waits for nothing else:
+jobs for Redis' main thread are handed over, and their results are fetched in a
+later turn.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import secrets
+import struct
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+from _keyspace_amqp import ffi, lib
+from pika.adapters.select_connection import IOLoop
+
+from . import commands, log
+from .broker import Broker
+from .config import Config
+from .fallback import Job, JobResult
+from .masks import compile_masks
+from .message import CLASS_LETTERS, Event
+from .publisher import (
+    Action,
+    Close,
+    Connect,
+    Flushed,
+    Log,
+    Publisher,
+    Send,
+    Submit,
+)
+from .stats import Stat, Text
+
+# record_t in shim/api.h
+_HEAD = struct.Struct("=IIQiHBB")
+_LENGTH = struct.Struct("=I")
+# The queue's filling, in parts of its limit: from here on events go to the list
+# even if the broker is there, from there on they do not, and from there on the
+# oldest are given up because nothing else has helped.
+_PRESSURE_ON = 1 / 2
+_PRESSURE_OFF = 1 / 4
+_OVERFLOW = 7 / 8
+# The same complaint is logged once in this many seconds.
+_LOG_EVERY = 10.0
+# After an exception that nobody foresaw, the loop takes a breath.
+_ERROR_PAUSE = 0.1
+# How long a stop waits for the broker to agree to the end of the connection.
+_CLOSE_TIMEOUT = 0.5
+
+
+class Worker:
+    """One life of the module, from load to unload. Also what commands act on."""
+
+    config: Config
+    raw_config: Sequence[bytes]
+
+    def __init__(self) -> None:
+        # 64 random bits tell nodes and restarts apart, the number events.
+        self._run_id = secrets.token_hex(8)
+        self._number = 0
+        self._taken = 0  # events taken from the queue
+        self._events = lib.shim_events()
+        self._requests = lib.shim_requests()
+        self._pointer = ffi.new("const char **")
+        self._stats = lib.shim_stats()
+        self._shown: dict[int, int | str] = {}
+        self._logged: dict[str, float] = {}
+        self._jobs: collections.deque[tuple[ffi.CData, Job, Callable[[JobResult], None]]] = (
+            collections.deque()
+        )
+        self._masks: Callable[[bytes], bool] = lambda key: False
+        # New masks apply to events behind the change, not to those before it.
+        self._mask_changes: collections.deque[tuple[int, Callable[[bytes], bool]]] = (
+            collections.deque()
+        )
+        self._stopped = False
+        self._ioloop = IOLoop()
+        self._ioloop.add_handler(lib.shim_wake_fd(), lambda fd, events: None, IOLoop.READ)
+        self._wake_up: object = None
+        self._primary = self._loading = False
+        for kind, payload in self._read_requests():
+            if kind == lib.RECORD_ROLE:
+                self._primary, self._loading = bool(payload[0]), bool(payload[1])
+            elif kind == lib.RECORD_CONFIG:
+                self.raw_config = list(_counted(payload, 8))
+        self.config = Config.from_values(self.raw_config)
+        self._masks = compile_masks(self.config.masks)
+        self._publisher = Publisher(self.config, time.monotonic)
+        self._publisher.set_role(primary=self._primary, loading=self._loading)
+        self._broker = Broker(self._ioloop, self._publisher)
+        self._broker.configure(self.config)
+        self._set_nice()
+
+    # ---- the loop ----------------------------------------------------------
+
+    def run(self) -> None:
+        """Runs until a flush with stop is done. Never raises."""
+        self._ioloop.activate_poller()
+        while not self._stopped:
+            try:
+                self._turn()
+                lib.shim_before_wait()
+                self._ioloop.poll()
+                lib.shim_after_wait()
+                self._ioloop.process_timeouts()
+            except Exception:
+                self._unexpected()
+        self._end()
+
+    def _turn(self) -> None:
+        self._finish_jobs()
+        for kind, payload in self._read_requests():
+            self._request(kind, payload)
+        self._take_events()
+        for action in self._publisher.poll(more=self._waiting_outside() > 0):
+            self._do(action)
+        self._show()
+        self._schedule()
+
+    def _unexpected(self) -> None:
+        """An exception that is a mistake of ours: show it, and go on. The
+        connection may be in any state, so it is given up."""
+        self._publisher.counts[Stat.HANDLER_ERRORS] += 1
+        log.LOGGER.error("unexpected exception in the handler:\n%s", traceback.format_exc())
+        with contextlib.suppress(Exception):
+            self._broker.close()
+        self._publisher.link_down("unexpected exception in the handler, see the log")
+        time.sleep(_ERROR_PAUSE)
+
+    def _end(self) -> None:
+        """Gives the descriptors back. Waits a moment for the broker's goodbye."""
+        with contextlib.suppress(Exception):
+            self._broker.close()
+            until = time.monotonic() + _CLOSE_TIMEOUT
+            while self._broker.closing and time.monotonic() < until:
+                self._ioloop.call_later(0.01, lambda: None)
+                self._ioloop.poll()
+                self._ioloop.process_timeouts()
+        self._show()
+        with contextlib.suppress(Exception):
+            self._ioloop.remove_handler(lib.shim_wake_fd())
+            self._ioloop.deactivate_poller()
+            self._ioloop.close()
+
+    def _schedule(self) -> None:
+        """Sets the time of the next turn, if nothing happens before."""
+        if self._wake_up is not None:
+            self._ioloop.remove_timeout(self._wake_up)  # type: ignore[arg-type]
+            self._wake_up = None
+        if self._publisher.again or (self._waiting_outside() and self._publisher.room() > 0):
+            delay = 0.0
+        else:
+            at = self._publisher.wake_at()
+            if at is None:
+                return
+            delay = max(at - time.monotonic(), 0.0)
+        self._wake_up = self._ioloop.call_later(delay, self._on_time)
+
+    def _on_time(self) -> None:
+        self._wake_up = None
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Send(events=events):
+                self._broker.send(events)
+            case Submit(job=job):
+                self._submit(job, self._publisher.job_done)
+            case Connect():
+                try:
+                    self._broker.connect(self.config)
+                except Exception as error:  # a value that pika does not like
+                    self._publisher.link_down(f"cannot connect: {error}")
+            case Close():
+                self._broker.close()
+            case Log(level=level, text=text):
+                self._log(level, text)
+            case Flushed(id=flush_id, stop=stop):
+                self._flushed(flush_id, stop)
+
+    def _flushed(self, flush_id: int, stop: bool) -> None:
+        if stop:
+            self._stopped = True
+        lib.shim_flush_done(flush_id)
+
+    # ---- from Redis --------------------------------------------------------
+
+    def _waiting_outside(self) -> int:
+        return int(lib.queue_length(self._events))
+
+    def _read_requests(self) -> Iterator[tuple[int, bytes]]:
+        """Takes all requests, oldest first."""
+        while True:
+            size = lib.queue_take(self._requests, self._pointer)
+            if size == 0:
+                return
+            data = ffi.buffer(self._pointer[0], size)[:]
+            at = count = 0
+            records = []
+            while at < size:
+                total, payload_len, _, _, name_len, kind, _ = _HEAD.unpack_from(data, at)
+                start = at + _HEAD.size + name_len
+                records.append((kind, data[start : start + payload_len]))
+                at += total
+                count += 1
+            lib.queue_release(self._requests, size, count)
+            yield from records
+
+    def _request(self, kind: int, payload: bytes) -> None:
+        if kind == lib.RECORD_COMMAND:
+            (handle,) = struct.unpack_from("=Q", payload)
+            self._step(handle, commands.answer(self, list(_counted(payload, 8))), None)
+        elif kind == lib.RECORD_CONFIG:
+            (pushed,) = struct.unpack_from("=Q", payload)
+            self._configure(list(_counted(payload, 8)), pushed)
+        elif kind == lib.RECORD_ROLE:
+            self._publisher.set_role(primary=bool(payload[0]), loading=bool(payload[1]))
+        elif kind == lib.RECORD_TOUCHED:
+            self._publisher.touched(payload)
+        elif kind == lib.RECORD_FLUSH:
+            flush_id, milliseconds, mode = struct.unpack_from("=IIB", payload)
+            stop = mode == lib.FLUSH_STOP
+            self._publisher.flush(flush_id, milliseconds / 1000, stop=stop)
+
+    def _configure(self, values: Sequence[bytes], pushed: int) -> None:
+        if values == self.raw_config:
+            return
+        old = self.config
+        self.raw_config = values
+        self.config = Config.from_values(values)
+        if self.config.masks != old.masks:
+            self._mask_changes.append((pushed, compile_masks(self.config.masks)))
+        if self.config.worker_nice != old.worker_nice:
+            self._set_nice()
+        self._broker.configure(self.config)
+        self._publisher.configure(self.config)
+
+    def _set_nice(self) -> None:
+        error = ffi.new("char[128]")
+        if lib.shim_set_nice(self.config.worker_nice, error, 128) != 0:
+            log.LOGGER.warning(
+                "worker-nice %d could not be set: %s",
+                self.config.worker_nice,
+                ffi.string(error).decode(),
+            )
+
+    def _take_events(self) -> None:
+        """Takes as many events as the publisher has room for, through the masks."""
+        limit = int(lib.queue_get_limit(self._events))
+        while True:
+            if self._mask_changes and self._taken >= self._mask_changes[0][0]:
+                self._masks = self._mask_changes.popleft()[1]
+                continue
+            room = self._publisher.room()
+            waiting = int(lib.queue_bytes(self._events))
+            if room <= 0:
+                if waiting < limit * _OVERFLOW or not self._publisher.drop_oldest():
+                    break
+                continue
+            size = lib.queue_take(self._events, self._pointer)
+            if size == 0:
+                break
+            if self._mask_changes:
+                room = min(room, self._mask_changes[0][0] - self._taken)
+            self._publisher.add(self._parse(ffi.buffer(self._pointer[0], size), size, room))
+        waiting = int(lib.queue_bytes(self._events))
+        if waiting > limit * _PRESSURE_ON:
+            self._publisher.set_pressure(True)
+        elif waiting < limit * _PRESSURE_OFF:
+            self._publisher.set_pressure(False)
+
+    def _parse(self, data: ffi.buffer, size: int, most: int) -> list[Event]:
+        """Parses at most so many records and gives their memory back; the events
+        that a mask lets through."""
+        events = []
+        matches = self._masks
+        at = count = 0
+        while at < size and count < most:
+            total, key_len, time_ms, db, name_len, _, bit = _HEAD.unpack_from(data, at)
+            name_at = at + _HEAD.size
+            key_at = name_at + name_len
+            key = data[key_at : key_at + key_len]
+            if matches(key):
+                self._number += 1
+                message_id = f"{self._run_id}-{self._number}"
+                name = data[name_at:key_at]
+                events.append(Event(message_id, time_ms, db, CLASS_LETTERS[bit], name, key))
+            at += total
+            count += 1
+        lib.queue_release(self._events, at, count)
+        self._taken += count
+        return events
+
+    # ---- jobs --------------------------------------------------------------
+
+    def _submit(self, job: Job, done: Callable[[JobResult], None]) -> None:
+        pointer = lib.job_new()
+        for command in job.commands:
+            lib.job_command(pointer, command.name.encode(), command.write)
+            for argument in command.arguments:
+                lib.job_argument(pointer, argument, len(argument))
+            if command.expected is not None:
+                lib.job_expect(pointer, command.expected, len(command.expected))
+        self._jobs.append((pointer, job, done))
+        lib.job_submit(pointer)
+
+    def _finish_jobs(self) -> None:
+        while self._jobs and lib.job_done(self._jobs[0][0]):
+            pointer, job, done = self._jobs.popleft()
+            size = ffi.new("size_t *")
+            error = ffi.new("int *")
+            replies: list[tuple[bytes | None, int]] = []
+            for number in range(len(job.commands)):
+                raw = lib.job_reply(pointer, number, size, error)
+                replies.append(
+                    (None if raw == ffi.NULL else ffi.buffer(raw, size[0])[:], error[0])
+                )
+            lib.job_free(pointer)
+            done(JobResult(replies))
+
+    # ---- commands ----------------------------------------------------------
+
+    def _step(self, handle: int, steps: commands.Steps, value: object) -> None:
+        """Carries a command on until it waits for something, or ends."""
+        reply: commands.Reply | commands.CommandError
+        try:
+            wait = steps.send(value)
+        except StopIteration as stop:
+            reply = stop.value
+        except commands.CommandError as error:
+            reply = error
+        except Exception:
+            self._publisher.counts[Stat.HANDLER_ERRORS] += 1
+            log.LOGGER.error("unexpected exception in a command:\n%s", traceback.format_exc())
+            reply = commands.CommandError("unexpected exception in the handler, see the log")
+        else:
+
+            def resume(result: object) -> None:
+                self._step(handle, steps, result)
+
+            if isinstance(wait, Job):
+                self._submit(wait, resume)
+            else:
+                wait(resume)
+            return
+        data = commands.encode(reply)
+        lib.shim_command_done(handle, data, len(data))
+
+    def connect(self) -> None:
+        self._publisher.connect()
+
+    def disconnect(self) -> None:
+        self._publisher.disconnect()
+
+    def drain(self) -> int:
+        self._publisher.drain()
+        return self._publisher.gauges()[Stat.FALLBACK_LENGTH]
+
+    def purge(self, done: commands.Resume) -> None:
+        self._publisher.purge(done)
+
+    def reset_stats(self) -> None:
+        self._publisher.reset_stats()
+
+    # ---- what people see ---------------------------------------------------
+
+    def _log(self, level: str, text: str) -> None:
+        """Logs, but the same kind of line only every few seconds."""
+        kind = text.lstrip("0123456789")
+        now = time.monotonic()
+        if now >= self._logged.get(kind, 0.0) + _LOG_EVERY:
+            self._logged[kind] = now
+            lib.shim_log(level.encode(), text.encode("utf-8", "backslashreplace"))
+
+    def _show(self) -> None:
+        """Brings the counters and texts up to date."""
+        publisher = self._publisher
+        numbers = dict(enumerate(publisher.counts))
+        numbers.update(publisher.gauges())
+        for place, number in numbers.items():
+            if self._shown.get(place) != number:
+                self._shown[place] = self._stats[place] = number
+        state = publisher.state
+        texts = {
+            Text.STATE: state,
+            Text.BROKER: f"{self.config.host}:{self.config.port}",
+            Text.LAST_ERROR: publisher.last_error,
+        }
+        for text, value in texts.items():
+            if self._shown.get(-1 - text) != value:
+                self._shown[-1 - text] = value
+                clean = " ".join(value.split()).replace("\0", " ")
+                lib.shim_set_text(text, clean.encode("utf-8", "backslashreplace"))
+                if text is Text.STATE:
+                    broker = texts[Text.BROKER]
+                    why = f": {publisher.last_error}" if state == "disconnected" else ""
+                    self._log("notice", f"{state} ({broker}){why}")
+                elif text is Text.LAST_ERROR and value:
+                    self._log("warning", clean)
+
+
+def _counted(payload: bytes, at: int) -> Iterator[bytes]:
+    """The arguments in a request's payload, each with its length before it."""
+    while at < len(payload):
+        (length,) = _LENGTH.unpack_from(payload, at)
+        at += _LENGTH.size
+        yield payload[at : at + length]
+        at += length
+
+
+def _sink(level: str, line: str) -> None:
+    lib.shim_log(level.encode(), line.encode("utf-8", "backslashreplace").replace(b"\0", b" "))
+
+
+@ffi.def_extern(error=-1)  # type: ignore[untyped-decorator]
+def handler_main() -> int:
+    """The shim's way in: the life of the worker thread. Returns at unload."""
+    log.install(_sink)
+    try:
+        worker = Worker()
+    except Exception:
+        log.LOGGER.error("the handler cannot start:\n%s", traceback.format_exc())
+        lib.shim_ready(0)
+        return -1
+    lib.shim_ready(1)
+    worker.run()
+    return 0

@@ -1,0 +1,958 @@
+/* The module's side that Redis sees: load, the event callback, commands,
+ * parameters, INFO, server events, and the jobs that the worker hands over.
+ *
+ * The only file that calls RedisModule_*. Everything here runs on Redis' main
+ * thread, except the functions that api.h gives to the worker; those are marked.
+ * Who owns what: the main thread owns the parameters and the role, the worker
+ * owns everything about events after queue_push. They share the two queues, the
+ * list of jobs, the counters and the texts, each without a lock.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "api.h"
+#include "python.h"
+#include "redis_api.h"
+#include "settings.h"
+
+#define MODULE_NAME "keyspaceamqp"
+/* Every key of ours is <prefix>…<suffix>; fallback.py makes the names. */
+#define OWN_KEY_PREFIX "keyspaceamqp:{"
+#define OWN_KEY_SUFFIX "}:fallback"
+/* Bounds against a worker that hangs: nobody waits longer for it. */
+#define READY_TIMEOUT_MS 30000
+#define COMMAND_TIMEOUT_MS 5000
+#define STORE_TIMEOUT_MS 2000
+#define STOP_TIMEOUT_MS 5000
+/* In one long command (a script, say) the worker hears of events this often. */
+#define ANNOUNCE_EVERY 1024
+#define ERROR_BYTES 1024
+
+/* The main thread's. */
+static RedisModuleString *values[SETTINGS_COUNT];
+static int wanted_classes, subscribed_classes;
+static int primary, loading, capturing;
+static long long now_ms;
+static uint64_t announced;
+static int job_running;
+static int accepting; /* the worker runs and was not told to stop */
+static pthread_t worker;
+static int worker_started;
+static uint32_t flush_id;
+
+/* Shared. */
+static RedisModuleCtx *log_ctx; /* made at load, for the log only */
+static queue_t *events, *requests;
+static int wake_fd = -1; /* to the worker */
+static int job_fd = -1;  /* to the main thread */
+static _Atomic int worker_waits;
+static _Atomic int worker_ready; /* 0 not yet, 1 runs, -1 failed */
+static _Atomic int worker_exited;
+static _Atomic uint32_t flush_done_id;
+static _Atomic(job_t *) jobs; /* the newest first */
+/* Written by one thread each: the worker, but for the two in on_event. */
+static _Atomic int64_t stats[STATS_COUNT];
+static _Atomic int64_t seen, refused;
+
+typedef struct {
+    char text[TEXTS_COUNT][256];
+} texts_t;
+static texts_t *texts_shown;              /* the main thread's */
+static _Atomic(texts_t *) texts_delivered; /* from the worker, unless NULL */
+static texts_t texts_draft;                /* the worker's */
+
+static void bell(int fd) {
+    uint64_t one = 1;
+    if (write(fd, &one, sizeof(one)) < 0) { /* full: it is readable, which is enough */
+    }
+}
+
+static void silence(int fd) {
+    uint64_t count;
+    if (read(fd, &count, sizeof(count)) < 0) { /* empty already */
+    }
+}
+
+static long long clock_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+/* ---- to the worker -------------------------------------------------------- */
+
+/* Wakes the worker if it waits. */
+static void announce(void) {
+    announced = queue_pushed(events) + queue_pushed(requests);
+    if (atomic_exchange(&worker_waits, 0)) bell(wake_fd);
+}
+
+/* Sends a request. The payload is copied. */
+static void request(uint8_t kind, const char *payload, size_t len) {
+    record_t head = {.kind = kind, .payload_len = (uint32_t)len, .time_ms = (uint64_t)now_ms};
+    queue_push(requests, &head, NULL, payload);
+    announce();
+}
+
+/* A request's payload while it is put together. */
+typedef struct {
+    char *data;
+    size_t len, capacity;
+} buffer_t;
+
+static void buffer_add(buffer_t *buffer, const void *data, size_t len) {
+    if (buffer->len + len > buffer->capacity) {
+        buffer->capacity = (buffer->len + len) * 2;
+        buffer->data = realloc(buffer->data, buffer->capacity);
+        if (buffer->data == NULL) abort();
+    }
+    if (len) memcpy(buffer->data + buffer->len, data, len);
+    buffer->len += len;
+}
+
+/* Adds an argument with its length before it. */
+static void buffer_add_counted(buffer_t *buffer, RedisModuleString *string) {
+    size_t len;
+    const char *data = RedisModule_StringPtrLen(string, &len);
+    uint32_t len32 = (uint32_t)len;
+    buffer_add(buffer, &len32, sizeof(len32));
+    buffer_add(buffer, data, len);
+}
+
+/* Sends all parameters. With them goes how many events came before, so that
+ * masks apply to what is emitted from here on. */
+static void send_config(void) {
+    buffer_t buffer = {0};
+    uint64_t pushed = queue_pushed(events);
+    buffer_add(&buffer, &pushed, sizeof(pushed));
+    for (int i = 0; i < SETTINGS_COUNT; i++) buffer_add_counted(&buffer, values[i]);
+    request(RECORD_CONFIG, buffer.data, buffer.len);
+    free(buffer.data);
+}
+
+static void send_role(void) {
+    capturing = primary && !loading;
+    char payload[2] = {(char)primary, (char)loading};
+    if (accepting) request(RECORD_ROLE, payload, sizeof(payload));
+}
+
+/* ---- jobs: what the worker asks of the main thread ------------------------ */
+
+typedef struct command {
+    struct command *next;
+    char *name;
+    int write;
+    RedisModuleString **argv;
+    size_t argc, capacity;
+    char *expected;
+    size_t expected_len;
+    char *reply;
+    size_t reply_len;
+    int error;
+} command_t;
+
+struct job {
+    struct job *next;
+    command_t *first, *last;
+    _Atomic int done;
+};
+
+/* Worker thread, all of the following until job_free. The worker makes the
+ * strings, so that the main thread has only the command itself to do. */
+job_t *job_new(void) {
+    job_t *job = calloc(1, sizeof(*job));
+    if (job == NULL) abort();
+    return job;
+}
+
+void job_command(job_t *job, const char *name, int write_command) {
+    command_t *command = calloc(1, sizeof(*command));
+    if (command == NULL) abort();
+    command->name = strdup(name);
+    command->write = write_command;
+    if (job->last != NULL)
+        job->last->next = command;
+    else
+        job->first = command;
+    job->last = command;
+}
+
+void job_argument(job_t *job, const char *argument, size_t len) {
+    command_t *command = job->last;
+    if (command->argc == command->capacity) {
+        command->capacity = command->capacity ? command->capacity * 2 : 8;
+        command->argv = realloc(command->argv, command->capacity * sizeof(*command->argv));
+        if (command->argv == NULL) abort();
+    }
+    command->argv[command->argc++] = RedisModule_CreateString(NULL, argument, len);
+}
+
+void job_expect(job_t *job, const char *reply, size_t len) {
+    command_t *command = job->last;
+    command->expected = malloc(len + 1);
+    if (command->expected == NULL) abort();
+    memcpy(command->expected, reply, len);
+    command->expected_len = len;
+}
+
+void job_submit(job_t *job) {
+    job->next = atomic_load(&jobs);
+    while (!atomic_compare_exchange_weak(&jobs, &job->next, job)) {
+    }
+    bell(job_fd);
+}
+
+int job_done(const job_t *job) {
+    return atomic_load_explicit(&job->done, memory_order_acquire);
+}
+
+const char *job_reply(const job_t *job, int number, size_t *len, int *error) {
+    command_t *command = job->first;
+    while (number-- > 0 && command != NULL) command = command->next;
+    if (command == NULL) return NULL;
+    *len = command->reply_len;
+    *error = command->error;
+    return command->reply;
+}
+
+void job_free(job_t *job) {
+    for (command_t *command = job->first, *next; command != NULL; command = next) {
+        next = command->next;
+        for (size_t i = 0; i < command->argc; i++) RedisModule_FreeString(NULL, command->argv[i]);
+        free(command->argv);
+        free(command->name);
+        free(command->expected);
+        free(command->reply);
+        free(command);
+    }
+    free(job);
+}
+
+/* Runs one command of a job. Its strings are freed here and not by the worker:
+ * Redis may hold them until it has replicated the command, and counts
+ * references without atomics. Returns 0 if the job may go on. */
+static int command_run(RedisModuleCtx *ctx, command_t *command) {
+    RedisModuleCallReply *reply = NULL;
+    if (command->write && !capturing) {
+        command->error = EROFS;
+    } else {
+        errno = 0;
+        reply = RedisModule_Call(ctx, command->name, command->write ? "!Ev" : "Ev", command->argv,
+                                 command->argc);
+        command->error = reply == NULL ? errno : 0;
+    }
+    if (reply != NULL) {
+        const char *proto = RedisModule_CallReplyProto(reply, &command->reply_len);
+        command->reply = malloc(command->reply_len + 1);
+        if (command->reply == NULL) abort();
+        memcpy(command->reply, proto, command->reply_len);
+        RedisModule_FreeCallReply(reply);
+    }
+    for (size_t i = 0; i < command->argc; i++) RedisModule_FreeString(NULL, command->argv[i]);
+    command->argc = 0;
+    if (command->reply == NULL || command->reply[0] == '-') return -1;
+    if (command->expected == NULL) return 0;
+    return command->expected_len == command->reply_len &&
+                   memcmp(command->expected, command->reply, command->reply_len) == 0
+               ? 0
+               : -1;
+}
+
+/* Runs what the worker has submitted, oldest first. Needs a context that Redis
+ * made for a callback: what a job writes is replicated when that context ends.
+ * (A one-shot callback of the event loop has none, and on Redis 7.0 its writes
+ * stay unreplicated until some client's next command.) */
+static void jobs_run(RedisModuleCtx *ctx) {
+    job_t *newest = atomic_exchange(&jobs, NULL), *oldest = NULL;
+    while (newest != NULL) {
+        job_t *next = newest->next;
+        newest->next = oldest;
+        oldest = newest;
+        newest = next;
+    }
+    RedisModule_SelectDb(ctx, 0);
+    job_running = 1;
+    while (oldest != NULL) {
+        job_t *next = oldest->next; /* the worker may free the job once it is done */
+        for (command_t *command = oldest->first; command != NULL; command = command->next)
+            if (command_run(ctx, command) != 0) break;
+        atomic_store_explicit(&oldest->done, 1, memory_order_release);
+        oldest = next;
+    }
+    job_running = 0;
+    bell(wake_fd);
+}
+
+/* Event loop callback of job_fd: having woken the loop is all it has to do. The
+ * jobs run in on_event_loop, before Redis sleeps again. */
+static void on_job_fd(int fd, void *data, int mask) {
+    (void)data;
+    (void)mask;
+    silence(fd);
+}
+
+/* Waits until the worker has dealt with all that was captured, or `ms` passed,
+ * and runs its jobs meanwhile: it may well wait for one. Returns 1 if done. */
+static int flush_worker(RedisModuleCtx *ctx, int mode, int ms) {
+    if (!accepting || job_running) return 1;
+    struct {
+        uint32_t id, ms;
+        uint8_t mode;
+    } payload = {++flush_id, (uint32_t)ms, (uint8_t)mode};
+    request(RECORD_FLUSH, (const char *)&payload, sizeof(payload));
+    bell(wake_fd);
+    long long deadline = clock_ms() + ms;
+    for (;;) {
+        if (atomic_load(&jobs) != NULL) jobs_run(ctx);
+        if (mode == FLUSH_STOP ? atomic_load(&worker_exited)
+                               : atomic_load(&flush_done_id) == flush_id)
+            return 1;
+        long long left = deadline - clock_ms();
+        if (left <= 0) return 0;
+        struct pollfd poll_fd = {.fd = job_fd, .events = POLLIN};
+        poll(&poll_fd, 1, (int)left);
+        silence(job_fd);
+    }
+}
+
+/* ---- the event callback: the hot path ------------------------------------- */
+
+static int is_own_key(const char *key, size_t len) {
+    const size_t prefix = sizeof(OWN_KEY_PREFIX) - 1, suffix = sizeof(OWN_KEY_SUFFIX) - 1;
+    return len >= prefix + suffix && memcmp(key, OWN_KEY_PREFIX, prefix) == 0 &&
+           memcmp(key + len - suffix, OWN_KEY_SUFFIX, suffix) == 0;
+}
+
+/* A key has changed: copy, and return (rule 1). */
+static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModuleString *key) {
+    if (!capturing || !(type & wanted_classes)) return REDISMODULE_OK;
+    size_t len;
+    const char *name = RedisModule_StringPtrLen(key, &len);
+    if (is_own_key(name, len)) {
+        if (!job_running) request(RECORD_TOUCHED, event, strlen(event));
+        return REDISMODULE_OK;
+    }
+    record_t head = {.payload_len = (uint32_t)len,
+                     .time_ms = (uint64_t)now_ms,
+                     .db = RedisModule_GetSelectedDb(ctx),
+                     .name_len = (uint16_t)strnlen(event, UINT16_MAX),
+                     .kind = RECORD_EVENT,
+                     .class_bit = (uint8_t)__builtin_ctz((unsigned)(type & wanted_classes))};
+    /* One writer, so no atomic addition. */
+    atomic_store_explicit(&seen, atomic_load_explicit(&seen, memory_order_relaxed) + 1,
+                          memory_order_relaxed);
+    if (queue_push(events, &head, event, name) != 0)
+        atomic_store_explicit(&refused, atomic_load_explicit(&refused, memory_order_relaxed) + 1,
+                              memory_order_relaxed);
+    if (queue_pushed(events) % ANNOUNCE_EVERY == 0) announce();
+    return REDISMODULE_OK;
+}
+
+/* Subscribes to those of `classes` that are not subscribed to yet. Redis cannot
+ * unsubscribe a module from a class before unload; on_event filters the rest. */
+static void subscribe(RedisModuleCtx *ctx, int classes) {
+    int missing = classes & ~subscribed_classes;
+    if (missing) RedisModule_SubscribeToKeyspaceEvents(ctx, missing, on_event);
+    subscribed_classes |= missing;
+    wanted_classes = classes;
+}
+
+/* ---- server events -------------------------------------------------------- */
+
+/* Twice in each turn of the event loop. */
+static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
+                          void *data) {
+    (void)event;
+    (void)data;
+    if (subevent == REDISMODULE_SUBEVENT_EVENTLOOP_AFTER_SLEEP) {
+        now_ms = RedisModule_Milliseconds();
+        return;
+    }
+    if (queue_pushed(events) + queue_pushed(requests) != announced) announce();
+    if (atomic_load_explicit(&jobs, memory_order_relaxed) != NULL) jobs_run(ctx);
+}
+
+static void on_role_changed(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
+                            void *data) {
+    (void)ctx;
+    (void)event;
+    (void)data;
+    primary = subevent == REDISMODULE_SUBEVENT_NOW_MASTER;
+    send_role();
+}
+
+/* Loading replays history: nothing of it is captured (rule 14). */
+static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
+    (void)ctx;
+    (void)event;
+    (void)data;
+    loading = subevent != REDISMODULE_SUBEVENT_LOADING_ENDED &&
+              subevent != REDISMODULE_SUBEVENT_LOADING_FAILED;
+    send_role();
+}
+
+/* A save on the main thread is about to start, the last one of a shutdown among
+ * them: what is in memory gets into the list, and so into the file. */
+static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
+                           void *data) {
+    (void)event;
+    (void)data;
+    if (subevent == REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START && capturing &&
+        !flush_worker(ctx, FLUSH_STORE, STORE_TIMEOUT_MS))
+        RedisModule_Log(ctx, "warning",
+                        "the save starts with events still in memory: the handler did not store "
+                        "them within %d ms",
+                        STORE_TIMEOUT_MS);
+}
+
+static void on_flush_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
+                        void *data) {
+    (void)ctx;
+    (void)event;
+    RedisModuleFlushInfo *info = data;
+    if (subevent == REDISMODULE_SUBEVENT_FLUSHDB_END && capturing && info->dbnum <= 0)
+        request(RECORD_TOUCHED, "flushdb", strlen("flushdb"));
+}
+
+static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
+    (void)ctx;
+    (void)event;
+    (void)subevent;
+    RedisModuleSwapDbInfo *info = data;
+    if (capturing && (info->dbnum_first == 0 || info->dbnum_second == 0))
+        request(RECORD_TOUCHED, "swapdb", strlen("swapdb"));
+}
+
+static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
+                        void *data) {
+    (void)event;
+    (void)subevent;
+    (void)data;
+    if (!flush_worker(ctx, FLUSH_STOP, STOP_TIMEOUT_MS))
+        RedisModule_Log(ctx, "warning", "the handler did not stop within %d ms", STOP_TIMEOUT_MS);
+    accepting = 0;
+    capturing = 0;
+}
+
+/* ---- parameters ----------------------------------------------------------- */
+
+static RedisModuleString *config_get(const char *name, void *data) {
+    (void)name;
+    return values[(intptr_t)data];
+}
+
+static int config_set(const char *name, RedisModuleString *value, void *data,
+                      RedisModuleString **error) {
+    (void)name;
+    intptr_t index = (intptr_t)data;
+    size_t len;
+    const char *bytes = RedisModule_StringPtrLen(value, &len);
+    char message[ERROR_BYTES];
+    if (settings_check((int)index, bytes, len, RedisModule_GetKeyspaceNotificationFlagsAll(),
+                       message, sizeof(message)) != 0) {
+        *error = RedisModule_CreateString(NULL, message, strlen(message));
+        return REDISMODULE_ERR;
+    }
+    if (values[index] != NULL) RedisModule_FreeString(NULL, values[index]);
+    values[index] = RedisModule_CreateString(NULL, bytes, len);
+    return REDISMODULE_OK;
+}
+
+/* After a CONFIG SET, all of its values being set. */
+static int config_apply(RedisModuleCtx *ctx, void *data, RedisModuleString **error) {
+    (void)data;
+    (void)error;
+    size_t len;
+    const char *classes = RedisModule_StringPtrLen(values[SETTING_INDEX_EVENTS], &len);
+    subscribe(ctx, settings_classes(classes, len));
+    const char *limit = RedisModule_StringPtrLen(values[SETTING_INDEX_QUEUE_LIMIT], &len);
+    queue_set_limit(events, (size_t)strtoull(limit, NULL, 10));
+    send_config();
+    return REDISMODULE_OK;
+}
+
+/* Registers the parameters. Positional arguments become the defaults: so a
+ * named value wins, and CONFIG REWRITE leaves out what the arguments say. */
+static int register_settings(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    int classes = RedisModule_GetKeyspaceNotificationFlagsAll();
+    char message[ERROR_BYTES];
+    size_t capacity = 16, used = 0, len;
+    for (int i = SETTING_INDEX_MASKS; i < argc; i++) {
+        RedisModule_StringPtrLen(argv[i], &len);
+        capacity += len * 4 + 2;
+    }
+    char *masks = malloc(capacity);
+    if (masks == NULL) abort();
+    for (int i = 0; i < argc; i++) {
+        const char *value = RedisModule_StringPtrLen(argv[i], &len);
+        int failed;
+        if (i < SETTING_INDEX_MASKS) {
+            failed = settings_check(i, value, len, classes, message, sizeof(message));
+        } else {
+            failed = len == 0;
+            snprintf(message, sizeof(message), "masks: '' is not accepted; give ALL for every key");
+            if (!failed) used = settings_append_mask(masks, used, capacity, value, len);
+        }
+        if (failed) {
+            RedisModule_Log(ctx, "warning", "argument %d, %s", i + 1, message);
+            free(masks);
+            return REDISMODULE_ERR;
+        }
+    }
+    int result = REDISMODULE_OK;
+    for (intptr_t i = 0; i < SETTINGS_COUNT && result == REDISMODULE_OK; i++) {
+        const char *value = SETTINGS[i].default_value;
+        if (i < argc && i < SETTING_INDEX_MASKS) value = RedisModule_StringPtrLen(argv[i], NULL);
+        if (i == SETTING_INDEX_MASKS && used > 0) value = masks;
+        result = RedisModule_RegisterStringConfig(
+            ctx, SETTINGS[i].name, value,
+            SETTINGS[i].sensitive ? REDISMODULE_CONFIG_SENSITIVE : REDISMODULE_CONFIG_DEFAULT,
+            config_get, config_set, config_apply, (void *)i);
+    }
+    free(masks);
+    return result == REDISMODULE_OK ? RedisModule_LoadConfigs(ctx) : result;
+}
+
+/* ---- STATS and INFO: never ask the worker --------------------------------- */
+
+/* The numbers to show: the worker's, and what only this side knows. */
+static void collect_stats(int64_t *out) {
+    for (int i = 0; i < STATS_COUNT; i++)
+        out[i] = atomic_load_explicit(&stats[i], memory_order_relaxed);
+    int64_t lost = atomic_load_explicit(&refused, memory_order_relaxed);
+    out[STAT_EVENTS_SEEN] = atomic_load_explicit(&seen, memory_order_relaxed);
+    /* An event that found the queue full met no mask; it counts as matched, so
+     * that the books balance. */
+    out[STAT_EVENTS_MATCHED] += lost;
+    out[STAT_DROPPED_QUEUE_FULL] += lost;
+    out[STAT_QUEUE_LENGTH] += (int64_t)queue_length(events);
+    out[STAT_QUEUE_BYTES] += (int64_t)queue_bytes(events);
+    out[STAT_DROPPED] = 0;
+    for (int i = STAT_FIRST_REASON; i < STATS_COUNT; i++) out[STAT_DROPPED] += out[i];
+}
+
+/* The newest texts that the worker has sent. Two pointers are exchanged, so
+ * neither side ever waits for the other. */
+static const texts_t *current_texts(void) {
+    texts_t *newest = atomic_exchange(&texts_delivered, NULL);
+    if (newest != NULL) {
+        free(texts_shown);
+        texts_shown = newest;
+    }
+    return texts_shown;
+}
+
+static void reply_stats(RedisModuleCtx *ctx) {
+    int64_t numbers[STATS_COUNT];
+    collect_stats(numbers);
+    const texts_t *texts = current_texts();
+    RedisModule_ReplyWithMap(ctx, TEXTS_COUNT + STATS_COUNT);
+    for (int i = 0; i < TEXTS_COUNT; i++) {
+        RedisModule_ReplyWithStringBuffer(ctx, TEXT_NAMES[i], strlen(TEXT_NAMES[i]));
+        RedisModule_ReplyWithStringBuffer(ctx, texts->text[i], strlen(texts->text[i]));
+    }
+    for (int i = 0; i < STATS_COUNT; i++) {
+        RedisModule_ReplyWithStringBuffer(ctx, STAT_NAMES[i], strlen(STAT_NAMES[i]));
+        RedisModule_ReplyWithLongLong(ctx, numbers[i]);
+    }
+}
+
+static void on_info(RedisModuleInfoCtx *ctx, int for_crash_report) {
+    if (for_crash_report) return; /* touch nothing in a process that is going down */
+    int64_t numbers[STATS_COUNT];
+    collect_stats(numbers);
+    const texts_t *texts = current_texts();
+    RedisModule_InfoAddSection(ctx, "");
+    RedisModule_InfoAddFieldCString(ctx, "version", MODULE_VERSION);
+    for (int i = 0; i < TEXTS_COUNT; i++)
+        RedisModule_InfoAddFieldCString(ctx, TEXT_NAMES[i], texts->text[i]);
+    for (int i = 0; i < STATS_COUNT; i++)
+        RedisModule_InfoAddFieldLongLong(ctx, STAT_NAMES[i], numbers[i]);
+}
+
+/* ---- commands ------------------------------------------------------------- */
+
+/* Plays the reply that the worker has written; commands.py has its form. */
+static void play_reply(RedisModuleCtx *ctx, const char *reply, size_t len) {
+    size_t at = 0;
+    while (at < len) {
+        char tag = reply[at];
+        int64_t number;
+        memcpy(&number, reply + at + 1, sizeof(number));
+        at += 1 + sizeof(number);
+        switch (tag) {
+        case ':':
+            RedisModule_ReplyWithLongLong(ctx, number);
+            break;
+        case '*':
+            RedisModule_ReplyWithArray(ctx, (long)number);
+            break;
+        case '%':
+            RedisModule_ReplyWithMap(ctx, (long)number);
+            break;
+        case '_':
+            RedisModule_ReplyWithNull(ctx);
+            break;
+        default: /* texts: `number` bytes and a NUL follow */
+            if (tag == '+') RedisModule_ReplyWithSimpleString(ctx, reply + at);
+            if (tag == '-') RedisModule_ReplyWithError(ctx, reply + at);
+            if (tag == '$') RedisModule_ReplyWithStringBuffer(ctx, reply + at, (size_t)number);
+            at += (size_t)number + 1;
+        }
+    }
+}
+
+typedef struct {
+    size_t len;
+    char data[];
+} reply_t;
+
+static int on_reply(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    (void)argv;
+    (void)argc;
+    reply_t *reply = RedisModule_GetBlockedClientPrivateData(ctx);
+    play_reply(ctx, reply->data, reply->len);
+    return REDISMODULE_OK;
+}
+
+static int on_reply_timeout(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    (void)argv;
+    (void)argc;
+    return RedisModule_ReplyWithError(
+        ctx, "ERR the handler did not answer in time and may still carry the command out; "
+             "KEYSPACEAMQP.STATS shows its state");
+}
+
+static void free_reply(RedisModuleCtx *ctx, void *reply) {
+    (void)ctx;
+    free(reply);
+}
+
+static int is_word(RedisModuleString *argument, const char *word) {
+    size_t len;
+    const char *text = RedisModule_StringPtrLen(argument, &len);
+    return len == strlen(word) && strncasecmp(text, word, len) == 0;
+}
+
+/* Keeps secrets out of the slow log (rule 20); MONITOR does not show commands
+ * with the admin flag. */
+static void redact(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    if (is_word(argv[0], MODULE_NAME ".connect")) {
+        int password = SETTING_INDEX_PASSWORD; /* argv[1] is the host, parameter 1 */
+        if (argc > password) RedisModule_RedactClientCommandArgument(ctx, password);
+        return;
+    }
+    for (int i = 2; i + 1 < argc; i++)
+        if (is_word(argv[i], SETTINGS[SETTING_INDEX_PASSWORD].name))
+            RedisModule_RedactClientCommandArgument(ctx, i + 1);
+}
+
+/* Hands a command to the worker and blocks the client, not Redis (rule 4). */
+static int on_command(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    redact(ctx, argv, argc);
+    if (RedisModule_GetContextFlags(ctx) &
+        (REDISMODULE_CTX_FLAGS_LUA | REDISMODULE_CTX_FLAGS_MULTI |
+         REDISMODULE_CTX_FLAGS_DENY_BLOCKING))
+        return RedisModule_ReplyWithError(
+            ctx, "ERR this command waits for the handler and cannot run in a script or in MULTI");
+    if (!accepting || atomic_load(&worker_exited))
+        return RedisModule_ReplyWithError(ctx, "ERR the handler has stopped; the log says why");
+    RedisModuleBlockedClient *client = RedisModule_BlockClient(ctx, on_reply, on_reply_timeout,
+                                                               free_reply, COMMAND_TIMEOUT_MS);
+    buffer_t buffer = {0};
+    uint64_t handle = (uint64_t)(uintptr_t)client;
+    buffer_add(&buffer, &handle, sizeof(handle));
+    for (int i = 0; i < argc; i++) buffer_add_counted(&buffer, argv[i]);
+    request(RECORD_COMMAND, buffer.data, buffer.len);
+    free(buffer.data);
+    return REDISMODULE_OK;
+}
+
+static int on_stats(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    if (argc == 1) {
+        reply_stats(ctx);
+        return REDISMODULE_OK;
+    }
+    if (argc > 2 || !is_word(argv[1], "RESET"))
+        return RedisModule_ReplyWithError(
+            ctx, "ERR KEYSPACEAMQP.STATS takes nothing, or RESET to start the counters again");
+    if (accepting) {
+        atomic_store(&seen, 0);
+        atomic_store(&refused, 0);
+    }
+    return on_command(ctx, argv, argc);
+}
+
+static int on_help(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    (void)argv;
+    (void)argc;
+    RedisModule_ReplyWithArray(ctx, HELP_LINES_COUNT);
+    for (int i = 0; i < HELP_LINES_COUNT; i++)
+        RedisModule_ReplyWithSimpleString(ctx, HELP_LINES[i]);
+    return REDISMODULE_OK;
+}
+
+static int register_commands(RedisModuleCtx *ctx) {
+    static const RedisModuleCommandInfoVersion version = {
+        1, sizeof(RedisModuleCommandHistoryEntry), sizeof(RedisModuleCommandKeySpec),
+        sizeof(RedisModuleCommandArg)};
+    for (size_t i = 0; i < sizeof(COMMANDS) / sizeof(COMMANDS[0]); i++) {
+        RedisModuleCmdFunc function = on_command;
+        if (strcmp(COMMANDS[i].name, MODULE_NAME ".stats") == 0) function = on_stats;
+        if (strcmp(COMMANDS[i].name, MODULE_NAME ".help") == 0) function = on_help;
+        if (RedisModule_CreateCommand(ctx, COMMANDS[i].name, function, COMMANDS[i].flags, 0, 0,
+                                      0) != REDISMODULE_OK)
+            return REDISMODULE_ERR;
+        RedisModuleCommand *command = RedisModule_GetCommand(ctx, COMMANDS[i].name);
+        RedisModuleCommandInfo info = {.version = &version,
+                                       .summary = COMMANDS[i].summary,
+                                       .complexity = COMMANDS[i].complexity,
+                                       .since = MODULE_VERSION,
+                                       .arity = -1,
+                                       .args = COMMANDS[i].args};
+        if (RedisModule_SetCommandInfo(command, &info) != REDISMODULE_OK) return REDISMODULE_ERR;
+        if (RedisModule_SetCommandACLCategories != NULL)
+            RedisModule_SetCommandACLCategories(command, COMMANDS[i].acl_categories);
+    }
+    return RedisModule_RegisterInfoFunc(ctx, on_info);
+}
+
+/* ---- the worker's calls --------------------------------------------------- */
+
+/* Worker thread, all of this section. */
+queue_t *shim_events(void) { return events; }
+queue_t *shim_requests(void) { return requests; }
+int shim_wake_fd(void) { return wake_fd; }
+
+static uint64_t seen_by_worker;
+
+void shim_before_wait(void) {
+    atomic_store(&worker_waits, 1);
+    /* What came after the worker's last look was announced to nobody. */
+    if (queue_pushed(events) + queue_pushed(requests) != seen_by_worker) bell(wake_fd);
+}
+
+void shim_after_wait(void) {
+    atomic_store(&worker_waits, 0);
+    silence(wake_fd);
+    seen_by_worker = queue_pushed(events) + queue_pushed(requests);
+}
+
+void shim_log(const char *level, const char *text) {
+    RedisModule_Log(log_ctx, level, "%s", text);
+}
+
+int64_t *shim_stats(void) { return (int64_t *)stats; }
+
+void shim_set_text(int index, const char *text) {
+    snprintf(texts_draft.text[index], sizeof(texts_draft.text[index]), "%s", text);
+    texts_t *copy = malloc(sizeof(*copy));
+    if (copy == NULL) abort();
+    *copy = texts_draft;
+    free(atomic_exchange(&texts_delivered, copy));
+}
+
+void shim_command_done(uint64_t handle, const char *data, size_t len) {
+    reply_t *reply = malloc(sizeof(*reply) + len);
+    if (reply == NULL) abort();
+    reply->len = len;
+    memcpy(reply->data, data, len);
+    RedisModule_UnblockClient((RedisModuleBlockedClient *)(uintptr_t)handle, reply);
+}
+
+void shim_ready(int ok) {
+    atomic_store(&worker_ready, ok ? 1 : -1);
+    bell(job_fd);
+}
+
+void shim_flush_done(uint32_t id) {
+    atomic_store(&flush_done_id, id);
+    bell(job_fd);
+}
+
+int shim_set_nice(int nice_value, char *error, size_t capacity) {
+    /* Linux keeps the nice value per thread. */
+    if (setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), nice_value) == 0) return 0;
+    snprintf(error, capacity, "%s", strerror(errno));
+    return -1;
+}
+
+static void *worker_main(void *data) {
+    (void)data;
+    python_run_worker();
+    atomic_store(&worker_exited, 1);
+    bell(job_fd);
+    return NULL;
+}
+
+/* ---- load and unload ------------------------------------------------------ */
+
+/* Starts the worker with all signals blocked (they are Redis') and waits until
+ * it runs. It asks nothing of the main thread before that. */
+static int start_worker(void) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int result = pthread_create(&worker, NULL, worker_main, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (result != 0) return -1;
+    worker_started = 1;
+    pthread_setname_np(worker, "keyspace-amqp");
+    long long deadline = clock_ms() + READY_TIMEOUT_MS, left = READY_TIMEOUT_MS;
+    while (atomic_load(&worker_ready) == 0 && !atomic_load(&worker_exited) && left > 0) {
+        struct pollfd poll_fd = {.fd = job_fd, .events = POLLIN};
+        poll(&poll_fd, 1, (int)left);
+        silence(job_fd);
+        left = deadline - clock_ms();
+    }
+    return atomic_load(&worker_ready) == 1 ? 0 : -1;
+}
+
+/* Frees all that a load made. The worker must have ended. */
+static void release_all(void) {
+    if (worker_started) pthread_join(worker, NULL);
+    worker_started = 0;
+    accepting = capturing = 0;
+    if (job_fd >= 0) RedisModule_EventLoopDel(job_fd, REDISMODULE_EVENTLOOP_READABLE);
+    if (job_fd >= 0) close(job_fd);
+    if (wake_fd >= 0) close(wake_fd);
+    job_fd = wake_fd = -1;
+    queue_free(events);
+    queue_free(requests);
+    events = requests = NULL;
+    for (int i = 0; i < SETTINGS_COUNT; i++) {
+        if (values[i] != NULL) RedisModule_FreeString(NULL, values[i]);
+        values[i] = NULL;
+    }
+    free(texts_shown);
+    texts_shown = NULL;
+    free(atomic_exchange(&texts_delivered, NULL));
+    if (log_ctx != NULL) RedisModule_FreeThreadSafeContext(log_ctx);
+    log_ctx = NULL;
+}
+
+/* Sets everything to the state before a first load: the library stays in the
+ * process when the module is unloaded. */
+static int prepare(RedisModuleCtx *ctx) {
+    log_ctx = RedisModule_GetDetachedThreadSafeContext(ctx);
+    events = queue_new(0);
+    requests = queue_new(0);
+    wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    job_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    texts_shown = calloc(1, sizeof(*texts_shown));
+    if (texts_shown == NULL) abort();
+    memset(&texts_draft, 0, sizeof(texts_draft));
+    memset(texts_shown, 0, sizeof(*texts_shown));
+    subscribed_classes = wanted_classes = 0;
+    announced = seen_by_worker = 0;
+    atomic_store(&worker_waits, 0);
+    atomic_store(&worker_ready, 0);
+    atomic_store(&worker_exited, 0);
+    atomic_store(&flush_done_id, flush_id);
+    for (int i = 0; i < STATS_COUNT; i++) atomic_store(&stats[i], 0);
+    atomic_store(&seen, 0);
+    atomic_store(&refused, 0);
+    now_ms = RedisModule_Milliseconds();
+    int flags = RedisModule_GetContextFlags(ctx);
+    primary = (flags & REDISMODULE_CTX_FLAGS_MASTER) != 0;
+    loading = (flags & REDISMODULE_CTX_FLAGS_LOADING) != 0;
+    return wake_fd >= 0 && job_fd >= 0 ? 0 : -1;
+}
+
+static void subscribe_to_server(RedisModuleCtx *ctx) {
+    static const struct {
+        RedisModuleEvent event;
+        RedisModuleEventCallback callback;
+    } SUBSCRIPTIONS[] = {
+        {{REDISMODULE_EVENT_EVENTLOOP, 1}, on_event_loop},
+        {{REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED, 1}, on_role_changed},
+        {{REDISMODULE_EVENT_LOADING, 1}, on_loading},
+        {{REDISMODULE_EVENT_PERSISTENCE, 1}, on_persistence},
+        {{REDISMODULE_EVENT_FLUSHDB, 1}, on_flush_db},
+        {{REDISMODULE_EVENT_SWAPDB, 1}, on_swap_db},
+        {{REDISMODULE_EVENT_SHUTDOWN, 1}, on_shutdown},
+    };
+    for (size_t i = 0; i < sizeof(SUBSCRIPTIONS) / sizeof(SUBSCRIPTIONS[0]); i++)
+        RedisModule_SubscribeToServerEvent(ctx, SUBSCRIPTIONS[i].event, SUBSCRIPTIONS[i].callback);
+}
+
+static int refuse_load(RedisModuleCtx *ctx, const char *reason) {
+    if (reason[0] != '\0') RedisModule_Log(ctx, "warning", "not loaded: %s", reason);
+    release_all();
+    return REDISMODULE_ERR;
+}
+
+/* Entry point: MODULE LOAD, LOADEX, loadmodule. Subscriptions come last: Redis
+ * 7.0 does not take them back from a module that failed to load. */
+__attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ctx,
+                                                              RedisModuleString **argv, int argc) {
+    char error[4096];
+    const char *missing = redis_api_load(ctx);
+    if (missing != NULL) {
+        if (RedisModule_Log != NULL)
+            RedisModule_Log(ctx, "warning",
+                            "keyspace-amqp not loaded: it needs Redis 7.0 or later, or Valkey 7.2 "
+                            "or later; this server has no RedisModule_%s",
+                            missing);
+        return REDISMODULE_ERR;
+    }
+    if (RedisModule_IsModuleNameBusy(MODULE_NAME)) {
+        RedisModule_Log(ctx, "warning", "a module named " MODULE_NAME " is loaded already");
+        return REDISMODULE_ERR;
+    }
+    RedisModule_SetModuleAttribs(ctx, MODULE_NAME, MODULE_VERSION_NUMBER, REDISMODULE_APIVER_1);
+    if (prepare(ctx) != 0) return refuse_load(ctx, "no file descriptors left");
+    if (register_settings(ctx, argv, argc) != REDISMODULE_OK) return refuse_load(ctx, "");
+    if (register_commands(ctx) != REDISMODULE_OK)
+        return refuse_load(ctx, "the server took its commands or its INFO section from another "
+                                "module");
+    if (python_start(error, sizeof(error)) != 0) return refuse_load(ctx, error);
+    RedisModule_EventLoopAdd(job_fd, REDISMODULE_EVENTLOOP_READABLE, on_job_fd, NULL);
+    accepting = 1;
+    send_role();
+    send_config();
+    if (start_worker() != 0) {
+        accepting = 0;
+        if (atomic_load(&worker_ready) == 0 && !atomic_load(&worker_exited)) {
+            /* It hangs while it starts; it cannot be ended, so its memory stays. */
+            RedisModule_Log(ctx, "warning", "not loaded: the handler did not start in time");
+            worker_started = 0;
+            return REDISMODULE_ERR;
+        }
+        return refuse_load(ctx, "the handler did not start; the lines above say why");
+    }
+    /* Sets the classes and the limit, and sends the parameters once more; the
+     * worker ignores what it knows. */
+    config_apply(ctx, NULL, NULL);
+    subscribe_to_server(ctx);
+    RedisModule_Log(ctx, "notice", "version %s, %s", MODULE_VERSION, python_describe());
+    return REDISMODULE_OK;
+}
+
+/* Entry point: MODULE UNLOAD. The worker delivers or stores what was captured
+ * and ends. If it does not within the bound, the module stays. */
+__attribute__((visibility("default"))) int RedisModule_OnUnload(RedisModuleCtx *ctx) {
+    if (accepting) flush_worker(ctx, FLUSH_STOP, STOP_TIMEOUT_MS);
+    accepting = 0;
+    if (worker_started && !atomic_load(&worker_exited)) {
+        RedisModule_Log(ctx, "warning",
+                        "not unloaded: the handler did not stop within %d ms. Try again",
+                        STOP_TIMEOUT_MS);
+        return REDISMODULE_ERR;
+    }
+    release_all();
+    return REDISMODULE_OK;
+}

@@ -1,0 +1,176 @@
+/* The queue between Redis' main thread and the worker.
+ *
+ * One thread pushes (Redis' main thread, or whoever holds its lock), one takes
+ * (the worker). Neither ever waits for the other: records are copied into
+ * chunks of memory, the pushing thread publishes how far a chunk is filled with
+ * a release store, and the taking thread reads that with an acquire load. A
+ * chunk that was read is kept for the pushing thread instead of being freed, so
+ * that a steady flow allocates nothing.
+ *
+ * This file knows neither Redis nor Python; tests/test_queue.py drives it.
+ */
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api.h"
+
+/* Large enough that a chunk change (an allocation at worst) is rare: about a
+ * thousand events; small enough to stay in a core's own cache. */
+#define CHUNK_BYTES (64 * 1024)
+#define ALIGNMENT 8
+
+typedef struct chunk {
+    _Atomic(struct chunk *) next; /* written once by the pushing thread */
+    _Atomic(size_t) filled;       /* written by the pushing thread */
+    size_t capacity;
+    char data[];
+} chunk_t;
+
+struct queue {
+    /* the pushing thread's */
+    chunk_t *tail;
+    _Atomic(size_t) pushed_bytes;
+    _Atomic(uint64_t) pushed_count;
+    /* the taking thread's; on its own cache line, so that the two threads do
+     * not take turns in owning one */
+    _Alignas(64) chunk_t *head;
+    size_t read; /* bytes of head that were given back */
+    _Atomic(size_t) released_bytes;
+    _Atomic(uint64_t) released_count;
+    /* shared */
+    _Alignas(64) _Atomic(chunk_t *) spare;
+    _Atomic(size_t) limit;
+};
+
+/* Allocates a chunk for `capacity` bytes. A server that cannot get 64 KB is
+ * about to end; Redis itself ends in this case. */
+static chunk_t *chunk_new(size_t capacity) {
+    chunk_t *chunk = malloc(sizeof(*chunk) + capacity);
+    if (chunk == NULL) abort();
+    atomic_init(&chunk->next, NULL);
+    atomic_init(&chunk->filled, 0);
+    chunk->capacity = capacity;
+    return chunk;
+}
+
+queue_t *queue_new(size_t limit) {
+    queue_t *queue = aligned_alloc(64, sizeof(*queue));
+    if (queue == NULL) abort();
+    memset(queue, 0, sizeof(*queue));
+    queue->head = queue->tail = chunk_new(CHUNK_BYTES);
+    atomic_init(&queue->limit, limit);
+    return queue;
+}
+
+void queue_free(queue_t *queue) {
+    if (queue == NULL) return;
+    chunk_t *chunk = queue->head;
+    while (chunk != NULL) {
+        chunk_t *next = atomic_load(&chunk->next);
+        free(chunk);
+        chunk = next;
+    }
+    free(atomic_load(&queue->spare));
+    free(queue);
+}
+
+size_t queue_bytes(const queue_t *queue) {
+    size_t released = atomic_load_explicit(&queue->released_bytes, memory_order_acquire);
+    return atomic_load_explicit(&queue->pushed_bytes, memory_order_relaxed) - released;
+}
+
+size_t queue_length(const queue_t *queue) {
+    uint64_t released = atomic_load_explicit(&queue->released_count, memory_order_acquire);
+    return atomic_load_explicit(&queue->pushed_count, memory_order_relaxed) - released;
+}
+
+uint64_t queue_pushed(const queue_t *queue) {
+    return atomic_load_explicit(&queue->pushed_count, memory_order_relaxed);
+}
+
+void queue_set_limit(queue_t *queue, size_t limit) {
+    atomic_store_explicit(&queue->limit, limit, memory_order_relaxed);
+}
+
+size_t queue_get_limit(const queue_t *queue) {
+    return atomic_load_explicit(&queue->limit, memory_order_relaxed);
+}
+
+/* Pushing thread. Makes a chunk with room for `size` bytes the tail. */
+static chunk_t *queue_grow(queue_t *queue, size_t size) {
+    chunk_t *chunk;
+    if (size <= CHUNK_BYTES) {
+        chunk = atomic_exchange_explicit(&queue->spare, NULL, memory_order_acquire);
+        if (chunk == NULL) chunk = chunk_new(CHUNK_BYTES);
+    } else {
+        chunk = chunk_new(size); /* a key larger than a chunk has one of its own */
+    }
+    atomic_store_explicit(&queue->tail->next, chunk, memory_order_release);
+    queue->tail = chunk;
+    return chunk;
+}
+
+int queue_push(queue_t *queue, const record_t *head, const char *name, const char *payload) {
+    size_t size = sizeof(*head) + head->name_len + head->payload_len;
+    size = (size + ALIGNMENT - 1) & ~(size_t)(ALIGNMENT - 1);
+    if (head->kind == RECORD_EVENT) {
+        size_t limit = queue_get_limit(queue);
+        if (limit != 0 && queue_bytes(queue) + size > limit) return -1;
+    }
+    chunk_t *chunk = queue->tail;
+    size_t filled = atomic_load_explicit(&chunk->filled, memory_order_relaxed);
+    if (chunk->capacity - filled < size) {
+        chunk = queue_grow(queue, size);
+        filled = 0;
+    }
+    char *at = chunk->data + filled;
+    memcpy(at, head, sizeof(*head));
+    uint32_t size32 = (uint32_t)size;
+    memcpy(at + offsetof(record_t, size), &size32, sizeof(size32));
+    if (head->name_len) memcpy(at + sizeof(*head), name, head->name_len);
+    if (head->payload_len) memcpy(at + sizeof(*head) + head->name_len, payload, head->payload_len);
+    /* Only this thread writes these two, so a load and a store will do instead
+     * of an atomic addition with its bus lock. The counters go first: what can
+     * be seen in the chunk has been counted. */
+    atomic_store_explicit(&queue->pushed_bytes,
+                          atomic_load_explicit(&queue->pushed_bytes, memory_order_relaxed) + size,
+                          memory_order_relaxed);
+    atomic_store_explicit(&queue->pushed_count,
+                          atomic_load_explicit(&queue->pushed_count, memory_order_relaxed) + 1,
+                          memory_order_relaxed);
+    atomic_store_explicit(&chunk->filled, filled + size, memory_order_release);
+    return 0;
+}
+
+size_t queue_take(queue_t *queue, const char **records) {
+    for (;;) {
+        chunk_t *chunk = queue->head;
+        chunk_t *next = atomic_load_explicit(&chunk->next, memory_order_acquire);
+        /* After next: once there is a next chunk, this one is full for good. */
+        size_t filled = atomic_load_explicit(&chunk->filled, memory_order_acquire);
+        if (queue->read < filled) {
+            *records = chunk->data + queue->read;
+            return filled - queue->read;
+        }
+        if (next == NULL) return 0;
+        queue->head = next;
+        queue->read = 0;
+        if (chunk->capacity == CHUNK_BYTES) {
+            atomic_store_explicit(&chunk->next, NULL, memory_order_relaxed);
+            atomic_store_explicit(&chunk->filled, 0, memory_order_relaxed);
+            chunk = atomic_exchange_explicit(&queue->spare, chunk, memory_order_acq_rel);
+        }
+        free(chunk);
+    }
+}
+
+void queue_release(queue_t *queue, size_t bytes, size_t count) {
+    queue->read += bytes;
+    atomic_store_explicit(&queue->released_count,
+                          atomic_load_explicit(&queue->released_count, memory_order_relaxed) + count,
+                          memory_order_release);
+    atomic_store_explicit(&queue->released_bytes,
+                          atomic_load_explicit(&queue->released_bytes, memory_order_relaxed) + bytes,
+                          memory_order_release);
+}

@@ -1,0 +1,238 @@
+/* Redis' module API: just what this module uses, in our own declarations.
+ *
+ * The server hands out its functions by name (RedisModule_GetApi, whose address
+ * stands at the start of the context). The table below lists each with the
+ * server version that brought it; redis_api_load fills the pointers. A function
+ * whose version is above 7.0 may be missing and is checked before use. The
+ * numbers are part of the server's stable interface; they are the same in
+ * Redis >= 7.0 and Valkey >= 7.2.
+ */
+#ifndef KEYSPACE_AMQP_REDIS_API_H
+#define KEYSPACE_AMQP_REDIS_API_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define REDISMODULE_OK 0
+#define REDISMODULE_ERR 1
+#define REDISMODULE_APIVER_1 1
+
+typedef struct RedisModuleCtx RedisModuleCtx;
+typedef struct RedisModuleString RedisModuleString;
+typedef struct RedisModuleCallReply RedisModuleCallReply;
+typedef struct RedisModuleBlockedClient RedisModuleBlockedClient;
+typedef struct RedisModuleCommand RedisModuleCommand;
+typedef struct RedisModuleInfoCtx RedisModuleInfoCtx;
+
+/* Context flags */
+#define REDISMODULE_CTX_FLAGS_LUA (1 << 0)
+#define REDISMODULE_CTX_FLAGS_MULTI (1 << 1)
+#define REDISMODULE_CTX_FLAGS_MASTER (1 << 2)
+#define REDISMODULE_CTX_FLAGS_LOADING (1 << 13)
+#define REDISMODULE_CTX_FLAGS_DENY_BLOCKING (1 << 21)
+
+/* Key types */
+#define REDISMODULE_KEYTYPE_EMPTY 0
+#define REDISMODULE_KEYTYPE_LIST 2
+#define REDISMODULE_READ 1
+
+/* Parameters */
+#define REDISMODULE_CONFIG_DEFAULT 0
+#define REDISMODULE_CONFIG_SENSITIVE (1ULL << 1)
+
+/* Event loop */
+#define REDISMODULE_EVENTLOOP_READABLE 1
+
+/* Server events: {id, version of its data} */
+typedef struct {
+    uint64_t id;
+    uint64_t dataver;
+} RedisModuleEvent;
+#define REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED 0
+#define REDISMODULE_SUBEVENT_NOW_MASTER 0
+#define REDISMODULE_EVENT_PERSISTENCE 1
+#define REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START 2
+#define REDISMODULE_EVENT_FLUSHDB 2
+#define REDISMODULE_SUBEVENT_FLUSHDB_END 1
+#define REDISMODULE_EVENT_LOADING 3
+#define REDISMODULE_SUBEVENT_LOADING_ENDED 3
+#define REDISMODULE_SUBEVENT_LOADING_FAILED 4
+#define REDISMODULE_EVENT_SHUTDOWN 5
+#define REDISMODULE_EVENT_SWAPDB 11
+#define REDISMODULE_EVENT_EVENTLOOP 15
+#define REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP 0
+#define REDISMODULE_SUBEVENT_EVENTLOOP_AFTER_SLEEP 1
+
+typedef struct {
+    uint64_t version;
+    int32_t sync;
+    int32_t dbnum; /* -1: all */
+} RedisModuleFlushInfo;
+
+typedef struct {
+    uint64_t version;
+    int32_t dbnum_first;
+    int32_t dbnum_second;
+} RedisModuleSwapDbInfo;
+
+/* COMMAND DOCS */
+typedef enum {
+    REDISMODULE_ARG_TYPE_STRING,
+    REDISMODULE_ARG_TYPE_INTEGER,
+    REDISMODULE_ARG_TYPE_DOUBLE,
+    REDISMODULE_ARG_TYPE_KEY,
+    REDISMODULE_ARG_TYPE_PATTERN,
+    REDISMODULE_ARG_TYPE_UNIX_TIME,
+    REDISMODULE_ARG_TYPE_PURE_TOKEN,
+    REDISMODULE_ARG_TYPE_ONEOF,
+    REDISMODULE_ARG_TYPE_BLOCK
+} RedisModuleCommandArgType;
+#define REDISMODULE_CMD_ARG_NONE 0
+#define REDISMODULE_CMD_ARG_OPTIONAL (1 << 0)
+#define REDISMODULE_CMD_ARG_MULTIPLE (1 << 1)
+
+typedef struct RedisModuleCommandArg {
+    const char *name;
+    RedisModuleCommandArgType type;
+    int key_spec_index;
+    const char *token;
+    const char *summary;
+    const char *since;
+    int flags;
+    const char *deprecated_since;
+    struct RedisModuleCommandArg *subargs;
+} RedisModuleCommandArg;
+
+typedef struct {
+    const char *since;
+    const char *changes;
+} RedisModuleCommandHistoryEntry;
+
+/* Only its size matters here: no command of ours has keys. */
+typedef struct {
+    const char *notes;
+    uint64_t flags;
+    int begin_search_type;
+    union {
+        struct {
+            int pos;
+        } index;
+        struct {
+            const char *keyword;
+            int startfrom;
+        } keyword;
+    } bs;
+    int find_keys_type;
+    union {
+        struct {
+            int lastkey, keystep, limit;
+        } range;
+        struct {
+            int keynumidx, firstkey, keystep;
+        } keynum;
+    } fk;
+} RedisModuleCommandKeySpec;
+
+typedef struct {
+    int version;
+    size_t sizeof_historyentry;
+    size_t sizeof_keyspec;
+    size_t sizeof_arg;
+} RedisModuleCommandInfoVersion;
+
+typedef struct {
+    const RedisModuleCommandInfoVersion *version;
+    const char *summary;
+    const char *complexity;
+    const char *since;
+    RedisModuleCommandHistoryEntry *history;
+    const char *tips;
+    int arity;
+    RedisModuleCommandKeySpec *key_specs;
+    RedisModuleCommandArg *args;
+} RedisModuleCommandInfo;
+
+/* Callbacks */
+typedef int (*RedisModuleCmdFunc)(RedisModuleCtx *, RedisModuleString **, int);
+typedef int (*RedisModuleNotificationFunc)(RedisModuleCtx *, int, const char *, RedisModuleString *);
+typedef void (*RedisModuleEventCallback)(RedisModuleCtx *, RedisModuleEvent, uint64_t, void *);
+typedef void (*RedisModuleEventLoopFunc)(int, void *, int);
+typedef void (*RedisModuleInfoFunc)(RedisModuleInfoCtx *, int);
+typedef void (*RedisModuleFreeFunc)(RedisModuleCtx *, void *);
+typedef RedisModuleString *(*RedisModuleConfigGetStringFunc)(const char *, void *);
+typedef int (*RedisModuleConfigSetStringFunc)(const char *, RedisModuleString *, void *,
+                                              RedisModuleString **);
+typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleString **);
+
+/* X(server version, name, type of result, parameters) */
+#define REDIS_API(X)                                                                               \
+    X(700, SetModuleAttribs, void, (RedisModuleCtx *, const char *, int, int))                     \
+    X(700, IsModuleNameBusy, int, (const char *))                                                  \
+    X(700, GetServerVersion, int, (void))                                                          \
+    X(700, GetContextFlags, int, (RedisModuleCtx *))                                               \
+    X(700, GetKeyspaceNotificationFlagsAll, int, (void))                                           \
+    X(700, GetSelectedDb, int, (RedisModuleCtx *))                                                 \
+    X(700, SelectDb, int, (RedisModuleCtx *, int))                                                 \
+    X(700, Milliseconds, long long, (void))                                                        \
+    X(700, Log, void, (RedisModuleCtx *, const char *, const char *, ...))                         \
+    X(700, Alloc, void *, (size_t))                                                                \
+    X(700, Free, void, (void *))                                                                   \
+    X(700, CreateString, RedisModuleString *, (RedisModuleCtx *, const char *, size_t))            \
+    X(700, FreeString, void, (RedisModuleCtx *, RedisModuleString *))                              \
+    X(700, StringPtrLen, const char *, (const RedisModuleString *, size_t *))                      \
+    X(700, CreateCommand, int,                                                                     \
+      (RedisModuleCtx *, const char *, RedisModuleCmdFunc, const char *, int, int, int))           \
+    X(700, GetCommand, RedisModuleCommand *, (RedisModuleCtx *, const char *))                     \
+    X(700, SetCommandInfo, int, (RedisModuleCommand *, const RedisModuleCommandInfo *))            \
+    X(702, SetCommandACLCategories, int, (RedisModuleCommand *, const char *))                     \
+    X(700, RedactClientCommandArgument, int, (RedisModuleCtx *, int))                              \
+    X(700, RegisterStringConfig, int,                                                              \
+      (RedisModuleCtx *, const char *, const char *, unsigned int, RedisModuleConfigGetStringFunc, \
+       RedisModuleConfigSetStringFunc, RedisModuleConfigApplyFunc, void *))                        \
+    X(700, LoadConfigs, int, (RedisModuleCtx *))                                                   \
+    X(700, RegisterInfoFunc, int, (RedisModuleCtx *, RedisModuleInfoFunc))                         \
+    X(700, InfoAddSection, int, (RedisModuleInfoCtx *, const char *))                              \
+    X(700, InfoAddFieldCString, int, (RedisModuleInfoCtx *, const char *, const char *))           \
+    X(700, InfoAddFieldLongLong, int, (RedisModuleInfoCtx *, const char *, long long))             \
+    X(700, SubscribeToKeyspaceEvents, int, (RedisModuleCtx *, int, RedisModuleNotificationFunc))   \
+    X(700, SubscribeToServerEvent, int,                                                            \
+      (RedisModuleCtx *, RedisModuleEvent, RedisModuleEventCallback))                              \
+    X(700, EventLoopAdd, int, (int, int, RedisModuleEventLoopFunc, void *))                        \
+    X(700, EventLoopDel, int, (int, int))                                                          \
+    X(700, GetDetachedThreadSafeContext, RedisModuleCtx *, (RedisModuleCtx *))                     \
+    X(700, FreeThreadSafeContext, void, (RedisModuleCtx *))                                        \
+    X(700, BlockClient, RedisModuleBlockedClient *,                                                \
+      (RedisModuleCtx *, RedisModuleCmdFunc, RedisModuleCmdFunc, RedisModuleFreeFunc, long long))  \
+    X(700, UnblockClient, int, (RedisModuleBlockedClient *, void *))                               \
+    X(700, GetBlockedClientPrivateData, void *, (RedisModuleCtx *))                                \
+    X(700, ReplyWithError, int, (RedisModuleCtx *, const char *))                                  \
+    X(700, ReplyWithSimpleString, int, (RedisModuleCtx *, const char *))                           \
+    X(700, ReplyWithStringBuffer, int, (RedisModuleCtx *, const char *, size_t))                   \
+    X(700, ReplyWithLongLong, int, (RedisModuleCtx *, long long))                                  \
+    X(700, ReplyWithArray, int, (RedisModuleCtx *, long))                                          \
+    X(700, ReplyWithMap, int, (RedisModuleCtx *, long))                                            \
+    X(700, ReplyWithNull, int, (RedisModuleCtx *))                                                 \
+    X(700, Call, RedisModuleCallReply *, (RedisModuleCtx *, const char *, const char *, ...))      \
+    X(700, CallReplyProto, const char *, (RedisModuleCallReply *, size_t *))                       \
+    X(700, FreeCallReply, void, (RedisModuleCallReply *))
+
+#define REDIS_API_DECLARE(version, name, result, parameters)                                       \
+    static result(*RedisModule_##name) parameters;
+REDIS_API(REDIS_API_DECLARE)
+#undef REDIS_API_DECLARE
+
+/* Looks all functions up. Returns NULL, or the name of the first one missing
+ * that a server of the supported versions has. */
+static const char *redis_api_load(void *ctx) {
+    int (*get_api)(const char *, void *) = *(int (**)(const char *, void *))ctx;
+    const char *missing = NULL;
+#define REDIS_API_LOOK_UP(since, name, result, parameters)                                         \
+    if (get_api("RedisModule_" #name, (void *)&RedisModule_##name) != REDISMODULE_OK) {            \
+        RedisModule_##name = NULL;                                                                 \
+        if (since <= 700 && missing == NULL) missing = #name;                                      \
+    }
+    REDIS_API(REDIS_API_LOOK_UP)
+#undef REDIS_API_LOOK_UP
+    return missing;
+}
+
+#endif

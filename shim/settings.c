@@ -1,0 +1,145 @@
+/* What values the parameters accept.
+ *
+ * Redis wants an answer to CONFIG SET at once, on its main thread, where no
+ * Python may run (rule 1). So the checks are here, and everything that differs
+ * from one parameter to the next is in the table that config.py generates. Any
+ * thread may call; nothing here keeps state. Knows neither Redis nor Python.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api.h"
+#include "settings.h"
+
+/* How much of a refused value an error shows. */
+#define SHOWN_BYTES 64
+
+/* Class letters and their bits (REDISMODULE_NOTIFY_*, the same on all servers;
+ * A is what Redis 7.0 and later mean by it). */
+static const struct {
+    char letter;
+    int bits;
+} CLASSES[] = {{'g', 1 << 2}, {'$', 1 << 3},  {'l', 1 << 4},  {'s', 1 << 5},  {'h', 1 << 6},
+               {'z', 1 << 7}, {'x', 1 << 8},  {'e', 1 << 9},  {'t', 1 << 10}, {'m', 1 << 11},
+               {'d', 1 << 13}, {'n', 1 << 14}, {'A', 0x27fc}};
+
+static int class_bits(char letter) {
+    for (size_t i = 0; i < sizeof(CLASSES) / sizeof(CLASSES[0]); i++)
+        if (CLASSES[i].letter == letter) return CLASSES[i].bits;
+    return 0;
+}
+
+int settings_classes(const char *value, size_t len) {
+    int bits = 0;
+    for (size_t i = 0; i < len; i++) bits |= class_bits(value[i]);
+    return bits;
+}
+
+/* Writes the refusal of a value: which parameter, which value (unless it is a
+ * secret), what was wrong with it, and what is accepted. Returns -1. */
+static int refuse(const setting_t *setting, const char *value, size_t len, const char *wrong,
+                  char *error, size_t capacity) {
+    char shown[SHOWN_BYTES * 4 + 8];
+    size_t used = 0;
+    for (size_t i = 0; i < len && i < SHOWN_BYTES; i++) {
+        unsigned char byte = (unsigned char)value[i];
+        if (byte >= 32 && byte < 127)
+            shown[used++] = (char)byte;
+        else
+            used += (size_t)snprintf(shown + used, 5, "\\x%02x", byte);
+    }
+    snprintf(shown + used, 4, "%s", len > SHOWN_BYTES ? "..." : "");
+    snprintf(error, capacity, "%s: %s%s%s is not accepted%s%s; give %s", setting->name,
+             setting->sensitive ? "this value" : "'", setting->sensitive ? "" : shown,
+             setting->sensitive ? "" : "'", wrong[0] ? ": " : "", wrong, setting->accepted);
+    return -1;
+}
+
+static int check_integer(const setting_t *setting, const char *value, size_t len) {
+    char digits[24];
+    if (len == 0 || len >= sizeof(digits)) return -1;
+    memcpy(digits, value, len);
+    digits[len] = '\0';
+    if (strspn(digits, "-0123456789") != len) return -1; /* strtoll would skip blanks */
+    char *end;
+    errno = 0;
+    long long number = strtoll(digits, &end, 10);
+    return errno != 0 || *end != '\0' || number < setting->minimum || number > setting->maximum;
+}
+
+static int hex_digit(char c) {
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
+}
+
+/* A list of masks: blanks between them, and a backslash only in \\ and \xHH. */
+static int check_masks(const char *value, size_t len) {
+    for (size_t i = 0; i < len; i++) {
+        if (value[i] != '\\') continue;
+        if (i + 1 < len && value[i + 1] == '\\')
+            i += 1;
+        else if (i + 3 < len && value[i + 1] == 'x' && hex_digit(value[i + 2]) &&
+                 hex_digit(value[i + 3]))
+            i += 3;
+        else
+            return -1;
+    }
+    return 0;
+}
+
+int settings_check(int index, const char *value, size_t len, int classes, char *error,
+                   size_t capacity) {
+    const setting_t *setting = &SETTINGS[index];
+    char wrong[64];
+    wrong[0] = '\0';
+    if (memchr(value, '\0', len) != NULL)
+        return refuse(setting, value, len, "it has a NUL byte", error, capacity);
+    switch (setting->kind) {
+    case SETTING_INTEGER:
+        if (check_integer(setting, value, len) != 0)
+            return refuse(setting, value, len, wrong, error, capacity);
+        return 0;
+    case SETTING_EVENTS:
+        if (len == 0) return refuse(setting, value, len, wrong, error, capacity);
+        for (size_t i = 0; i < len; i++) {
+            int bits = class_bits(value[i]);
+            if (bits == 0 || (value[i] != 'A' && (bits & classes) == 0)) {
+                if (bits == 0)
+                    snprintf(wrong, sizeof(wrong), "no event class has this letter");
+                else
+                    snprintf(wrong, sizeof(wrong), "this server has no class %c", value[i]);
+                return refuse(setting, value, len, wrong, error, capacity);
+            }
+        }
+        return 0;
+    case SETTING_MASKS:
+        if (check_masks(value, len) != 0)
+            return refuse(setting, value, len, "a backslash stands alone", error, capacity);
+        /* fall through */
+    default: /* SETTING_TEXT */
+        if ((long long)len < setting->minimum || (long long)len > setting->maximum) {
+            if (len > 0) snprintf(wrong, sizeof(wrong), "it has %zu bytes", len);
+            return refuse(setting, value, len, wrong, error, capacity);
+        }
+        return 0;
+    }
+}
+
+size_t settings_append_mask(char *list, size_t len, size_t capacity, const char *mask,
+                            size_t mask_len) {
+    if (len + 1 + mask_len * 4 + 1 > capacity) return 0;
+    if (len > 0) list[len++] = ' ';
+    for (size_t i = 0; i < mask_len; i++) {
+        unsigned char byte = (unsigned char)mask[i];
+        if (byte == '\\')
+            len += (size_t)snprintf(list + len, 3, "\\\\");
+        else if (byte > 32 && byte < 127)
+            list[len++] = (char)byte;
+        else
+            len += (size_t)snprintf(list + len, 5, "\\x%02x", byte);
+    }
+    list[len] = '\0';
+    return len;
+}

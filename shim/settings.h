@@ -1,0 +1,18 @@
+/* The table of parameters, made by generate.py from keyspace_amqp/config.py. */
+#ifndef KEYSPACE_AMQP_SETTINGS_H
+#define KEYSPACE_AMQP_SETTINGS_H
+
+typedef enum { SETTING_TEXT, SETTING_INTEGER, SETTING_EVENTS, SETTING_MASKS } setting_kind_t;
+
+typedef struct {
+    const char *name;
+    setting_kind_t kind;
+    const char *default_value;
+    long long minimum, maximum; /* of an integer; of a text's length in bytes */
+    int sensitive;
+    const char *accepted; /* for people: what the parameter takes */
+} setting_t;
+
+#include "tables.h" /* SETTINGS[], SETTINGS_COUNT, STATS[], COMMANDS[] and so on */
+
+#endif
