@@ -1,0 +1,61 @@
+# `make demo` and `make test` do all the set-up on a fresh Debian 12.
+
+# An interpreter of version 3.11 or newer with a shared libpython; PYTHON=… picks one.
+PYTHON ?= $(shell for python in python3 /usr/bin/python3; do \
+	$$python -c 'import sys, sysconfig; sys.exit(sys.version_info < (3, 11) or not sysconfig.get_config_var("Py_ENABLE_SHARED"))' \
+		2>/dev/null && { echo $$python; break; }; done)
+ifeq ($(PYTHON),)
+PYTHON := /usr/bin/python3
+endif
+VENV := .venv/bin
+MODULE := build/libredis_keyspace_amqp.so
+C_FILES := $(wildcard shim/*.c shim/*.h)
+PYTEST_ARGS ?=
+
+.PHONY: help setup venv build demo test lint format bench clean
+
+help: ## this text
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+
+demo: build ## real events into a real RabbitMQ, with an outage
+	@$(VENV)/python -m keyspace_amqp.cli demo $(DEMO_ARGS)
+
+test: build ## unit, shim and integration tests
+	$(VENV)/python -m pytest $(PYTEST_ARGS)
+
+build: $(MODULE) ## the module, build/libredis_keyspace_amqp.so
+
+lint: venv ## ruff, mypy, clang-format, and the C compiler's warnings
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/mypy
+	$(VENV)/clang-format --dry-run --Werror $(C_FILES)
+	@cmake -S . -B build/werror -DWERROR=ON >/dev/null
+	cmake --build build/werror --target redis_keyspace_amqp
+
+format: venv ## formats Python and C
+	$(VENV)/ruff format
+	$(VENV)/clang-format -i $(C_FILES)
+
+setup: venv
+venv: .venv/.ready ## the virtual environment .venv, and Debian's packages
+
+.venv/.ready: pyproject.toml .ci/setup
+	@.ci/setup $(PYTHON)
+	@echo "Installing Python packages into .venv"
+	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
+	@$(VENV)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(VENV)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(MODULE): .venv/.ready CMakeLists.txt $(C_FILES) shim/generate.py shim/exports.map \
+		keyspace_amqp/__init__.py keyspace_amqp/config.py keyspace_amqp/commands.py keyspace_amqp/stats.py
+	@echo "Building $@"
+	@cmake -S . -B build >/dev/null
+	@cmake --build build --target redis_keyspace_amqp >/dev/null
+	@touch $@
+# Compiled once here: inside Redis nothing is written to a source folder.
+	@$(VENV)/python -m compileall -q keyspace_amqp
+
+clean: ## removes what was built
+	rm -rf build dist

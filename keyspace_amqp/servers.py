@@ -1,0 +1,332 @@
+"""Private servers on loopback, for the demo and for tests: real ones.
+
+Each server is started by `start` (or `with`), which returns only when it
+answers, and ends with all its processes at `stop`. Ports are free ones, data
+lies in a folder of its own. Never imported inside Redis.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import pika
+import redis
+
+# Generous: a shared machine may stand still for a while.
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 20.0
+POLL = 0.02
+
+RABBITMQ_SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+
+
+class ServerError(Exception):
+    """A server is missing, or did not start; the text has the end of its log."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on, below those that the system hands out for
+    outgoing connections."""
+    for _ in range(1000):
+        port = random.randint(12000, 30000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ServerError("no free port between 12000 and 30000")
+
+
+def wait_for(condition: Callable[[], Any], timeout: float = START_TIMEOUT, what: str = "") -> Any:
+    """Calls `condition` until it is true and returns what it returned.
+
+    Raises TimeoutError after `timeout` seconds.
+    """
+    until = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > until:
+            raise TimeoutError(f"not within {timeout} seconds: {what or condition}")
+        time.sleep(POLL)
+
+
+class _Server:
+    """A process with a log file, in a session of its own."""
+
+    name = "server"
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log_path = folder / f"{self.name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def command(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def environment(self) -> Mapping[str, str]:
+        return os.environ
+
+    def ready(self) -> bool:
+        raise NotImplementedError
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def start(self) -> None:
+        """Starts the server and waits until it answers. Raises ServerError."""
+        self.spawn()
+        try:
+            wait_for(self._ready_or_dead, what=f"{self.name} answers")
+        except TimeoutError:
+            self.kill()
+            raise ServerError(f"{self.name} does not answer; {self._log_end()}") from None
+
+    def spawn(self) -> None:
+        """Starts the server without waiting for it."""
+        with self.log_path.open("ab") as log:
+            try:
+                self.process = subprocess.Popen(
+                    self.command(),
+                    cwd=self.folder,
+                    env=dict(self.environment()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except FileNotFoundError as error:
+                raise ServerError(f"{error.filename} is missing; `make setup` installs it") from None
+
+    def _ready_or_dead(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise ServerError(f"{self.name} ended while it started; {self._log_end()}")
+        return self.ready()
+
+    def _log_end(self) -> str:
+        return "the end of its log:\n" + "\n".join(self.log().splitlines()[-25:])
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to all processes of the server."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """kill -9, and waits for the end."""
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> int:
+        """SIGTERM, SIGKILL if that does not help; the exit code."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGCONT)
+                self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout)
+        code = self.process.poll()
+        self.kill()
+        return -signal.SIGKILL if code is None else code
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+
+class RedisServer(_Server):
+    """A redis-server or valkey-server.
+
+    `options`: lines of its configuration file. `module`: path of a module and
+    its arguments.
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        binary: str = "redis-server",
+        module: Sequence[str] = (),
+        options: Sequence[str] = (),
+    ) -> None:
+        super().__init__(folder)
+        self.binary = binary
+        self.module = module
+        self.options = list(options)
+        self.port = free_port()
+        self.config_path = folder / "redis.conf"
+
+    def command(self) -> Sequence[str]:
+        if not self.config_path.exists():
+            self.write_config()
+        return [self.binary, str(self.config_path)]
+
+    def write_config(self) -> None:
+        """Writes the configuration file (CONFIG REWRITE may change it later)."""
+        lines = [
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f"dir {self.folder}",
+            'save ""',
+            "enable-module-command yes",
+            "enable-debug-command yes",
+            *self.options,
+        ]
+        if self.module:
+            lines.append("loadmodule " + " ".join(_quoted(word) for word in self.module))
+        self.config_path.write_text("\n".join(lines) + "\n")
+
+    def ready(self) -> bool:
+        with self.client() as client:
+            try:
+                return bool(client.ping())
+            except redis.exceptions.RedisError:
+                return False
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A new client; replies are bytes."""
+        return redis.Redis(host="127.0.0.1", port=self.port, **options)
+
+
+class RabbitServer(_Server):
+    """A RabbitMQ broker with a name, ports, data and an epmd of its own."""
+
+    name = "rabbitmq"
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        super().__init__(folder)
+        self.port = free_port()
+        self._dist_port = free_port()
+        self._epmd_port = free_port()
+        self._epmd: subprocess.Popen[bytes] | None = None
+        (folder / "enabled_plugins").write_text("[].\n")
+
+    def command(self) -> Sequence[str]:
+        return [RABBITMQ_SERVER]
+
+    def environment(self) -> Mapping[str, str]:
+        return os.environ | {
+            "RABBITMQ_NODENAME": f"keyspace-amqp-{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "none"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
+            # Schedulers that spin for work would take the cores from everybody else.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "HOME": str(self.folder),
+        }
+
+    def spawn(self) -> None:
+        # In the foreground and ours: the broker would leave a daemon behind.
+        if self._epmd is None:
+            epmd = shutil.which("epmd")
+            if epmd is None or not pathlib.Path(RABBITMQ_SERVER).exists():
+                raise ServerError("RabbitMQ is missing; `make setup` installs it")
+            self._epmd = subprocess.Popen(
+                [epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            wait_for(lambda: _listens(self._epmd_port), what="epmd listens")
+        super().spawn()
+
+    def ready(self) -> bool:
+        try:
+            with self.connection():
+                return True
+        except pika.exceptions.AMQPError:
+            return False
+
+    def stop(self, timeout: float = STOP_TIMEOUT) -> int:
+        code = super().stop(timeout)
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait()
+            self._epmd = None
+        return code
+
+    def ctl(self, *arguments: str) -> str:
+        """Runs rabbitmqctl; its output. Raises CalledProcessError."""
+        return subprocess.run(
+            ["/usr/lib/rabbitmq/bin/rabbitmqctl", *arguments],
+            env=dict(self.environment()),
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    @contextlib.contextmanager
+    def connection(self, **parameters: Any) -> Iterator[pika.BlockingConnection]:
+        """A connection of its own, closed at the end."""
+        connection = pika.BlockingConnection(
+            pika.ConnectionParameters(
+                "127.0.0.1",
+                self.port,
+                connection_attempts=1,
+                socket_timeout=5,
+                stack_timeout=10,
+                **parameters,
+            )
+        )
+        try:
+            yield connection
+        finally:
+            with contextlib.suppress(pika.exceptions.AMQPError):
+                connection.close()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _quoted(word: str) -> str:
+    """A word of redis.conf."""
+    escaped = "".join(
+        f"\\x{byte:02x}" if byte < 32 or byte > 126 or byte in b'"\\' else chr(byte)
+        for byte in word.encode("utf-8", "surrogateescape")
+    )
+    return f'"{escaped}"'
