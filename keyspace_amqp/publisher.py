@@ -341,9 +341,12 @@ class Publisher:
         """An attempt has failed, or the connection or its channel is gone."""
         self.last_error = reason
         self._attempts += 1
-        delay = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** min(self._attempts - 1, 16))
-        self._retry_at = self._now + delay * (0.5 + self._jitter() / 2)
+        self._retry_at = self._now + self._backoff(self._attempts)
         self._link_lost(Link.WAITING)
+
+    def _backoff(self, attempts: int) -> float:
+        delay = min(BACKOFF_MAX, BACKOFF_FIRST * 2.0 ** min(attempts - 1, 16))
+        return delay * (0.5 + self._jitter() / 2)
 
     def link_blocked(self, reason: str) -> None:
         if self.link is Link.UP:
@@ -397,10 +400,10 @@ class Publisher:
             self._refused.append(entry)
         self.counts[Stat.NACKED] += len(entries)
         if entries:
-            self._refusals += 1
             self.last_error = "the broker refused a message (basic.nack)"
-            delay = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** min(self._refusals - 1, 16))
-            self._refused_until = self._now + delay * (0.5 + self._jitter() / 2)
+            if self._now >= self._refused_until:  # not one of the same round
+                self._refusals += 1
+                self._refused_until = self._now + self._backoff(self._refusals)
 
     def returned(self) -> None:
         """basic.return: no queue is bound. The confirm follows."""
@@ -731,10 +734,16 @@ class Publisher:
         return actions
 
     def room(self) -> int:
-        """How many more events it is worth to take in now."""
-        if self._flush is not None or self._storable:
-            return 2 * JOB_ELEMENTS - len(self._waiting)
-        return WINDOW - len(self._waiting)
+        """How many more events it is worth to take in now. All that there are, if
+        they can only wait: so that those are counted which no mask wants."""
+        if self.stuck:
+            return JOB_ELEMENTS
+        return 2 * JOB_ELEMENTS - len(self._waiting)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether events can neither be sent nor stored now."""
+        return self.link is not Link.UP and not self._storable and self._job is None
 
     def wake_at(self) -> float | None:
         """When poll has to be called again if nothing else happens."""

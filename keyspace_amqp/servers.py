@@ -102,6 +102,10 @@ class _Server:
     def start(self) -> None:
         """Starts the server and waits until it answers. Raises ServerError."""
         self.spawn()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Waits until a server that was spawned answers. Raises ServerError."""
         try:
             wait_for(self._ready_or_dead, what=f"{self.name} answers")
         except TimeoutError:
@@ -122,7 +126,9 @@ class _Server:
                     start_new_session=True,
                 )
             except FileNotFoundError as error:
-                raise ServerError(f"{error.filename} is missing; `make setup` installs it") from None
+                raise ServerError(
+                    f"{error.filename} is missing; `make setup` or the system's packages have it"
+                ) from None
 
     def _ready_or_dead(self) -> bool:
         assert self.process is not None
@@ -263,7 +269,9 @@ class RabbitServer(_Server):
         if self._epmd is None:
             epmd = shutil.which("epmd")
             if epmd is None or not pathlib.Path(RABBITMQ_SERVER).exists():
-                raise ServerError("RabbitMQ is missing; `make setup` installs it")
+                raise ServerError(
+                    "rabbitmq-server is missing; `make setup` or the system's packages have it"
+                )
             self._epmd = subprocess.Popen(
                 [epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)],
                 stdin=subprocess.DEVNULL,

@@ -259,22 +259,26 @@ class Worker:
                 self._masks = self._mask_changes.popleft()[1]
                 continue
             room = self._publisher.room()
-            waiting = int(lib.queue_bytes(self._events))
+            if self._memory() >= limit * _OVERFLOW and (room <= 0 or self._publisher.stuck):
+                if self._publisher.drop_oldest():
+                    continue
             if room <= 0:
-                if waiting < limit * _OVERFLOW or not self._publisher.drop_oldest():
-                    break
-                continue
+                break
             size = lib.queue_take(self._events, self._pointer)
             if size == 0:
                 break
             if self._mask_changes:
                 room = min(room, self._mask_changes[0][0] - self._taken)
             self._publisher.add(self._parse(ffi.buffer(self._pointer[0], size), size, room))
-        waiting = int(lib.queue_bytes(self._events))
-        if waiting > limit * _PRESSURE_ON:
+        memory = self._memory()
+        if memory > limit * _PRESSURE_ON:
             self._publisher.set_pressure(True)
-        elif waiting < limit * _PRESSURE_OFF:
+        elif memory < limit * _PRESSURE_OFF:
             self._publisher.set_pressure(False)
+
+    def _memory(self) -> int:
+        """Bytes of events that wait, here and outside."""
+        return int(lib.queue_bytes(self._events)) + self._publisher.gauges()[Stat.QUEUE_BYTES]
 
     def _parse(self, data: ffi.buffer, size: int, most: int) -> list[Event]:
         """Parses at most so many records and gives their memory back; the events

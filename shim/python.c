@@ -3,6 +3,7 @@
 #include <Python.h>
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <libgen.h>
 #include <limits.h>
 #include <stdarg.h>
@@ -68,7 +69,8 @@ static int find_environment(char *error, size_t capacity) {
         return fail(error, capacity, "cannot find the path of this module's own file");
     snprintf(folder, sizeof(folder), "%s", dirname(self));
 
-    if (join(path, folder, "/worker.py") == 0 && is_file(path)) {
+    int is_installed = join(path, folder, "/worker.py") == 0 && is_file(path);
+    if (is_installed) {
         char *parent = dirname(folder); /* site-packages */
         snprintf(package_parent, sizeof(package_parent), "%s", parent);
         char prefix[PATH_MAX];
@@ -92,13 +94,16 @@ static int find_environment(char *error, size_t capacity) {
                     info.dli_fname);
     }
 
-    /* A user's own site-packages or --target: the interpreter of the build. */
+    /* A user's own site-packages, --target, or Debian's dist-packages under
+     * /usr/local: the interpreter of the build, or the system's. */
     if (is_file(BUILD_PYTHON)) return join(program, BUILD_PYTHON, "");
+    int reason = errno;
+    if (is_file("/usr/bin/" PYTHON_NAME) && is_installed) return join(program, "/usr/bin/" PYTHON_NAME, "");
     return fail(error, capacity,
-                "the Python environment is missing: there is no %s. Was the virtual environment "
-                "moved or deleted? Create it again and install keyspace-amqp into it, then load "
-                "the file that keyspace-amqp path prints",
-                BUILD_PYTHON);
+                "the Python environment is missing: %s: %s. Was the virtual environment moved or "
+                "deleted, or may the server's user not read it? Create it again, install "
+                "keyspace-amqp into it, and load the file that keyspace-amqp path prints",
+                BUILD_PYTHON, strerror(reason));
 }
 
 /* Redis opens modules RTLD_LOCAL. Extension modules of Python (the C part of

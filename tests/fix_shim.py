@@ -1,0 +1,42 @@
+"""The built module as an extension module of plain Python.
+
+Inside Redis the shim starts Python; here Python loads the shim, so that what
+needs no server (the queue, the checks of parameters) is tested without one.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Protocol, cast
+
+import pytest
+
+MODULE = pathlib.Path(__file__).resolve().parents[1] / "build" / "libredis_keyspace_amqp.so"
+NAME = "_keyspace_amqp"
+
+
+class Shim(Protocol):
+    """What cffi's generated module has; its members have no types."""
+
+    ffi: Any
+    lib: Any
+
+
+@pytest.fixture(scope="session")
+def shim() -> Iterator[Shim]:
+    """The shim's `ffi` and `lib`; while it is in use, the handler finds it too."""
+    if not MODULE.exists():
+        pytest.fail(f"{MODULE.name} is not built: run `make build`")
+    loader = importlib.machinery.ExtensionFileLoader(NAME, str(MODULE))
+    spec = importlib.util.spec_from_loader(NAME, loader)
+    assert spec is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    sys.modules[NAME] = module
+    yield cast("Shim", module)
+    del sys.modules[NAME]

@@ -1,0 +1,490 @@
+"""With the broker away events go to the list, and come back from it in order."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import redis
+
+from keyspace_amqp import fallback, message
+from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
+
+from .fix_servers import (
+    Mailbox,
+    StartRedis,
+    arguments_for,
+    list_length,
+    once,
+    settled,
+    stats,
+)
+
+
+def write(client: redis.Redis, first: int, count: int) -> list[bytes]:
+    """SETs numbered keys in pipelines; the keys."""
+    keys = [b"k%d" % number for number in range(first, first + count)]
+    for at in range(0, count, 500):
+        with client.pipeline(transaction=False) as pipeline:
+            for key in keys[at : at + 500]:
+                pipeline.set(key, 1)
+            pipeline.execute()
+    return keys
+
+
+def keys_of(messages: list) -> list[bytes]:
+    return [item.event[2] for item in messages]
+
+
+def test_an_outage(family: str, own_broker: RabbitServer, start_redis: StartRedis) -> None:
+    """Killed under load, away, back: everything arrives, in order, and what is
+    repeated has the same message_id."""
+    mailbox = Mailbox(own_broker)
+    server = start_redis(family, arguments_for(own_broker, mailbox))
+    client = server.client()
+    expected = write(client, 0, 3000)
+    wait_for(lambda: stats(client)["confirmed"] > 0, 30)
+    own_broker.kill()
+    expected += write(client, 3000, 3000)
+    wait_for(lambda: list_length(client) == stats(client)["fallback_length"] > 0, 30)
+    expected += write(client, 6000, 1)
+    numbers = settled(client, queue_length=0, in_flight=0, dropped=0)
+    assert numbers["state"] in ("disconnected", "connecting")
+    assert numbers["last_error"]
+    own_broker.start()
+    settled(client, fallback_length=0, confirmed=6001, state="connected")
+    assert list_length(client) == 0
+    messages = mailbox.receive()
+    assert keys_of(once(messages)) == expected
+    # Only what was sent and not confirmed when the broker died may come twice.
+    assert len(messages) - len(once(messages)) <= 1000
+
+
+def test_elements_are_for_people_too(start_redis: StartRedis) -> None:
+    server = start_redis(arguments=arguments_for(free_port()))
+    client = server.client()
+    before = int(time.time() * 1000)
+    client.execute_command("SELECT", 0)
+    client.hset("session:42", "f", 1)
+    client.set(b"\0\n\xff", 1)
+    wait_for(lambda: list_length(client) == 2, 10)
+    first, second = client.lrange(fallback.KEY, 0, -1)
+    assert first.split(b" ")[3:] == [b"0", b"h", b"4", b"hset", b"session:42"]
+    event = message.from_element(second)
+    assert event is not None
+    assert (event.db, event.name, event.key) == (0, b"set", b"\0\n\xff")
+    assert before - 1000 <= event.time_ms <= int(time.time() * 1000) + 1000
+
+
+def test_events_are_in_the_list_soon(start_redis: StartRedis) -> None:
+    """Rule 12 asks for 100 ms; the median is what this machine can promise."""
+    server = start_redis(arguments=arguments_for(free_port()))
+    client = server.client()
+    write(client, 0, 1)
+    wait_for(lambda: list_length(client) == 1, 10)
+    times = []
+    for number in range(21):
+        begin = time.monotonic()
+        client.set(f"timed:{number}", 1)
+        while list_length(client) != number + 2:
+            assert time.monotonic() < begin + 10
+        times.append(time.monotonic() - begin)
+    median = statistics.median(times)
+    print(f"event to list: median {median * 1000:.0f} ms, most {max(times) * 1000:.0f} ms")
+    assert median < 0.1
+
+
+@pytest.mark.parametrize("persistence", ["rdb", "aof"])
+def test_the_list_outlives_redis(
+    family: str, persistence: str, own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    """Stopped with the broker away, started with the broker still away; then it
+    comes back, and no new event does."""
+    mailbox = Mailbox(own_broker)
+    own_broker.kill()
+    options = {"rdb": ["save 3600 1000000"], "aof": ["appendonly yes", "appendfsync always"]}
+    server = start_redis(family, arguments_for(own_broker, mailbox), options[persistence])
+    client = server.client()
+    expected = write(client, 0, 2500)
+    if persistence == "aof":
+        wait_for(lambda: list_length(client) == 2500, 30)
+        server.kill()
+    else:
+        # At once: the last events are still in memory when the shutdown begins.
+        server.stop()
+    server.start()
+    numbers = settled(client, fallback_length=2500, fallback_found=2500, confirmed=0)
+    assert numbers["events_seen"] == 0
+    own_broker.start()
+    settled(client, fallback_length=0, confirmed=2500, fallback_drained=2500)
+    assert keys_of(mailbox.receive()) == expected
+
+
+def test_pushes_and_trims_are_replicated(
+    family: str, own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    """A promoted replica has the list and drains it (rule 11)."""
+    mailbox = Mailbox(own_broker)
+    own_broker.kill()
+    primary = start_redis(family, arguments_for(own_broker, mailbox))
+    replica = start_redis(
+        family, arguments_for(own_broker, mailbox), [f"replicaof 127.0.0.1 {primary.port}"]
+    )
+    client, other = primary.client(), replica.client()
+    wait_for(lambda: other.info("replication")["master_link_status"] == "up", 30)
+    expected = write(client, 0, 1000)
+    # No client writes after this: the push must reach the replica by itself.
+    wait_for(lambda: list_length(other) == 1000, 10)
+    assert other.lrange(fallback.KEY, 0, -1) == client.lrange(fallback.KEY, 0, -1)
+    assert stats(other)["fallback_length"] == 0  # not the replica's to deliver
+    primary.kill()
+    other.replicaof("NO", "ONE")
+    settled(other, fallback_length=1000, fallback_found=1000)
+    own_broker.start()
+    settled(other, fallback_length=0, confirmed=1000)
+    assert keys_of(mailbox.receive()) == expected
+
+
+def test_a_demoted_node_hands_its_list_over(
+    own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    mailbox = Mailbox(own_broker)
+    own_broker.kill()
+    nodes = [start_redis(arguments=arguments_for(own_broker, mailbox)) for _ in range(2)]
+    first, second = (node.client() for node in nodes)
+    expected = write(first, 0, 500)
+    wait_for(lambda: list_length(first) == 500, 10)
+    second.replicaof("127.0.0.1", str(nodes[0].port))
+    wait_for(lambda: second.info("replication").get("master_link_status") == "up", 30)
+    second.replicaof("NO", "ONE")
+    settled(second, fallback_length=500)
+    first.replicaof("127.0.0.1", str(nodes[1].port))
+    settled(first, fallback_length=0, state="replica")
+    own_broker.start()
+    settled(second, fallback_length=0, confirmed=500)
+    assert keys_of(mailbox.receive()) == expected
+
+
+def test_a_cap_keeps_the_newest(own_broker: RabbitServer, start_redis: StartRedis) -> None:
+    mailbox = Mailbox(own_broker)
+    own_broker.kill()
+    server = start_redis(arguments=arguments_for(own_broker, mailbox, size=700))
+    client = server.client()
+    expected = write(client, 0, 5000)
+    numbers = settled(client, fallback_length=700, dropped=4300, queue_length=0)
+    assert numbers["dropped_fallback_full"] == 4300
+    assert list_length(client) == 700
+    client.config_set("keyspaceamqp.fallback-size", 0)
+    expected += write(client, 5000, 3000)
+    settled(client, fallback_length=3700, dropped=4300)
+    own_broker.start()
+    settled(client, fallback_length=0, confirmed=3700)
+    assert keys_of(mailbox.receive()) == expected[4300:]
+
+
+def test_without_a_list_events_wait_in_memory_and_the_oldest_go(
+    own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    """fallback-size below 0: no list; the queue's limit says how many can wait."""
+    mailbox = Mailbox(own_broker)
+    own_broker.kill()
+    server = start_redis(arguments=arguments_for(own_broker, mailbox, size=-1))
+    client = server.client()
+    client.config_set("keyspaceamqp.queue-limit", 1024 * 1024)
+    expected = write(client, 0, 60_000)
+    numbers = settled(client, fallback_length=0, events_seen=60_000)
+    assert numbers["dropped"] == numbers["dropped_queue_full"] > 10_000
+    assert numbers["queue_bytes"] <= 1024 * 1024
+    assert list_length(client) == 0
+    own_broker.start()
+    kept = 60_000 - numbers["dropped"]
+    settled(client, confirmed=kept, queue_length=0)
+    arrived = keys_of(mailbox.receive())
+    # In order, and the newest of all is there: what is given up is what is oldest.
+    assert arrived == [key for key in expected if key in set(arrived)]
+    assert arrived[-1] == expected[-1]
+
+
+def _delete(client: redis.Redis) -> None:
+    client.delete(fallback.KEY)
+
+
+def _flush(client: redis.Redis) -> None:
+    client.flushall()
+
+
+def _rename(client: redis.Redis) -> None:
+    client.rename(fallback.KEY, "elsewhere")
+
+
+def _swap(client: redis.Redis) -> None:
+    client.swapdb(0, 1)
+
+
+def _expire(client: redis.Redis) -> None:
+    client.pexpire(fallback.KEY, 1)
+
+
+def _pop(client: redis.Redis) -> None:
+    client.lpop(fallback.KEY, 40)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason", "lost"),
+    [
+        (_delete, "dropped_fallback_removed", 100),
+        (_flush, "dropped_fallback_flushed", 100),
+        (_rename, "dropped_fallback_removed", 100),
+        (_swap, "dropped_fallback_flushed", 100),
+        (_expire, "dropped_fallback_expired", 100),
+        (_pop, "dropped_fallback_removed", 40),
+    ],
+)
+def test_what_others_do_to_the_list_is_counted(
+    damage: Callable[[redis.Redis], None],
+    reason: str,
+    lost: int,
+    own_broker: RabbitServer,
+    start_redis: StartRedis,
+) -> None:
+    """Rule 15: noticed, counted, logged, and no event about the list itself."""
+    mailbox = Mailbox(own_broker)
+    own_broker.kill()
+    server = start_redis(arguments=arguments_for(own_broker, mailbox, "$lgx"))
+    client = server.client()
+    write(client, 0, 100)
+    settled(client, fallback_length=100)
+    seen = stats(client)["events_seen"]
+    damage(client)
+    numbers = settled(client, dropped=lost)
+    assert numbers[reason] == lost
+    assert "events lost" in server.log()
+    extra = 1 if damage is _rename else 0  # rename_to, of a key that is not ours
+    assert numbers["events_seen"] == seen + extra
+    if damage is _swap:
+        return  # the keys are in another database now
+    write(client, 100, 100)
+    own_broker.start()
+    settled(client, fallback_length=0, queue_length=0, in_flight=0)
+    arrived = [m.event for m in mailbox.receive()]
+    assert not [event for event in arrived if event[2].startswith(b"keyspaceamqp")]
+    assert [event[2] for event in arrived][-100:] == [b"k%d" % n for n in range(100, 200)]
+
+
+def test_elements_put_there_by_somebody_are_delivered(
+    own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    mailbox = Mailbox(own_broker)
+    server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
+    client = server.client()
+    event = message.Event("somebody-1", 1000, 3, "$", b"set", b"theirs")
+    client.rpush(fallback.KEY, "garbage", message.to_element(event), "more garbage")
+    numbers = settled(client, fallback_length=0, fallback_found=3, confirmed=1, dropped=2)
+    assert numbers["dropped_unreadable"] == 2
+    (arrived,) = mailbox.receive(1)
+    assert arrived.event == (3, b"set", b"theirs")
+    assert arrived.properties.message_id == "somebody-1"
+
+
+def test_a_key_of_another_type_in_the_way(
+    own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    """Events flow past it while the broker is there, wait in memory when not, and
+    the error is plain to see."""
+    mailbox = Mailbox(own_broker)
+    server = start_redis(arguments=arguments_for(own_broker, mailbox, "$", masks=("^k",)))
+    client = server.client()
+    expected = write(client, 0, 10)
+    settled(client, confirmed=10)
+    client.set(fallback.KEY, "in the way")
+    expected += write(client, 10, 100)
+    settled(client, confirmed=110)
+    own_broker.kill()
+    expected += write(client, 110, 100)
+    wait_for(lambda: "WRONGTYPE" in stats(client)["last_error"], 30)
+    settled(client, queue_length=100, dropped=0)
+    client.delete(fallback.KEY)
+    settled(client, queue_length=0, fallback_length=100)
+    own_broker.start()
+    settled(client, confirmed=210)
+    assert keys_of(once(mailbox.receive())) == expected
+
+
+def test_refused_messages_are_tried_again(
+    own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    """A full queue that rejects (basic.nack): with patience, everything arrives."""
+    mailbox = Mailbox(own_broker, **{"x-max-length": 5, "x-overflow": "reject-publish"})
+    server = start_redis(arguments=arguments_for(own_broker, mailbox))
+    client = server.client()
+    expected = write(client, 0, 60)
+    wait_for(lambda: stats(client)["nacked"] > 0, 30)
+    received: list = []
+
+    def receive() -> bool:
+        received.extend(mailbox.receive())
+        return stats(client)["confirmed"] == 60
+
+    wait_for(receive, 60)
+    received += mailbox.receive()
+    assert sorted(keys_of(once(received))) == sorted(expected)
+    settled(client, dropped=0, confirmed=60)
+
+
+def test_messages_without_a_queue_are_counted(
+    own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    server = start_redis(arguments=arguments_for(own_broker, "no-queue-is-bound"))
+    write(server.client(), 0, 50)
+    settled(server.client(), confirmed=50, returned=50)
+
+
+def test_a_missing_exchange(own_broker: RabbitServer, start_redis: StartRedis) -> None:
+    """404 closes the channel; events wait in the list until the exchange is there."""
+    mailbox = Mailbox(own_broker)
+    exchange = mailbox.name
+    server = start_redis(arguments=arguments_for(own_broker, mailbox))
+    client = server.client()
+    client.execute_command("KEYSPACEAMQP.CONFIG", "SET", "exchange", exchange)
+    expected = write(client, 0, 100)
+    wait_for(lambda: "404" in stats(client)["last_error"], 30)
+    wait_for(lambda: list_length(client) == 100, 30)
+    with own_broker.connection() as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange, "direct")
+        channel.queue_bind(mailbox.name, exchange, mailbox.routing_key)
+    settled(client, confirmed=100, fallback_length=0)
+    assert keys_of(once(mailbox.receive())) == expected
+
+
+def test_a_wrong_password(own_broker: RabbitServer, start_redis: StartRedis) -> None:
+    mailbox = Mailbox(own_broker)
+    server = start_redis(arguments=arguments_for(own_broker, mailbox))
+    client = server.client()
+    client.config_set("keyspaceamqp.password", "s3cret-and-wrong")
+    expected = write(client, 0, 10)
+    wait_for(lambda: "ACCESS_REFUSED" in stats(client)["last_error"], 30)
+    settled(client, fallback_length=10)
+    client.config_set("keyspaceamqp.password", "guest")
+    settled(client, fallback_length=0, confirmed=10)
+    assert keys_of(mailbox.receive()) == expected
+    assert "s3cret" not in server.log()
+
+
+def test_a_blocked_connection(own_broker: RabbitServer, start_redis: StartRedis) -> None:
+    """A memory alarm: the broker says `blocked`, events go to the list."""
+    mailbox = Mailbox(own_broker)
+    server = start_redis(arguments=arguments_for(own_broker, mailbox))
+    client = server.client()
+    expected = write(client, 0, 10)
+    settled(client, confirmed=10)
+    own_broker.ctl("set_vm_memory_high_watermark", "0.00000001")
+    try:
+        # The broker tells a connection when it publishes.
+        expected += write(client, 10, 10)
+        wait_for(lambda: stats(client)["state"] == "blocked", 30)
+        expected += write(client, 20, 200)
+        wait_for(lambda: list_length(client) >= 200, 30)
+    finally:
+        own_broker.ctl("set_vm_memory_high_watermark", "0.6")
+    settled(client, confirmed=220, fallback_length=0, state="connected")
+    assert keys_of(once(mailbox.receive())) == expected
+
+
+class SilentListener:
+    """Accepts connections and never says a word."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self.accepted: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        try:
+            while True:
+                self.accepted.append(self._socket.accept()[0])
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+        for connection in self.accepted:
+            connection.close()
+
+
+def slowest(client: redis.Redis, count: int) -> float:
+    """The slowest of so many SETs, in seconds."""
+    most = 0.0
+    for number in range(count):
+        begin = time.monotonic()
+        client.set(f"probe:{number}", 1)
+        most = max(most, time.monotonic() - begin)
+    return most
+
+
+def test_a_silent_broker_is_not_noticed_by_redis(family: str, start_redis: StartRedis) -> None:
+    """Rule 2: accepts and never answers. The handshake times out, events are in
+    the list, Redis answers as ever."""
+    listener = SilentListener()
+    try:
+        server = start_redis(family, arguments_for(listener.port))
+        client = server.client()
+        most = slowest(client, 3000)
+        wait_for(lambda: list_length(client) == 3000, 30)
+        assert listener.accepted
+        assert stats(client)["state"] == "connecting"
+        print(f"slowest SET with a silent broker: {most * 1000:.1f} ms")
+        # The C original stands still for the whole of its timeout here.
+        assert most < 0.5
+        wait_for(lambda: stats(client)["state"] == "disconnected", 60)
+        assert stats(client)["last_error"]
+    finally:
+        listener.close()
+
+
+def test_a_paused_broker_is_not_noticed_by_redis(
+    own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    """SIGSTOP: the connection stays, but nothing is confirmed any more."""
+    import signal
+
+    mailbox = Mailbox(own_broker)
+    server = start_redis(arguments=arguments_for(own_broker, mailbox))
+    client = server.client()
+    expected = write(client, 0, 100)
+    settled(client, confirmed=100)
+    own_broker.signal(signal.SIGSTOP)
+    try:
+        expected += write(client, 100, 5000)
+        most = slowest(client, 1000)
+        expected += [b"probe:%d" % number for number in range(1000)]
+        wait_for(lambda: list_length(client) == 6000, 30)
+        print(f"slowest SET with a paused broker: {most * 1000:.1f} ms")
+        assert most < 0.5
+    finally:
+        own_broker.signal(signal.SIGCONT)
+    settled(client, confirmed=6100, fallback_length=0)
+    assert keys_of(once(mailbox.receive())) == expected
+
+
+def test_disconnect_and_connect(
+    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    server: RedisServer = start_redis(arguments=arguments_for(broker, mailbox))
+    client = server.client()
+    expected = write(client, 0, 100)
+    settled(client, confirmed=100)
+    assert client.execute_command("KEYSPACEAMQP.DISCONNECT") == b"OK"
+    expected += write(client, 100, 100)
+    settled(client, state="disconnected", fallback_length=100)
+    assert client.execute_command("KEYSPACEAMQP.CONNECT") == b"OK"
+    settled(client, state="connected", confirmed=200, fallback_length=0)
+    assert keys_of(once(mailbox.receive())) == expected

@@ -1,0 +1,237 @@
+"""Unload, shutdown, fork: what was captured is delivered or stored, in a bounded
+time, and the server stands."""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+import time
+
+import pytest
+import redis
+
+from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
+
+from .fix_servers import (
+    MODULE,
+    Mailbox,
+    StartRedis,
+    arguments_for,
+    list_length,
+    once,
+    settled,
+    stats,
+)
+
+
+class Load:
+    """A client that SETs numbered keys until it is stopped."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.keys: list[bytes] = []
+        self.slowest = 0.0
+        self._client = server.client()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        number = 0
+        while not self._stop.is_set():
+            key = b"load:%d" % number
+            begin = time.monotonic()
+            try:
+                self._client.set(key, 1)
+            except redis.exceptions.ConnectionError:
+                return
+            self.slowest = max(self.slowest, time.monotonic() - begin)
+            self.keys.append(key)
+            number += 1
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._client.close()
+
+    def more(self, count: int) -> None:
+        """Waits for more writes."""
+        target = len(self.keys) + count
+        wait_for(lambda: len(self.keys) >= target or not self._thread.is_alive(), 60)
+
+
+def resources(server: RedisServer) -> tuple[int, int]:
+    """Threads and descriptors of the server."""
+    process = pathlib.Path(f"/proc/{server.pid}")
+    return len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
+
+
+def rss(server: RedisServer) -> int:
+    status = pathlib.Path(f"/proc/{server.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
+def test_sixty_unloads_under_load(
+    family: str, there: bool, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """What is captured while the module is loaded is delivered or in the list;
+    nothing grows."""
+    server = start_redis(family)
+    client = server.client()
+    client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    arguments = arguments_for(broker.port if there else free_port(), mailbox, "$")
+    measured = []
+    with Load(server) as load:
+        for cycle in range(60):
+            client.execute_command("MODULE", "LOAD", str(MODULE), *arguments)
+            load.more(20)
+            client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+            if cycle in (9, 59):
+                measured.append((*resources(server), rss(server)))
+    (threads, descriptors, memory), (threads2, descriptors2, memory2) = measured
+    assert threads2 <= threads
+    assert descriptors2 <= descriptors + 1
+    # The list grows with the broker away; the rest may not.
+    assert memory2 < memory * 1.5
+    # Unbroken runs of keys: what arrived between two loads has no holes.
+    client.execute_command("MODULE", "LOAD", str(MODULE), *arguments_for(broker, mailbox, "$"))
+    settled(client, fallback_length=0, queue_length=0, in_flight=0)
+    messages = once(mailbox.receive())
+    seen = [int(m.event[2].partition(b":")[2]) for m in messages]
+    assert seen == sorted(seen)
+    assert len(seen) >= 60 * 20
+    holes = sum(b != a + 1 for a, b in zip(seen, seen[1:], strict=False))
+    assert holes <= 60  # the times without the module
+
+
+def test_unload_with_the_list_off(
+    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    server = start_redis(arguments=arguments_for(broker, mailbox, size=-1))
+    client = server.client()
+    with client.pipeline(transaction=False) as pipeline:
+        for number in range(3000):
+            pipeline.set(f"k{number}", 1)
+        pipeline.execute()
+    client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    assert [m.event[2] for m in mailbox.receive()] == [b"k%d" % n for n in range(3000)]
+
+
+def test_unload_drops_only_what_has_nowhere_to_go(start_redis: StartRedis) -> None:
+    server = start_redis(arguments=arguments_for(free_port(), size=-1))
+    client = server.client()
+    for number in range(100):
+        client.set(f"k{number}", 1)
+    client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    assert "100 events lost: they could be neither delivered nor stored" in server.log()
+
+
+SHUTDOWNS = {
+    "rdb": ["save 3600 1000000"],
+    "aof": ["appendonly yes"],
+    "neither": [],
+}
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
+@pytest.mark.parametrize("persistence", list(SHUTDOWNS))
+def test_shutdown(
+    family: str, persistence: str, there: bool, broker: RabbitServer, mailbox: Mailbox,
+    start_redis: StartRedis,
+) -> None:
+    """SIGTERM: with a broker everything is delivered; without one, what the disk
+    can keep is kept, and the server ends in time."""
+    port = broker.port if there else free_port()
+    server = start_redis(family, arguments_for(port, mailbox), SHUTDOWNS[persistence])
+    client = server.client()
+    with client.pipeline(transaction=False) as pipeline:
+        for number in range(2000):
+            pipeline.set(f"k{number}", 1)
+        pipeline.execute()
+    if persistence == "aof" and not there:
+        # The append-only file is closed before modules hear of a shutdown, so
+        # it has what was in the list by then: all that is older than 100 ms.
+        wait_for(lambda: list_length(client) == 2000, 10)
+    begin = time.monotonic()
+    assert server.stop(timeout=30) == 0
+    assert time.monotonic() - begin < 15
+    expected = [b"k%d" % number for number in range(2000)]
+    if there:
+        server.start()
+        settled(server.client(), fallback_length=0)
+        assert [m.event[2] for m in once(mailbox.receive())] == expected
+    elif persistence != "neither":
+        server.start()
+        settled(server.client(), fallback_length=2000)
+
+
+def test_save_has_what_is_in_memory(start_redis: StartRedis) -> None:
+    """A synchronous SAVE stores first: a crash right after it loses nothing."""
+    server = start_redis(arguments=arguments_for(free_port()), options=["dbfilename dump.rdb"])
+    client = server.client()
+    with client.pipeline(transaction=False) as pipeline:
+        for number in range(500):
+            pipeline.set(f"k{number}", 1)
+        pipeline.execute_command("SAVE")
+        pipeline.execute()
+    server.kill()
+    server.start()
+    settled(server.client(), fallback_length=500)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
+def test_forks_under_load(
+    family: str, there: bool, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """BGSAVE and BGREWRITEAOF: no deadlock, nothing lost, nothing twice."""
+    port = broker.port if there else free_port()
+    server = start_redis(
+        family, arguments_for(port, mailbox, "$"), ["appendonly yes", "save 3600 1000000"]
+    )
+    client = server.client()
+    with Load(server) as load:
+        for number in range(20):
+            wait_for(lambda: not _saving(client), 30)
+            client.execute_command("BGSAVE" if number % 2 else "BGREWRITEAOF")
+            load.more(50)
+        wait_for(lambda: not _saving(client), 30)
+    if not there:
+        settled(client, fallback_length=len(load.keys))
+        client.config_set("keyspaceamqp.port", broker.port)
+    settled(client, confirmed=len(load.keys), fallback_length=0)
+    assert [m.event[2] for m in mailbox.receive()] == load.keys
+    print(f"slowest SET with {20} forks: {load.slowest * 1000:.1f} ms")
+
+
+def _saving(client: redis.Redis) -> bool:
+    found = client.info("persistence")
+    return bool(found["rdb_bgsave_in_progress"] or found["aof_rewrite_in_progress"])
+
+
+def test_connect_and_disconnect_hammered(
+    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    server = start_redis(arguments=arguments_for(broker, mailbox, "$"))
+    client = server.client()
+    with Load(server) as load:
+        for _ in range(60):
+            client.execute_command("KEYSPACEAMQP.DISCONNECT")
+            client.execute_command("KEYSPACEAMQP.CONNECT")
+            load.more(5)
+    settled(client, confirmed=len(load.keys), fallback_length=0, dropped=0)
+    assert [m.event[2] for m in once(mailbox.receive())] == load.keys
+    assert stats(client)["handler_errors"] == 0
+
+
+def test_a_long_script(broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis) -> None:
+    """Redis' main thread is busy for long: the worker lives on without it."""
+    server = start_redis(arguments=arguments_for(broker, mailbox, "$"))
+    client = server.client()
+    count = 50_000
+    client.eval(f"for i = 1, {count} do redis.call('SET', 'k' .. i, 1) end", 0)
+    settled(client, confirmed=count)
+    keys = [m.event[2] for m in once(mailbox.receive())]
+    assert keys == [b"k%d" % number for number in range(1, count + 1)]

@@ -1,0 +1,350 @@
+"""Loading, parameters, and what happens when something is wrong at load."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import subprocess
+import sys
+import venv
+from typing import Any
+
+import pytest
+import redis
+
+from keyspace_amqp import __version__
+from keyspace_amqp.config import SETTINGS
+from keyspace_amqp.servers import RedisServer, free_port
+
+from .fix_servers import (
+    FAMILIES,
+    MODULE,
+    Mailbox,
+    StartRedis,
+    arguments_for,
+    old_server,
+    settled,
+    stats,
+)
+
+DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
+GIVEN = ["$x", "localhost", "1234", "user", "secret", "20", "my exchange", "my.key", "2", "0"]
+
+
+def parameters(client: redis.Redis) -> dict[str, str]:
+    found: dict[str, str] = client.config_get("keyspaceamqp.*")
+    return {
+        _text(name).removeprefix("keyspaceamqp."): _text(value) for name, value in found.items()
+    }
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def loaded(client: redis.Redis) -> bool:
+    return b"keyspaceamqp" in [module[b"name"] for module in client.module_list()]
+
+
+def test_defaults(family: str, start_redis: StartRedis) -> None:
+    server = start_redis(family)
+    assert parameters(server.client()) == DEFAULTS
+    assert __version__ in server.log()
+    assert f"keyspaceamqp_version:{__version__}" in _text(
+        server.client().execute_command("INFO", "keyspaceamqp", **{"NEVER_DECODE": True})
+    )
+
+
+@pytest.mark.parametrize("count", range(len(GIVEN) + 1))
+def test_any_tail_of_the_arguments_may_be_left_out(count: int, start_redis: StartRedis) -> None:
+    server = start_redis(arguments=GIVEN[:count])
+    names = [setting.name for setting in SETTINGS]
+    expected = DEFAULTS | dict(zip(names, GIVEN[:count], strict=False))
+    assert parameters(server.client()) == expected
+
+
+def test_masks_are_the_rest_of_the_arguments(family: str, start_redis: StartRedis) -> None:
+    server = start_redis(family, [*GIVEN, "^a b$", "c\\d", "^x.*y$"])
+    client = server.client()
+    assert client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST") == [b"^a b$", b"c\\d", b"^x.*y$"]
+    assert parameters(client)["masks"] == r"^a\x20b$ c\\d ^x.*y$"
+
+
+def test_every_way_to_load(family: str, start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    server = start_redis(family, arguments=None)
+    client = server.client()
+    client.execute_command("MODULE", "LOAD", str(MODULE), "g")
+    assert parameters(client)["events"] == "g"
+    client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    client.execute_command(
+        "MODULE", "LOADEX", str(MODULE), "CONFIG", "keyspaceamqp.port", "1000",
+        "CONFIG", "keyspaceamqp.masks", "^a ^b", "ARGS", "l", "example.org", "2000",
+    )
+    found = parameters(client)
+    # What is named wins over what has a position.
+    assert (found["events"], found["host"], found["port"]) == ("l", "example.org", "1000")
+    assert client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST") == [b"^a", b"^b"]
+    with pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command("MODULE", "LOAD", str(MODULE))  # twice
+    command_line = RedisServer(tmp_path / "command-line", FAMILIES[family]())
+    command_line.write_config()
+    arguments = [*command_line.command(), "--loadmodule", str(MODULE), "s"]
+    command_line.command = lambda: arguments  # type: ignore[method-assign]
+    with command_line:
+        assert parameters(command_line.client())["events"] == "s"
+
+
+def test_named_parameters_in_the_configuration_file(
+    family: str, start_redis: StartRedis
+) -> None:
+    server = start_redis(
+        family, ["g", "a-host"], ["keyspaceamqp.host other-host", 'keyspaceamqp.masks "^a  ^b"']
+    )
+    client = server.client()
+    found = parameters(client)
+    assert (found["events"], found["host"]) == ("g", "other-host")
+    assert client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST") == [b"^a", b"^b"]
+
+
+def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> None:
+    server = start_redis(family, GIVEN)
+    client = server.client()
+    changed = {
+        "events": "A", "host": "h", "port": "1", "username": "", "password": "p w\"\\x",
+        "heartbeat": "0", "exchange": "", "routing-key": "k k", "delivery-mode": "1",
+        "fallback-size": "-5", "masks": r"^\x20a ALL", "queue-limit": "2000000", "worker-nice": "3",
+    }
+    for name, value in changed.items():
+        client.config_set(f"keyspaceamqp.{name}", value)
+    assert parameters(client) == changed
+    # A value that is the table's default, but not what the arguments say.
+    client.config_set("keyspaceamqp.port", 5672)
+    client.config_rewrite()
+    server.stop()
+    server.start()
+    assert parameters(server.client()) == changed | {"port": "5672"}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_parameter_can_be_set_while_it_runs(
+    setting: Any, broker: Any, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    other = {
+        "events": "$", "host": "localhost", "port": str(broker.port), "username": "guest",
+        "password": "guest", "heartbeat": "5", "exchange": "amq.direct",
+        "routing-key": mailbox.routing_key, "delivery-mode": "2", "fallback-size": "5",
+        "masks": "^a", "queue-limit": "1048576", "worker-nice": "19",
+    }
+    server = start_redis(arguments=arguments_for(broker, mailbox))
+    client = server.client()
+    client.set("a", 1)
+    mailbox.receive(1)
+    client.config_set(f"keyspaceamqp.{setting.name}", other[setting.name])
+    assert parameters(client)[setting.name] == other[setting.name]
+    client.set("a", 1)
+    assert mailbox.receive(1)[0].event == (0, b"set", b"a")
+
+
+WRONG = [
+    ("events", "xq", "letter"),
+    ("events", "", "letters"),
+    ("host", "", "name or an address"),
+    ("port", "0", "1 to 65535"),
+    ("port", "65536", "1 to 65535"),
+    ("port", "5672x", "1 to 65535"),
+    ("port", "", "1 to 65535"),
+    ("heartbeat", "-1", "0 (off) to 65535"),
+    ("exchange", "e" * 256, "255"),
+    ("routing-key", "k" * 256, "255"),
+    ("delivery-mode", "3", "1 "),
+    ("fallback-size", "many", "whole number"),
+    ("fallback-size", "9223372036854775808", "whole number"),
+    ("masks", "a\\b", "\\\\"),
+    ("queue-limit", "1", "1048576"),
+    ("worker-nice", "20", "0 to 19"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "accepted"), WRONG)
+def test_a_wrong_value_is_refused(
+    name: str, value: str, accepted: str, start_redis: StartRedis
+) -> None:
+    """By CONFIG SET and by our command, with the old values whole; and at load."""
+    server = start_redis()
+    client = server.client()
+    before = parameters(client)
+    for command in (
+        ["CONFIG", "SET", "keyspaceamqp.username", "changed", f"keyspaceamqp.{name}", value],
+        ["KEYSPACEAMQP.CONFIG", "SET", "username", "changed", name, value],
+    ):
+        with pytest.raises(redis.exceptions.ResponseError) as refused:
+            client.execute_command(*command)
+        text = str(refused.value)
+        assert name in text
+        assert value[:60] in text
+        assert accepted in text
+        assert parameters(client) == before
+    client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    with pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command(
+            "MODULE", "LOADEX", str(MODULE), "CONFIG", f"keyspaceamqp.{name}", value
+        )
+    assert not loaded(client)
+    assert f"{name}: " in server.log()
+    position = next(setting.position for setting in SETTINGS if setting.name == name)
+    if position is not None and name != "masks":
+        arguments = [setting.default for setting in SETTINGS][: position - 1]
+        with pytest.raises(redis.exceptions.ResponseError):
+            client.execute_command("MODULE", "LOAD", str(MODULE), *arguments, value)
+        assert f"argument {position}, {name}: " in server.log()
+        assert not loaded(client)
+    # Nothing is left behind: it can be loaded rightly now.
+    client.execute_command("MODULE", "LOAD", str(MODULE))
+    assert parameters(client) == DEFAULTS
+
+
+def test_an_unknown_named_parameter(family: str, start_redis: StartRedis) -> None:
+    client = start_redis(family, arguments=None).client()
+    with pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command("MODULE", "LOADEX", str(MODULE), "CONFIG", "keyspaceamqp.no", "1")
+    assert not loaded(client)
+    client.execute_command("MODULE", "LOAD", str(MODULE))
+    settled(client, state="idle")
+
+
+def test_the_password_is_a_secret(family: str, start_redis: StartRedis) -> None:
+    """Rule 20: not in the log, the slow log, MONITOR, STATS, INFO or an error."""
+    secret = "hunter2-hunter2"
+    server = start_redis(
+        family, ["A", "127.0.0.1", free_port()], ["slowlog-log-slower-than 0", "loglevel debug"]
+    )
+    client = server.client()
+    with server.client().monitor() as monitor:
+        client.config_set("keyspaceamqp.password", secret)
+        client.execute_command("KEYSPACEAMQP.CONFIG", "SET", "password", secret)
+        client.execute_command("KEYSPACEAMQP.CONNECT", "127.0.0.1", free_port(), "user", secret)
+        with pytest.raises(redis.exceptions.ResponseError) as refused:
+            client.execute_command("KEYSPACEAMQP.CONFIG", "SET", "password", secret * 100)
+        client.set("end", 1)
+        seen = []
+        while not seen or "end" not in seen[-1]:
+            seen.append(monitor.next_command()["command"])
+    shown = [
+        *seen,
+        str(refused.value),
+        str(client.slowlog_get(100)),
+        str(client.execute_command("INFO", "everything")),
+        str(stats(client)),
+        str(client.execute_command("KEYSPACEAMQP.CONFIG", "GET", "*")),
+        server.log(),
+    ]
+    assert not [text for text in shown if secret in text]
+    assert parameters(client)["password"] == secret  # Redis' own command, like requirepass
+
+
+def load_fails(server: RedisServer, path: pathlib.Path) -> str:
+    """Loads a module, which must fail and leave the server up; the log."""
+    client = server.client()
+    with pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command("MODULE", "LOAD", str(path))
+    assert client.ping()
+    return server.log()
+
+
+def site_packages(prefix: pathlib.Path) -> pathlib.Path:
+    return prefix / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+
+
+def installed_copy(prefix: pathlib.Path) -> pathlib.Path:
+    """The package with the module in it, as pip would lay it; the module's path."""
+    package = site_packages(prefix) / "keyspace_amqp"
+    shutil.copytree(
+        MODULE.parent.parent / "keyspace_amqp", package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(MODULE, package)
+    return package / MODULE.name
+
+
+def test_a_server_that_is_too_old(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    server = RedisServer(tmp_path / "old", old_server())
+    server.config_path.write_text(f"port {server.port}\nbind 127.0.0.1\n")
+    with server:
+        log = load_fails(server, MODULE)
+        assert "needs Redis 7.0 or later" in log
+
+
+def test_packages_are_missing(family: str, start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    """A virtual environment without the packages: the log says what to install."""
+    server = start_redis(family, arguments=None)
+    environment = tmp_path / "environment"
+    venv.create(environment, symlinks=True)
+    path = installed_copy(environment)
+    log = load_fails(server, path)
+    assert "cannot import _cffi_backend" in log
+    assert f"{environment}/bin/python" in log
+    assert "-m pip install cffi" in log
+    # Once they are there, the same process can load it.
+    source = pathlib.Path(site_packages(pathlib.Path(sys.prefix)))
+    for name in ("pika", *(p.name for p in source.glob("_cffi_backend*"))):
+        (site_packages(environment) / name).symlink_to(source / name)
+    client = server.client()
+    client.execute_command("MODULE", "LOAD", str(path))
+    assert str(environment) in server.log()
+    settled(client, state="idle")
+
+
+def test_the_handler_is_missing(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    server = start_redis(arguments=None)
+    path = installed_copy(tmp_path / "environment")
+    (path.parent / "worker.py").unlink()
+    # A module of a build folder has the path of its sources and would use them.
+    data = path.read_bytes()
+    root = str(MODULE.parent.parent).encode()
+    path.write_bytes(data.replace(root, b"/gone" + b"/" * (len(root) - 5)))
+    log = load_fails(server, path)
+    assert "the handler is missing" in log
+
+
+def test_the_environment_is_missing(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    server = start_redis(arguments=None)
+    path = installed_copy(tmp_path / "environment")
+    data = path.read_bytes()
+    root = str(MODULE.parent.parent).encode()
+    path.write_bytes(data.replace(root, b"/gone" + b"/" * (len(root) - 5)))
+    log = load_fails(server, path)
+    # The system's own interpreter is the last resort, where there is one.
+    assert "the Python environment is missing" in log or "/usr/bin/python" in log
+
+
+def test_libpython_is_missing(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    server = start_redis(arguments=None)
+    path = tmp_path / MODULE.name
+    name = "libpython{}.{}.so".format(*sys.version_info).encode()
+    path.write_bytes(MODULE.read_bytes().replace(name, name.replace(b"python", b"pythom")))
+    path.chmod(0o755)
+    log = load_fails(server, path)
+    assert "libpythom" in log
+    assert "cannot open shared object file" in log
+
+
+def test_an_error_in_the_handler(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    server = start_redis(arguments=None)
+    environment = tmp_path / "environment"
+    venv.create(environment, symlinks=True)
+    path = installed_copy(environment)
+    source = pathlib.Path(site_packages(pathlib.Path(sys.prefix)))
+    for name in ("pika", *(p.name for p in source.glob("_cffi_backend*"))):
+        (site_packages(environment) / name).symlink_to(source / name)
+    with (path.parent / "broker.py").open("a") as file:
+        file.write("\nraise RuntimeError('broken on purpose')\n")
+    log = load_fails(server, path)
+    assert "broken on purpose" in log
+
+
+def test_only_the_entry_points_are_exported() -> None:
+    """redis-server exports thousands of symbols; ours are our own."""
+    listed = subprocess.run(
+        ["nm", "-D", "--defined-only", str(MODULE)], check=True, capture_output=True, text=True
+    ).stdout
+    names = {line.split()[-1] for line in listed.splitlines()}
+    assert names == {"RedisModule_OnLoad", "RedisModule_OnUnload", "PyInit__keyspace_amqp"}

@@ -1,0 +1,345 @@
+"""The shim's checks of parameters, and the list of masks that it writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from keyspace_amqp.config import (
+    INDEX,
+    INT64_MAX,
+    MASKS_BYTES,
+    SETTINGS,
+    Kind,
+    Setting,
+    parse_masks,
+)
+from tests.fix_shim import Shim
+
+# REDISMODULE_NOTIFY_*, as in redismodule.h of Redis 7.0.
+BITS = {
+    "g": 1 << 2, "$": 1 << 3, "l": 1 << 4, "s": 1 << 5, "h": 1 << 6, "z": 1 << 7,
+    "x": 1 << 8, "e": 1 << 9, "t": 1 << 10, "m": 1 << 11, "d": 1 << 13, "n": 1 << 14,
+}  # fmt: skip
+EVERY_CLASS = sum(BITS.values())
+# What a server's own `A` stands for: all but misses and new keys.
+ALIAS = EVERY_CLASS & ~(BITS["m"] | BITS["n"])
+# Room as in the module: no message may be longer.
+ERROR_BYTES = 1024
+
+Check = Callable[..., str | None]
+
+
+@pytest.fixture(scope="session")
+def check(shim: Shim) -> Check:
+    """check(name, value): None, or the message of the refusal."""
+    ffi, lib = shim.ffi, shim.lib
+
+    def check(name: str, value: bytes, classes: int = EVERY_CLASS) -> str | None:
+        error = ffi.new("char[]", b"\x01" * (ERROR_BYTES - 1))
+        code = lib.settings_check(INDEX[name], value, len(value), classes, error, ERROR_BYTES)
+        if code == 0:
+            return None
+        assert code == -1
+        message: str = ffi.string(error).decode("ascii")  # Redis' log takes no other bytes
+        assert len(message) < ERROR_BYTES - 1
+        assert message.isprintable()
+        return message
+
+    return check
+
+
+# name: values that are accepted, values that are not
+# fmt: off
+VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
+    "events": (
+        [b"g", b"$", b"l", b"s", b"h", b"z", b"x", b"e", b"A", b"t", b"d", b"m", b"n",
+         b"xe", b"g$lshzxe", b"A" * 64, b"xxx", b"Amn"],
+        [b"", b"K", b"E", b"KEA", b"a", b"X", b"x e", b"xe ", b"x,e", b"\xff", b"x\n", b"0", b"?"],
+    ),
+    "host": (
+        [b"h", b"127.0.0.1", b"::1", b"broker.example", b"h" * 255],
+        [b"", b"h" * 256],
+    ),
+    "port": (
+        [b"1", b"5672", b"65535", b"00080"],
+        [b"", b"0", b"65536", b"-1", b"+1", b" 1", b"1 ", b"1\n", b"1.0", b"1e3", b"0x10", b"amqp",
+         b"-", b"--1", b"1-1", b"1-", b"4294972968", b"18446744073709557288", b"\xb2"],
+    ),
+    "username": ([b"", b"guest", b"u" * 255, b"with blank", b"\xff\n"], [b"u" * 256]),
+    "password": ([b"", b"guest", b"p" * 1024, b"with blank", b"\xff\n"], [b"p" * 1025]),
+    "heartbeat": ([b"0", b"30", b"65535"], [b"", b"-1", b"65536", b"30s"]),
+    "exchange": ([b"", b"amq.direct", b"e" * 255], [b"e" * 256]),
+    "routing-key": ([b"", b"key", b"k" * 255], [b"k" * 256]),
+    "delivery-mode": ([b"1", b"2"], [b"", b"0", b"3", b"-1", b"12", b"persistent"]),
+    "fallback-size": (
+        [b"0", b"1", b"-1", b"%d" % INT64_MAX, b"%d" % (-INT64_MAX - 1)],
+        [b"", b"%d" % (INT64_MAX + 1), b"%d" % (-INT64_MAX - 2), b"9" * 30, b"1" * 5000, b"10k"],
+    ),
+    "masks": (
+        [b"", b"ALL", b"^a.*$ b*", b"a\\x20b", b"\\\\", b"\\x00\\xFF", b"\t a\n", b"\xff",
+         b"m" * MASKS_BYTES],
+        [b"\\", b"a\\", b"\\n", b"\\x", b"\\x2", b"\\xg0", b"\\x0g", b"\\X20", b"\\\\\\",
+         b"\\x 20", b"m" * (MASKS_BYTES + 1)],
+    ),
+    "queue-limit": (
+        [b"1048576", b"67108864", b"1099511627776"],
+        [b"", b"0", b"1048575", b"1099511627777", b"-1", b"64mb"],
+    ),
+    "worker-nice": ([b"0", b"10", b"19"], [b"", b"-1", b"20"]),
+}
+# fmt: on
+
+
+def test_every_parameter_is_in_the_table_of_this_test() -> None:
+    assert list(VALUES) == [setting.name for setting in SETTINGS]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_accepted(check: Check, name: str) -> None:
+    assert [(v[:40], check(name, v)) for v in VALUES[name][0] if check(name, v)] == []
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_refused(check: Check, name: str) -> None:
+    assert [v[:40] for v in VALUES[name][1] if check(name, v) is None] == []
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_a_default_passes_its_own_check(check: Check, setting: Setting) -> None:
+    assert check(setting.name, setting.default.encode()) is None
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_the_bounds_are_those_of_the_table(check: Check, setting: Setting) -> None:
+    """The .so was made from this table, and says so at its edges."""
+    s = setting
+    if s.kind is Kind.INTEGER:
+        inside, outside = [s.minimum, s.maximum], [s.minimum - 1, s.maximum + 1]
+        assert all(check(s.name, b"%d" % number) is None for number in inside)
+        assert all(check(s.name, b"%d" % number) for number in outside)
+    else:
+        assert check(s.name, b"x" * s.maximum) is None
+        assert check(s.name, b"x" * s.minimum) is None
+        if s.minimum:
+            assert check(s.name, b"x" * (s.minimum - 1))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            s.name,
+            marks=pytest.mark.xfail(
+                s.kind is Kind.EVENTS, reason="the length of `events` is not checked", strict=True
+            ),
+        )
+        for s in SETTINGS
+        if s.kind is not Kind.INTEGER
+    ],
+)
+def test_a_text_longer_than_the_table_allows_is_refused(check: Check, name: str) -> None:
+    assert check(name, b"x" * (SETTINGS[INDEX[name]].maximum + 1))
+
+
+integers = pytest.mark.parametrize("name", [s.name for s in SETTINGS if s.kind is Kind.INTEGER])
+texts = pytest.mark.parametrize("name", [s.name for s in SETTINGS if s.kind is Kind.TEXT])
+
+
+@integers
+@given(number=st.one_of(st.integers(-(2**65), 2**65), st.integers(-2, 70_000)))
+def test_any_number(check: Check, name: str, number: int) -> None:
+    setting = SETTINGS[INDEX[name]]
+    inside = setting.minimum <= number <= setting.maximum
+    assert (check(name, b"%d" % number) is None) is inside
+
+
+@integers
+@given(value=st.text("-+0123 .x\n", max_size=24))
+def test_what_looks_like_a_number(check: Check, name: str, value: str) -> None:
+    """What passes is what the handler's int() reads, and within the bounds."""
+    setting = SETTINGS[INDEX[name]]
+    number = int(value) if re.fullmatch("-?[0-9]+", value) and len(value) < 24 else None
+    inside = number is not None and setting.minimum <= number <= setting.maximum
+    assert (check(name, value.encode()) is None) is inside
+
+
+@texts
+@given(value=st.binary(max_size=300).map(lambda value: value.replace(b"\0", b"\n")))
+def test_a_text_is_any_bytes_of_the_right_number(check: Check, name: str, value: bytes) -> None:
+    setting = SETTINGS[INDEX[name]]
+    inside = setting.minimum <= len(value) <= setting.maximum
+    assert (check(name, value) is None) is inside
+
+
+near_escapes = st.lists(
+    st.sampled_from([b"\\", b"x", b"2", b"F", b"g", b" ", b"\n", b"\xff", b"*"]), max_size=10
+).map(b"".join)
+
+
+@given(value=near_escapes)
+@example(b"\\\\x2")
+def test_masks_are_refused_for_lone_backslashes_only(check: Check, value: bytes) -> None:
+    fine = re.fullmatch(rb"([^\\]|\\\\|\\x[0-9a-fA-F]{2})*", value) is not None
+    assert (check("masks", value) is None) is fine
+    if fine:
+        assert b"" not in parse_masks(value)
+
+
+# ---- what a refusal says ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_refusal_names_the_parameter_the_value_and_what_is_accepted(
+    check: Check, name: str
+) -> None:
+    setting = SETTINGS[INDEX[name]]
+    for value in VALUES[name][1]:
+        message = check(name, value)
+        assert message is not None
+        assert message.startswith(f"{name}: ")
+        assert message.endswith(f"; give {setting.accepted}")
+        if setting.sensitive:
+            continue
+        shown = re.sub(rb"[^ -~]", lambda m: b"\\x%02x" % m[0][0], value[:64]).decode()
+        cut = "..." if len(value) > 64 else ""
+        assert f" '{shown}{cut}' is not accepted" in message
+
+
+# None of these is in the words of a message.
+@given(
+    secret=st.one_of(
+        st.text("@#%&~^!", min_size=1025, max_size=1030),
+        st.text("@#%&~^!", min_size=1, max_size=40).map(lambda s: s + "\0" + s),
+    )
+)
+def test_a_secret_is_not_shown_in_any_part(check: Check, secret: str) -> None:
+    message = check("password", secret.encode())
+    assert message is not None
+    assert message.startswith("password: ")
+    assert SETTINGS[INDEX["password"]].accepted in message
+    assert not set("@#%&~^!") & set(message)
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("position", ["only", "first", "inside", "last"])
+def test_a_nul_byte_is_refused(check: Check, name: str, position: str) -> None:
+    """Redis keeps the values of its configs as C strings."""
+    good = SETTINGS[INDEX[name]].default.encode()
+    value = {
+        "only": b"\0",
+        "first": b"\0" + good,
+        "inside": good[:1] + b"\0" + good,
+        "last": good + b"\0",
+    }[position]
+    message = check(name, value)
+    assert message is not None
+    assert message.startswith(f"{name}: ")
+    assert "NUL" in message
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_huge_values_are_refused_in_few_words(check: Check, name: str) -> None:
+    for byte in (b"1", b"\xff", b"\0", b"\\"):
+        message = check(name, byte * (4 * 1024 * 1024))
+        assert message is not None
+        assert len(message) < 700
+
+
+@given(capacity=st.integers(1, 300), value=st.binary(min_size=256, max_size=300))
+def test_a_message_keeps_to_its_room(shim: Shim, capacity: int, value: bytes) -> None:
+    ffi = shim.ffi
+    room = ffi.new("char[]", b"\x7f" * 400)
+    code = shim.lib.settings_check(INDEX["host"], value, len(value), 0, room, capacity)
+    assert code == -1
+    assert bytes(ffi.buffer(room, 400))[capacity:] == b"\x7f" * (400 - capacity)
+    assert len(ffi.string(room)) < capacity
+
+
+# ---- event classes ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("letter", BITS)
+def test_the_bit_of_a_letter(shim: Shim, letter: str) -> None:
+    assert shim.lib.settings_classes(letter.encode(), 1) == BITS[letter]
+
+
+def test_the_bits_of_a(shim: Shim) -> None:
+    assert shim.lib.settings_classes(b"A", 1) == ALIAS
+    documented = sum(BITS[letter] for letter in "g$lshzxe")
+    assert ALIAS & documented == documented
+
+
+@given(letters=st.lists(st.sampled_from([*BITS, "A"]), max_size=20))
+def test_letters_add_up(shim: Shim, letters: list[str]) -> None:
+    expected = 0
+    for letter in letters:
+        expected |= ALIAS if letter == "A" else BITS[letter]
+    value = "".join(letters).encode()
+    assert shim.lib.settings_classes(value, len(value)) == expected
+
+
+@pytest.mark.parametrize("letter", BITS)
+def test_a_class_that_the_server_lacks(check: Check, letter: str) -> None:
+    without = EVERY_CLASS & ~BITS[letter]
+    message = check("events", b"A" + letter.encode(), without)
+    assert message is not None
+    assert f"'A{letter}'" in message
+    assert f"this server has no class {letter}" in message
+    others = "".join(other for other in BITS if other != letter).encode()
+    assert check("events", others, without) is None
+
+
+def test_a_is_accepted_whatever_it_means_to_the_server(check: Check) -> None:
+    assert check("events", b"A", sum(BITS[letter] for letter in "g$lshzxe")) is None
+
+
+def test_a_letter_of_no_class_is_told_from_one_the_server_lacks(check: Check) -> None:
+    message = check("events", b"xeK", 0x3FC)
+    assert message is not None
+    assert "no event class has this letter" in message
+
+
+# ---- the list of masks --------------------------------------------------------
+
+
+@given(
+    masks=st.lists(st.one_of(st.binary(min_size=1, max_size=12), near_escapes.filter(bool))),
+    spare=st.integers(0, 20),
+)
+@example([bytes([byte]) for byte in range(256)], 0)
+def test_appended_masks_come_back(shim: Shim, check: Check, masks: list[bytes], spare: int) -> None:
+    ffi, lib = shim.ffi, shim.lib
+    capacity = sum(4 * len(mask) + 2 for mask in masks) + 1 + spare
+    room = ffi.new("char[]", b"\x7f" * (capacity + 8))
+    used = 0
+    for mask in masks:
+        used = lib.settings_append_mask(room, used, capacity, mask, len(mask))
+        assert 0 < used < capacity
+        assert ffi.buffer(room)[used] == b"\0"
+    assert bytes(ffi.buffer(room))[capacity : capacity + 8] == b"\x7f" * 8
+    value = bytes(ffi.buffer(room, used))
+    assert check("masks", value) is None
+    assert parse_masks(value) == tuple(masks)
+
+
+@given(masks=st.lists(st.binary(min_size=1, max_size=9), min_size=1), capacity=st.integers(0, 60))
+def test_too_little_room_is_told_and_nothing_is_written(
+    shim: Shim, masks: list[bytes], capacity: int
+) -> None:
+    ffi, lib = shim.ffi, shim.lib
+    room = ffi.new("char[]", b"\x7f" * 80)
+    used = 0
+    for mask in masks:
+        before = bytes(ffi.buffer(room))
+        now = lib.settings_append_mask(room, used, capacity, mask, len(mask))
+        assert bytes(ffi.buffer(room))[capacity:] == before[capacity:]
+        if now == 0:
+            assert bytes(ffi.buffer(room)) == before
+            assert used + 4 * len(mask) + 2 > capacity
+            break
+        used = now
