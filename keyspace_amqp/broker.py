@@ -102,8 +102,8 @@ class Broker:
             return  # its end is on the way to the publisher
         for event in events:
             channel.basic_publish(
-                self._exchange,  # type: ignore[arg-type]  # pika takes bytes as they are
-                self._routing_key,  # type: ignore[arg-type]
+                self._exchange,  # bytes: pika takes them as they are
+                self._routing_key,
                 body(event),
                 pika.BasicProperties(
                     content_type=CONTENT_TYPE,
@@ -117,7 +117,7 @@ class Broker:
     # ---- callbacks of pika -------------------------------------------------
 
     def _on_open(self, connection: Any) -> None:
-        if connection is not self._connection:
+        if self._connection is None or connection is not self._connection:
             connection.close()
             return
         connection.add_on_connection_blocked_callback(self._on_blocked)

@@ -178,10 +178,11 @@ def _demo(options: argparse.Namespace) -> int:
     try:
         from . import demo
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("keyspace_amqp"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("pika", "redis", "rich"):
             raise
         raise _Failure(
-            f"the Python package {error.name} is missing: pip install 'keyspace-amqp[demo]'"
+            f"the Python package {package} is missing: pip install 'keyspace-amqp[demo]'"
         ) from None
     return demo.run(module_path(), keep=options.keep)
 

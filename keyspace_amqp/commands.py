@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from . import masks
 from .config import INDEX, SETTINGS, Config, format_masks
-from .fallback import Command, Job, JobError, length_job, peek_job, read_elements
+from .fallback import Job, JobError, SetParameters, length_job, peek_job, read_elements
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +62,24 @@ class CommandSpec:
 COMMANDS: tuple[CommandSpec, ...] = (
     CommandSpec(
         "CONNECT",
-        ("CONNECT [host [port [username [password [heartbeat [exchange [routing-key "
-         "[delivery-mode [fallback-size [mask ...]]]]]]]]]]",),
+        (
+            "CONNECT [host [port [username [password [heartbeat [exchange [routing-key "
+            "[delivery-mode [fallback-size [mask ...]]]]]]]]]]",
+        ),
         "Connects to RabbitMQ, with the present parameters or with those given",
-        tuple(
-            Argument(
-                "mask" if setting.name == "masks" else setting.name,
-                "INTEGER" if setting.kind.name == "INTEGER" else "STRING",
-                optional=True,
-                multiple=setting.name == "masks",
-            )
-            for setting in SETTINGS
-            if setting.position is not None and setting.name != "events"
-        ) + (_LOCAL,),
+        (
+            *(
+                Argument(
+                    "mask" if setting.name == "masks" else setting.name,
+                    "INTEGER" if setting.kind.name == "INTEGER" else "STRING",
+                    optional=True,
+                    multiple=setting.name == "masks",
+                )
+                for setting in SETTINGS
+                if setting.position is not None and setting.name != "events"
+            ),
+            _LOCAL,
+        ),
     ),
     CommandSpec(
         "DISCONNECT",
@@ -87,31 +92,54 @@ COMMANDS: tuple[CommandSpec, ...] = (
         ("CONFIG GET pattern", "CONFIG SET name value [name value ...]"),
         "Shows or sets parameters",
         (
-            Argument("subcommand", "ONEOF", arguments=(
-                _token("GET", Argument("pattern", "PATTERN")),
-                _token("SET", Argument("data", "BLOCK", multiple=True, arguments=(
-                    Argument("name"), Argument("value"),
-                ))),
-            )),
+            Argument(
+                "subcommand",
+                "ONEOF",
+                arguments=(
+                    _token("GET", Argument("pattern", "PATTERN")),
+                    _token(
+                        "SET",
+                        Argument(
+                            "data",
+                            "BLOCK",
+                            multiple=True,
+                            arguments=(
+                                Argument("name"),
+                                Argument("value"),
+                            ),
+                        ),
+                    ),
+                ),
+            ),
             _LOCAL,
         ),
         "O(N) where N is the number of parameters",
     ),
     CommandSpec(
         "KEYMASK",
-        ("KEYMASK LIST", "KEYMASK ADD mask [mask ...]", "KEYMASK SET mask [mask ...]",
-         "KEYMASK DEL mask [mask ...]", "KEYMASK CLEAR", "KEYMASK TEST key"),
+        (
+            "KEYMASK LIST",
+            "KEYMASK ADD mask [mask ...]",
+            "KEYMASK SET mask [mask ...]",
+            "KEYMASK DEL mask [mask ...]",
+            "KEYMASK CLEAR",
+            "KEYMASK TEST key",
+        ),
         "Shows, changes or tries the key masks",
         (
-            Argument("subcommand", "ONEOF", arguments=(
-                _token("LIST"),
-                _token("ADD", Argument("mask", multiple=True)),
-                _token("SET", Argument("mask", multiple=True)),
-                _token("DEL", Argument("mask", multiple=True)),
-                _token("CLEAR"),
-                # A string, not a key: nothing is read, and a cluster must not redirect.
-                _token("TEST", Argument("key")),
-            )),
+            Argument(
+                "subcommand",
+                "ONEOF",
+                arguments=(
+                    _token("LIST"),
+                    _token("ADD", Argument("mask", multiple=True)),
+                    _token("SET", Argument("mask", multiple=True)),
+                    _token("DEL", Argument("mask", multiple=True)),
+                    _token("CLEAR"),
+                    # A string, not a key: nothing is read, and a cluster must not redirect.
+                    _token("TEST", Argument("key")),
+                ),
+            ),
             _LOCAL,
         ),
         "O(N) where N is the number of masks, and for TEST the length of the key",
@@ -121,12 +149,16 @@ COMMANDS: tuple[CommandSpec, ...] = (
         ("FALLBACK LEN", "FALLBACK PEEK [count]", "FALLBACK DRAIN", "FALLBACK PURGE"),
         "Looks at the fallback list, has it delivered now, or deletes it",
         (
-            Argument("subcommand", "ONEOF", arguments=(
-                _token("LEN"),
-                _token("PEEK", Argument("count", "INTEGER", optional=True)),
-                _token("DRAIN"),
-                _token("PURGE"),
-            )),
+            Argument(
+                "subcommand",
+                "ONEOF",
+                arguments=(
+                    _token("LEN"),
+                    _token("PEEK", Argument("count", "INTEGER", optional=True)),
+                    _token("DRAIN"),
+                    _token("PURGE"),
+                ),
+            ),
             _LOCAL,
         ),
         "O(N) where N is the number of elements shown or deleted",
@@ -218,16 +250,14 @@ def _subcommand(command: str, rest: Sequence[bytes]) -> tuple[str, Sequence[byte
 
 
 def _set(pairs: Sequence[tuple[str, bytes]]) -> Generator[Wait, Any, None]:
-    """CONFIG SET: Redis checks all values and takes all or none."""
-    arguments = [b"SET"]
+    """Sets parameters: all or, if a value is refused, none."""
+    arguments = []
     for name, value in pairs:
-        arguments += [b"keyspaceamqp." + name.encode(), value]
-    result = yield Job([Command("CONFIG", arguments)])
+        arguments += [name.encode(), value]
+    result = yield Job([SetParameters(arguments)])
     reply = result.reply(0)
-    if isinstance(reply, Exception):
-        # "CONFIG SET failed (possibly related to argument 'x') - port: … "
-        text = str(reply)
-        raise CommandError(text.partition(" - ")[2] or text.removeprefix("ERR "))
+    if isinstance(reply, JobError):
+        raise CommandError(str(reply))
 
 
 def _connect(handler: Handler, rest: Sequence[bytes]) -> Steps:
@@ -265,9 +295,7 @@ def _config(handler: Handler, rest: Sequence[bytes]) -> Steps:
         for name, value in zip(arguments[::2], arguments[1::2], strict=True):
             text = name.decode("utf-8", "replace").lower()
             if text not in INDEX:
-                raise CommandError(
-                    f"there is no parameter {text!r}; there are {', '.join(INDEX)}"
-                )
+                raise CommandError(f"there is no parameter {text!r}; there are {', '.join(INDEX)}")
             pairs.append((text, value))
         yield from _set(pairs)
         return "OK"

@@ -30,8 +30,15 @@ class Command:
 
 
 @dataclasses.dataclass
+class SetParameters:
+    """Sets parameters of the module, all or none; arguments: names and values."""
+
+    arguments: Sequence[bytes]
+
+
+@dataclasses.dataclass
 class Job:
-    commands: list[Command]
+    commands: Sequence[Command | SetParameters]
 
 
 class JobError(Exception):
@@ -88,7 +95,7 @@ def _parse(raw: bytes, at: int) -> tuple[Value, int]:
 
 def push_job(elements: Sequence[bytes], keep: int) -> Job:
     """Appends elements; a positive `keep` then leaves only so many, the newest."""
-    commands = [Command("RPUSH", [KEY, *elements], write=True)]
+    commands: list[Command | SetParameters] = [Command("RPUSH", [KEY, *elements], write=True)]
     if keep > 0:
         commands.append(Command("LTRIM", [KEY, b"%d" % -keep, b"-1"], write=True))
     return Job(commands)
@@ -108,12 +115,14 @@ def trim_job(count: int, first: bytes, last: bytes) -> Job:
     """Removes the first `count` elements if the first and the last of them are
     those that we know: somebody may have changed the list. Then its length.
     """
-    return Job([
-        Command("LINDEX", [KEY, b"0"], expected=_bulk(first)),
-        Command("LINDEX", [KEY, b"%d" % (count - 1)], expected=_bulk(last)),
-        Command("LTRIM", [KEY, b"%d" % count, b"-1"], write=True),
-        Command("LLEN", [KEY]),
-    ])
+    return Job(
+        [
+            Command("LINDEX", [KEY, b"0"], expected=_bulk(first)),
+            Command("LINDEX", [KEY, b"%d" % (count - 1)], expected=_bulk(last)),
+            Command("LTRIM", [KEY, b"%d" % count, b"-1"], write=True),
+            Command("LLEN", [KEY]),
+        ]
+    )
 
 
 def purge_job() -> Job:

@@ -468,7 +468,8 @@ class Publisher:
 
     def _forget(self, entry: Entry) -> None:
         """Nobody waits for this entry any more; its confirm will mean nothing."""
-        if entry.state is State.SENT and self._by_tag.pop(entry.tag, None):
+        if entry.state is State.SENT and entry.tag in self._by_tag:
+            del self._by_tag[entry.tag]
             self._bytes_in_flight -= entry.size
         entry.state = State.DONE
 
@@ -546,9 +547,7 @@ class Publisher:
                 self._check_at = self._now
             sent = [e for e in entries if e.state in (State.SENT, State.REFUSED)]
             self._sent.extendleft(reversed(sent))
-            self._waiting.extendleft(
-                e for e in reversed(entries) if e.state is State.WAITING
-            )
+            self._waiting.extendleft(e for e in reversed(entries) if e.state is State.WAITING)
             return
         self.counts[Stat.FALLBACK_PUSHED] += len(entries)
         self._set_length(length - len(entries))
@@ -710,8 +709,8 @@ class Publisher:
     def _store(self) -> None:
         size = 0
         elements = []
-        while len(self._storing) < JOB_ELEMENTS and size < JOB_BYTES and (
-            self._sent or self._waiting
+        while (
+            len(self._storing) < JOB_ELEMENTS and size < JOB_BYTES and (self._sent or self._waiting)
         ):
             entry = (self._sent or self._waiting).popleft()
             entry.element = _element(entry)
@@ -772,7 +771,7 @@ class Publisher:
         if self.link is Link.UP:
             return "connected"
         if self.link in (Link.BLOCKED, Link.CONNECTING):
-            return self.link.value
+            return str(self.link.value)
         if not self._wanted:
             return "disconnected"
         if not self._primary:
@@ -883,6 +882,7 @@ class Publisher:
             self._drop(Stat.DROPPED_STOPPED, lost, "they could be neither delivered nor stored")
         self._flush = None
         self._actions.append(Flushed(flush.id, flush.stop))
+
 
 def _element(entry: Entry) -> bytes:
     """The entry as the list has it."""

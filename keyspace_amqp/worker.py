@@ -24,7 +24,7 @@ from pika.adapters.select_connection import IOLoop
 from . import commands, log
 from .broker import Broker
 from .config import Config
-from .fallback import Job, JobResult
+from .fallback import Command, Job, JobResult, SetParameters
 from .masks import compile_masks
 from .message import CLASS_LETTERS, Event
 from .publisher import (
@@ -153,7 +153,7 @@ class Worker:
     def _schedule(self) -> None:
         """Sets the time of the next turn, if nothing happens before."""
         if self._wake_up is not None:
-            self._ioloop.remove_timeout(self._wake_up)  # type: ignore[arg-type]
+            self._ioloop.remove_timeout(self._wake_up)
             self._wake_up = None
         if self._publisher.again or (self._waiting_outside() and self._publisher.room() > 0):
             delay = 0.0
@@ -259,9 +259,9 @@ class Worker:
                 self._masks = self._mask_changes.popleft()[1]
                 continue
             room = self._publisher.room()
-            if self._memory() >= limit * _OVERFLOW and (room <= 0 or self._publisher.stuck):
-                if self._publisher.drop_oldest():
-                    continue
+            full = self._memory() >= limit * _OVERFLOW
+            if full and (room <= 0 or self._publisher.stuck) and self._publisher.drop_oldest():
+                continue
             if room <= 0:
                 break
             size = lib.queue_take(self._events, self._pointer)
@@ -307,10 +307,13 @@ class Worker:
     def _submit(self, job: Job, done: Callable[[JobResult], None]) -> None:
         pointer = lib.job_new()
         for command in job.commands:
-            lib.job_command(pointer, command.name.encode(), command.write)
+            if isinstance(command, SetParameters):
+                lib.job_parameters(pointer)
+            else:
+                lib.job_command(pointer, command.name.encode(), command.write)
             for argument in command.arguments:
                 lib.job_argument(pointer, argument, len(argument))
-            if command.expected is not None:
+            if isinstance(command, Command) and command.expected is not None:
                 lib.job_expect(pointer, command.expected, len(command.expected))
         self._jobs.append((pointer, job, done))
         lib.job_submit(pointer)
@@ -323,9 +326,7 @@ class Worker:
             replies: list[tuple[bytes | None, int]] = []
             for number in range(len(job.commands)):
                 raw = lib.job_reply(pointer, number, size, error)
-                replies.append(
-                    (None if raw == ffi.NULL else ffi.buffer(raw, size[0])[:], error[0])
-                )
+                replies.append((None if raw == ffi.NULL else ffi.buffer(raw, size[0])[:], error[0]))
             lib.job_free(pointer)
             done(JobResult(replies))
 
@@ -386,8 +387,7 @@ class Worker:
     def _show(self) -> None:
         """Brings the counters and texts up to date."""
         publisher = self._publisher
-        numbers = dict(enumerate(publisher.counts))
-        numbers.update(publisher.gauges())
+        numbers: dict[int, int] = dict(enumerate(publisher.counts)) | dict(publisher.gauges())
         for place, number in numbers.items():
             if self._shown.get(place) != number:
                 self._shown[place] = self._stats[place] = number

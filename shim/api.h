@@ -107,6 +107,10 @@ job_t *job_new(void);
 /* Adds a command; `write`: replicate it, and refuse it unless this server is a
  * primary that is not loading. */
 void job_command(job_t *job, const char *name, int write);
+/* Adds the setting of parameters: names and values are its arguments, taken all
+ * or none. Not by CONFIG SET, whose copy of a secret in the slow log a module
+ * cannot prevent. */
+void job_parameters(job_t *job);
 void job_argument(job_t *job, const char *argument, size_t len);
 /* The last command's reply must be this (RESP2), or the job ends there. */
 void job_expect(job_t *job, const char *reply, size_t len);

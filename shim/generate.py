@@ -44,25 +44,32 @@ def settings() -> str:
         f"#define SETTING_INDEX_{s.name.upper().replace('-', '_')} {i}"
         for i, s in enumerate(SETTINGS)
     ]
-    return "\n".join([
-        f"#define SETTINGS_COUNT {len(SETTINGS)}", *places,
-        "static const setting_t SETTINGS[SETTINGS_COUNT] = {", *rows, "};",
-    ])
+    return "\n".join(
+        [
+            f"#define SETTINGS_COUNT {len(SETTINGS)}",
+            *places,
+            "static const setting_t SETTINGS[SETTINGS_COUNT] = {",
+            *rows,
+            "};",
+        ]
+    )
 
 
 def stats() -> str:
-    return "\n".join([
-        f"#define STATS_COUNT {len(Stat)}",
-        f"#define TEXTS_COUNT {len(Text)}",
-        *(f"#define STAT_{stat.name} {stat.value}" for stat in Stat),
-        f"#define STAT_FIRST_REASON {FIRST_REASON.value}",
-        "static const char *const STAT_NAMES[STATS_COUNT] = {",
-        *(f"    {quoted(stat.name.lower())}," for stat in Stat),
-        "};",
-        "static const char *const TEXT_NAMES[TEXTS_COUNT] = {",
-        *(f"    {quoted(text.name.lower())}," for text in Text),
-        "};",
-    ])
+    return "\n".join(
+        [
+            f"#define STATS_COUNT {len(Stat)}",
+            f"#define TEXTS_COUNT {len(Text)}",
+            *(f"#define STAT_{stat.name} {stat.value}" for stat in Stat),
+            f"#define STAT_FIRST_REASON {FIRST_REASON.value}",
+            "static const char *const STAT_NAMES[STATS_COUNT] = {",
+            *(f"    {quoted(stat.name.lower())}," for stat in Stat),
+            "};",
+            "static const char *const TEXT_NAMES[TEXTS_COUNT] = {",
+            *(f"    {quoted(text.name.lower())}," for text in Text),
+            "};",
+        ]
+    )
 
 
 def arguments(name: str, items: tuple[Argument, ...], out: list[str]) -> str:
@@ -98,25 +105,31 @@ def commands() -> str:
     for command in COMMANDS:
         lines += command.usage
         lines.append(f"    {command.summary}.")
-    return "\n".join([
-        *out,
-        "static const struct {",
-        "    const char *name, *summary, *complexity, *flags, *acl_categories;",
-        "    RedisModuleCommandArg *args;",
-        "} COMMANDS[] = {", *rows, "};",
-        f"#define HELP_LINES_COUNT {len(lines)}",
-        "static const char *const HELP_LINES[HELP_LINES_COUNT] = {",
-        *(f"    {quoted(line)}," for line in lines),
-        "};",
-    ])
+    return "\n".join(
+        [
+            *out,
+            "static const struct {",
+            "    const char *name, *summary, *complexity, *flags, *acl_categories;",
+            "    RedisModuleCommandArg *args;",
+            "} COMMANDS[] = {",
+            *rows,
+            "};",
+            f"#define HELP_LINES_COUNT {len(lines)}",
+            "static const char *const HELP_LINES[HELP_LINES_COUNT] = {",
+            *(f"    {quoted(line)}," for line in lines),
+            "};",
+        ]
+    )
 
 
 def version() -> str:
     major, minor, patch = (int(part) for part in keyspace_amqp.__version__.split(".")[:3])
-    return "\n".join([
-        f"#define MODULE_VERSION {quoted(keyspace_amqp.__version__)}",
-        f"#define MODULE_VERSION_NUMBER {major * 10000 + minor * 100 + patch}",
-    ])
+    return "\n".join(
+        [
+            f"#define MODULE_VERSION {quoted(keyspace_amqp.__version__)}",
+            f"#define MODULE_VERSION_NUMBER {major * 10000 + minor * 100 + patch}",
+        ]
+    )
 
 
 def write(path: pathlib.Path, text: str) -> None:
@@ -128,9 +141,17 @@ def write(path: pathlib.Path, text: str) -> None:
 def main(folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # settings.c needs the first table only, module.c all of them.
-    module_only = "#ifdef KEYSPACE_AMQP_REDIS_API_H\n" + "\n".join([
-        version(), stats(), commands(),
-    ]) + "\n#endif\n"
+    module_only = (
+        "#ifdef KEYSPACE_AMQP_REDIS_API_H\n"
+        + "\n".join(
+            [
+                version(),
+                stats(),
+                commands(),
+            ]
+        )
+        + "\n#endif\n"
+    )
     write(folder / "tables.h", MADE + settings() + "\n" + module_only)
 
     ffi = cffi.FFI()

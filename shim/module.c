@@ -70,7 +70,7 @@ static _Atomic int64_t seen, refused;
 typedef struct {
     char text[TEXTS_COUNT][256];
 } texts_t;
-static texts_t *texts_shown;              /* the main thread's */
+static texts_t *texts_shown;               /* the main thread's */
 static _Atomic(texts_t *) texts_delivered; /* from the worker, unless NULL */
 static texts_t texts_draft;                /* the worker's */
 
@@ -90,6 +90,12 @@ static long long clock_ms(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+static int is_word(RedisModuleString *argument, const char *word) {
+    size_t len;
+    const char *text = RedisModule_StringPtrLen(argument, &len);
+    return len == strlen(word) && strncasecmp(text, word, len) == 0;
 }
 
 /* ---- to the worker -------------------------------------------------------- */
@@ -138,7 +144,8 @@ static void send_config(void) {
     buffer_t buffer = {0};
     uint64_t pushed = queue_pushed(events);
     buffer_add(&buffer, &pushed, sizeof(pushed));
-    for (int i = 0; i < SETTINGS_COUNT; i++) buffer_add_counted(&buffer, values[i]);
+    for (int i = 0; i < SETTINGS_COUNT; i++)
+        buffer_add_counted(&buffer, values[i]);
     request(RECORD_CONFIG, buffer.data, buffer.len);
     free(buffer.data);
 }
@@ -153,7 +160,7 @@ static void send_role(void) {
 
 typedef struct command {
     struct command *next;
-    char *name;
+    char *name; /* NULL: sets parameters */
     int write;
     RedisModuleString **argv;
     size_t argc, capacity;
@@ -181,7 +188,7 @@ job_t *job_new(void) {
 void job_command(job_t *job, const char *name, int write_command) {
     command_t *command = calloc(1, sizeof(*command));
     if (command == NULL) abort();
-    command->name = strdup(name);
+    command->name = name != NULL ? strdup(name) : NULL;
     command->write = write_command;
     if (job->last != NULL)
         job->last->next = command;
@@ -189,6 +196,8 @@ void job_command(job_t *job, const char *name, int write_command) {
         job->first = command;
     job->last = command;
 }
+
+void job_parameters(job_t *job) { job_command(job, NULL, 0); }
 
 void job_argument(job_t *job, const char *argument, size_t len) {
     command_t *command = job->last;
@@ -215,13 +224,12 @@ void job_submit(job_t *job) {
     bell(job_fd);
 }
 
-int job_done(const job_t *job) {
-    return atomic_load_explicit(&job->done, memory_order_acquire);
-}
+int job_done(const job_t *job) { return atomic_load_explicit(&job->done, memory_order_acquire); }
 
 const char *job_reply(const job_t *job, int number, size_t *len, int *error) {
     command_t *command = job->first;
-    while (number-- > 0 && command != NULL) command = command->next;
+    while (number-- > 0 && command != NULL)
+        command = command->next;
     if (command == NULL) return NULL;
     *len = command->reply_len;
     *error = command->error;
@@ -231,7 +239,8 @@ const char *job_reply(const job_t *job, int number, size_t *len, int *error) {
 void job_free(job_t *job) {
     for (command_t *command = job->first, *next; command != NULL; command = next) {
         next = command->next;
-        for (size_t i = 0; i < command->argc; i++) RedisModule_FreeString(NULL, command->argv[i]);
+        for (size_t i = 0; i < command->argc; i++)
+            RedisModule_FreeString(NULL, command->argv[i]);
         free(command->argv);
         free(command->name);
         free(command->expected);
@@ -241,12 +250,29 @@ void job_free(job_t *job) {
     free(job);
 }
 
+static int set_parameters(RedisModuleCtx *ctx, RedisModuleString **argv, int argc, char *error,
+                          size_t capacity);
+
+/* Keeps a copy of a command's reply. */
+static void command_set_reply(command_t *command, const char *reply, size_t len) {
+    command->reply = malloc(len + 1);
+    if (command->reply == NULL) abort();
+    memcpy(command->reply, reply, len);
+    command->reply_len = len;
+}
+
 /* Runs one command of a job. Its strings are freed here and not by the worker:
  * Redis may hold them until it has replicated the command, and counts
  * references without atomics. Returns 0 if the job may go on. */
 static int command_run(RedisModuleCtx *ctx, command_t *command) {
     RedisModuleCallReply *reply = NULL;
-    if (command->write && !capturing) {
+    if (command->name == NULL) {
+        char text[ERROR_BYTES] = "-";
+        int failed =
+            set_parameters(ctx, command->argv, (int)command->argc, text + 1, sizeof(text) - 3);
+        const char *answer = failed ? strcat(text, "\r\n") : "+OK\r\n";
+        command_set_reply(command, answer, strlen(answer));
+    } else if (command->write && !capturing) {
         command->error = EROFS;
     } else {
         errno = 0;
@@ -255,13 +281,13 @@ static int command_run(RedisModuleCtx *ctx, command_t *command) {
         command->error = reply == NULL ? errno : 0;
     }
     if (reply != NULL) {
-        const char *proto = RedisModule_CallReplyProto(reply, &command->reply_len);
-        command->reply = malloc(command->reply_len + 1);
-        if (command->reply == NULL) abort();
-        memcpy(command->reply, proto, command->reply_len);
+        size_t len;
+        const char *proto = RedisModule_CallReplyProto(reply, &len);
+        command_set_reply(command, proto, len);
         RedisModule_FreeCallReply(reply);
     }
-    for (size_t i = 0; i < command->argc; i++) RedisModule_FreeString(NULL, command->argv[i]);
+    for (size_t i = 0; i < command->argc; i++)
+        RedisModule_FreeString(NULL, command->argv[i]);
     command->argc = 0;
     if (command->reply == NULL || command->reply[0] == '-') return -1;
     if (command->expected == NULL) return 0;
@@ -449,6 +475,21 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
 
 /* ---- parameters ----------------------------------------------------------- */
 
+static int check_value(int index, RedisModuleString *value, char *error, size_t capacity) {
+    size_t len;
+    const char *bytes = RedisModule_StringPtrLen(value, &len);
+    return settings_check(index, bytes, len, RedisModule_GetKeyspaceNotificationFlagsAll(), error,
+                          capacity);
+}
+
+static void keep_value(int index, RedisModuleString *value) {
+    size_t len;
+    const char *bytes = RedisModule_StringPtrLen(value, &len);
+    RedisModuleString *old = values[index];
+    values[index] = RedisModule_CreateString(NULL, bytes, len);
+    if (old != NULL) RedisModule_FreeString(NULL, old);
+}
+
 static RedisModuleString *config_get(const char *name, void *data) {
     (void)name;
     return values[(intptr_t)data];
@@ -457,17 +498,12 @@ static RedisModuleString *config_get(const char *name, void *data) {
 static int config_set(const char *name, RedisModuleString *value, void *data,
                       RedisModuleString **error) {
     (void)name;
-    intptr_t index = (intptr_t)data;
-    size_t len;
-    const char *bytes = RedisModule_StringPtrLen(value, &len);
     char message[ERROR_BYTES];
-    if (settings_check((int)index, bytes, len, RedisModule_GetKeyspaceNotificationFlagsAll(),
-                       message, sizeof(message)) != 0) {
+    if (check_value((int)(intptr_t)data, value, message, sizeof(message)) != 0) {
         *error = RedisModule_CreateString(NULL, message, strlen(message));
         return REDISMODULE_ERR;
     }
-    if (values[index] != NULL) RedisModule_FreeString(NULL, values[index]);
-    values[index] = RedisModule_CreateString(NULL, bytes, len);
+    keep_value((int)(intptr_t)data, value);
     return REDISMODULE_OK;
 }
 
@@ -482,6 +518,25 @@ static int config_apply(RedisModuleCtx *ctx, void *data, RedisModuleString **err
     queue_set_limit(events, (size_t)strtoull(limit, NULL, 10));
     send_config();
     return REDISMODULE_OK;
+}
+
+/* Sets parameters for the worker: argv has names and values. All or none; the
+ * message of the first that is refused is in `error` then. */
+static int set_parameters(RedisModuleCtx *ctx, RedisModuleString **argv, int argc, char *error,
+                          size_t capacity) {
+    for (int set = 0; set <= 1; set++) {
+        for (int i = 0; i + 1 < argc; i += 2) {
+            int index = 0;
+            while (!is_word(argv[i], SETTINGS[index].name))
+                index++; /* the worker knows them */
+            if (set)
+                keep_value(index, argv[i + 1]);
+            else if (check_value(index, argv[i + 1], error, capacity) != 0)
+                return -1;
+        }
+    }
+    config_apply(ctx, NULL, NULL);
+    return 0;
 }
 
 /* Registers the parameters. Positional arguments become the defaults: so a
@@ -541,7 +596,8 @@ static void collect_stats(int64_t *out) {
     out[STAT_QUEUE_LENGTH] += (int64_t)queue_length(events);
     out[STAT_QUEUE_BYTES] += (int64_t)queue_bytes(events);
     out[STAT_DROPPED] = 0;
-    for (int i = STAT_FIRST_REASON; i < STATS_COUNT; i++) out[STAT_DROPPED] += out[i];
+    for (int i = STAT_FIRST_REASON; i < STATS_COUNT; i++)
+        out[STAT_DROPPED] += out[i];
 }
 
 /* The newest texts that the worker has sent. Two pointers are exchanged, so
@@ -641,12 +697,6 @@ static void free_reply(RedisModuleCtx *ctx, void *reply) {
     free(reply);
 }
 
-static int is_word(RedisModuleString *argument, const char *word) {
-    size_t len;
-    const char *text = RedisModule_StringPtrLen(argument, &len);
-    return len == strlen(word) && strncasecmp(text, word, len) == 0;
-}
-
 /* Keeps secrets out of the slow log (rule 20); MONITOR does not show commands
  * with the admin flag. */
 static void redact(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
@@ -662,7 +712,6 @@ static void redact(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
 
 /* Hands a command to the worker and blocks the client, not Redis (rule 4). */
 static int on_command(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
-    redact(ctx, argv, argc);
     if (RedisModule_GetContextFlags(ctx) &
         (REDISMODULE_CTX_FLAGS_LUA | REDISMODULE_CTX_FLAGS_MULTI |
          REDISMODULE_CTX_FLAGS_DENY_BLOCKING))
@@ -670,12 +719,14 @@ static int on_command(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
             ctx, "ERR this command waits for the handler and cannot run in a script or in MULTI");
     if (!accepting || atomic_load(&worker_exited))
         return RedisModule_ReplyWithError(ctx, "ERR the handler has stopped; the log says why");
-    RedisModuleBlockedClient *client = RedisModule_BlockClient(ctx, on_reply, on_reply_timeout,
-                                                               free_reply, COMMAND_TIMEOUT_MS);
+    RedisModuleBlockedClient *client =
+        RedisModule_BlockClient(ctx, on_reply, on_reply_timeout, free_reply, COMMAND_TIMEOUT_MS);
     buffer_t buffer = {0};
     uint64_t handle = (uint64_t)(uintptr_t)client;
     buffer_add(&buffer, &handle, sizeof(handle));
-    for (int i = 0; i < argc; i++) buffer_add_counted(&buffer, argv[i]);
+    for (int i = 0; i < argc; i++)
+        buffer_add_counted(&buffer, argv[i]);
+    redact(ctx, argv, argc); /* after the copy: Valkey redacts argv itself */
     request(RECORD_COMMAND, buffer.data, buffer.len);
     free(buffer.data);
     return REDISMODULE_OK;
@@ -706,9 +757,9 @@ static int on_help(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
 }
 
 static int register_commands(RedisModuleCtx *ctx) {
-    static const RedisModuleCommandInfoVersion version = {
-        1, sizeof(RedisModuleCommandHistoryEntry), sizeof(RedisModuleCommandKeySpec),
-        sizeof(RedisModuleCommandArg)};
+    static const RedisModuleCommandInfoVersion version = {1, sizeof(RedisModuleCommandHistoryEntry),
+                                                          sizeof(RedisModuleCommandKeySpec),
+                                                          sizeof(RedisModuleCommandArg)};
     for (size_t i = 0; i < sizeof(COMMANDS) / sizeof(COMMANDS[0]); i++) {
         RedisModuleCmdFunc function = on_command;
         if (strcmp(COMMANDS[i].name, MODULE_NAME ".stats") == 0) function = on_stats;
@@ -751,9 +802,7 @@ void shim_after_wait(void) {
     seen_by_worker = queue_pushed(events) + queue_pushed(requests);
 }
 
-void shim_log(const char *level, const char *text) {
-    RedisModule_Log(log_ctx, level, "%s", text);
-}
+void shim_log(const char *level, const char *text) { RedisModule_Log(log_ctx, level, "%s", text); }
 
 int64_t *shim_stats(void) { return (int64_t *)stats; }
 
@@ -862,7 +911,8 @@ static int prepare(RedisModuleCtx *ctx) {
     atomic_store(&worker_ready, 0);
     atomic_store(&worker_exited, 0);
     atomic_store(&flush_done_id, flush_id);
-    for (int i = 0; i < STATS_COUNT; i++) atomic_store(&stats[i], 0);
+    for (int i = 0; i < STATS_COUNT; i++)
+        atomic_store(&stats[i], 0);
     atomic_store(&seen, 0);
     atomic_store(&refused, 0);
     now_ms = RedisModule_Milliseconds();

@@ -28,8 +28,7 @@ PyMODINIT_FUNC PyInit__keyspace_amqp(void);
 #define BUILD_PACKAGE_PARENT ""
 #endif
 
-#define PYTHON_NAME                                                                                \
-    "python" Py_STRINGIFY(PY_MAJOR_VERSION) "." Py_STRINGIFY(PY_MINOR_VERSION)
+#define PYTHON_NAME "python" Py_STRINGIFY(PY_MAJOR_VERSION) "." Py_STRINGIFY(PY_MINOR_VERSION)
 
 static int started;
 static char program[PATH_MAX];        /* the interpreter whose environment is used */
@@ -98,7 +97,8 @@ static int find_environment(char *error, size_t capacity) {
      * /usr/local: the interpreter of the build, or the system's. */
     if (is_file(BUILD_PYTHON)) return join(program, BUILD_PYTHON, "");
     int reason = errno;
-    if (is_file("/usr/bin/" PYTHON_NAME) && is_installed) return join(program, "/usr/bin/" PYTHON_NAME, "");
+    if (is_file("/usr/bin/" PYTHON_NAME) && is_installed)
+        return join(program, "/usr/bin/" PYTHON_NAME, "");
     return fail(error, capacity,
                 "the Python environment is missing: %s: %s. Was the virtual environment moved or "
                 "deleted, or may the server's user not read it? Create it again, install "
@@ -147,7 +147,8 @@ static int try_import(const char *name, const char *package, char *error, size_t
     }
     char text[512];
     exception_text(text, sizeof(text));
-    return fail(error, capacity, "%s cannot import %s: %s. Check with: %s -c 'import %s'; install "
+    return fail(error, capacity,
+                "%s cannot import %s: %s. Check with: %s -c 'import %s'; install "
                 "with: %s -m pip install %s",
                 program, name, text, program, name, program, package);
 }

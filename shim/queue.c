@@ -168,9 +168,11 @@ size_t queue_take(queue_t *queue, const char **records) {
 void queue_release(queue_t *queue, size_t bytes, size_t count) {
     queue->read += bytes;
     atomic_store_explicit(&queue->released_count,
-                          atomic_load_explicit(&queue->released_count, memory_order_relaxed) + count,
+                          atomic_load_explicit(&queue->released_count, memory_order_relaxed) +
+                              count,
                           memory_order_release);
     atomic_store_explicit(&queue->released_bytes,
-                          atomic_load_explicit(&queue->released_bytes, memory_order_relaxed) + bytes,
+                          atomic_load_explicit(&queue->released_bytes, memory_order_relaxed) +
+                              bytes,
                           memory_order_release);
 }

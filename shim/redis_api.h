@@ -153,7 +153,8 @@ typedef struct {
 
 /* Callbacks */
 typedef int (*RedisModuleCmdFunc)(RedisModuleCtx *, RedisModuleString **, int);
-typedef int (*RedisModuleNotificationFunc)(RedisModuleCtx *, int, const char *, RedisModuleString *);
+typedef int (*RedisModuleNotificationFunc)(RedisModuleCtx *, int, const char *,
+                                           RedisModuleString *);
 typedef void (*RedisModuleEventCallback)(RedisModuleCtx *, RedisModuleEvent, uint64_t, void *);
 typedef void (*RedisModuleEventLoopFunc)(int, void *, int);
 typedef void (*RedisModuleInfoFunc)(RedisModuleInfoCtx *, int);

@@ -22,8 +22,8 @@
 static const struct {
     char letter;
     int bits;
-} CLASSES[] = {{'g', 1 << 2}, {'$', 1 << 3},  {'l', 1 << 4},  {'s', 1 << 5},  {'h', 1 << 6},
-               {'z', 1 << 7}, {'x', 1 << 8},  {'e', 1 << 9},  {'t', 1 << 10}, {'m', 1 << 11},
+} CLASSES[] = {{'g', 1 << 2},  {'$', 1 << 3},  {'l', 1 << 4}, {'s', 1 << 5},  {'h', 1 << 6},
+               {'z', 1 << 7},  {'x', 1 << 8},  {'e', 1 << 9}, {'t', 1 << 10}, {'m', 1 << 11},
                {'d', 1 << 13}, {'n', 1 << 14}, {'A', 0x27fc}};
 
 static int class_bits(char letter) {
@@ -34,7 +34,8 @@ static int class_bits(char letter) {
 
 int settings_classes(const char *value, size_t len) {
     int bits = 0;
-    for (size_t i = 0; i < len; i++) bits |= class_bits(value[i]);
+    for (size_t i = 0; i < len; i++)
+        bits |= class_bits(value[i]);
     return bits;
 }
 

@@ -3,6 +3,7 @@ time, and the server stands."""
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import threading
 import time
@@ -103,7 +104,7 @@ def test_sixty_unloads_under_load(
     seen = [int(m.event[2].partition(b":")[2]) for m in messages]
     assert seen == sorted(seen)
     assert len(seen) >= 60 * 20
-    holes = sum(b != a + 1 for a, b in zip(seen, seen[1:], strict=False))
+    holes = sum(b != a + 1 for a, b in itertools.pairwise(seen))
     assert holes <= 60  # the times without the module
 
 
@@ -139,7 +140,11 @@ SHUTDOWNS = {
 @pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
 @pytest.mark.parametrize("persistence", list(SHUTDOWNS))
 def test_shutdown(
-    family: str, persistence: str, there: bool, broker: RabbitServer, mailbox: Mailbox,
+    family: str,
+    persistence: str,
+    there: bool,
+    broker: RabbitServer,
+    mailbox: Mailbox,
     start_redis: StartRedis,
 ) -> None:
     """SIGTERM: with a broker everything is delivered; without one, what the disk
