@@ -8,6 +8,8 @@ a new one.
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -25,6 +27,8 @@ from .message import CONTENT_TYPE, Event, body
 # broker that accepts and never answers is given up after that.
 CONNECT_TIMEOUT = 5.0
 HANDSHAKE_TIMEOUT = 8.0
+# RabbitMQ's words for a message above its max_message_size.
+_TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
 
 
 class Listener(Protocol):
@@ -37,6 +41,7 @@ class Listener(Protocol):
     def acked(self, tag: int, multiple: bool) -> None: ...
     def nacked(self, tag: int, multiple: bool) -> None: ...
     def returned(self) -> None: ...
+    def too_large(self, limit: int) -> None: ...
 
 
 class Broker:
@@ -86,7 +91,9 @@ class Broker:
     def close(self) -> None:
         """Closes the connection; nothing of it is heard any more."""
         connection, self._connection, self._channel = self._connection, None, None
-        if connection is not None and not (connection.is_closing or connection.is_closed):
+        # One that still opens cannot be closed (pika asserts): it is forgotten,
+        # and ends when it is open or at its timeout.
+        if connection is not None and connection.is_open:
             self._closing = connection
             connection.close()
 
@@ -118,7 +125,8 @@ class Broker:
 
     def _on_open(self, connection: Any) -> None:
         if self._connection is None or connection is not self._connection:
-            connection.close()
+            if connection.is_open:
+                connection.close()
             return
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
@@ -130,14 +138,19 @@ class Broker:
         self._channel = channel
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
-        channel.confirm_delivery(self._on_confirm, callback=self._on_confirms_on)
+        # A channel that closes still hears confirms; its tags are not the tags of
+        # the next one.
+        channel.confirm_delivery(
+            functools.partial(self._on_confirm, channel),
+            callback=functools.partial(self._on_confirms_on, channel),
+        )
 
-    def _on_confirms_on(self, _frame: Any) -> None:
-        if self._channel is not None:
+    def _on_confirms_on(self, channel: pika.channel.Channel, _frame: Any) -> None:
+        if channel is self._channel:
             self._listener.link_up()
 
-    def _on_confirm(self, frame: Any) -> None:
-        if self._channel is None or frame.channel_number != self._channel.channel_number:
+    def _on_confirm(self, channel: pika.channel.Channel, frame: Any) -> None:
+        if channel is not self._channel:
             return
         method = frame.method
         if isinstance(method, pika.spec.Basic.Ack):
@@ -160,7 +173,11 @@ class Broker:
     def _on_channel_closed(self, channel: Any, reason: BaseException) -> None:
         if channel is self._channel:
             self.close()
-            self._listener.link_down(describe(reason))
+            text = describe(reason)
+            limit = _TOO_LARGE.search(text)
+            if limit is not None:
+                self._listener.too_large(int(limit[1]))
+            self._listener.link_down(text)
 
     def _on_failed(self, connection: Any, reason: BaseException) -> None:
         if connection is self._connection:

@@ -55,7 +55,7 @@ class CommandSpec:
     summary: str
     arguments: tuple[Argument, ...] = ()
     complexity: str = "O(1)"
-    flags: str = "admin deny-script allow-loading allow-stale"
+    flags: str = "admin deny-script allow-stale"
     acl_categories: str = "admin slow dangerous"
 
 

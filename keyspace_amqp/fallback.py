@@ -48,6 +48,7 @@ class JobError(Exception):
 # What stands behind the errno values that the shim or RedisModule_Call gives.
 _ERRNO = {
     errno.EROFS: "READONLY this server is a replica or is loading its data set",
+    errno.EBUSY: "writes are paused (CLIENT PAUSE, a failover, or a shutdown)",
     errno.EPERM: "the list's slot is not served by this node",
     errno.ENETDOWN: "the cluster is down",
 }

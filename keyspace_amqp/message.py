@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from .config import SHORT_STRING
+
 # Bits of REDISMODULE_NOTIFY_* by position, as letters of notify-keyspace-events.
 CLASS_LETTERS = "KEg$lshzxetm?dn"
 CONTENT_TYPE = "text/plain"
@@ -67,9 +69,7 @@ def from_element(element: bytes) -> Event | None:
     try:
         version, message_id, time_ms, db, letter, name_length, rest = element.split(b" ", 6)
         length = int(name_length)
-        if version != _ELEMENT_VERSION or length < 0 or rest[length : length + 1] != b" ":
-            return None
-        return Event(
+        event = Event(
             message_id.decode("ascii"),
             int(time_ms),
             int(db),
@@ -79,3 +79,14 @@ def from_element(element: bytes) -> Event | None:
         )
     except ValueError:
         return None
+    # Anybody can push to the list; what pika could not send is no event.
+    sound = (
+        version == _ELEMENT_VERSION
+        and 1 <= len(message_id) <= SHORT_STRING
+        and 0 <= event.time_ms < 2**63
+        and 0 <= event.db < 2**31
+        and len(letter) == 1
+        and length >= 0
+        and rest[length : length + 1] == b" "
+    )
+    return event if sound else None

@@ -37,7 +37,7 @@ from collections.abc import Callable, Sequence
 from . import fallback
 from .config import Config
 from .fallback import Job, JobError, JobResult
-from .message import Event, from_element, to_element
+from .message import Event, body, from_element, to_element
 from .stats import Stat
 
 # Messages sent and not confirmed. Fifty thousand confirms a second with twenty
@@ -63,11 +63,17 @@ BACKOFF_MAX = 5.0
 CHECK_EVERY = 1.0
 # A job that failed (list out of reach) is tried again after this time.
 JOB_RETRY_AFTER = 0.2
-# A flush waits so long for confirms before it stores what it can.
+# How a flush uses its time: for confirms, as long as there are any; then, this
+# much before the end at a stop, and after this much at a save, it stores the rest.
+STOP_RESERVE = 1.5
 STORE_GRACE = 0.1
-STOP_GRACE = 1.5
-# What a flush leaves of its time for the way back to Redis' main thread.
-FLUSH_MARGIN = 0.2
+# And this is for the goodbye to the broker and the way back to the main thread.
+FLUSH_MARGIN = 0.8
+
+# Errors of LLEN that say that there is no list of ours to wait for: the key has
+# something else, or went to another node of the cluster with its slot.
+WRONG_TYPE = "WRONGTYPE"
+NOT_SERVED = "the list's slot is not served"
 
 _REASONS = {
     b"evicted": Stat.DROPPED_FALLBACK_EVICTED,
@@ -169,6 +175,7 @@ class _JobKind(enum.Enum):
 class _Flush:
     id: int
     stop: bool
+    drain: bool
     grace_until: float
     until: float
 
@@ -209,12 +216,15 @@ class Publisher:
         self._primary = False
         self._writable = False
         self._known = False  # the list's length was read
+        self._no_list = False  # the key holds something else, or is not ours
         self._length = 0
         self._listed_done = 0  # elements of it that are DONE
         self._listed_sent: collections.deque[Entry] = collections.deque()
         self._listed_waiting: collections.deque[Entry] = collections.deque()
         self._job: _JobKind | None = None
-        self._job_count = 0  # elements of a read or a trim
+        self._job_count = 0  # elements of a trim
+        self._job_keep = 0  # fallback-size when the job was made
+        self._job_stale = False  # what it was made for is not true any more
         self._job_retry_at = now
         self._check_at = now
         self._read_size = 128
@@ -293,15 +303,14 @@ class Publisher:
         self._waiting_count += len(events)
         self._needed = self._needed or bool(events)
 
-    def drop_oldest(self) -> int:
-        """Gives up the oldest events in memory that nobody has seen yet, to make
-        room; how many."""
+    def drop_oldest(self, size: int) -> int:
+        """Gives up the oldest events in memory that nobody has seen yet, at least
+        so many bytes of them if there are; how many events."""
         dropped = 0
-        while self._waiting and dropped < JOB_ELEMENTS:
-            entry = self._waiting.popleft()
-            if entry.state is not State.DONE:
-                self._leave_waiting(entry)
-                dropped += 1
+        enough = self._waiting_bytes - size
+        while self._waiting and self._waiting_bytes > enough:
+            self._leave_waiting(self._waiting.popleft())
+            dropped += 1
         self._drop(Stat.DROPPED_QUEUE_FULL, dropped, "memory is full and the list out of reach")
         return dropped
 
@@ -314,11 +323,15 @@ class Publisher:
         if self._wanted:
             self.connect()
 
-    def flush(self, flush_id: int, seconds: float, *, stop: bool) -> None:
-        """Everything in memory is to be delivered or stored within a time."""
+    def flush(
+        self, flush_id: int, seconds: float, *, stop: bool = False, drain: bool = False
+    ) -> None:
+        """Everything in memory is to be delivered or stored within a time. `stop`:
+        and then there is nothing more to come. `drain`: nobody keeps the list
+        either, so it is delivered as far as there is time."""
         until = self._now + max(seconds - FLUSH_MARGIN, 0)
-        grace = self._now + (STOP_GRACE if stop else STORE_GRACE)
-        self._flush = _Flush(flush_id, stop, min(grace, until), until)
+        grace = until - STOP_RESERVE if stop else self._now + STORE_GRACE
+        self._flush = _Flush(flush_id, stop, drain, min(grace, until), until)
 
     def reset_stats(self) -> None:
         """Counters start again; what is still on its way is carried over."""
@@ -364,7 +377,8 @@ class Publisher:
         for entry in self._by_tag.values():
             self._unsend(entry, State.WAITING)
         for entry in self._refused:
-            entry.state = State.WAITING
+            if entry.state is State.REFUSED:
+                entry.state = State.WAITING
         self._by_tag.clear()
         self._bytes_in_flight = 0
         self._refused.clear()
@@ -404,6 +418,25 @@ class Publisher:
             if self._now >= self._refused_until:  # not one of the same round
                 self._refusals += 1
                 self._refused_until = self._now + self._backoff(self._refusals)
+
+    def too_large(self, limit: int) -> None:
+        """The broker takes no messages above so many bytes: it would close the
+        channel over each of them for ever."""
+        given_up = [
+            entry
+            for entry in (*self._by_tag.values(), *self._refused)
+            if entry.event is not None and len(body(entry.event)) > limit
+        ]
+        for entry in given_up:
+            if entry.listed:
+                self._listed_done += 1
+            elif entry.state is State.SENT:
+                self._in_flight -= 1
+            else:
+                self._leave_waiting(entry)
+            self._forget(entry)
+        why = f"larger than the broker's limit of {limit} bytes"
+        self._drop(Stat.DROPPED_TOO_LARGE, len(given_up), why)
 
     def returned(self) -> None:
         """basic.return: no queue is bound. The confirm follows."""
@@ -482,6 +515,7 @@ class Publisher:
         self._listed_waiting.clear()
         self.counts[Stat.FALLBACK_FOUND] += self._listed_done
         self._listed_done = 0
+        self._job_stale = True
 
     def _hand_over(self) -> None:
         """The list is not ours to drain any more (replica, or loading)."""
@@ -506,7 +540,10 @@ class Publisher:
     def job_done(self, result: JobResult) -> None:
         """The replies of the job that was submitted last."""
         kind, self._job = self._job, None
-        self._check_at = self._now + CHECK_EVERY
+        if self._job_stale and kind in (_JobKind.READ, _JobKind.TRIM):
+            self._known = False
+            self._check_at = self._now
+            return
         match kind:
             case _JobKind.LENGTH:
                 self._length_done(result)
@@ -529,11 +566,16 @@ class Publisher:
     def _length_done(self, result: JobResult) -> None:
         length = result.reply(0)
         if isinstance(length, int):
+            self._no_list = False
             self._set_length(length)
         elif isinstance(length, JobError):
             # Out of reach, or no list at all: what is in memory goes on without it.
-            if str(length).startswith("WRONGTYPE"):
+            text = str(length)
+            self._no_list = text.startswith((WRONG_TYPE, NOT_SERVED))
+            if text.startswith(WRONG_TYPE):
                 self._set_length(0)
+            elif self._no_list:
+                self._hand_over()
             self._known = False
             self._job_failed(length)
             self._job_retry_at = self._check_at = self._now + CHECK_EVERY
@@ -559,7 +601,7 @@ class Publisher:
                 entry.state is not State.WAITING or len(self._listed_waiting) < JOB_ELEMENTS
             )
             self._enlist(entry, known)
-        keep = self._config.fallback_size
+        keep = self._job_keep
         if 0 < keep < length:
             self._cut_head(length - keep)
 
@@ -653,6 +695,9 @@ class Publisher:
     def _submit(self, kind: _JobKind, job: Job, count: int = 0) -> None:
         self._job = kind
         self._job_count = count
+        self._job_keep = self._config.fallback_size
+        self._job_stale = False
+        self._check_at = self._now + CHECK_EVERY
         self._actions.append(Submit(job))
 
     def _choose_job(self) -> None:
@@ -672,7 +717,8 @@ class Publisher:
             return
         done = self._confirmed_prefix()
         # In large pieces while there is more to come, else at once.
-        if done >= JOB_ELEMENTS // 4 or (done and done == len(self._listed_sent)):
+        stopping = self._flush is not None and self._flush.stop
+        if done >= JOB_ELEMENTS // 4 or (done and (stopping or done == len(self._listed_sent))):
             done = min(done, JOB_ELEMENTS)
             first, last = self._listed_sent[0], self._listed_sent[done - 1]
             job = fallback.trim_job(done, _element(first), _element(last))
@@ -688,18 +734,27 @@ class Publisher:
         oldest = self._oldest()
         if oldest is None or not self._storable:
             return False
-        if self._flush is not None and self._now >= self._flush.grace_until:
+        if self._flush is not None and not self._hopeful(self._flush):
             return True
         due = self._now >= oldest.at + STORE_AFTER or len(self._waiting) >= JOB_ELEMENTS
         if self.link is not Link.UP:
-            return due or self._flush is not None
+            return due
         if self._unread or self._listed_waiting:
             return due  # behind the list
-        return self._pressure or self._stalled()
+        return self._pressure or self._stalled() or (bool(self._refused) and due)
 
     def _stalled(self) -> bool:
         """Connected, but the broker confirms nothing."""
         return bool(self._by_tag) and self._now >= self._progress_at + STALLED_AFTER
+
+    def _hopeful(self, flush: _Flush) -> bool:
+        """Whether a flush may still wait for the broker."""
+        if self._now >= flush.grace_until:
+            return False
+        opening = self._attempts == 0 and self._needed and self._wanted
+        if self.link is Link.UP:
+            return not self._stalled() and not self._refused
+        return flush.stop and opening and self.link is not Link.BLOCKED
 
     def _oldest(self) -> Entry | None:
         if self._sent:
@@ -737,12 +792,15 @@ class Publisher:
         they can only wait: so that those are counted which no mask wants."""
         if self.stuck:
             return JOB_ELEMENTS
+        if self._waiting_bytes > WINDOW_BYTES:
+            return 0
         return 2 * JOB_ELEMENTS - len(self._waiting)
 
     @property
     def stuck(self) -> bool:
         """Whether events can neither be sent nor stored now."""
-        return self.link is not Link.UP and not self._storable and self._job is None
+        away = self.link is not Link.UP or self._stalled()
+        return away and not self._storable and self._job is None
 
     def wake_at(self) -> float | None:
         """When poll has to be called again if nothing else happens."""
@@ -752,16 +810,20 @@ class Publisher:
         if self._writable and self._job is None:
             times.append(self._check_at)
             oldest = self._oldest()
-            behind = self.link is not Link.UP or self._unread or self._listed_waiting
-            if oldest is not None and behind:
-                times.append(max(oldest.at + STORE_AFTER, self._job_retry_at))
-            if self._by_tag and self._sent:
-                times.append(max(self._progress_at + STALLED_AFTER, self._job_retry_at))
+            if oldest is not None and self._known and self._config.fallback_size >= 0:
+                # What _should_store waits for.
+                behind = self._unread or self._listed_waiting or self._refused
+                if self.link is not Link.UP or behind:
+                    times.append(max(oldest.at + STORE_AFTER, self._job_retry_at))
+                if self._by_tag:
+                    times.append(max(self._progress_at + STALLED_AFTER, self._job_retry_at))
         if self._refused and self.link is Link.UP:
             times.append(self._refused_until)
         if self._flush is not None:
             flush = self._flush
             times.append(flush.grace_until if self._now < flush.grace_until else flush.until)
+            if self._by_tag:
+                times.append(self._progress_at + STALLED_AFTER)
         # A time that has passed led to nothing just now; a little later it may.
         return max(min(times), self._now + 0.01) if times else None
 
@@ -788,7 +850,8 @@ class Publisher:
         }
 
     def _wants_link(self) -> bool:
-        return self._wanted and self._needed and self._flush is None
+        wanted = self._wanted and self._needed
+        return wanted and (self._flush is None or self._hopeful(self._flush))
 
     def _choose_link(self) -> None:
         if not self._primary and not (self._sent or self._waiting or self._storing):
@@ -852,20 +915,22 @@ class Publisher:
         self._actions.append(Send(first_tag, [e.event for e in batch if e.event is not None]))
 
     def _may_send_memory(self) -> bool:
-        """Not before it is known whether the list has something older."""
-        return self._known or not self._writable or self._now < self._job_retry_at
+        """Not before it is known that the list has nothing older."""
+        return self._known or not self._writable or self._no_list
 
     def _choose_flushed(self, more: bool) -> None:
         flush = self._flush
         if flush is None:
             return
         memory = bool(self._sent or self._waiting or self._storing or more)
+        if flush.drain and self._length > self._listed_done and self._hopeful(flush):
+            return
         can_store = self._writable and self._config.fallback_size >= 0
         trimmable = flush.stop and can_store and self._confirmed_prefix() > 0
         if self._now < flush.until and (memory or trimmable or self._job is not None):
-            if can_store or self._job is not None:
+            if can_store or self._job is not None or self._hopeful(flush):
                 return
-            if self.link is Link.UP and (flush.stop or self._now < flush.grace_until):
+            if flush.stop and self.link is Link.UP and not self._stalled():
                 return
         if flush.stop:
             left = [*self._storing, *self._sent, *self._waiting]

@@ -38,6 +38,7 @@ class Stat(enum.IntEnum):
     DROPPED_PURGED = 22
     DROPPED_UNREADABLE = 23
     DROPPED_STOPPED = 24
+    DROPPED_TOO_LARGE = 25
 
 
 class Text(enum.IntEnum):
@@ -78,6 +79,7 @@ HELP: dict[Stat | Text, str] = {
     Stat.DROPPED_FALLBACK_REMOVED: "elements that somebody else removed",
     Stat.DROPPED_PURGED: "KEYSPACEAMQP.FALLBACK PURGE",
     Stat.DROPPED_UNREADABLE: "elements of the list that are no events of ours",
+    Stat.DROPPED_TOO_LARGE: "larger than the broker's max_message_size",
     Stat.DROPPED_STOPPED: "in memory at shutdown or unload, with nowhere to go in time",
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import re
 import secrets
 import struct
 import time
@@ -48,12 +49,19 @@ _LENGTH = struct.Struct("=I")
 _PRESSURE_ON = 1 / 2
 _PRESSURE_OFF = 1 / 4
 _OVERFLOW = 7 / 8
+# Bytes of events taken at once.
+_TAKE_BYTES = 256 * 1024
 # The same complaint is logged once in this many seconds.
 _LOG_EVERY = 10.0
+_LOG_KINDS = 100
+_DIGITS = re.compile(r"[0-9]+")
 # After an exception that nobody foresaw, the loop takes a breath.
 _ERROR_PAUSE = 0.1
 # How long a stop waits for the broker to agree to the end of the connection.
 _CLOSE_TIMEOUT = 0.5
+
+
+_Job = tuple["ffi.CData", Job, Callable[[JobResult], None]]
 
 
 class Worker:
@@ -73,9 +81,10 @@ class Worker:
         self._stats = lib.shim_stats()
         self._shown: dict[int, int | str] = {}
         self._logged: dict[str, float] = {}
-        self._jobs: collections.deque[tuple[ffi.CData, Job, Callable[[JobResult], None]]] = (
-            collections.deque()
-        )
+        self._jobs: collections.deque[_Job] = collections.deque()
+        # One command at a time: each sees what the one before it has changed.
+        self._commands: collections.deque[tuple[int, Sequence[bytes]]] = collections.deque()
+        self._command: commands.Steps | None = None
         self._masks: Callable[[bytes], bool] = lambda key: False
         # New masks apply to events behind the change, not to those before it.
         self._mask_changes: collections.deque[tuple[int, Callable[[bytes], bool]]] = (
@@ -116,12 +125,23 @@ class Worker:
         self._end()
 
     def _turn(self) -> None:
-        self._finish_jobs()
-        for kind, payload in self._read_requests():
-            self._request(kind, payload)
+        # What others did before a job ran is to be known before its result is
+        # read, and what the job itself changed before the next command.
+        finished = self._finished_jobs()
+        self._take_requests()
+        for job in finished:
+            self._job_finished(*job)
+        self._take_requests()
+        while self._command is None and self._commands:
+            self._start_command(*self._commands.popleft())
         self._take_events()
         for action in self._publisher.poll(more=self._waiting_outside() > 0):
-            self._do(action)
+            try:
+                self._do(action)
+            except Exception:
+                # The others have to be done all the same: the publisher waits
+                # for what they bring.
+                self._unexpected()
         self._show()
         self._schedule()
 
@@ -213,10 +233,17 @@ class Worker:
             lib.queue_release(self._requests, size, count)
             yield from records
 
+    def _take_requests(self) -> None:
+        for kind, payload in self._read_requests():
+            try:
+                self._request(kind, payload)
+            except Exception:  # the others are to be heard all the same
+                self._unexpected()
+
     def _request(self, kind: int, payload: bytes) -> None:
         if kind == lib.RECORD_COMMAND:
             (handle,) = struct.unpack_from("=Q", payload)
-            self._step(handle, commands.answer(self, list(_counted(payload, 8))), None)
+            self._commands.append((handle, list(_counted(payload, 8))))
         elif kind == lib.RECORD_CONFIG:
             (pushed,) = struct.unpack_from("=Q", payload)
             self._configure(list(_counted(payload, 8)), pushed)
@@ -226,8 +253,12 @@ class Worker:
             self._publisher.touched(payload)
         elif kind == lib.RECORD_FLUSH:
             flush_id, milliseconds, mode = struct.unpack_from("=IIB", payload)
-            stop = mode == lib.FLUSH_STOP
-            self._publisher.flush(flush_id, milliseconds / 1000, stop=stop)
+            self._publisher.flush(
+                flush_id,
+                milliseconds / 1000,
+                stop=mode != lib.FLUSH_STORE,
+                drain=mode == lib.FLUSH_DELIVER,
+            )
 
     def _configure(self, values: Sequence[bytes], pushed: int) -> None:
         if values == self.raw_config:
@@ -259,9 +290,11 @@ class Worker:
                 self._masks = self._mask_changes.popleft()[1]
                 continue
             room = self._publisher.room()
-            full = self._memory() >= limit * _OVERFLOW
-            if full and (room <= 0 or self._publisher.stuck) and self._publisher.drop_oldest():
-                continue
+            over = self._memory() - int(limit * _OVERFLOW)
+            if over >= 0 and (room <= 0 or self._publisher.stuck):
+                if self._publisher.drop_oldest(over + 1):
+                    continue
+                break
             if room <= 0:
                 break
             size = lib.queue_take(self._events, self._pointer)
@@ -286,7 +319,8 @@ class Worker:
         events = []
         matches = self._masks
         at = count = 0
-        while at < size and count < most:
+        # In bytes too: with keys of a megabyte a few events are a lot.
+        while at < size and count < most and at < _TAKE_BYTES:
             total, key_len, time_ms, db, name_len, _, bit = _HEAD.unpack_from(data, at)
             name_at = at + _HEAD.size
             key_at = name_at + name_len
@@ -318,19 +352,30 @@ class Worker:
         self._jobs.append((pointer, job, done))
         lib.job_submit(pointer)
 
-    def _finish_jobs(self) -> None:
+    def _finished_jobs(self) -> list[_Job]:
+        """Those that Redis' main thread has run, in their order."""
+        finished = []
         while self._jobs and lib.job_done(self._jobs[0][0]):
-            pointer, job, done = self._jobs.popleft()
-            size = ffi.new("size_t *")
-            error = ffi.new("int *")
-            replies: list[tuple[bytes | None, int]] = []
-            for number in range(len(job.commands)):
-                raw = lib.job_reply(pointer, number, size, error)
-                replies.append((None if raw == ffi.NULL else ffi.buffer(raw, size[0])[:], error[0]))
-            lib.job_free(pointer)
-            done(JobResult(replies))
+            finished.append(self._jobs.popleft())
+        return finished
+
+    def _job_finished(
+        self, pointer: ffi.CData, job: Job, done: Callable[[JobResult], None]
+    ) -> None:
+        size = ffi.new("size_t *")
+        error = ffi.new("int *")
+        replies: list[tuple[bytes | None, int]] = []
+        for number in range(len(job.commands)):
+            raw = lib.job_reply(pointer, number, size, error)
+            replies.append((None if raw == ffi.NULL else ffi.buffer(raw, size[0])[:], error[0]))
+        lib.job_free(pointer)
+        done(JobResult(replies))
 
     # ---- commands ----------------------------------------------------------
+
+    def _start_command(self, handle: int, arguments: Sequence[bytes]) -> None:
+        self._command = commands.answer(self, arguments)
+        self._step(handle, self._command, None)
 
     def _step(self, handle: int, steps: commands.Steps, value: object) -> None:
         """Carries a command on until it waits for something, or ends."""
@@ -355,6 +400,7 @@ class Worker:
             else:
                 wait(resume)
             return
+        self._command = None
         data = commands.encode(reply)
         lib.shim_command_done(handle, data, len(data))
 
@@ -378,9 +424,11 @@ class Worker:
 
     def _log(self, level: str, text: str) -> None:
         """Logs, but the same kind of line only every few seconds."""
-        kind = text.lstrip("0123456789")
+        kind = _DIGITS.sub("#", text)
         now = time.monotonic()
-        if now >= self._logged.get(kind, 0.0) + _LOG_EVERY:
+        if now >= self._logged.get(kind, -_LOG_EVERY) + _LOG_EVERY:
+            if len(self._logged) >= _LOG_KINDS:
+                self._logged.clear()
             self._logged[kind] = now
             lib.shim_log(level.encode(), text.encode("utf-8", "backslashreplace"))
 

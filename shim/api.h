@@ -22,7 +22,9 @@ enum {
     RECORD_TOUCHED = 5  /* payload: what somebody else did to our list */
 };
 
-enum { FLUSH_STORE = 0, FLUSH_STOP = 1 };
+/* How a flush ends: all stored (a save follows); all delivered or stored, and the
+ * worker ends; the same where nobody keeps the list: that is delivered too. */
+enum { FLUSH_STORE = 0, FLUSH_STOP = 1, FLUSH_DELIVER = 2 };
 
 /* The head of every record; the event's name and then the payload (the key of
  * an event) follow it, and padding to a multiple of eight. */

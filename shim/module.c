@@ -40,6 +40,8 @@
 /* In one long command (a script, say) the worker hears of events this often. */
 #define ANNOUNCE_EVERY 1024
 #define ERROR_BYTES 1024
+/* The same complaint is logged once in this time. */
+#define LOG_EVERY_MS 10000
 
 /* The main thread's. */
 static RedisModuleString *values[SETTINGS_COUNT];
@@ -52,6 +54,10 @@ static int accepting; /* the worker runs and was not told to stop */
 static pthread_t worker;
 static int worker_started;
 static uint32_t flush_id;
+static int64_t refused_logged;
+static long long refused_logged_ms;
+static int64_t pushed_before_flush; /* fallback_pushed in the last turn of the event loop */
+static int wedged;                  /* a worker never came up, and still has hold of everything */
 
 /* Shared. */
 static RedisModuleCtx *log_ctx; /* made at load, for the log only */
@@ -103,6 +109,8 @@ static int is_word(RedisModuleString *argument, const char *word) {
 /* Wakes the worker if it waits. */
 static void announce(void) {
     announced = queue_pushed(events) + queue_pushed(requests);
+    /* With its twin in shim_before_wait: one of the two threads sees the other. */
+    atomic_thread_fence(memory_order_seq_cst);
     if (atomic_exchange(&worker_waits, 0)) bell(wake_fd);
 }
 
@@ -274,6 +282,8 @@ static int command_run(RedisModuleCtx *ctx, command_t *command) {
         command_set_reply(command, answer, strlen(answer));
     } else if (command->write && !capturing) {
         command->error = EROFS;
+    } else if (command->write && RedisModule_AvoidReplicaTraffic()) {
+        command->error = EBUSY; /* paused: Redis asserts that nothing is replicated now */
     } else {
         errno = 0;
         reply = RedisModule_Call(ctx, command->name, command->write ? "!Ev" : "Ev", command->argv,
@@ -343,8 +353,8 @@ static int flush_worker(RedisModuleCtx *ctx, int mode, int ms) {
     long long deadline = clock_ms() + ms;
     for (;;) {
         if (atomic_load(&jobs) != NULL) jobs_run(ctx);
-        if (mode == FLUSH_STOP ? atomic_load(&worker_exited)
-                               : atomic_load(&flush_done_id) == flush_id)
+        if (mode != FLUSH_STORE ? atomic_load(&worker_exited)
+                                : atomic_load(&flush_done_id) == flush_id)
             return 1;
         long long left = deadline - clock_ms();
         if (left <= 0) return 0;
@@ -409,6 +419,14 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
     }
     if (queue_pushed(events) + queue_pushed(requests) != announced) announce();
     if (atomic_load_explicit(&jobs, memory_order_relaxed) != NULL) jobs_run(ctx);
+    pushed_before_flush = atomic_load_explicit(&stats[STAT_FALLBACK_PUSHED], memory_order_relaxed);
+    int64_t lost = atomic_load_explicit(&refused, memory_order_relaxed);
+    if (lost > refused_logged && now_ms >= refused_logged_ms + LOG_EVERY_MS) {
+        RedisModule_Log(ctx, "warning", "%lld events lost: the queue in memory was full",
+                        (long long)(lost - refused_logged));
+        refused_logged = lost;
+        refused_logged_ms = now_ms;
+    }
 }
 
 static void on_role_changed(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
@@ -467,10 +485,18 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     (void)event;
     (void)subevent;
     (void)data;
-    if (!flush_worker(ctx, FLUSH_STOP, STOP_TIMEOUT_MS))
+    int kept =
+        RedisModule_GetContextFlags(ctx) & (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB);
+    if (!flush_worker(ctx, kept ? FLUSH_STOP : FLUSH_DELIVER, STOP_TIMEOUT_MS))
         RedisModule_Log(ctx, "warning", "the handler did not stop within %d ms", STOP_TIMEOUT_MS);
-    accepting = 0;
-    capturing = 0;
+    accepting = capturing = 0;
+    /* Redis has written and closed its append-only file before this event. */
+    int64_t late = atomic_load(&stats[STAT_FALLBACK_PUSHED]) - pushed_before_flush;
+    if (late > 0 && (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF))
+        RedisModule_Log(ctx, "warning",
+                        "%lld events came too late for the append-only file: they were captured "
+                        "at the very end and could not be delivered",
+                        (long long)late);
 }
 
 /* ---- parameters ----------------------------------------------------------- */
@@ -710,15 +736,21 @@ static void redact(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
             RedisModule_RedactClientCommandArgument(ctx, i + 1);
 }
 
-/* Hands a command to the worker and blocks the client, not Redis (rule 4). */
-static int on_command(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+/* Hands a command to the worker and blocks the client, not Redis (rule 4).
+ * Returns 1, or 0 if it has answered with an error instead. */
+static int forward(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    const char *error = NULL;
     if (RedisModule_GetContextFlags(ctx) &
         (REDISMODULE_CTX_FLAGS_LUA | REDISMODULE_CTX_FLAGS_MULTI |
          REDISMODULE_CTX_FLAGS_DENY_BLOCKING))
-        return RedisModule_ReplyWithError(
-            ctx, "ERR this command waits for the handler and cannot run in a script or in MULTI");
-    if (!accepting || atomic_load(&worker_exited))
-        return RedisModule_ReplyWithError(ctx, "ERR the handler has stopped; the log says why");
+        error = "ERR this command waits for the handler and cannot run in a script or in MULTI";
+    else if (!accepting || atomic_load(&worker_exited))
+        error = "ERR the handler has stopped; the log says why";
+    if (error != NULL) {
+        RedisModule_ReplyWithError(ctx, error);
+        redact(ctx, argv, argc);
+        return 0;
+    }
     RedisModuleBlockedClient *client =
         RedisModule_BlockClient(ctx, on_reply, on_reply_timeout, free_reply, COMMAND_TIMEOUT_MS);
     buffer_t buffer = {0};
@@ -729,22 +761,27 @@ static int on_command(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     redact(ctx, argv, argc); /* after the copy: Valkey redacts argv itself */
     request(RECORD_COMMAND, buffer.data, buffer.len);
     free(buffer.data);
+    return 1;
+}
+
+static int on_command(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    forward(ctx, argv, argc);
     return REDISMODULE_OK;
 }
 
 static int on_stats(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
-    if (argc == 1) {
+    int local = is_word(argv[argc - 1], "LOCAL");
+    if (argc - local == 1) {
         reply_stats(ctx);
         return REDISMODULE_OK;
     }
-    if (argc > 2 || !is_word(argv[1], "RESET"))
+    if (argc - local > 2 || !is_word(argv[1], "RESET"))
         return RedisModule_ReplyWithError(
             ctx, "ERR KEYSPACEAMQP.STATS takes nothing, or RESET to start the counters again");
-    if (accepting) {
-        atomic_store(&seen, 0);
-        atomic_store(&refused, 0);
-    }
-    return on_command(ctx, argv, argc);
+    if (!forward(ctx, argv, argc)) return REDISMODULE_OK;
+    atomic_store(&seen, 0);
+    atomic_store(&refused, 0);
+    return REDISMODULE_OK;
 }
 
 static int on_help(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
@@ -792,6 +829,7 @@ static uint64_t seen_by_worker;
 
 void shim_before_wait(void) {
     atomic_store(&worker_waits, 1);
+    atomic_thread_fence(memory_order_seq_cst);
     /* What came after the worker's last look was announced to nobody. */
     if (queue_pushed(events) + queue_pushed(requests) != seen_by_worker) bell(wake_fd);
 }
@@ -915,6 +953,7 @@ static int prepare(RedisModuleCtx *ctx) {
         atomic_store(&stats[i], 0);
     atomic_store(&seen, 0);
     atomic_store(&refused, 0);
+    refused_logged = pushed_before_flush = 0;
     now_ms = RedisModule_Milliseconds();
     int flags = RedisModule_GetContextFlags(ctx);
     primary = (flags & REDISMODULE_CTX_FLAGS_MASTER) != 0;
@@ -963,6 +1002,11 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
         RedisModule_Log(ctx, "warning", "a module named " MODULE_NAME " is loaded already");
         return REDISMODULE_ERR;
     }
+    if (wedged) {
+        RedisModule_Log(ctx, "warning",
+                        "not loaded: an earlier load hangs in Python. Restart the server");
+        return REDISMODULE_ERR;
+    }
     RedisModule_SetModuleAttribs(ctx, MODULE_NAME, MODULE_VERSION_NUMBER, REDISMODULE_APIVER_1);
     if (prepare(ctx) != 0) return refuse_load(ctx, "no file descriptors left");
     if (register_settings(ctx, argv, argc) != REDISMODULE_OK) return refuse_load(ctx, "");
@@ -979,7 +1023,7 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
         if (atomic_load(&worker_ready) == 0 && !atomic_load(&worker_exited)) {
             /* It hangs while it starts; it cannot be ended, so its memory stays. */
             RedisModule_Log(ctx, "warning", "not loaded: the handler did not start in time");
-            worker_started = 0;
+            wedged = 1;
             return REDISMODULE_ERR;
         }
         return refuse_load(ctx, "the handler did not start; the lines above say why");
@@ -996,7 +1040,7 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
  * and ends. If it does not within the bound, the module stays. */
 __attribute__((visibility("default"))) int RedisModule_OnUnload(RedisModuleCtx *ctx) {
     if (accepting) flush_worker(ctx, FLUSH_STOP, STOP_TIMEOUT_MS);
-    accepting = 0;
+    accepting = capturing = 0;
     if (worker_started && !atomic_load(&worker_exited)) {
         RedisModule_Log(ctx, "warning",
                         "not unloaded: the handler did not stop within %d ms. Try again",

@@ -27,6 +27,8 @@ typedef struct RedisModuleInfoCtx RedisModuleInfoCtx;
 #define REDISMODULE_CTX_FLAGS_LUA (1 << 0)
 #define REDISMODULE_CTX_FLAGS_MULTI (1 << 1)
 #define REDISMODULE_CTX_FLAGS_MASTER (1 << 2)
+#define REDISMODULE_CTX_FLAGS_AOF (1 << 6)
+#define REDISMODULE_CTX_FLAGS_RDB (1 << 7)
 #define REDISMODULE_CTX_FLAGS_LOADING (1 << 13)
 #define REDISMODULE_CTX_FLAGS_DENY_BLOCKING (1 << 21)
 
@@ -171,6 +173,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, GetServerVersion, int, (void))                                                          \
     X(700, GetContextFlags, int, (RedisModuleCtx *))                                               \
     X(700, GetKeyspaceNotificationFlagsAll, int, (void))                                           \
+    X(700, AvoidReplicaTraffic, int, (void))                                                       \
     X(700, GetSelectedDb, int, (RedisModuleCtx *))                                                 \
     X(700, SelectDb, int, (RedisModuleCtx *, int))                                                 \
     X(700, Milliseconds, long long, (void))                                                        \

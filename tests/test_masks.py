@@ -94,7 +94,7 @@ def test_several_masks_match_what_any_of_them_matches(
         assert matches(key) is expected
 
 
-@given(st.binary(max_size=6), st.binary(max_size=6))
+@given(st.binary(max_size=6).filter(lambda mask: mask != b"ALL"), st.binary(max_size=6))
 def test_any_bytes(mask: bytes, key: bytes) -> None:
     assert compile_masks([mask])(key) is reference(mask, key)
     assert compile_masks([mask + b"z*"])(key) is reference(mask + b"z*", key)
@@ -243,8 +243,11 @@ def test_time_grows_no_faster_than_the_key(name: str) -> None:
     assert twice < 5  # against a hang only
 
 
-def lines_run(run: Callable[[], object]) -> int:
-    """How many lines of masks.py ran: work that no busy machine can blur."""
+def lines_run(run: Callable[[], object], most: int) -> int:
+    """How many lines of masks.py ran: work that no busy machine can blur.
+
+    Ends what needs more than `most`, instead of waiting for it.
+    """
     count = 0
 
     def trace(frame: FrameType, event: str, _argument: Any) -> Any:
@@ -252,6 +255,7 @@ def lines_run(run: Callable[[], object]) -> int:
         if frame.f_code.co_filename != masks.__file__:
             return None
         count += event == "line"
+        assert count <= most
         return trace
 
     before = sys.gettrace()
@@ -267,7 +271,7 @@ def lines_run(run: Callable[[], object]) -> int:
 def test_work_grows_with_the_key_only(name: str) -> None:
     def work(length: int) -> int:
         matches = compile_masks(SLOW[name])
-        return lines_run(lambda: matches(b"a" * length))
+        return lines_run(lambda: matches(b"a" * length), 1000 * length)
 
     first, second, third = work(64), work(128), work(192)
     assert first > 0
@@ -280,7 +284,7 @@ def test_work_on_keys_that_differ() -> None:
     lines."""
     matches = compile_masks([b"b*a............c$"])
     key = bytes(random.Random(7).choice(b"ab") for _ in range(4000))
-    assert lines_run(lambda: matches(key)) < 40 * len(key)
+    assert lines_run(lambda: matches(key), 40 * len(key)) > len(key)
 
 
 @pytest.mark.xfail(reason="states stay reachable from the start state for ever", strict=True)

@@ -164,7 +164,7 @@ def test_an_event_costs_at_most_48_bytes_more_than_its_text(
 
 lengths = st.one_of(
     st.integers(0, 40),
-    st.sampled_from([CHUNK - 25, CHUNK - 24, CHUNK - 23, CHUNK, CHUNK + 1, 3 * CHUNK]),
+    st.sampled_from([CHUNK - 25, CHUNK - 24, CHUNK - 23, CHUNK, CHUNK + 1, 3 * CHUNK, 20 * CHUNK]),
     st.integers(10_000, 70_000),
 )
 payloads = st.one_of(
@@ -380,59 +380,79 @@ def test_a_flood_is_given_back(make: MakeQueue, payload_len: int) -> None:
 
 # ---- two threads ----------------------------------------------------------------
 
-COUNT = 300_000
 PATTERN = bytes(random.Random(3).randrange(256) for _ in range(100_300))
 
 
-def numbered(number: int) -> tuple[bytes, bytes]:
+def numbered(number: int, most: int) -> tuple[bytes, bytes]:
     """Name and payload of a record: of many sizes, and none like the next."""
-    length = 100_000 if number % 20_000 == 19_999 else number * 7919 % 200
+    length = 100_000 if number % 20_000 == 19_999 else number * 7919 % most
     start = number % 97
     return b"e%d" % (number % 10), PATTERN[start : start + length]
 
 
-@pytest.mark.parametrize("limit", [0, 300_000])
-def test_two_threads(make: MakeQueue, limit: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "most", "limit"),
+    [
+        pytest.param(300_000, 200, 0, id="small"),
+        # The pushing thread meets a full queue time and again.
+        pytest.param(300_000, 200, 150_000, id="small with a limit"),
+        # A few records fill a chunk: the change of chunks is where threads meet.
+        pytest.param(100_000, 40_000, 400_000, id="large"),
+    ],
+)
+def test_two_threads(make: MakeQueue, count: int, most: int, limit: int) -> None:
     """cffi lets go of the GIL in each call, so one thread's C code runs beside the
-    other's. With a limit the pushing thread meets a full queue time and again."""
+    other's. Who has nothing to do waits for the other: two threads that only ask
+    again keep the GIL from each other on a busy machine."""
     queue = make(limit)
     ffi, lib, handle = queue.ffi, queue.lib, queue.queue
     give_up = time.monotonic() + 60  # against a hang only
-    failed = threading.Event()
-    refused = 0
+    ended = threading.Event()
+    refused = threading.Event()
+    arrived, room = threading.Event(), threading.Event()
 
     def push() -> None:
-        nonlocal refused
         head = ffi.new("record_t *")
-        for number in range(COUNT):
-            name, payload = numbered(number)
+        for number in range(count):
+            name, payload = numbered(number, most)
             head.payload_len, head.name_len = len(payload), len(name)
             head.time_ms, head.db = number * 1_000_003, number
-            while lib.queue_push(handle, head, name, payload) != 0:
-                refused += 1
-                if failed.is_set():
+            while True:
+                room.clear()
+                if lib.queue_push(handle, head, name, payload) == 0:
+                    break
+                refused.set()
+                room.wait(1)
+                if ended.is_set():
                     return
+            arrived.set()
 
     thread = threading.Thread(target=push)
     thread.start()
     expected = 0
     try:
-        while expected < COUNT:
-            assert time.monotonic() < give_up, f"stuck at {expected} of {COUNT}"
+        if limit:
+            assert refused.wait(60), "nothing was refused"
+        while expected < count:
+            assert time.monotonic() < give_up, f"stuck at {expected} of {count}"
+            arrived.clear()
             data = queue.look()
-            at = count = 0
+            if not data:
+                arrived.wait(1)
+                continue
+            at = records = 0
             while at < len(data):
-                size, _, time_ms, db, _, _, _ = HEAD.unpack_from(data, at)
-                _, record = parse(data, at)
-                assert (db, time_ms) == (expected, expected * 1_000_003)
-                assert (record.name, record.payload) == numbered(expected)
+                size, record = parse(data, at)
+                assert (record.db, record.time_ms) == (expected, expected * 1_000_003)
+                assert (record.name, record.payload) == numbered(expected, most)
                 expected += 1
                 at += size
-                count += 1
-            lib.queue_release(handle, at, count)
+                records += 1
+            lib.queue_release(handle, at, records)
+            room.set()
     finally:
-        failed.set()
+        ended.set()
         thread.join()
-    assert (queue.length, queue.bytes, queue.pushed) == (0, 0, COUNT)
+    assert refused.is_set() is (limit > 0)
+    assert (queue.length, queue.bytes, queue.pushed) == (0, 0, count)
     assert queue.look() == b""
-    assert (refused > 0) is (limit > 0)

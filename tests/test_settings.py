@@ -16,6 +16,7 @@ from keyspace_amqp.config import (
     SETTINGS,
     Kind,
     Setting,
+    format_masks,
     parse_masks,
 )
 from tests.fix_shim import Shim
@@ -296,6 +297,7 @@ def test_a_class_that_the_server_lacks(check: Check, letter: str) -> None:
 
 def test_a_is_accepted_whatever_it_means_to_the_server(check: Check) -> None:
     assert check("events", b"A", sum(BITS[letter] for letter in "g$lshzxe")) is None
+    assert check("events", b"A", BITS["n"]) is None
 
 
 def test_a_letter_of_no_class_is_told_from_one_the_server_lacks(check: Check) -> None:
@@ -325,6 +327,7 @@ def test_appended_masks_come_back(shim: Shim, check: Check, masks: list[bytes], 
     value = bytes(ffi.buffer(room, used))
     assert check("masks", value) is None
     assert parse_masks(value) == tuple(masks)
+    assert value == format_masks(masks), "KEYMASK and the module's arguments write it alike"
 
 
 @given(masks=st.lists(st.binary(min_size=1, max_size=9), min_size=1), capacity=st.integers(0, 60))
