@@ -488,3 +488,61 @@ def test_disconnect_and_connect(
     assert client.execute_command("KEYSPACEAMQP.CONNECT") == b"OK"
     settled(client, state="connected", confirmed=200, fallback_length=0)
     assert keys_of(once(mailbox.receive())) == expected
+
+
+def test_paused_writes_do_not_stop_the_server(
+    family: str, own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    """While writes are paused Redis asserts that nothing is replicated: events
+    wait in memory, and go to the list afterwards."""
+    mailbox = Mailbox(own_broker)
+    own_broker.kill()
+    server = start_redis(family, arguments_for(own_broker, mailbox))
+    client = server.client()
+    with client.pipeline(transaction=False) as pipeline:
+        for number in range(100):
+            pipeline.set(f"k{number}", 1)
+        pipeline.execute_command("CLIENT", "PAUSE", 1500, "WRITE")
+        pipeline.execute()
+    wait_for(lambda: "paused" in stats(client)["last_error"], 10)
+    assert list_length(client) == 0
+    settled(client, fallback_length=100, dropped=0)
+    assert list_length(client) == 100
+
+
+def test_a_poisoned_list_does_not_stall_the_rest(
+    own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    """Anybody may push to the list: what no message can be made of is given up."""
+    mailbox = Mailbox(own_broker)
+    client = start_redis(arguments=arguments_for(own_broker, mailbox, "$")).client()
+    poison = [
+        b"1 %b 1000 0 $ 3 set k" % (b"x" * 300),
+        b"1 id -5 0 $ 3 set k",
+        b"1 id 99999999999999999999999 0 $ 3 set k",
+        b"1 id 1000 0 $ 3000 set k",
+    ]
+    client.rpush(fallback.KEY, *poison)
+    numbers = settled(client, dropped=4, fallback_length=0)
+    assert numbers["dropped_unreadable"] == 4
+    expected = write(client, 0, 10)
+    assert keys_of(mailbox.receive(10)) == expected
+    assert stats(client)["handler_errors"] == 0
+
+
+def test_a_message_that_the_broker_does_not_take(
+    own_broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    """Above max_message_size (128 MiB) the broker closes the channel each time."""
+    mailbox = Mailbox(own_broker)
+    server = start_redis(
+        arguments=arguments_for(own_broker, mailbox, "$"),
+        options=["keyspaceamqp.queue-limit 1073741824", "proto-max-bulk-len 512mb"],
+    )
+    client = server.client(socket_timeout=60)
+    expected = write(client, 0, 10)
+    client.set(b"x" * (134217728 + 1000), 1)
+    expected += write(client, 10, 10)
+    numbers = settled(client, confirmed=20, dropped=1)
+    assert numbers["dropped_too_large"] == 1
+    assert keys_of(once(mailbox.receive())) == expected
