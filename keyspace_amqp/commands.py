@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import re
 import struct
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
@@ -356,8 +357,9 @@ def _fallback(handler: Handler, rest: Sequence[bytes]) -> Steps:
             return _int((yield handler.purge))
         case "PEEK", 0 | 1:
             text = arguments[0] if arguments else b"%d" % PEEK_DEFAULT
-            if not text.isdigit() or not 1 <= int(text) <= PEEK_MAX:
-                shown = text.decode("utf-8", "backslashreplace")
+            digits = text if text.isdigit() and len(text) < 10 else b"0"
+            if not 1 <= int(digits) <= PEEK_MAX:
+                shown = text[:20].decode("utf-8", "backslashreplace")
                 raise CommandError(
                     f"count: {shown!r} is not accepted; give a number from 1 to {PEEK_MAX}"
                 )
@@ -386,13 +388,15 @@ _COMMANDS: dict[str, Callable[[Handler, Sequence[bytes]], Steps]] = {
 }
 
 _ITEM = struct.Struct("=cq")
+_CODE = re.compile(r"[A-Z]+ ")
 
 
 def encode(reply: Reply | CommandError) -> bytes:
     """The reply in the form that the shim plays."""
     if isinstance(reply, CommandError):
-        # An error is one line of the protocol.
-        text = f"ERR {reply}".translate({0: " ", 10: " ", 13: " "})
+        # An error is one line of the protocol, with a code as its first word.
+        text = str(reply) if _CODE.match(str(reply)) else f"ERR {reply}"
+        text = text.translate({0: " ", 10: " ", 13: " "})
         return _text(b"-", text.encode("utf-8", "backslashreplace"))
     if isinstance(reply, int):
         return _ITEM.pack(b":", reply)

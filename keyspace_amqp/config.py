@@ -44,8 +44,10 @@ class Setting:
 INT64_MAX = 2**63 - 1
 # The longest short string of AMQP 0-9-1, which names an exchange or a key.
 SHORT_STRING = 255
-# More than anybody types, little enough to copy to the worker at each change.
-MASKS_BYTES = 1024 * 1024
+# More than anybody types; little enough to compile in a moment. MASK_BYTES is in
+# shim/settings.c too.
+MASKS_BYTES = 64 * 1024
+MASK_BYTES = 1024
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(
@@ -156,8 +158,8 @@ SETTINGS: tuple[Setting, ...] = (
         "ALL",
         0,
         MASKS_BYTES,
-        f"masks with blanks between them, a blank in a mask as \\x20 and a backslash as \\\\, "
-        f"{MASKS_BYTES} bytes at most",
+        f"masks of up to {MASK_BYTES} bytes with blanks between them, a blank in a mask as "
+        f"\\x20 and a backslash as \\\\, {MASKS_BYTES} bytes in all",
         "key masks, see below; `ALL`: every key; empty: none",
         position=11,
     ),

@@ -31,8 +31,11 @@ class _RedisHandler(logging.Handler):
             level = "notice"
         else:
             level = "debug"
-        for line in self.format(record).splitlines():
-            self._sink(level, line)
+        try:
+            for line in self.format(record).splitlines():
+                self._sink(level, line)
+        except Exception:  # a log line that is wrong harms nobody else
+            self.handleError(record)
 
 
 class _Stderr:

@@ -123,6 +123,7 @@ class _Automaton:
 
     def __init__(self, masks: Iterable[_Mask]) -> None:
         self._bytes = [0] * 256  # positions whose item takes this byte
+        any_byte = 0
         self._starred = 0
         self._restart = 0  # first positions of masks that match anywhere
         self._accept = 0
@@ -134,8 +135,10 @@ class _Automaton:
             if not mask.at_start:
                 self._restart |= bit
             for byte, starred in mask.items:
-                for value in range(256) if byte == _ANY else (byte,):
-                    self._bytes[value] |= bit
+                if byte == _ANY:
+                    any_byte |= bit
+                else:
+                    self._bytes[byte] |= bit
                 if starred:
                     self._starred |= bit
                 bit <<= 1
@@ -144,6 +147,7 @@ class _Automaton:
             else:
                 self._accept |= bit
             bit <<= 1
+        self._bytes = [positions | any_byte for positions in self._bytes]
         self._states: dict[int, _State] = {}
         self._start = self._state(start)
 
@@ -157,6 +161,8 @@ class _Automaton:
         state = self._states.get(positions)
         if state is None:
             if len(self._states) >= _MAX_STATES:
+                for old in self._states.values():
+                    old.next = [None] * 256  # else they keep each other alive
                 self._states.clear()
             decided = None
             if positions & self._accept:

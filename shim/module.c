@@ -593,6 +593,12 @@ static int register_settings(RedisModuleCtx *ctx, RedisModuleString **argv, int 
             return REDISMODULE_ERR;
         }
     }
+    if (settings_check(SETTING_INDEX_MASKS, masks, used, classes, message, sizeof(message)) != 0) {
+        RedisModule_Log(ctx, "warning", "argument %d and later, %s", SETTING_INDEX_MASKS + 1,
+                        message);
+        free(masks);
+        return REDISMODULE_ERR;
+    }
     int result = REDISMODULE_OK;
     for (intptr_t i = 0; i < SETTINGS_COUNT && result == REDISMODULE_OK; i++) {
         const char *value = SETTINGS[i].default_value;

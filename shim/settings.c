@@ -75,19 +75,30 @@ static int hex_digit(char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
 }
 
-/* A list of masks: blanks between them, and a backslash only in \\ and \xHH. */
-static int check_masks(const char *value, size_t len) {
+/* The longest mask (MASK_BYTES in config.py), so that no mask keeps the worker
+ * busy for long when it is compiled. */
+#define MASK_BYTES 1024
+
+/* A list of masks: blanks between them, and a backslash only in \\ and \xHH.
+ * Returns what is wrong, or NULL. */
+static const char *check_masks(const char *value, size_t len) {
+    size_t mask_len = 0;
     for (size_t i = 0; i < len; i++) {
-        if (value[i] != '\\') continue;
-        if (i + 1 < len && value[i + 1] == '\\')
+        mask_len++;
+        if (strchr(" \t\r\n\v\f", value[i]) != NULL)
+            mask_len = 0;
+        else if (value[i] != '\\')
+            ;
+        else if (i + 1 < len && value[i + 1] == '\\')
             i += 1;
         else if (i + 3 < len && value[i + 1] == 'x' && hex_digit(value[i + 2]) &&
                  hex_digit(value[i + 3]))
             i += 3;
         else
-            return -1;
+            return "a backslash stands alone";
+        if (mask_len > MASK_BYTES) return "a mask is too long";
     }
-    return 0;
+    return NULL;
 }
 
 int settings_check(int index, const char *value, size_t len, int classes, char *error,
@@ -103,7 +114,8 @@ int settings_check(int index, const char *value, size_t len, int classes, char *
             return refuse(setting, value, len, wrong, error, capacity);
         return 0;
     case SETTING_EVENTS:
-        if (len == 0) return refuse(setting, value, len, wrong, error, capacity);
+        if (len == 0 || (long long)len > setting->maximum)
+            return refuse(setting, value, len, wrong, error, capacity);
         for (size_t i = 0; i < len; i++) {
             int bits = class_bits(value[i]);
             if (bits == 0 || (value[i] != 'A' && (bits & classes) == 0)) {
@@ -116,8 +128,8 @@ int settings_check(int index, const char *value, size_t len, int classes, char *
         }
         return 0;
     case SETTING_MASKS:
-        if (check_masks(value, len) != 0)
-            return refuse(setting, value, len, "a backslash stands alone", error, capacity);
+        if (check_masks(value, len) != NULL)
+            return refuse(setting, value, len, check_masks(value, len), error, capacity);
         /* fall through */
     default: /* SETTING_TEXT */
         if ((long long)len < setting->minimum || (long long)len > setting->maximum) {

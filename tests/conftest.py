@@ -1,3 +1,9 @@
 """Fixtures are in the fix_* modules; this file says which there are."""
 
-pytest_plugins = ["tests.fix_servers"]
+from hypothesis import settings
+
+pytest_plugins = ["tests.fix_servers", "tests.fix_shim"]
+
+# A shared machine may stand still for longer than an example may take.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")

@@ -411,13 +411,7 @@ def test_fallback_peek_at_its_bounds(count: bytes) -> None:
     "count",
     [
         b"0", b"10001", b"-1", b"ten", b"", b"1.5", b" 1", b"+1", b"\xff", "\u00b2".encode(),
-        pytest.param(
-            b"9" * 5000,
-            id="5000 digits",
-            marks=pytest.mark.xfail(
-                raises=ValueError, strict=True, reason="int() refuses to read so many digits"
-            ),
-        ),
+        pytest.param(b"9" * 5000, id="5000 digits"),
     ],
 )  # fmt: skip
 def test_fallback_peek_refuses_a_count(count: bytes) -> None:
@@ -425,7 +419,7 @@ def test_fallback_peek_refuses_a_count(count: bytes) -> None:
     assert message.startswith("count: ")
     assert message.endswith("give a number from 1 to 10000")
     if count.isdigit():
-        assert count.decode() in message
+        assert count[:20].decode() in message
 
 
 def test_fallback_drain() -> None:
