@@ -27,6 +27,8 @@ from .message import CONTENT_TYPE, Event, body
 # broker that accepts and never answers is given up after that.
 CONNECT_TIMEOUT = 5.0
 HANDSHAKE_TIMEOUT = 8.0
+# How pika's text says that the broker has closed a connection which opens.
+_CLOSED = re.compile(r"\((\d+)\) '(.*)'")
 # RabbitMQ's words for a message above its max_message_size.
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
 
@@ -199,5 +201,6 @@ def describe(error: BaseException) -> str:
         error = inner
     if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
         return f"{error.reply_code} {error.reply_text}"
-    text = str(error) or type(error).__name__
-    return " ".join(text.split())
+    text = " ".join((str(error) or type(error).__name__).split())
+    closed = _CLOSED.search(text)
+    return f"{closed[1]} {closed[2]}" if closed else text

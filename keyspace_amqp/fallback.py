@@ -58,8 +58,8 @@ Value = int | bytes | None | list["Value"] | JobError
 
 @dataclasses.dataclass
 class JobResult:
-    """Per command the raw reply in RESP2, or None and an errno value; (None, 0)
-    for a command that did not run because of one before it."""
+    """Per command the raw reply in RESP2 and errno after it; (None, 0) for a
+    command that did not run because of one before it."""
 
     replies: list[tuple[bytes | None, int]]
 
@@ -69,6 +69,8 @@ class JobResult:
         if raw is None:
             text = "" if error == 0 else _ERRNO.get(error) or os.strerror(error)
             return JobError(text)
+        if raw.startswith(b"-") and error in _ERRNO:
+            return JobError(_ERRNO[error])
         return _parse(raw, 0)[0]
 
 

@@ -49,11 +49,14 @@ class Text(enum.IntEnum):
     LAST_ERROR = 2
 
 
-HELP: dict[Stat | Text, str] = {
-    Text.STATE: "idle (nothing to send yet), connecting, connected, blocked (by the broker), "
-    "disconnected, replica",
-    Text.BROKER: "host:port of the connection, or of the last attempt",
+TEXT_HELP: dict[Text, str] = {
+    Text.STATE: "`idle` (nothing to send yet), `connecting`, `connected`, `blocked` (by the "
+    "broker), `disconnected`, `replica`",
+    Text.BROKER: "`host:port` of the connection, or of the last attempt",
     Text.LAST_ERROR: "what last went wrong with the broker or the list; empty: nothing",
+}
+
+HELP: dict[Stat, str] = {
     Stat.EVENTS_SEEN: "events of the chosen classes since load or STATS RESET",
     Stat.EVENTS_MATCHED: "events that a mask let through",
     Stat.PUBLISHED: "messages sent, repetitions included",

@@ -116,6 +116,8 @@ class Worker:
         while not self._stopped:
             try:
                 self._turn()
+                if self._stopped:
+                    break
                 lib.shim_before_wait()
                 self._ioloop.poll()
                 lib.shim_after_wait()
@@ -451,9 +453,7 @@ class Worker:
                 clean = " ".join(value.split()).replace("\0", " ")
                 lib.shim_set_text(text, clean.encode("utf-8", "backslashreplace"))
                 if text is Text.STATE:
-                    broker = texts[Text.BROKER]
-                    why = f": {publisher.last_error}" if state == "disconnected" else ""
-                    self._log("notice", f"{state} ({broker}){why}")
+                    self._log("notice", f"{state} ({texts[Text.BROKER]})")
                 elif text is Text.LAST_ERROR and value:
                     self._log("warning", clean)
 

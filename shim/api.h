@@ -119,8 +119,8 @@ void job_expect(job_t *job, const char *reply, size_t len);
 void job_submit(job_t *job);
 /* 1 when the job was run: its replies can be read and it can be freed. */
 int job_done(const job_t *job);
-/* The RESP2 reply of a command of the job; NULL if it did not run, with errno's
- * value in `error` where Redis gave one. */
+/* The RESP2 reply of a command of the job; NULL if it did not run. `error`: errno
+ * after the command; it means something where there is no reply or an error. */
 const char *job_reply(const job_t *job, int command, size_t *len, int *error);
 void job_free(job_t *job);
 

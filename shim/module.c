@@ -20,6 +20,7 @@
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -288,7 +289,7 @@ static int command_run(RedisModuleCtx *ctx, command_t *command) {
         errno = 0;
         reply = RedisModule_Call(ctx, command->name, command->write ? "!Ev" : "Ev", command->argv,
                                  command->argc);
-        command->error = reply == NULL ? errno : 0;
+        command->error = errno; /* means something if there is no reply, or an error */
     }
     if (reply != NULL) {
         size_t len;
@@ -876,9 +877,28 @@ void shim_flush_done(uint32_t id) {
     bell(job_fd);
 }
 
+/* Whether setpriority is survived: under a seccomp filter (the unit of Debian's
+ * redis-server has one) it may mean the end of the process, without an error. A
+ * child that shares our memory and does nothing else tries it. */
+static int may_set_priority(void) {
+    pid_t child = vfork();
+    if (child == 0) {
+        setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0));
+        _exit(0);
+    }
+    int status;
+    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status);
+}
+
 int shim_set_nice(int nice_value, char *error, size_t capacity) {
     /* Linux keeps the nice value per thread. */
-    if (setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), nice_value) == 0) return 0;
+    id_t thread = (id_t)syscall(SYS_gettid);
+    if (getpriority(PRIO_PROCESS, thread) == nice_value) return 0;
+    if (!may_set_priority()) {
+        snprintf(error, capacity, "a filter on system calls forbids it");
+        return -1;
+    }
+    if (setpriority(PRIO_PROCESS, thread, nice_value) == 0) return 0;
     snprintf(error, capacity, "%s", strerror(errno));
     return -1;
 }

@@ -100,14 +100,13 @@ def test_events_are_in_the_list_soon(start_redis: StartRedis) -> None:
 
 @pytest.mark.parametrize("persistence", ["rdb", "aof"])
 def test_the_list_outlives_redis(
-    family: str, persistence: str, own_broker: RabbitServer, start_redis: StartRedis
+    family: str, persistence: str, broker: RabbitServer, start_redis: StartRedis
 ) -> None:
     """Stopped with the broker away, started with the broker still away; then it
     comes back, and no new event does."""
-    mailbox = Mailbox(own_broker)
-    own_broker.kill()
+    mailbox = Mailbox(broker)
     options = {"rdb": ["save 3600 1000000"], "aof": ["appendonly yes", "appendfsync always"]}
-    server = start_redis(family, arguments_for(own_broker, mailbox), options[persistence])
+    server = start_redis(family, arguments_for(free_port(), mailbox), options[persistence])
     client = server.client()
     expected = write(client, 0, 2500)
     if persistence == "aof":
@@ -119,20 +118,19 @@ def test_the_list_outlives_redis(
     server.start()
     numbers = settled(client, fallback_length=2500, fallback_found=2500, confirmed=0)
     assert numbers["events_seen"] == 0
-    own_broker.start()
+    client.config_set("keyspaceamqp.port", broker.port)
     settled(client, fallback_length=0, confirmed=2500, fallback_drained=2500)
     assert keys_of(mailbox.receive()) == expected
 
 
 def test_pushes_and_trims_are_replicated(
-    family: str, own_broker: RabbitServer, start_redis: StartRedis
+    family: str, broker: RabbitServer, start_redis: StartRedis
 ) -> None:
     """A promoted replica has the list and drains it (rule 11)."""
-    mailbox = Mailbox(own_broker)
-    own_broker.kill()
-    primary = start_redis(family, arguments_for(own_broker, mailbox))
+    mailbox = Mailbox(broker)
+    primary = start_redis(family, arguments_for(free_port(), mailbox))
     replica = start_redis(
-        family, arguments_for(own_broker, mailbox), [f"replicaof 127.0.0.1 {primary.port}"]
+        family, arguments_for(free_port(), mailbox), [f"replicaof 127.0.0.1 {primary.port}"]
     )
     client, other = primary.client(), replica.client()
     wait_for(lambda: other.info("replication")["master_link_status"] == "up", 30)
@@ -144,17 +142,14 @@ def test_pushes_and_trims_are_replicated(
     primary.kill()
     other.replicaof("NO", "ONE")
     settled(other, fallback_length=1000, fallback_found=1000)
-    own_broker.start()
+    other.config_set("keyspaceamqp.port", broker.port)
     settled(other, fallback_length=0, confirmed=1000)
     assert keys_of(mailbox.receive()) == expected
 
 
-def test_a_demoted_node_hands_its_list_over(
-    own_broker: RabbitServer, start_redis: StartRedis
-) -> None:
-    mailbox = Mailbox(own_broker)
-    own_broker.kill()
-    nodes = [start_redis(arguments=arguments_for(own_broker, mailbox)) for _ in range(2)]
+def test_a_demoted_node_hands_its_list_over(broker: RabbitServer, start_redis: StartRedis) -> None:
+    mailbox = Mailbox(broker)
+    nodes = [start_redis(arguments=arguments_for(free_port(), mailbox)) for _ in range(2)]
     first, second = (node.client() for node in nodes)
     expected = write(first, 0, 500)
     wait_for(lambda: list_length(first) == 500, 10)
@@ -164,15 +159,14 @@ def test_a_demoted_node_hands_its_list_over(
     settled(second, fallback_length=500)
     first.replicaof("127.0.0.1", str(nodes[1].port))
     settled(first, fallback_length=0, state="replica")
-    own_broker.start()
+    second.config_set("keyspaceamqp.port", broker.port)
     settled(second, fallback_length=0, confirmed=500)
     assert keys_of(mailbox.receive()) == expected
 
 
-def test_a_cap_keeps_the_newest(own_broker: RabbitServer, start_redis: StartRedis) -> None:
-    mailbox = Mailbox(own_broker)
-    own_broker.kill()
-    server = start_redis(arguments=arguments_for(own_broker, mailbox, size=700))
+def test_a_cap_keeps_the_newest(broker: RabbitServer, start_redis: StartRedis) -> None:
+    mailbox = Mailbox(broker)
+    server = start_redis(arguments=arguments_for(free_port(), mailbox, size=700))
     client = server.client()
     expected = write(client, 0, 5000)
     numbers = settled(client, fallback_length=700, dropped=4300, queue_length=0)
@@ -181,18 +175,17 @@ def test_a_cap_keeps_the_newest(own_broker: RabbitServer, start_redis: StartRedi
     client.config_set("keyspaceamqp.fallback-size", 0)
     expected += write(client, 5000, 3000)
     settled(client, fallback_length=3700, dropped=4300)
-    own_broker.start()
+    client.config_set("keyspaceamqp.port", broker.port)
     settled(client, fallback_length=0, confirmed=3700)
     assert keys_of(mailbox.receive()) == expected[4300:]
 
 
 def test_without_a_list_events_wait_in_memory_and_the_oldest_go(
-    own_broker: RabbitServer, start_redis: StartRedis
+    broker: RabbitServer, start_redis: StartRedis
 ) -> None:
     """fallback-size below 0: no list; the queue's limit says how many can wait."""
-    mailbox = Mailbox(own_broker)
-    own_broker.kill()
-    server = start_redis(arguments=arguments_for(own_broker, mailbox, size=-1))
+    mailbox = Mailbox(broker)
+    server = start_redis(arguments=arguments_for(free_port(), mailbox, size=-1))
     client = server.client()
     client.config_set("keyspaceamqp.queue-limit", 1024 * 1024)
     expected = write(client, 0, 60_000)
@@ -200,7 +193,7 @@ def test_without_a_list_events_wait_in_memory_and_the_oldest_go(
     assert numbers["dropped"] == numbers["dropped_queue_full"] > 10_000
     assert numbers["queue_bytes"] <= 1024 * 1024
     assert list_length(client) == 0
-    own_broker.start()
+    client.config_set("keyspaceamqp.port", broker.port)
     kept = 60_000 - numbers["dropped"]
     settled(client, confirmed=kept, queue_length=0)
     arrived = keys_of(mailbox.receive())
@@ -248,13 +241,12 @@ def test_what_others_do_to_the_list_is_counted(
     damage: Callable[[redis.Redis], None],
     reason: str,
     lost: int,
-    own_broker: RabbitServer,
+    broker: RabbitServer,
     start_redis: StartRedis,
 ) -> None:
     """Rule 15: noticed, counted, logged, and no event about the list itself."""
-    mailbox = Mailbox(own_broker)
-    own_broker.kill()
-    server = start_redis(arguments=arguments_for(own_broker, mailbox, "$lgx"))
+    mailbox = Mailbox(broker)
+    server = start_redis(arguments=arguments_for(free_port(), mailbox, "$lgx"))
     client = server.client()
     write(client, 0, 100)
     settled(client, fallback_length=100)
@@ -268,7 +260,7 @@ def test_what_others_do_to_the_list_is_counted(
     if damage is _swap:
         return  # the keys are in another database now
     write(client, 100, 100)
-    own_broker.start()
+    client.config_set("keyspaceamqp.port", broker.port)
     settled(client, fallback_length=0, queue_length=0, in_flight=0)
     arrived = [m.event for m in mailbox.receive()]
     assert not [event for event in arrived if event[2].startswith(b"keyspaceamqp")]
@@ -276,10 +268,10 @@ def test_what_others_do_to_the_list_is_counted(
 
 
 def test_elements_put_there_by_somebody_are_delivered(
-    own_broker: RabbitServer, start_redis: StartRedis
+    broker: RabbitServer, start_redis: StartRedis
 ) -> None:
-    mailbox = Mailbox(own_broker)
-    server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
+    mailbox = Mailbox(broker)
+    server = start_redis(arguments=arguments_for(broker, mailbox, "$"))
     client = server.client()
     event = message.Event("somebody-1", 1000, 3, "$", b"set", b"theirs")
     client.rpush(fallback.KEY, "garbage", message.to_element(event), "more garbage")
@@ -314,12 +306,10 @@ def test_a_key_of_another_type_in_the_way(
     assert keys_of(once(mailbox.receive())) == expected
 
 
-def test_refused_messages_are_tried_again(
-    own_broker: RabbitServer, start_redis: StartRedis
-) -> None:
+def test_refused_messages_are_tried_again(broker: RabbitServer, start_redis: StartRedis) -> None:
     """A full queue that rejects (basic.nack): with patience, everything arrives."""
-    mailbox = Mailbox(own_broker, **{"x-max-length": 5, "x-overflow": "reject-publish"})
-    server = start_redis(arguments=arguments_for(own_broker, mailbox))
+    mailbox = Mailbox(broker, **{"x-max-length": 5, "x-overflow": "reject-publish"})
+    server = start_redis(arguments=arguments_for(broker, mailbox))
     client = server.client()
     expected = write(client, 0, 60)
     wait_for(lambda: stats(client)["nacked"] > 0, 30)
@@ -336,24 +326,24 @@ def test_refused_messages_are_tried_again(
 
 
 def test_messages_without_a_queue_are_counted(
-    own_broker: RabbitServer, start_redis: StartRedis
+    broker: RabbitServer, start_redis: StartRedis
 ) -> None:
-    server = start_redis(arguments=arguments_for(own_broker, "no-queue-is-bound"))
+    server = start_redis(arguments=arguments_for(broker, "no-queue-is-bound"))
     write(server.client(), 0, 50)
     settled(server.client(), confirmed=50, returned=50)
 
 
-def test_a_missing_exchange(own_broker: RabbitServer, start_redis: StartRedis) -> None:
+def test_a_missing_exchange(broker: RabbitServer, start_redis: StartRedis) -> None:
     """404 closes the channel; events wait in the list until the exchange is there."""
-    mailbox = Mailbox(own_broker)
+    mailbox = Mailbox(broker)
     exchange = mailbox.name
-    server = start_redis(arguments=arguments_for(own_broker, mailbox))
+    server = start_redis(arguments=arguments_for(broker, mailbox))
     client = server.client()
     client.execute_command("KEYSPACEAMQP.CONFIG", "SET", "exchange", exchange)
     expected = write(client, 0, 100)
     wait_for(lambda: "404" in stats(client)["last_error"], 30)
     wait_for(lambda: list_length(client) == 100, 30)
-    with own_broker.connection() as connection:
+    with broker.connection() as connection:
         channel = connection.channel()
         channel.exchange_declare(exchange, "direct")
         channel.queue_bind(mailbox.name, exchange, mailbox.routing_key)
@@ -361,9 +351,9 @@ def test_a_missing_exchange(own_broker: RabbitServer, start_redis: StartRedis) -
     assert keys_of(once(mailbox.receive())) == expected
 
 
-def test_a_wrong_password(own_broker: RabbitServer, start_redis: StartRedis) -> None:
-    mailbox = Mailbox(own_broker)
-    server = start_redis(arguments=arguments_for(own_broker, mailbox))
+def test_a_wrong_password(broker: RabbitServer, start_redis: StartRedis) -> None:
+    mailbox = Mailbox(broker)
+    server = start_redis(arguments=arguments_for(broker, mailbox))
     client = server.client()
     client.config_set("keyspaceamqp.password", "s3cret-and-wrong")
     expected = write(client, 0, 10)
@@ -491,13 +481,12 @@ def test_disconnect_and_connect(
 
 
 def test_paused_writes_do_not_stop_the_server(
-    family: str, own_broker: RabbitServer, start_redis: StartRedis
+    family: str, broker: RabbitServer, start_redis: StartRedis
 ) -> None:
     """While writes are paused Redis asserts that nothing is replicated: events
     wait in memory, and go to the list afterwards."""
-    mailbox = Mailbox(own_broker)
-    own_broker.kill()
-    server = start_redis(family, arguments_for(own_broker, mailbox))
+    mailbox = Mailbox(broker)
+    server = start_redis(family, arguments_for(free_port(), mailbox))
     client = server.client()
     with client.pipeline(transaction=False) as pipeline:
         for number in range(100):
@@ -511,11 +500,11 @@ def test_paused_writes_do_not_stop_the_server(
 
 
 def test_a_poisoned_list_does_not_stall_the_rest(
-    own_broker: RabbitServer, start_redis: StartRedis
+    broker: RabbitServer, start_redis: StartRedis
 ) -> None:
     """Anybody may push to the list: what no message can be made of is given up."""
-    mailbox = Mailbox(own_broker)
-    client = start_redis(arguments=arguments_for(own_broker, mailbox, "$")).client()
+    mailbox = Mailbox(broker)
+    client = start_redis(arguments=arguments_for(broker, mailbox, "$")).client()
     poison = [
         b"1 %b 1000 0 $ 3 set k" % (b"x" * 300),
         b"1 id -5 0 $ 3 set k",
@@ -531,12 +520,12 @@ def test_a_poisoned_list_does_not_stall_the_rest(
 
 
 def test_a_message_that_the_broker_does_not_take(
-    own_broker: RabbitServer, start_redis: StartRedis
+    broker: RabbitServer, start_redis: StartRedis
 ) -> None:
     """Above max_message_size (128 MiB) the broker closes the channel each time."""
-    mailbox = Mailbox(own_broker)
+    mailbox = Mailbox(broker)
     server = start_redis(
-        arguments=arguments_for(own_broker, mailbox, "$"),
+        arguments=arguments_for(broker, mailbox, "$"),
         options=["keyspaceamqp.queue-limit 1073741824", "proto-max-bulk-len 512mb"],
     )
     client = server.client(socket_timeout=60)

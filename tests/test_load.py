@@ -389,6 +389,47 @@ def test_an_error_in_the_handler(start_redis: StartRedis, tmp_path: pathlib.Path
     assert "broken on purpose" in log
 
 
+# Ends the process at setpriority, as the unit of Debian's redis-server has it.
+UNDER_A_FILTER = """
+import ctypes, os, struct, sys
+number = {"x86_64": 141, "aarch64": 140}[os.uname().machine]
+program = b"".join(struct.pack("HBBI", *line) for line in [
+    (0x20, 0, 0, 0),           # load the number of the system call
+    (0x15, 0, 1, number),      # is it setpriority?
+    (0x06, 0, 0, 0x80000000),  # yes: kill the process
+    (0x06, 0, 0, 0x7FFF0000),  # no: allow
+])
+buffer = ctypes.create_string_buffer(program)
+filter = struct.pack("HxxxxxxQ", 4, ctypes.addressof(buffer))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0      # no new privileges
+assert libc.prctl(22, 2, filter) == 0       # seccomp
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_filter_on_system_calls(
+    family: str, broker: Any, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    server = start_redis(family, arguments_for(broker, mailbox), start=False)
+    command = [sys.executable, "-c", UNDER_A_FILTER, *server.command()]
+    server.command = lambda: command  # type: ignore[method-assign]
+    server.start()
+    assert "worker-nice 10 could not be set: a filter" in server.log()
+    server.client().set("a", 1)
+    assert mailbox.receive(1)[0].event == (0, b"set", b"a")
+
+
+def test_the_worker_is_nice(start_redis: StartRedis) -> None:
+    server = start_redis()
+    values = []
+    for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
+        name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
+        values.append((name, int(fields.split()[16])))
+    assert ("keyspace-amqp", 10) in values
+    assert {value for name, value in values if name != "keyspace-amqp"} == {0}
+
+
 def test_only_the_entry_points_are_exported() -> None:
     """redis-server exports thousands of symbols; ours are our own."""
     listed = subprocess.run(

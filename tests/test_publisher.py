@@ -7,20 +7,33 @@ lost that is not counted. `pytest -k "not World"` runs the examples only.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import errno
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from keyspace_amqp import publisher as module
 from keyspace_amqp.config import Config
-from keyspace_amqp.fallback import Command, Job, JobResult
+from keyspace_amqp.fallback import Command, Job, JobError, JobResult
 from keyspace_amqp.message import Event, from_element, to_element
 from keyspace_amqp.publisher import (
     Action,
+    Close,
+    Connect,
+    Flushed,
     Log,
     Publisher,
     Send,
+    State,
     Submit,
 )
 from keyspace_amqp.stats import FIRST_REASON, Stat
@@ -227,15 +240,11 @@ class Bench:
     # What came of it
 
     def count(self, stat: Stat) -> int:
-        return (list(self.publisher.counts) | self.publisher.gauges())[stat]
+        return self.publisher.gauges().get(stat, self.publisher.counts[stat])
 
     @property
     def stored(self) -> list[int | None]:
         return self.list.numbers
-
-
-def of(kind: type[Action], actions: Iterable[Action]) -> list[Action]:
-    return [action for action in actions if isinstance(action, kind)]
 
 
 def sent(actions: Iterable[Action]) -> list[int]:
@@ -252,5 +261,1503 @@ def commands(actions: Iterable[Action]) -> list[str]:
     ]
 
 
-def warnings(actions: Iterable[Action]) -> list[str]:
+def texts(actions: Iterable[Action]) -> list[str]:
+    """The lines for the log."""
     return [action.text for action in actions if isinstance(action, Log)]
+
+
+def connected(**parameters: int) -> Bench:
+    """A bench whose link is up, with nothing on its way."""
+    bench = Bench(**parameters)
+    bench.publisher.connect()
+    bench.settle()
+    bench.link_up()
+    return bench
+
+
+def away(**parameters: int) -> Bench:
+    """A bench whose broker is away for longer than a test takes."""
+    bench = Bench(**parameters)
+    bench.publisher.connect()
+    bench.settle()
+    for _ in range(20):
+        bench.lose_link()
+    return bench
+
+
+# The link
+
+
+def test_it_connects_when_there_is_something_to_send() -> None:
+    bench = Bench()
+    bench.wait(60)
+    assert Connect() not in bench.actions
+    assert bench.publisher.state == "idle"
+    bench.emit()
+    assert Connect() in bench.settle()
+    assert bench.publisher.state == "connecting"
+    assert sent(bench.link_up()) == [1]
+    assert bench.publisher.state == "connected"
+
+
+def test_it_connects_when_something_is_found_in_the_list() -> None:
+    bench = Bench(found=1)
+    assert Connect() in bench.settle()
+
+
+def test_connect_connects_at_once_with_nothing_to_send() -> None:
+    bench = Bench()
+    bench.publisher.connect()
+    assert Connect() in bench.settle()
+
+
+def reconnections(jitter: float) -> list[float]:
+    bench = Bench(jitter=jitter)
+    bench.emit()
+    bench.settle()
+    delays = []
+    for _ in range(8):
+        bench.publisher.link_down("refused")
+        delays.append(bench.seconds_until(Connect))
+    return delays
+
+
+@pytest.mark.parametrize(("jitter", "part"), [(0.0, 0.5), (0.5, 0.75), (1.0, 1.0)])
+def test_backoff_grows_up_to_a_bound(jitter: float, part: float) -> None:
+    longest = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5]
+    # It is woken at the time or up to 10 ms later.
+    assert reconnections(jitter) == pytest.approx([part * s for s in longest], abs=0.011)
+
+
+def test_backoff_does_not_overflow() -> None:
+    bench = Bench()
+    bench.emit()
+    for _ in range(5000):
+        bench.publisher.link_down("refused")
+    assert bench.seconds_until(Connect) <= module.BACKOFF_MAX + 0.011
+
+
+def test_backoff_starts_again_after_a_confirm_and_not_before() -> None:
+    """A broker that accepts and throws us out must not be hammered."""
+    bench = Bench()
+    bench.emit()
+    bench.settle()
+    for _ in range(4):
+        bench.lose_link()
+        bench.seconds_until(Connect)
+        bench.link_up()
+    bench.lose_link()
+    assert bench.seconds_until(Connect) == pytest.approx(1.6, abs=0.011)
+    bench.link_up()
+    bench.ack(1)
+    bench.emit()
+    bench.lose_link()
+    assert bench.seconds_until(Connect) == pytest.approx(0.1, abs=0.011)
+
+
+def test_connections_after_the_first_are_counted() -> None:
+    bench = connected()
+    assert bench.count(Stat.RECONNECTS) == 0
+    bench.lose_link()
+    bench.link_up()
+    assert bench.count(Stat.RECONNECTS) == 1
+
+
+def test_disconnect_stays_away_until_connect() -> None:
+    bench = connected()
+    bench.publisher.disconnect()
+    bench.emit(2)
+    assert bench.wait(60).count(Close()) == 1
+    bench.publisher.drain()  # asks for less than CONNECT does
+    bench.wait(60)
+    assert bench.actions.count(Connect()) == 1
+    assert bench.publisher.state == "disconnected"
+    assert bench.stored == [1, 2]
+    bench.publisher.connect()
+    assert Connect() in bench.settle()
+
+
+def test_connect_does_not_wait_for_the_backoff() -> None:
+    bench = away()
+    assert Connect() not in bench.settle()
+    bench.publisher.connect()
+    assert Connect() in bench.settle()
+
+
+def test_drain_does_not_wait_for_the_backoff() -> None:
+    bench = away(found=1)
+    assert Connect() not in bench.settle()
+    bench.publisher.drain()
+    assert Connect() in bench.settle()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("host", "other"), ("port", 1), ("username", "u"), ("password", "p"), ("heartbeat", 9)],
+)
+def test_parameters_of_the_connection_make_a_new_one(name: str, value: str | int) -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.settle()
+    bench.publisher.configure(dataclasses.replace(bench.config, **{name: value}))
+    assert [a for a in bench.settle() if a in (Close(), Connect())] == [Close(), Connect()]
+    assert sent(bench.link_up()) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("exchange", "e"), ("routing_key", "r"), ("fallback_size", 7), ("masks", (b"*",))],
+)
+def test_other_parameters_leave_the_connection(name: str, value: str | int) -> None:
+    bench = connected()
+    bench.publisher.configure(dataclasses.replace(bench.config, **{name: value}))
+    assert bench.settle() == []
+
+
+def test_new_parameters_are_tried_at_once() -> None:
+    bench = away()
+    bench.publisher.configure(dataclasses.replace(bench.config, password="right"))
+    assert Connect() in bench.settle()
+
+
+# The window and the confirms
+
+
+def test_the_window_bounds_what_is_not_confirmed() -> None:
+    bench = connected()
+    bench.emit(module.WINDOW + 100)
+    assert sent(bench.settle()) == list(range(1, module.WINDOW + 1))
+    assert sent(bench.ack(1)) == [module.WINDOW + 1]
+    assert bench.count(Stat.IN_FLIGHT) == module.WINDOW
+    assert bench.count(Stat.QUEUE_LENGTH) == 99
+
+
+def test_the_window_is_filled_in_chunks() -> None:
+    """So that confirms are read in between; `again` asks for the next turn."""
+    bench = connected()
+    bench.emit(module.SEND_CHUNK + 1)
+    assert sent(bench.poll()) == list(range(1, module.SEND_CHUNK + 1))
+    assert bench.publisher.again
+    assert sent(bench.poll()) == [module.SEND_CHUNK + 1]
+    bench.poll()
+    assert not bench.publisher.again
+
+
+def test_the_window_bounds_bytes_too() -> None:
+    bench = connected()
+    bench.emit(40, key=b"k" * 1024 * 1024)
+    assert sent(bench.settle()) == list(range(1, 17))
+    assert sent(bench.ack(3, multiple=True)) == [17, 18, 19]
+
+
+def test_one_larger_than_the_window_goes_alone() -> None:
+    bench = connected()
+    bench.emit(2, key=b"k" * (module.WINDOW_BYTES + 1))
+    assert sent(bench.settle()) == [1]
+    assert sent(bench.ack(1)) == [2]
+
+
+def test_an_ack_confirms_one() -> None:
+    bench = connected()
+    bench.emit(4)
+    bench.settle()
+    bench.ack(3)
+    assert bench.count(Stat.CONFIRMED) == 1
+    assert bench.count(Stat.IN_FLIGHT) == 3
+
+
+def test_an_ack_of_multiple_confirms_all_up_to_it() -> None:
+    bench = connected()
+    bench.emit(4)
+    bench.settle()
+    bench.ack(3, multiple=True)
+    assert bench.count(Stat.CONFIRMED) == 3
+    bench.lose_link()
+    assert sent(bench.link_up()) == [4]
+
+
+def test_acks_that_nobody_waits_for_are_ignored() -> None:
+    bench = connected()
+    bench.emit()
+    bench.settle()
+    for _ in range(2):
+        bench.ack(1)
+    bench.ack(77, multiple=True)
+    assert bench.count(Stat.CONFIRMED) == 1
+
+
+def test_a_return_is_counted_and_not_repeated() -> None:
+    bench = connected()
+    bench.emit()
+    bench.settle()
+    bench.publisher.returned()
+    assert sent(bench.ack(1)) == []
+    assert (bench.count(Stat.RETURNED), bench.count(Stat.CONFIRMED)) == (1, 1)
+
+
+def test_a_nack_is_repeated_later_and_nothing_newer_before() -> None:
+    bench = connected()
+    bench.emit(3)
+    first = bench.settle()
+    bench.ack(1)
+    bench.nack(2)
+    bench.ack(3)
+    bench.emit()
+    assert sent(bench.wait(module.BACKOFF_FIRST - 0.001)) == []
+    again = bench.wait(0.002)
+    assert sent(again) == [2, 4]
+    assert of_number(2, again) == of_number(2, first)
+    assert bench.count(Stat.NACKED) == 1
+
+
+def of_number(number: int, actions: Iterable[Action]) -> Event:
+    """The event with this number in the messages that these actions send."""
+    sends = [action for action in actions if isinstance(action, Send)]
+    (event,) = [e for send in sends for e in send.events if number_of(e) == number]
+    return event
+
+
+def test_a_nack_of_multiple_repeats_all_up_to_it() -> None:
+    bench = connected()
+    bench.emit(3)
+    bench.settle()
+    bench.nack(2, multiple=True)
+    assert sent(bench.wait(module.BACKOFF_FIRST)) == [1, 2]
+
+
+def test_nacks_back_off() -> None:
+    bench = connected()
+    bench.emit()
+    bench.settle()
+    delays = []
+    for tag in range(1, 5):
+        bench.nack(tag)
+        delays.append(bench.seconds_until(Send))
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8], abs=0.011)
+
+
+def test_nacks_of_one_round_are_one_refusal() -> None:
+    bench = connected()
+    bench.emit(5)
+    bench.settle()
+    for tag in range(1, 6):
+        bench.nack(tag)
+    assert sent(bench.wait(module.BACKOFF_FIRST)) == [1, 2, 3, 4, 5]
+
+
+def test_a_lost_link_repeats_the_unconfirmed_before_anything_newer() -> None:
+    bench = connected()
+    bench.emit(4)
+    first = bench.settle()
+    bench.ack(2)
+    bench.nack(3)
+    bench.lose_link()
+    bench.emit()
+    again = bench.link_up()
+    assert sent(again) == [1, 3, 4, 5]
+    for number in (1, 3, 4):
+        assert of_number(number, again) == of_number(number, first)
+    (send,) = [action for action in again if isinstance(action, Send)]
+    assert send.first_tag == 1  # of the new connection
+
+
+def test_an_ack_of_the_old_connection_cannot_confirm_on_the_new_one() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.settle()
+    bench.lose_link()
+    bench.ack(2, multiple=True)
+    assert bench.count(Stat.CONFIRMED) == 0
+    assert sent(bench.link_up()) == [1, 2]
+
+
+# Into the list
+
+
+def test_with_the_link_down_events_are_stored_after_a_moment() -> None:
+    bench = away()
+    bench.emit(3)
+    bench.wait(module.STORE_AFTER - 0.001)
+    assert bench.stored == []
+    bench.wait(0.002)
+    assert bench.stored == [1, 2, 3]
+    assert bench.count(Stat.QUEUE_LENGTH) == 0
+    assert bench.count(Stat.FALLBACK_LENGTH) == bench.count(Stat.FALLBACK_PUSHED) == 3
+
+
+def test_it_wakes_to_store_them() -> None:
+    bench = away()
+    bench.emit()
+    assert bench.seconds_until(Submit) == pytest.approx(module.STORE_AFTER, abs=0.011)
+
+
+def test_a_full_job_is_stored_at_once() -> None:
+    bench = away()
+    bench.emit(module.JOB_ELEMENTS)
+    bench.settle()
+    assert len(bench.stored) == module.JOB_ELEMENTS
+
+
+def test_jobs_are_bounded_in_elements_and_bytes() -> None:
+    bench = away()
+    bench.emit(module.JOB_ELEMENTS + 1)
+    bench.poll()
+    bench.run_job()
+    assert len(bench.stored) == module.JOB_ELEMENTS
+    bench = away()
+    bench.emit(10, key=b"k" * (module.JOB_BYTES // 2))
+    bench.now += module.STORE_AFTER
+    bench.poll()
+    bench.run_job()
+    assert bench.stored == [1, 2]
+
+
+def test_the_unconfirmed_are_stored_before_the_newer() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.settle()
+    bench.lose_link()
+    bench.emit(2)
+    bench.now += module.STORE_AFTER
+    bench.publisher.disconnect()
+    bench.settle()
+    assert bench.stored == [1, 2, 3, 4]
+
+
+def test_newer_events_stand_behind_the_list() -> None:
+    bench = away()
+    bench.emit(2)
+    bench.wait(module.STORE_AFTER)
+    bench.emit(2)
+    bench.publisher.link_up()
+    # Read and pushed by us, so known: sent in its turn, without a second look.
+    assert sent(bench.settle()) == [1, 2, 3, 4]
+
+
+def test_newer_events_wait_for_a_list_that_is_not_read_yet() -> None:
+    bench = Bench(found=3)
+    bench.emit(2)
+    bench.poll()  # the list's length is being read
+    bench.publisher.link_up()
+    assert sent(bench.poll()) == []
+    assert sent(bench.settle()) == [1, 2, 3, 4, 5]
+
+
+def test_a_broker_that_confirms_nothing_counts_as_away() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.settle()
+    bench.emit(module.WINDOW)
+    bench.wait(module.STALLED_AFTER - 0.001)
+    assert bench.stored == []
+    bench.wait(0.002)
+    assert bench.stored == list(range(1, module.WINDOW + 3))
+    assert bench.count(Stat.QUEUE_LENGTH) == bench.count(Stat.IN_FLIGHT) == 0
+    # Late confirms still count: the elements leave the list without a second send.
+    assert bench.ack(module.WINDOW, multiple=True)
+    assert bench.stored == [module.WINDOW + 1, module.WINDOW + 2]
+
+
+def test_a_confirm_is_progress() -> None:
+    bench = connected()
+    bench.emit(9)
+    bench.settle()
+    for tag in range(1, 9):
+        bench.now += module.STALLED_AFTER - 0.001
+        bench.ack(tag)
+    assert bench.stored == []
+
+
+def test_with_the_connection_blocked_events_are_stored() -> None:
+    bench = connected()
+    bench.publisher.link_blocked("low on disk")
+    assert bench.publisher.state == "blocked"
+    assert "low on disk" in bench.publisher.last_error
+    bench.emit(2)
+    assert sent(bench.wait(module.STORE_AFTER)) == []
+    assert bench.stored == [1, 2]
+    bench.publisher.link_unblocked()
+    assert sent(bench.settle()) == [1, 2]
+
+
+def test_under_pressure_events_go_to_the_list_although_the_broker_is_there() -> None:
+    bench = connected()
+    bench.emit(module.WINDOW + 10)
+    bench.publisher.set_pressure(True)
+    bench.settle()
+    assert bench.count(Stat.FALLBACK_LENGTH) == module.WINDOW + 10
+
+
+def test_a_push_that_fails_is_tried_again_in_order() -> None:
+    bench = away()
+    bench.emit(2)
+    bench.list.trouble = PAUSED
+    bench.wait(module.STORE_AFTER)
+    assert "writes are paused" in bench.publisher.last_error
+    bench.emit(1)
+    bench.list.trouble = None
+    assert commands(bench.wait(module.JOB_RETRY_AFTER - 0.001)).count("RPUSH") == 0
+    bench.wait(0.002)
+    assert bench.stored == [1, 2, 3]
+
+
+def test_the_cap_drops_the_oldest() -> None:
+    bench = away(fallback_size=3)
+    bench.emit(5)
+    lines = texts(bench.wait(module.STORE_AFTER))
+    assert bench.stored == [3, 4, 5]
+    assert bench.count(Stat.DROPPED_FALLBACK_FULL) == 2
+    assert lines == ["2 events lost: the fallback list is full"]
+    assert sent(bench.link_up()) == [3, 4, 5]
+
+
+def test_what_is_confirmed_is_not_lost_by_the_cap() -> None:
+    bench = connected(fallback_size=3)
+    bench.emit(3)
+    bench.settle()
+    bench.wait(module.STALLED_AFTER)
+    bench.publisher.link_blocked("low on disk")
+    bench.emit(2)
+    bench.now += module.STORE_AFTER
+    bench.poll()  # pushes 4 and 5
+    bench.publisher.acked(2, True)
+    bench.run_job()  # and 1 and 2 fall off
+    assert bench.stored == [3, 4, 5]
+    assert dropped_of(bench.publisher) == 0
+    bench.settle()
+
+
+def test_with_the_list_off_events_wait_in_memory() -> None:
+    bench = away(fallback_size=-1)
+    bench.emit(5)
+    assert set(commands(bench.wait(60))) <= {"LLEN"}
+    assert bench.count(Stat.QUEUE_LENGTH) == 5
+    assert bench.publisher.stuck
+
+
+def test_drop_oldest_gives_up_as_much_as_is_asked() -> None:
+    bench = away(fallback_size=-1)
+    bench.emit(5)
+    assert bench.publisher.drop_oldest(event_of(1).size + 1) == 2
+    bench.poll()
+    assert bench.count(Stat.DROPPED_QUEUE_FULL) == 2
+    assert sent(bench.link_up()) == [3, 4, 5]
+    assert bench.publisher.drop_oldest(10**9) == 0  # the broker may have seen these
+
+
+# Out of the list
+
+
+def test_drain_reads_sends_waits_for_the_confirms_and_then_trims() -> None:
+    bench = Bench(found=3)
+    bench.settle()
+    actions = bench.link_up()
+    assert commands(actions) == ["LRANGE", "LLEN"]
+    assert sent(actions) == [1, 2, 3]
+    bench.ack(2)
+    assert "LTRIM" not in commands(bench.wait(0.1))
+    assert bench.stored == [1, 2, 3]
+    assert commands(bench.ack(3, multiple=True)) == ["LINDEX", "LINDEX", "LTRIM", "LLEN"]
+    assert bench.stored == []
+    assert bench.count(Stat.FALLBACK_FOUND) == bench.count(Stat.FALLBACK_DRAINED) == 3
+
+
+def test_out_of_order_confirms_trim_only_the_head() -> None:
+    bench = Bench(found=4)
+    bench.settle()
+    bench.link_up()
+    bench.ack(1)
+    bench.ack(3)
+    bench.lose_link()
+    assert bench.stored == [2, 3, 4]
+    assert bench.count(Stat.FALLBACK_LENGTH) == 2
+    bench.publisher.connect()
+    bench.settle()
+    assert sent(bench.link_up()) == [2, 4]
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_trim_takes_nothing_that_it_does_not_know(at: int) -> None:
+    """Somebody changed the list, unseen, between the read and the trim."""
+    bench = Bench(found=3)
+    bench.settle()
+    bench.link_up()
+    bench.list.elements[at] = to_element(event_of(99))
+    bench.ack(3, multiple=True)
+    assert 99 in bench.stored
+    assert 99 in sent(bench.actions)
+
+
+def test_an_unreadable_element_is_dropped_and_does_not_stop_the_others() -> None:
+    bench = Bench(found=2)
+    bench.list.elements.insert(1, b"junk")
+    bench.settle()
+    assert sent(bench.link_up()) == [1, 2]
+    bench.ack(2, multiple=True)
+    assert bench.stored == []
+    assert bench.count(Stat.DROPPED_UNREADABLE) == 1
+
+
+def test_what_somebody_pushes_is_found_and_delivered() -> None:
+    bench = connected()
+    bench.list.elements.append(to_element(event_of(1)))
+    assert sent(bench.wait(module.CHECK_EVERY)) == [1]
+    assert bench.count(Stat.FALLBACK_FOUND) == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        (b"evicted", Stat.DROPPED_FALLBACK_EVICTED),
+        (b"expired", Stat.DROPPED_FALLBACK_EXPIRED),
+        (b"flushdb", Stat.DROPPED_FALLBACK_FLUSHED),
+        (b"swapdb", Stat.DROPPED_FALLBACK_FLUSHED),
+        (b"del", Stat.DROPPED_FALLBACK_REMOVED),
+        (None, Stat.DROPPED_FALLBACK_REMOVED),  # noticed by the length alone
+    ],
+)
+def test_what_others_take_away_is_dropped_with_its_reason(what: bytes | None, reason: Stat) -> None:
+    bench = away(found=3)
+    bench.list.elements.clear()
+    if what is not None:
+        bench.publisher.touched(what)  # looks at once
+    (line,) = texts(bench.wait(module.CHECK_EVERY if what is None else 0))
+    assert bench.count(reason) == dropped_of(bench.publisher) == 3
+    assert bench.count(Stat.FALLBACK_LENGTH) == 0
+    assert line.startswith("3 events lost: the fallback list was")
+
+
+def test_a_reason_explains_one_loss_only() -> None:
+    bench = away(found=3)
+    bench.list.elements.pop()
+    bench.publisher.touched(b"evicted")
+    bench.settle()
+    bench.list.elements.pop()
+    bench.wait(module.CHECK_EVERY)
+    assert bench.count(Stat.DROPPED_FALLBACK_EVICTED) == 1
+    assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 1
+
+
+def test_purge_empties_the_list_and_counts_what_was_in_it() -> None:
+    bench = away(found=3)
+    answers: list[int | JobError] = []
+    bench.publisher.purge(answers.append)
+    bench.settle()
+    assert answers == [3]
+    assert bench.stored == []
+    assert bench.count(Stat.DROPPED_PURGED) == 3
+
+
+def test_purge_tells_why_it_failed() -> None:
+    bench = away(found=3)
+    bench.list.trouble = CLUSTER_DOWN
+    answers: list[int | JobError] = []
+    bench.publisher.purge(answers.append)
+    bench.settle()
+    assert [str(answer) for answer in answers] == ["the cluster is down"]
+    assert bench.count(Stat.FALLBACK_LENGTH) == 3
+
+
+# A list that cannot be had
+
+
+def test_with_the_cluster_down_events_wait_in_memory() -> None:
+    """The list may have something older, so nothing goes past it."""
+    bench = Bench(found=2)
+    bench.list.trouble = CLUSTER_DOWN
+    bench.emit(2)
+    bench.settle()
+    assert "the cluster is down" in bench.publisher.last_error
+    assert sent(bench.link_up()) == []
+    assert bench.count(Stat.QUEUE_LENGTH) == 2
+    bench.list.trouble = None
+    assert sent(bench.wait(module.CHECK_EVERY)) == [1, 2, 3, 4]
+
+
+def test_a_slot_that_is_not_served_is_handed_over() -> None:
+    """Another node delivers the list now: nothing is lost, and memory goes on."""
+    bench = away(found=3)
+    bench.list.trouble = NOT_SERVED
+    bench.emit(2)
+    bench.wait(module.CHECK_EVERY)
+    assert bench.count(Stat.FALLBACK_LENGTH) == bench.count(Stat.FALLBACK_FOUND) == 0
+    assert dropped_of(bench.publisher) == 0
+    assert sent(bench.link_up()) == [4, 5]
+    bench.ack(2, multiple=True)
+    bench.list.trouble = None  # the slot is back, with what others pushed
+    bench.list.elements = [to_element(event_of(99))]
+    assert sent(bench.wait(module.CHECK_EVERY)) == [99]
+
+
+def test_a_key_with_something_else_took_the_lists_place() -> None:
+    bench = away(found=3)
+    bench.list.trouble = WRONG_TYPE
+    bench.emit(2)
+    bench.wait(module.CHECK_EVERY)
+    assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 3
+    assert "WRONGTYPE" in bench.publisher.last_error
+    assert bench.count(Stat.QUEUE_LENGTH) == 2
+    assert sent(bench.link_up()) == [4, 5]
+
+
+# Replicas
+
+
+def test_a_replica_hands_the_list_over_and_delivers_what_it_holds() -> None:
+    bench = away(found=3)
+    bench.emit(2)
+    bench.publisher.set_role(primary=False, loading=False)
+    bench.list.writable = False
+    assert commands(bench.wait(60)) == []
+    assert bench.count(Stat.FALLBACK_LENGTH) == bench.count(Stat.FALLBACK_FOUND) == 0
+    assert sent(bench.link_up()) == [4, 5]
+    assert Close() in bench.ack(2, multiple=True)
+    assert bench.publisher.state == "replica"
+    assert len(bench.stored) == 3
+
+
+def test_a_replica_does_not_connect() -> None:
+    bench = Bench(found=3, primary=False)
+    assert bench.wait(60) == []
+    assert bench.publisher.wake_at() is None
+
+
+def test_a_promoted_replica_finds_the_list_and_drains_it() -> None:
+    bench = Bench(found=3, primary=False)
+    bench.settle()
+    bench.publisher.set_role(primary=True, loading=False)
+    bench.list.writable = True
+    assert Connect() in bench.settle()
+    assert sent(bench.link_up()) == [1, 2, 3]
+
+
+def test_nothing_is_read_or_written_while_the_data_set_loads() -> None:
+    bench = connected()
+    bench.publisher.set_role(primary=True, loading=True)
+    assert commands(bench.wait(60)) == []
+    bench.publisher.set_role(primary=True, loading=False)
+    assert commands(bench.settle()) == ["LLEN"]
+
+
+def test_a_trim_that_was_on_its_way_at_a_demotion_counts_nothing() -> None:
+    bench = Bench(found=3)
+    bench.settle()
+    bench.link_up()
+    bench.publisher.acked(3, True)
+    bench.poll()
+    bench.list.writable = False  # before the job runs
+    bench.publisher.set_role(primary=False, loading=False)
+    bench.run_job()
+    bench.settle()
+    assert bench.count(Stat.FALLBACK_DRAINED) == 0
+    assert len(bench.stored) == 3
+
+
+# What the broker will never take
+
+
+def test_too_large_is_dropped_and_the_others_go() -> None:
+    bench = connected()
+    bench.emit(1)
+    bench.emit(1, key=b"k" * 1000)
+    bench.emit(1)
+    bench.settle()
+    bench.publisher.too_large(500)
+    bench.lose_link()
+    assert sent(bench.link_up()) == [1, 3]
+    assert bench.count(Stat.DROPPED_TOO_LARGE) == 1
+
+
+def test_too_large_leaves_the_list_too() -> None:
+    bench = away()
+    bench.emit(1, key=b"k" * 1000)
+    bench.emit(1)
+    bench.wait(module.STORE_AFTER)
+    bench.link_up()
+    bench.publisher.too_large(500)
+    bench.lose_link()
+    assert sent(bench.link_up()) == [2]
+    bench.ack(1)
+    assert bench.stored == []
+    assert bench.count(Stat.DROPPED_TOO_LARGE) == bench.count(Stat.CONFIRMED) == 1
+
+
+# Saving and stopping
+
+
+def test_a_save_stores_at_once_with_the_broker_away() -> None:
+    bench = away()
+    bench.emit(2)
+    bench.publisher.flush(7, 2.0)
+    assert Flushed(7, False) in bench.settle()
+    assert bench.stored == [1, 2]
+
+
+def test_a_save_waits_a_moment_for_the_broker_and_then_stores() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.publisher.flush(7, 2.0)
+    bench.settle()
+    assert Flushed(7, False) not in bench.wait(module.STORE_GRACE - 0.001)
+    assert bench.stored == []
+    assert Flushed(7, False) in bench.wait(0.002)
+    assert bench.stored == [1, 2]
+
+
+def test_a_save_is_done_when_the_broker_has_it_all() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.publisher.flush(7, 2.0)
+    bench.settle()
+    assert Flushed(7, False) in bench.ack(2, multiple=True)
+
+
+def test_a_save_waits_for_events_that_were_not_taken_in_yet() -> None:
+    bench = connected()
+    bench.publisher.flush(7, 2.0)
+    assert Flushed(7, False) not in bench.poll(more=True)
+    assert Flushed(7, False) in bench.poll(more=False)
+
+
+def test_a_save_gives_up_in_time_and_loses_nothing() -> None:
+    bench = away()
+    bench.list.trouble = PAUSED
+    bench.emit(2)
+    bench.publisher.flush(7, 2.0)
+    assert bench.seconds_until(Flushed) <= 2.0
+    assert bench.count(Stat.QUEUE_LENGTH) == 2
+
+
+def test_stop_waits_for_confirms_then_stores_the_rest() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, stop=True)
+    bench.settle()
+    for tag in (1, 2):  # slow, but not silent
+        bench.now += module.STALLED_AFTER - 0.01
+        assert Flushed(7, True) in bench.ack(tag) or tag == 1
+    assert bench.stored == []
+
+
+def test_stop_stores_what_a_silent_broker_does_not_confirm() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, stop=True)
+    assert bench.seconds_until(Flushed) == pytest.approx(module.STALLED_AFTER, abs=0.02)
+    assert bench.stored == [1, 2]
+
+
+def test_stop_does_not_wait_for_a_broker_that_is_away() -> None:
+    bench = away()
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, stop=True)
+    assert Flushed(7, True) in bench.settle()
+    assert bench.stored == [1, 2]
+
+
+def test_stop_with_nowhere_to_go_drops_and_says_so() -> None:
+    bench = away()
+    bench.list.trouble = PAUSED
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, stop=True)
+    assert bench.seconds_until(Flushed) <= 5.0
+    assert bench.count(Stat.DROPPED_STOPPED) == 2
+    assert bench.count(Stat.QUEUE_LENGTH) == 0
+    (line,) = [text for text in texts(bench.actions) if "lost" in text]
+    assert line.startswith("2 events lost")
+
+
+def test_stop_leaves_the_list_to_whoever_keeps_it() -> None:
+    bench = away(found=3)
+    bench.publisher.flush(7, 5.0, stop=True)
+    assert Flushed(7, True) in bench.settle()
+    assert len(bench.stored) == 3
+
+
+def test_stop_with_drain_delivers_the_list() -> None:
+    bench = connected(found=3)
+    bench.publisher.flush(7, 5.0, stop=True, drain=True)
+    assert Flushed(7, True) not in bench.settle()
+    assert Flushed(7, True) in bench.ack(3, multiple=True)
+    assert bench.stored == []
+
+
+# Counters and time
+
+
+def test_reset_stats_keeps_the_books() -> None:
+    bench = connected(found=3)
+    bench.emit(4)
+    bench.settle()
+    bench.ack(4, multiple=True)
+    bench.publisher.reset_stats()
+    assert_books_balance(bench.publisher)
+    assert bench.count(Stat.CONFIRMED) == bench.count(Stat.PUBLISHED) == 0
+    assert bench.count(Stat.EVENTS_MATCHED) == 3
+    bench.ack(7, multiple=True)
+    assert bench.count(Stat.CONFIRMED) == 3
+
+
+def test_at_rest_it_looks_at_the_list_once_a_second_and_sleeps() -> None:
+    bench = connected()
+    bench.emit()
+    bench.settle()
+    bench.ack(1)
+    assert bench.seconds_until(Submit) == pytest.approx(module.CHECK_EVERY, abs=0.011)
+
+
+def test_room_is_bounded_unless_events_can_only_wait() -> None:
+    bench = connected()
+    bench.emit(module.WINDOW + 10)
+    bench.settle()
+    assert bench.publisher.room() == 2 * module.JOB_ELEMENTS - 10
+    bench.emit(1, key=b"k" * module.WINDOW_BYTES)
+    assert bench.publisher.room() == 0
+    bench = away(fallback_size=-1)
+    bench.emit(3 * module.JOB_ELEMENTS)
+    assert bench.publisher.room() == module.JOB_ELEMENTS
+
+
+# ---- worlds in which anything may happen at any time -----------------------
+
+
+class Connection:
+    """As the broker sees it. Tags count from 1 in the order of sending."""
+
+    def __init__(self) -> None:
+        self.sent: list[Event] = []
+        self.on_the_way: list[int] = []  # tags that have not arrived yet
+        self.unanswered: list[int] = []  # tags that have
+        self.nacked = False
+
+
+class SimulatedBroker:
+    """A broker that the world makes accept, answer, refuse, and disappear."""
+
+    def __init__(self) -> None:
+        self.opening = False
+        self.connection: Connection | None = None
+        self.largest = 10**9  # bytes of a key: a larger one costs the channel
+        self.arrives_at_loss = 0  # quarters of what is on the way when a link goes
+        self.received: dict[int, None] = {}  # numbers of events, in order of arrival
+        self.confirmed: set[int] = set()
+
+    def connect(self) -> None:
+        assert not self.opening
+        assert self.connection is None, "a second connection"
+        self.opening = True
+
+    def send(self, send: Send) -> None:
+        connection = self.connection
+        assert connection is not None, "sent without a connection"
+        assert send.first_tag == len(connection.sent) + 1, "the tags do not continue"
+        assert 0 < len(send.events) <= module.SEND_CHUNK
+        connection.on_the_way += range(send.first_tag, send.first_tag + len(send.events))
+        connection.sent += send.events
+
+    def lose(self) -> None:
+        """The link goes. Some of what was on the way has arrived, but no answer."""
+        if self.connection is not None:
+            self.arrive(len(self.connection.on_the_way) * self.arrives_at_loss // 4)
+        self.connection = None
+        self.opening = False
+
+    def arrive(self, count: int) -> bool:
+        """Lets so many messages arrive. False: one was too large."""
+        assert self.connection is not None
+        connection = self.connection
+        for _ in range(min(count, len(connection.on_the_way))):
+            tag = connection.on_the_way.pop(0)
+            event = connection.sent[tag - 1]
+            if len(event.key) > self.largest:
+                return False
+            self.received.setdefault(number_of(event))
+            connection.unanswered.append(tag)
+        return True
+
+    def answer(self, place: int, *, multiple: bool, ack: bool) -> int:
+        """Takes the answered tags off the books of the broker; the answer's tag."""
+        assert self.connection is not None
+        connection = self.connection
+        tag = sorted(connection.unanswered)[place % len(connection.unanswered)]
+        answered = [t for t in connection.unanswered if t == tag or (multiple and t < tag)]
+        connection.unanswered = [t for t in connection.unanswered if t not in answered]
+        connection.nacked |= not ack
+        if ack:
+            self.confirmed |= {number_of(connection.sent[t - 1]) for t in answered}
+        return tag
+
+
+class World:
+    """A publisher between a list and a broker; the worker's part is done here.
+
+    `lossless`: nothing that may happen is a reason to lose an event, and nobody
+    else changes the list, so the broker must hear of all events in order.
+    """
+
+    KEY, GIANT = b"k", b"k" * 1000
+
+    def __init__(
+        self,
+        *,
+        found: int = 0,
+        fallback_size: int = 0,
+        memory: int | None = None,
+        jitter: float = 1.0,
+        lossless: bool = False,
+    ) -> None:
+        self.now = 1000.0
+        self.lossless = lossless
+        self.strangers = False  # others change the list
+        self.list = SimulatedList()
+        self.broker = SimulatedBroker()
+        self.config = dataclasses.replace(DEFAULTS, fallback_size=fallback_size)
+        self.publisher = Publisher(self.config, lambda: self.now, lambda: jitter)
+        self.memory = None if memory is None else memory * event_of(1).size
+        self.born: set[int] = set()  # numbers of all events there ever were
+        self.outside: collections.deque[Event] = collections.deque()
+        self.taken_by_others = 0
+        self.job: Job | None = None
+        self.job_keep = 0
+        self.result: JobResult | None = None
+        self.wanted = True
+        self.primary, self.loading = True, False
+        self.open_purges = 0
+        self.flush_id = 0
+        self.flush_until: float | None = None  # of the one that is not done
+        self.stopped = False
+        self.sound = True  # False while a turn is under way, and after a failed one
+        self.list.elements = [to_element(self.new_event()) for _ in range(found)]
+        self.publisher.set_role(primary=True, loading=False)
+        self.turn()
+
+    def new_event(self, key: bytes = KEY) -> Event:
+        number = len(self.born) + 1
+        self.born.add(number)
+        return event_of(number, key)
+
+    # The worker's part
+
+    @contextlib.contextmanager
+    def input(self) -> Iterator[None]:
+        """Something happens; then it is the publisher's turn."""
+        self.sound = False
+        yield
+        self.check()
+        self.turn()
+
+    def turn(self) -> list[Action]:
+        self.sound = False
+        self.take_events()
+        actions = self.publisher.poll(more=bool(self.outside))
+        for action in actions:
+            self.carry_out(action)
+        self.check()
+        if self.flush_until is not None:
+            assert self.now < self.flush_until, "a flush takes longer than it may"
+        self.sound = True
+        return actions
+
+    def take_events(self) -> None:
+        publisher = self.publisher
+        while not self.stopped:
+            room = publisher.room()
+            if self.memory is not None and (room <= 0 or publisher.stuck):
+                inside = publisher.gauges()[Stat.QUEUE_BYTES]
+                over = inside + sum(event.size for event in self.outside) - self.memory
+                if over >= 0 and publisher.drop_oldest(over + 1):
+                    continue
+            if room <= 0 or not self.outside:
+                return
+            count = min(room, len(self.outside))
+            publisher.add([self.outside.popleft() for _ in range(count)])
+
+    def carry_out(self, action: Action) -> None:
+        match action:
+            case Send():
+                self.check_order(action)
+                self.broker.send(action)
+            case Connect():
+                self.broker.connect()
+            case Close():
+                self.broker.lose()
+            case Submit(job=job):
+                assert self.job is None, "two jobs at once"
+                assert self.result is None, "two jobs at once"
+                self.job, self.job_keep = job, self.config.fallback_size
+            case Flushed(id=flush_id, stop=stop):
+                assert flush_id == self.flush_id
+                self.flush_until = None
+                self.stopped = stop
+
+    # What must always hold
+
+    def check_order(self, send: Send) -> None:
+        """On one connection older follows newer only after a nack."""
+        connection = self.broker.connection
+        if self.lossless and connection is not None and not connection.nacked:
+            numbers = [number_of(event) for event in (*connection.sent[-1:], *send.events)]
+            assert numbers == sorted(set(numbers))
+
+    def check(self) -> None:
+        assert_books_balance(self.publisher)
+        self.check_gauges()
+        if self.result is None:  # else what it changed is not booked yet
+            self.check_nothing_lost()
+
+    def in_memory(self) -> list[module.Entry]:
+        publisher = self.publisher
+        entries = itertools.chain(publisher._storing, publisher._sent, publisher._waiting)
+        return [entry for entry in entries if entry.state is not State.DONE]
+
+    def check_gauges(self) -> None:
+        publisher, gauges, entries = self.publisher, self.publisher.gauges(), self.in_memory()
+        waiting = [entry for entry in entries if entry.state is not State.SENT]
+        assert gauges[Stat.QUEUE_LENGTH] == len(waiting)
+        assert gauges[Stat.QUEUE_BYTES] == sum(entry.size for entry in waiting)
+        assert gauges[Stat.IN_FLIGHT] == len(entries) - len(waiting)
+        assert publisher._bytes_in_flight == sum(e.size for e in publisher._by_tag.values())
+        assert len(publisher._by_tag) <= module.WINDOW
+
+    def check_nothing_lost(self) -> None:
+        there = {number_of(entry.event) for entry in self.in_memory() if entry.event}
+        there.update(number_of(event) for event in self.outside)
+        there.update(number for number in self.list.numbers if number is not None)
+        missing = self.born - there - self.broker.received.keys()
+        dropped = dropped_of(self.publisher)
+        assert len(missing) <= dropped + self.taken_by_others
+        if self.lossless:
+            assert dropped == 0
+
+    # What may happen
+
+    def run_job(self) -> bool:
+        """Redis' main thread gets to the job."""
+        if self.job is None:
+            return False
+        before = self.list.elements[:]
+        job, self.job = self.job, None
+        self.result = self.list.run(job)
+        names = [command.name for command in job.commands if isinstance(command, Command)]
+        if "RPUSH" in names:
+            assert len(self.list.elements) - len(before) <= module.JOB_ELEMENTS
+            if self.job_keep > 0 and self.result.reply(1) == b"OK":
+                assert len(self.list.elements) <= self.job_keep
+        if "LINDEX" in names and not self.strangers:  # a trim
+            trimmed = set(map(number_in, before)) - set(self.list.numbers)
+            dropped = self.publisher.counts[Stat.DROPPED_TOO_LARGE]
+            assert len(trimmed - self.broker.confirmed) <= dropped, "trimmed, not confirmed"
+        return True
+
+    def deliver_result(self) -> bool:
+        """The worker gets the job's replies."""
+        if self.result is None:
+            return False
+        result, self.result = self.result, None
+        self.publisher.job_done(result)
+        return True
+
+    def open_link(self, *, accept: bool) -> bool:
+        if not self.broker.opening:
+            return False
+        self.broker.opening = False
+        if accept:
+            self.broker.connection = Connection()
+            self.publisher.link_up()
+        else:
+            self.publisher.link_down("refused")
+        return True
+
+    def lose_link(self) -> None:
+        self.broker.lose()
+        self.publisher.link_down("lost")
+
+    def arrive(self, count: int) -> None:
+        if not self.broker.arrive(count):
+            self.broker.lose()
+            self.publisher.too_large(self.broker.largest + 100)
+            self.publisher.link_down("406 PRECONDITION_FAILED")
+
+    def answer(self, place: int, *, multiple: bool, ack: bool) -> None:
+        tag = self.broker.answer(place, multiple=multiple, ack=ack)
+        (self.publisher.acked if ack else self.publisher.nacked)(tag, multiple)
+
+    def answer_all(self) -> bool:
+        """Everything arrives and is confirmed."""
+        if self.broker.connection is None:
+            return False
+        self.arrive(10**9)
+        acked = False
+        while self.broker.connection is not None and self.broker.connection.unanswered:
+            self.answer(0, multiple=False, ack=True)
+            acked = True
+        return acked
+
+    def set_role(self, *, primary: bool, loading: bool) -> None:
+        self.primary, self.loading = primary, loading
+        self.list.writable = primary and not loading
+        self.publisher.set_role(primary=primary, loading=loading)
+
+    def configure(self, **parameters: int) -> None:
+        self.config = dataclasses.replace(self.config, **parameters)  # type: ignore[arg-type]
+        self.publisher.configure(self.config)
+
+    def purge(self) -> None:
+        def done(_outcome: int | JobError) -> None:
+            self.open_purges -= 1
+
+        self.open_purges += 1
+        self.publisher.purge(done)
+
+    def flush(self, seconds: float, *, stop: bool = False, drain: bool = False) -> None:
+        self.flush_id += 1
+        self.flush_until = self.now + seconds
+        self.publisher.flush(self.flush_id, seconds, stop=stop, drain=drain)
+
+    # How it ends
+
+    def at_rest(self) -> bool:
+        gauges = self.publisher.gauges()
+        waiting = self.outside or self.list.elements or self.job or self.result
+        return not waiting and not any(gauges.values()) and not self.open_purges
+
+    def heal(self) -> None:
+        """All is well again: everything must be delivered, without a push from
+        outside and without spinning."""
+        self.broker.arrives_at_loss = 4
+        self.list.trouble = None
+        self.set_role(primary=True, loading=False)
+        self.publisher.set_pressure(False)
+        self.publisher.link_unblocked()
+        if not self.wanted:
+            self.publisher.connect()
+        self.live(until=self.at_rest)
+        missing = self.born - self.broker.received.keys()
+        assert len(missing) <= dropped_of(self.publisher) + self.taken_by_others
+        if self.lossless:
+            assert list(self.broker.received) == sorted(self.born)
+
+        start, turns = self.now, itertools.count()
+        self.live(until=lambda: self.now > start + 10 or next(turns) > 100)
+        assert self.now > start + 10, "busy at rest"
+
+    def live(self, until: Callable[[], bool]) -> None:
+        """Lets time pass as the worker does, in a world that answers at once."""
+        idle = 0
+        for _ in range(10_000):
+            actions = [action for action in self.turn() if not isinstance(action, Log)]
+            if until():
+                return
+            events = (
+                self.run_job(),
+                self.deliver_result(),
+                self.open_link(accept=True),
+                self.answer_all(),
+            )
+            if actions or any(events) or self.publisher.again:
+                idle = 0
+                continue
+            at = self.publisher.wake_at()
+            assert at is not None, "stuck: it would sleep for ever"
+            idle = idle + 1 if at < self.now + 0.02 else 0
+            assert idle < 250, "spins"
+            self.now = max(self.now, at)
+        raise AssertionError("not delivered")
+
+    def stop(self, *, drain: bool, chance: random.Random) -> None:
+        """Memory must be empty in time, and the books say where it went. Redis and
+        the broker may be slow, or do nothing at all."""
+        seconds = 5.0
+        self.lossless = False
+        pace = [chance.choice([0, 0.3, 0.8]) for _ in range(4)]
+        self.flush(seconds, stop=True, drain=drain)
+        for _ in range(10_000):
+            self.turn()
+            if self.stopped:
+                break
+            if chance.random() < pace[0]:
+                self.run_job()
+            if chance.random() < pace[1]:
+                self.deliver_result()
+            if chance.random() < pace[2]:
+                self.open_link(accept=chance.random() < 0.8)
+            if chance.random() < pace[3]:
+                self.answer_all()
+            if not self.publisher.again:
+                self.now += 0.01
+        assert self.stopped
+        gauges = self.publisher.gauges()
+        assert gauges[Stat.QUEUE_LENGTH] == gauges[Stat.IN_FLIGHT] == 0
+        assert not self.in_memory()
+
+
+class Machine(RuleBasedStateMachine):
+    """The rules that every world has: a broker of all sorts, Redis at any pace,
+    a list that is out of reach at times."""
+
+    lossless = False
+    sizes: Sequence[int] = (0,)  # of fallback-size
+    memory: int | None = None
+    troubles: Sequence[Trouble | None] = (None, CLUSTER_DOWN, PAUSED)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.world: World | None = None
+
+    @initialize(
+        data=st.data(),
+        window=st.sampled_from([4, 20]),
+        chunk=st.sampled_from([2, 7]),
+        elements=st.sampled_from([8, 40]),
+        found=st.integers(0, 60),
+        jitter=st.sampled_from([0.0, 1.0]),
+        ending=st.sampled_from(["heal", "stop", "drain"]),
+        seed=st.integers(0, 999),
+    )
+    def begin(
+        self,
+        data: st.DataObject,
+        window: int,
+        chunk: int,
+        elements: int,
+        found: int,
+        jitter: float,
+        ending: str,
+        seed: int,
+    ) -> None:
+        """With small limits, so that they are met often."""
+        self.patch.setattr(module, "WINDOW", window)
+        self.patch.setattr(module, "SEND_CHUNK", chunk)
+        self.patch.setattr(module, "JOB_ELEMENTS", elements)
+        self.ending, self.chance = ending, random.Random(seed)
+        self.w = World(
+            found=found,
+            fallback_size=data.draw(st.sampled_from(self.sizes), "fallback-size"),
+            memory=self.memory,
+            jitter=jitter,
+            lossless=self.lossless,
+        )
+        self.world = self.w
+
+    def teardown(self) -> None:
+        try:
+            if self.world is None or not self.world.sound:
+                return  # a rule has failed
+            if self.ending == "heal":
+                self.world.heal()
+            else:
+                self.world.stop(drain=self.ending == "drain", chance=self.chance)
+        finally:
+            self.patch.undo()
+
+    # Redis
+
+    @rule(count=st.sampled_from([1, 1, 3, 10]))
+    def emit(self, count: int) -> None:
+        with self.w.input():
+            self.w.outside.extend(self.w.new_event() for _ in range(count))
+
+    @rule(seconds=st.sampled_from([0.0001, 0.001, 0.01, 0.06, 0.3, 1.1]))
+    def wait(self, seconds: float) -> None:
+        with self.w.input():
+            self.w.now += seconds
+            if self.w.flush_until is not None:  # the worker would have woken
+                self.w.now = min(self.w.now, self.w.flush_until - 0.001)
+
+    @precondition(lambda self: self.w.job is not None)
+    @rule(at_once=st.booleans())
+    def run_job(self, at_once: bool) -> None:
+        with self.w.input():
+            self.w.run_job()
+            if at_once:
+                self.w.deliver_result()
+
+    @precondition(lambda self: self.w.result is not None)
+    @rule()
+    def deliver_result(self) -> None:
+        with self.w.input():
+            self.w.deliver_result()
+
+    @rule(data=st.data())
+    def trouble_with_the_list(self, data: st.DataObject) -> None:
+        with self.w.input():
+            self.w.list.trouble = data.draw(st.sampled_from(self.troubles))
+
+    # The broker
+
+    @precondition(lambda self: self.w.broker.opening)
+    @rule(accept=st.booleans())
+    def open_link(self, accept: bool) -> None:
+        with self.w.input():
+            self.w.open_link(accept=accept)
+
+    @precondition(lambda self: self.w.broker.connection or self.w.broker.opening)
+    @rule(quarters=st.integers(0, 4))
+    def lose_link(self, quarters: int) -> None:
+        with self.w.input():
+            self.w.broker.arrives_at_loss = quarters
+            self.w.lose_link()
+
+    @precondition(lambda self: self.w.broker.connection and self.w.broker.connection.on_the_way)
+    @rule(count=st.integers(1, 20))
+    def arrive(self, count: int) -> None:
+        with self.w.input():
+            self.w.arrive(count)
+
+    @precondition(lambda self: self.w.broker.connection and self.w.broker.connection.unanswered)
+    @rule(place=st.integers(0, 19), multiple=st.booleans())
+    def ack(self, place: int, multiple: bool) -> None:
+        with self.w.input():
+            self.w.answer(place, multiple=multiple, ack=True)
+
+    @precondition(lambda self: self.w.broker.connection)
+    @rule()
+    def ack_all(self) -> None:
+        with self.w.input():
+            self.w.answer_all()
+
+    @precondition(lambda self: self.w.broker.connection and self.w.broker.connection.unanswered)
+    @rule(place=st.integers(0, 19), multiple=st.booleans())
+    def nack(self, place: int, multiple: bool) -> None:
+        with self.w.input():
+            self.w.answer(place, multiple=multiple, ack=False)
+
+    @precondition(lambda self: self.w.broker.connection)
+    @rule(blocked=st.booleans())
+    def block(self, blocked: bool) -> None:
+        with self.w.input():
+            if blocked:
+                self.w.publisher.link_blocked("low on memory")
+            else:
+                self.w.publisher.link_unblocked()
+
+    # People
+
+    @rule(wanted=st.booleans())
+    def connect_or_disconnect(self, wanted: bool) -> None:
+        with self.w.input():
+            self.w.wanted = wanted
+            (self.w.publisher.connect if wanted else self.w.publisher.disconnect)()
+
+    @rule()
+    def drain(self) -> None:
+        with self.w.input():
+            self.w.publisher.drain()
+
+    @rule(heartbeat=st.integers(0, 3))
+    def configure_the_connection(self, heartbeat: int) -> None:
+        with self.w.input():
+            self.w.configure(heartbeat=heartbeat)
+
+    @rule(pressure=st.booleans())
+    def set_pressure(self, pressure: bool) -> None:
+        with self.w.input():
+            self.w.publisher.set_pressure(pressure)
+
+    @rule()
+    def save(self) -> None:
+        with self.w.input():
+            self.w.flush(2.0)
+
+
+class LosslessMachine(Machine):
+    """Only the broker and the pace are bad: nothing is dropped, all is in order."""
+
+    lossless = True
+
+    @rule()
+    def reset_stats(self) -> None:
+        with self.w.input():
+            self.w.publisher.reset_stats()
+
+
+class RolesMachine(Machine):
+    """A node of a cluster: demoted, promoted, loading, its slot moved away."""
+
+    troubles = (None, CLUSTER_DOWN, NOT_SERVED)
+
+    @rule(primary=st.booleans(), loading=st.booleans())
+    def set_role(self, primary: bool, loading: bool) -> None:
+        with self.w.input():
+            self.w.set_role(primary=primary, loading=loading)
+
+
+class LimitsMachine(Machine):
+    """A list with a cap or none, little memory, and events too large."""
+
+    sizes = (5, 15, 60, 0, -1)
+    memory = 30
+    troubles = (None, CLUSTER_DOWN, PAUSED, WRONG_TYPE)
+
+    @rule(data=st.data())
+    def change_the_cap(self, data: st.DataObject) -> None:
+        with self.w.input():
+            self.w.configure(fallback_size=data.draw(st.sampled_from(self.sizes)))
+
+    @rule(count=st.sampled_from([1, 3]))
+    def emit_giants(self, count: int) -> None:
+        with self.w.input():
+            self.w.broker.largest = len(World.KEY)
+            self.w.outside.extend(self.w.new_event(World.GIANT) for _ in range(count))
+
+
+class StrangersMachine(Machine):
+    """Others change the list."""
+
+    sizes = (0, 15)
+    troubles = (None, CLUSTER_DOWN, NOT_SERVED, WRONG_TYPE)
+
+    @contextlib.contextmanager
+    def stranger(self) -> Iterator[list[bytes]]:
+        self.w.strangers = True
+        with self.w.input():
+            before = set(self.w.list.elements)
+            yield self.w.list.elements
+            self.w.taken_by_others += len(before - set(self.w.list.elements))
+
+    @rule(count=st.integers(1, 60), head=st.booleans())
+    def remove(self, count: int, head: bool) -> None:
+        with self.stranger() as elements:
+            del elements[slice(count) if head else slice(-count, None)]
+
+    @rule(what=st.sampled_from([b"flushdb", b"evicted", b"del"]))
+    def delete(self, what: bytes) -> None:
+        with self.stranger() as elements:
+            elements.clear()
+            self.w.publisher.touched(what)
+
+    @rule(count=st.integers(1, 9), place=st.sampled_from([0, 1, 5, 10**6]))
+    def insert(self, count: int, place: int) -> None:
+        with self.stranger() as elements:
+            elements[place:place] = [to_element(self.w.new_event()) for _ in range(count)]
+
+    @rule(place=st.integers(0, 60))
+    def replace(self, place: int) -> None:
+        with self.stranger() as elements:
+            if elements:
+                elements[place % len(elements)] = to_element(self.w.new_event())
+
+    @rule(place=st.integers(0, 60))
+    def insert_junk(self, place: int) -> None:
+        with self.stranger() as elements:
+            elements.insert(place, b"junk")
+
+    @rule()
+    def purge(self) -> None:
+        with self.w.input():
+            self.w.purge()
+
+
+for _machine in (LosslessMachine, RolesMachine, LimitsMachine, StrangersMachine):
+    _machine.TestCase.settings = settings(
+        max_examples=200,
+        stateful_step_count=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+TestLosslessWorld = LosslessMachine.TestCase
+TestRolesWorld = RolesMachine.TestCase
+TestLimitsWorld = LimitsMachine.TestCase
+TestStrangersWorld = StrangersMachine.TestCase
