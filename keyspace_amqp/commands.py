@@ -393,7 +393,7 @@ _COMMANDS: dict[str, Callable[[Handler, Sequence[bytes]], Steps]] = {
 }
 
 _ITEM = struct.Struct("=cq")
-_CODE = re.compile(r"[A-Z]+ ")
+_CODE = re.compile(r"[A-Z]{2,} ")
 
 
 def encode(reply: Reply | CommandError) -> bytes:
