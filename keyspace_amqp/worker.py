@@ -130,13 +130,16 @@ class Worker:
         # What others did before a job ran is to be known before its result is
         # read, and what the job itself changed before the next command.
         finished = self._finished_jobs()
+        # Only events up to here are taken: a change of masks that came before
+        # any of them is among the requests that are read next.
+        pushed = int(lib.queue_pushed(self._events))
         self._take_requests()
         for job in finished:
             self._job_finished(*job)
         self._take_requests()
         while self._command is None and self._commands:
             self._start_command(*self._commands.popleft())
-        self._take_events()
+        self._take_events(pushed)
         for action in self._publisher.poll(more=self._waiting_outside() > 0):
             try:
                 self._do(action)
@@ -167,6 +170,8 @@ class Worker:
                 self._ioloop.poll()
                 self._ioloop.process_timeouts()
         self._show()
+        for pointer, _, _ in self._finished_jobs():
+            lib.job_free(pointer)
         with contextlib.suppress(Exception):
             self._ioloop.remove_handler(lib.shim_wake_fd())
             self._ioloop.deactivate_poller()
@@ -284,8 +289,9 @@ class Worker:
                 ffi.string(error).decode(),
             )
 
-    def _take_events(self) -> None:
-        """Takes as many events as the publisher has room for, through the masks."""
+    def _take_events(self, until: int) -> None:
+        """Takes events, the first to the one with number `until`, as many as the
+        publisher has room for, through the masks."""
         limit = int(lib.queue_get_limit(self._events))
         while True:
             if self._mask_changes and self._taken >= self._mask_changes[0][0]:
@@ -296,9 +302,11 @@ class Worker:
             if over >= 0 and (room <= 0 or self._publisher.stuck):
                 if self._publisher.drop_oldest(over + 1):
                     continue
+                if room <= 0:
+                    break
+            if room <= 0 or self._taken >= until:
                 break
-            if room <= 0:
-                break
+            room = min(room, until - self._taken)
             size = lib.queue_take(self._events, self._pointer)
             if size == 0:
                 break

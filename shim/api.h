@@ -54,7 +54,8 @@ int queue_push(queue_t *queue, const record_t *head, const char *name, const cha
 size_t queue_take(queue_t *queue, const char **records);
 /* Taking thread. Gives `bytes` of the taken bytes back, `count` records. */
 void queue_release(queue_t *queue, size_t bytes, size_t count);
-/* Any thread. */
+/* Any thread. queue_pushed: who sees an event counted sees everything that the
+ * pushing thread did before it, requests in another queue among them. */
 size_t queue_bytes(const queue_t *queue);
 size_t queue_length(const queue_t *queue);
 uint64_t queue_pushed(const queue_t *queue);

@@ -939,6 +939,10 @@ static void release_all(void) {
     if (worker_started) pthread_join(worker, NULL);
     worker_started = 0;
     accepting = capturing = 0;
+    for (job_t *job = atomic_exchange(&jobs, NULL), *next; job != NULL; job = next) {
+        next = job->next; /* handed over when it was too late */
+        job_free(job);
+    }
     if (job_fd >= 0) RedisModule_EventLoopDel(job_fd, REDISMODULE_EVENTLOOP_READABLE);
     if (job_fd >= 0) close(job_fd);
     if (wake_fd >= 0) close(wake_fd);

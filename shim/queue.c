@@ -86,7 +86,7 @@ size_t queue_length(const queue_t *queue) {
 }
 
 uint64_t queue_pushed(const queue_t *queue) {
-    return atomic_load_explicit(&queue->pushed_count, memory_order_relaxed);
+    return atomic_load_explicit(&queue->pushed_count, memory_order_acquire);
 }
 
 void queue_set_limit(queue_t *queue, size_t limit) {
@@ -138,7 +138,7 @@ int queue_push(queue_t *queue, const record_t *head, const char *name, const cha
                           memory_order_relaxed);
     atomic_store_explicit(&queue->pushed_count,
                           atomic_load_explicit(&queue->pushed_count, memory_order_relaxed) + 1,
-                          memory_order_relaxed);
+                          memory_order_release);
     atomic_store_explicit(&chunk->filled, filled + size, memory_order_release);
     return 0;
 }

@@ -108,6 +108,12 @@ class Mailbox:
             channel.queue_declare(self.name, durable=True, arguments=arguments or None)
             channel.queue_bind(self.name, EXCHANGE, self.routing_key)
 
+    def keep(self) -> Mailbox:
+        """Has the broker write the queue and its binding to disk: a broker that is
+        killed forgets what it has heard in the last seconds."""
+        self.broker.ctl("eval", "mnesia:sync_log().")
+        return self
+
     def count(self) -> int:
         with self.broker.connection() as connection:
             return int(

@@ -2,24 +2,22 @@
 
 First the rules, one example each; then all of them at once: worlds in which
 hypothesis lets anything happen at any time, and after each step nothing may be
-lost that is not counted. `pytest -k "not World"` runs the examples only.
+lost that is not counted. `pytest -k "not test_world"` runs the examples only.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import errno
 import functools
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from keyspace_amqp import publisher as module
 from keyspace_amqp.config import Config
@@ -39,6 +37,7 @@ from keyspace_amqp.publisher import (
 from keyspace_amqp.stats import FIRST_REASON, Stat
 
 Reply = tuple[bytes | None, int]
+Step = Callable[[random.Random], None]
 
 DEFAULTS = Config("xe", "127.0.0.1", 5672, "guest", "guest")
 
@@ -1134,11 +1133,13 @@ class Connection:
 class SimulatedBroker:
     """A broker that the world makes accept, answer, refuse, and disappear."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, accepts: bool) -> None:
+        self.accepts = accepts  # connections
+        self.silent = False
         self.opening = False
         self.connection: Connection | None = None
         self.largest = 10**9  # bytes of a key: a larger one costs the channel
-        self.arrives_at_loss = 0  # quarters of what is on the way when a link goes
+        self.arrives_at_loss = 0.0  # of what is on the way when a link goes
         self.received: dict[int, None] = {}  # numbers of events, in order of arrival
         self.confirmed: set[int] = set()
 
@@ -1158,7 +1159,7 @@ class SimulatedBroker:
     def lose(self) -> None:
         """The link goes. Some of what was on the way has arrived, but no answer."""
         if self.connection is not None:
-            self.arrive(len(self.connection.on_the_way) * self.arrives_at_loss // 4)
+            self.arrive(int((len(self.connection.on_the_way) + 1) * self.arrives_at_loss))
         self.connection = None
         self.opening = False
 
@@ -1191,29 +1192,25 @@ class SimulatedBroker:
 class World:
     """A publisher between a list and a broker; the worker's part is done here.
 
-    `lossless`: nothing that may happen is a reason to lose an event, and nobody
-    else changes the list, so the broker must hear of all events in order.
+    A step is one thing that happens, and then the publisher's turn. `steps` says
+    which there are and how often; each makes its choices with the random numbers
+    that it is given.
     """
 
-    KEY, GIANT = b"k", b"k" * 1000
+    # Nothing that happens here is a reason to lose an event, and nobody else
+    # changes the list: the broker must hear of all events, in their order.
+    lossless = False
+    fallback_sizes: Sequence[int] = (0, 0, 10**6)
+    memory: int | None = None  # bytes; more waits outside only until it is dropped
+    troubles: Sequence[Trouble | None] = (None, None, CLUSTER_DOWN, PAUSED)
 
-    def __init__(
-        self,
-        *,
-        found: int = 0,
-        fallback_size: int = 0,
-        memory: int | None = None,
-        jitter: float = 1.0,
-        lossless: bool = False,
-    ) -> None:
+    def __init__(self, chance: random.Random) -> None:
         self.now = 1000.0
-        self.lossless = lossless
-        self.strangers = False  # others change the list
         self.list = SimulatedList()
-        self.broker = SimulatedBroker()
-        self.config = dataclasses.replace(DEFAULTS, fallback_size=fallback_size)
-        self.publisher = Publisher(self.config, lambda: self.now, lambda: jitter)
-        self.memory = None if memory is None else memory * event_of(1).size
+        self.broker = SimulatedBroker(accepts=chance.random() < 0.7)
+        size = chance.choice(self.fallback_sizes)
+        self.config = dataclasses.replace(DEFAULTS, fallback_size=size)
+        self.publisher = Publisher(self.config, lambda: self.now, chance.random)
         self.born: set[int] = set()  # numbers of all events there ever were
         self.outside: collections.deque[Event] = collections.deque()
         self.taken_by_others = 0
@@ -1221,41 +1218,58 @@ class World:
         self.job_keep = 0
         self.result: JobResult | None = None
         self.wanted = True
-        self.primary, self.loading = True, False
         self.open_purges = 0
         self.flush_id = 0
         self.flush_until: float | None = None  # of the one that is not done
         self.stopped = False
-        self.sound = True  # False while a turn is under way, and after a failed one
-        self.list.elements = [to_element(self.new_event()) for _ in range(found)]
+        if chance.random() < 0.3:
+            count = chance.randrange(60)
+            self.list.elements = [to_element(self.new_event()) for _ in range(count)]
         self.publisher.set_role(primary=True, loading=False)
-        self.turn()
 
-    def new_event(self, key: bytes = KEY) -> Event:
+    def new_event(self, key: bytes = b"k") -> Event:
         number = len(self.born) + 1
         self.born.add(number)
         return event_of(number, key)
 
-    # The worker's part
-
-    @contextlib.contextmanager
-    def input(self) -> Iterator[None]:
-        """Something happens; then it is the publisher's turn."""
-        self.sound = False
-        yield
+    def step(self, chance: random.Random) -> None:
+        steps = self.steps()
+        (happen,) = chance.choices(list(steps), weights=list(steps.values()))
+        note(f"{self.now:.4f} {happen.__name__}")
+        happen(chance)
         self.check()
         self.turn()
+        while self.publisher.again and chance.random() < 0.7:
+            self.turn()
+
+    def steps(self) -> dict[Step, int]:
+        return {
+            self.time_passes: 15,
+            self.events_come: 20,
+            self.main_thread_runs_the_job: 15,
+            self.worker_gets_the_result: 10,
+            self.broker_does_something: 18,
+            self.broker_changes_its_mind: 4,
+            self.link_is_lost: 3,
+            self.broker_blocks: 2,
+            self.pressure_changes: 2,
+            self.somebody_connects_or_disconnects: 2,
+            self.somebody_configures: 1,
+            self.redis_saves: 2,
+            self.list_is_in_trouble: 1,
+        }
+
+    # The worker's part
 
     def turn(self) -> list[Action]:
-        self.sound = False
         self.take_events()
         actions = self.publisher.poll(more=bool(self.outside))
         for action in actions:
+            note(f"    {action}")
             self.carry_out(action)
         self.check()
         if self.flush_until is not None:
             assert self.now < self.flush_until, "a flush takes longer than it may"
-        self.sound = True
         return actions
 
     def take_events(self) -> None:
@@ -1331,8 +1345,18 @@ class World:
 
     # What may happen
 
+    def time_passes(self, chance: random.Random) -> None:
+        self.now += chance.choice([0.0001, 0.001, 0.01, 0.06, 0.3, 1.1])
+        if self.flush_until is not None:  # the worker would have woken before
+            self.now = min(self.now, self.flush_until - 0.001)
+
+    def events_come(self, chance: random.Random) -> None:
+        self.outside.extend(self.new_event() for _ in range(chance.choice([1, 1, 3, 10])))
+
+    def main_thread_runs_the_job(self, _chance: random.Random) -> None:
+        self.run_job()
+
     def run_job(self) -> bool:
-        """Redis' main thread gets to the job."""
         if self.job is None:
             return False
         before = self.list.elements[:]
@@ -1343,19 +1367,40 @@ class World:
             assert len(self.list.elements) - len(before) <= module.JOB_ELEMENTS
             if self.job_keep > 0 and self.result.reply(1) == b"OK":
                 assert len(self.list.elements) <= self.job_keep
-        if "LINDEX" in names and not self.strangers:  # a trim
-            trimmed = set(map(number_in, before)) - set(self.list.numbers)
+        if "LINDEX" in names and not self.taken_by_others:  # a trim
+            trimmed = set(map(number_in, before)) - {None, *self.list.numbers}
             dropped = self.publisher.counts[Stat.DROPPED_TOO_LARGE]
             assert len(trimmed - self.broker.confirmed) <= dropped, "trimmed, not confirmed"
         return True
 
+    def worker_gets_the_result(self, _chance: random.Random) -> None:
+        self.deliver_result()
+
     def deliver_result(self) -> bool:
-        """The worker gets the job's replies."""
         if self.result is None:
             return False
         result, self.result = self.result, None
         self.publisher.job_done(result)
         return True
+
+    def broker_does_something(self, chance: random.Random) -> None:
+        """It opens a connection or refuses to; messages arrive; it answers one or
+        many, in any order."""
+        broker = self.broker
+        if broker.silent:
+            return
+        if broker.opening:
+            self.open_link(accept=broker.accepts)
+            return
+        if broker.connection is None:
+            return
+        self.arrive(chance.randint(0, len(broker.connection.on_the_way)))
+        if broker.connection is not None and broker.connection.unanswered:
+            self.answer(
+                chance.randrange(len(broker.connection.unanswered)),
+                multiple=chance.random() < 0.4,
+                ack=chance.random() < 0.85,
+            )
 
     def open_link(self, *, accept: bool) -> bool:
         if not self.broker.opening:
@@ -1367,10 +1412,6 @@ class World:
         else:
             self.publisher.link_down("refused")
         return True
-
-    def lose_link(self) -> None:
-        self.broker.lose()
-        self.publisher.link_down("lost")
 
     def arrive(self, count: int) -> None:
         if not self.broker.arrive(count):
@@ -1387,32 +1428,66 @@ class World:
         if self.broker.connection is None:
             return False
         self.arrive(10**9)
-        acked = False
+        answered = False
         while self.broker.connection is not None and self.broker.connection.unanswered:
             self.answer(0, multiple=False, ack=True)
-            acked = True
-        return acked
+            answered = True
+        return answered
 
-    def set_role(self, *, primary: bool, loading: bool) -> None:
-        self.primary, self.loading = primary, loading
-        self.list.writable = primary and not loading
-        self.publisher.set_role(primary=primary, loading=loading)
+    def broker_changes_its_mind(self, chance: random.Random) -> None:
+        self.broker.accepts = chance.random() < 0.6
+        self.broker.silent = chance.random() < 0.2
+        if not self.broker.accepts:
+            self.link_is_lost(chance)
+
+    def link_is_lost(self, chance: random.Random) -> None:
+        if self.broker.connection is not None or self.broker.opening:
+            self.broker.arrives_at_loss = chance.random()
+            self.broker.lose()
+            self.publisher.link_down("lost")
+
+    def broker_blocks(self, chance: random.Random) -> None:
+        if self.broker.connection is not None:
+            if chance.random() < 0.5:
+                self.publisher.link_blocked("low on memory")
+            else:
+                self.publisher.link_unblocked()
+
+    def pressure_changes(self, chance: random.Random) -> None:
+        self.publisher.set_pressure(chance.random() < 0.3)
+
+    def somebody_connects_or_disconnects(self, chance: random.Random) -> None:
+        match chance.randrange(10):
+            case 0 | 1 | 2:
+                self.wanted = False
+                self.publisher.disconnect()
+            case 3 | 4:
+                self.publisher.drain()
+            case _:
+                self.wanted = True
+                self.publisher.connect()
+
+    def somebody_configures(self, chance: random.Random) -> None:
+        self.configure(heartbeat=chance.randrange(9))
 
     def configure(self, **parameters: int) -> None:
         self.config = dataclasses.replace(self.config, **parameters)  # type: ignore[arg-type]
         self.publisher.configure(self.config)
 
-    def purge(self) -> None:
-        def done(_outcome: int | JobError) -> None:
-            self.open_purges -= 1
-
-        self.open_purges += 1
-        self.publisher.purge(done)
+    def redis_saves(self, _chance: random.Random) -> None:
+        self.flush(2.0)
 
     def flush(self, seconds: float, *, stop: bool = False, drain: bool = False) -> None:
         self.flush_id += 1
         self.flush_until = self.now + seconds
         self.publisher.flush(self.flush_id, seconds, stop=stop, drain=drain)
+
+    def list_is_in_trouble(self, chance: random.Random) -> None:
+        self.list.trouble = chance.choice(self.troubles)
+
+    def set_role(self, *, primary: bool, loading: bool) -> None:
+        self.list.writable = primary and not loading
+        self.publisher.set_role(primary=primary, loading=loading)
 
     # How it ends
 
@@ -1424,7 +1499,6 @@ class World:
     def heal(self) -> None:
         """All is well again: everything must be delivered, without a push from
         outside and without spinning."""
-        self.broker.arrives_at_loss = 4
         self.list.trouble = None
         self.set_role(primary=True, loading=False)
         self.publisher.set_pressure(False)
@@ -1491,273 +1565,112 @@ class World:
         assert not self.in_memory()
 
 
-class Machine(RuleBasedStateMachine):
-    """The rules that every world has: a broker of all sorts, Redis at any pace,
-    a list that is out of reach at times."""
-
-    lossless = False
-    sizes: Sequence[int] = (0,)  # of fallback-size
-    memory: int | None = None
-    troubles: Sequence[Trouble | None] = (None, CLUSTER_DOWN, PAUSED)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = pytest.MonkeyPatch()
-        self.world: World | None = None
-
-    @initialize(
-        data=st.data(),
-        window=st.sampled_from([4, 20]),
-        chunk=st.sampled_from([2, 7]),
-        elements=st.sampled_from([8, 40]),
-        found=st.integers(0, 60),
-        jitter=st.sampled_from([0.0, 1.0]),
-        ending=st.sampled_from(["heal", "stop", "drain"]),
-        seed=st.integers(0, 999),
-    )
-    def begin(
-        self,
-        data: st.DataObject,
-        window: int,
-        chunk: int,
-        elements: int,
-        found: int,
-        jitter: float,
-        ending: str,
-        seed: int,
-    ) -> None:
-        """With small limits, so that they are met often."""
-        self.patch.setattr(module, "WINDOW", window)
-        self.patch.setattr(module, "SEND_CHUNK", chunk)
-        self.patch.setattr(module, "JOB_ELEMENTS", elements)
-        self.ending, self.chance = ending, random.Random(seed)
-        self.w = World(
-            found=found,
-            fallback_size=data.draw(st.sampled_from(self.sizes), "fallback-size"),
-            memory=self.memory,
-            jitter=jitter,
-            lossless=self.lossless,
-        )
-        self.world = self.w
-
-    def teardown(self) -> None:
-        try:
-            if self.world is None or not self.world.sound:
-                return  # a rule has failed
-            if self.ending == "heal":
-                self.world.heal()
-            else:
-                self.world.stop(drain=self.ending == "drain", chance=self.chance)
-        finally:
-            self.patch.undo()
-
-    # Redis
-
-    @rule(count=st.sampled_from([1, 1, 3, 10]))
-    def emit(self, count: int) -> None:
-        with self.w.input():
-            self.w.outside.extend(self.w.new_event() for _ in range(count))
-
-    @rule(seconds=st.sampled_from([0.0001, 0.001, 0.01, 0.06, 0.3, 1.1]))
-    def wait(self, seconds: float) -> None:
-        with self.w.input():
-            self.w.now += seconds
-            if self.w.flush_until is not None:  # the worker would have woken
-                self.w.now = min(self.w.now, self.w.flush_until - 0.001)
-
-    @precondition(lambda self: self.w.job is not None)
-    @rule(at_once=st.booleans())
-    def run_job(self, at_once: bool) -> None:
-        with self.w.input():
-            self.w.run_job()
-            if at_once:
-                self.w.deliver_result()
-
-    @precondition(lambda self: self.w.result is not None)
-    @rule()
-    def deliver_result(self) -> None:
-        with self.w.input():
-            self.w.deliver_result()
-
-    @rule(data=st.data())
-    def trouble_with_the_list(self, data: st.DataObject) -> None:
-        with self.w.input():
-            self.w.list.trouble = data.draw(st.sampled_from(self.troubles))
-
-    # The broker
-
-    @precondition(lambda self: self.w.broker.opening)
-    @rule(accept=st.booleans())
-    def open_link(self, accept: bool) -> None:
-        with self.w.input():
-            self.w.open_link(accept=accept)
-
-    @precondition(lambda self: self.w.broker.connection or self.w.broker.opening)
-    @rule(quarters=st.integers(0, 4))
-    def lose_link(self, quarters: int) -> None:
-        with self.w.input():
-            self.w.broker.arrives_at_loss = quarters
-            self.w.lose_link()
-
-    @precondition(lambda self: self.w.broker.connection and self.w.broker.connection.on_the_way)
-    @rule(count=st.integers(1, 20))
-    def arrive(self, count: int) -> None:
-        with self.w.input():
-            self.w.arrive(count)
-
-    @precondition(lambda self: self.w.broker.connection and self.w.broker.connection.unanswered)
-    @rule(place=st.integers(0, 19), multiple=st.booleans())
-    def ack(self, place: int, multiple: bool) -> None:
-        with self.w.input():
-            self.w.answer(place, multiple=multiple, ack=True)
-
-    @precondition(lambda self: self.w.broker.connection)
-    @rule()
-    def ack_all(self) -> None:
-        with self.w.input():
-            self.w.answer_all()
-
-    @precondition(lambda self: self.w.broker.connection and self.w.broker.connection.unanswered)
-    @rule(place=st.integers(0, 19), multiple=st.booleans())
-    def nack(self, place: int, multiple: bool) -> None:
-        with self.w.input():
-            self.w.answer(place, multiple=multiple, ack=False)
-
-    @precondition(lambda self: self.w.broker.connection)
-    @rule(blocked=st.booleans())
-    def block(self, blocked: bool) -> None:
-        with self.w.input():
-            if blocked:
-                self.w.publisher.link_blocked("low on memory")
-            else:
-                self.w.publisher.link_unblocked()
-
-    # People
-
-    @rule(wanted=st.booleans())
-    def connect_or_disconnect(self, wanted: bool) -> None:
-        with self.w.input():
-            self.w.wanted = wanted
-            (self.w.publisher.connect if wanted else self.w.publisher.disconnect)()
-
-    @rule()
-    def drain(self) -> None:
-        with self.w.input():
-            self.w.publisher.drain()
-
-    @rule(heartbeat=st.integers(0, 3))
-    def configure_the_connection(self, heartbeat: int) -> None:
-        with self.w.input():
-            self.w.configure(heartbeat=heartbeat)
-
-    @rule(pressure=st.booleans())
-    def set_pressure(self, pressure: bool) -> None:
-        with self.w.input():
-            self.w.publisher.set_pressure(pressure)
-
-    @rule()
-    def save(self) -> None:
-        with self.w.input():
-            self.w.flush(2.0)
-
-
-class LosslessMachine(Machine):
-    """Only the broker and the pace are bad: nothing is dropped, all is in order."""
+class LosslessWorld(World):
+    """Only the broker, the pace and the reach of the list are bad."""
 
     lossless = True
 
-    @rule()
-    def reset_stats(self) -> None:
-        with self.w.input():
-            self.w.publisher.reset_stats()
+    def steps(self) -> dict[Step, int]:
+        return super().steps() | {self.somebody_resets_the_counters: 1}
+
+    def somebody_resets_the_counters(self, _chance: random.Random) -> None:
+        self.publisher.reset_stats()
 
 
-class RolesMachine(Machine):
-    """A node of a cluster: demoted, promoted, loading, its slot moved away."""
+class ClusterWorld(World):
+    """The node is demoted and promoted, loads a data set, and its slot moves."""
 
-    troubles = (None, CLUSTER_DOWN, NOT_SERVED)
+    troubles = (None, None, CLUSTER_DOWN, NOT_SERVED)
 
-    @rule(primary=st.booleans(), loading=st.booleans())
-    def set_role(self, primary: bool, loading: bool) -> None:
-        with self.w.input():
-            self.w.set_role(primary=primary, loading=loading)
+    def steps(self) -> dict[Step, int]:
+        return super().steps() | {self.role_changes: 3}
 
-
-class LimitsMachine(Machine):
-    """A list with a cap or none, little memory, and events too large."""
-
-    sizes = (5, 15, 60, 0, -1)
-    memory = 30
-    troubles = (None, CLUSTER_DOWN, PAUSED, WRONG_TYPE)
-
-    @rule(data=st.data())
-    def change_the_cap(self, data: st.DataObject) -> None:
-        with self.w.input():
-            self.w.configure(fallback_size=data.draw(st.sampled_from(self.sizes)))
-
-    @rule(count=st.sampled_from([1, 3]))
-    def emit_giants(self, count: int) -> None:
-        with self.w.input():
-            self.w.broker.largest = len(World.KEY)
-            self.w.outside.extend(self.w.new_event(World.GIANT) for _ in range(count))
+    def role_changes(self, chance: random.Random) -> None:
+        self.set_role(primary=chance.random() < 0.6, loading=chance.random() < 0.3)
 
 
-class StrangersMachine(Machine):
-    """Others change the list."""
+class NarrowWorld(World):
+    """A list with a cap or none at all, little memory, events too large."""
 
-    sizes = (0, 15)
-    troubles = (None, CLUSTER_DOWN, NOT_SERVED, WRONG_TYPE)
+    fallback_sizes = (5, 15, 60, -1)
+    memory = 30 * event_of(1).size
+    troubles = (None, None, CLUSTER_DOWN, PAUSED, WRONG_TYPE)
 
-    @contextlib.contextmanager
-    def stranger(self) -> Iterator[list[bytes]]:
-        self.w.strangers = True
-        with self.w.input():
-            before = set(self.w.list.elements)
-            yield self.w.list.elements
-            self.w.taken_by_others += len(before - set(self.w.list.elements))
+    def __init__(self, chance: random.Random) -> None:
+        super().__init__(chance)
+        self.broker.largest = 100
 
-    @rule(count=st.integers(1, 60), head=st.booleans())
-    def remove(self, count: int, head: bool) -> None:
-        with self.stranger() as elements:
-            del elements[slice(count) if head else slice(-count, None)]
+    def steps(self) -> dict[Step, int]:
+        return super().steps() | {self.cap_changes: 1, self.giants_come: 1}
 
-    @rule(what=st.sampled_from([b"flushdb", b"evicted", b"del"]))
-    def delete(self, what: bytes) -> None:
-        with self.stranger() as elements:
-            elements.clear()
-            self.w.publisher.touched(what)
+    def cap_changes(self, chance: random.Random) -> None:
+        self.configure(fallback_size=chance.choice([*self.fallback_sizes, 0]))
 
-    @rule(count=st.integers(1, 9), place=st.sampled_from([0, 1, 5, 10**6]))
-    def insert(self, count: int, place: int) -> None:
-        with self.stranger() as elements:
-            elements[place:place] = [to_element(self.w.new_event()) for _ in range(count)]
-
-    @rule(place=st.integers(0, 60))
-    def replace(self, place: int) -> None:
-        with self.stranger() as elements:
-            if elements:
-                elements[place % len(elements)] = to_element(self.w.new_event())
-
-    @rule(place=st.integers(0, 60))
-    def insert_junk(self, place: int) -> None:
-        with self.stranger() as elements:
-            elements.insert(place, b"junk")
-
-    @rule()
-    def purge(self) -> None:
-        with self.w.input():
-            self.w.purge()
+    def giants_come(self, chance: random.Random) -> None:
+        self.outside.extend(self.new_event(b"k" * 1000) for _ in range(chance.choice([1, 3])))
 
 
-for _machine in (LosslessMachine, RolesMachine, LimitsMachine, StrangersMachine):
-    _machine.TestCase.settings = settings(
-        max_examples=200,
-        stateful_step_count=60,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
+class SharedWorld(World):
+    """Others change the list too."""
 
-TestLosslessWorld = LosslessMachine.TestCase
-TestRolesWorld = RolesMachine.TestCase
-TestLimitsWorld = LimitsMachine.TestCase
-TestStrangersWorld = StrangersMachine.TestCase
+    fallback_sizes = (0, 0, 15)
+    troubles = (None, None, CLUSTER_DOWN, NOT_SERVED, WRONG_TYPE)
+
+    def steps(self) -> dict[Step, int]:
+        return super().steps() | {self.somebody_changes_the_list: 3, self.somebody_purges: 1}
+
+    def somebody_changes_the_list(self, chance: random.Random) -> None:
+        elements = self.list.elements
+        before = set(elements)
+        place = chance.randint(0, len(elements))
+        match chance.randrange(7):
+            case 0:
+                del elements[:place]
+            case 1:
+                del elements[place:]
+            case 2:
+                elements.clear()
+                self.publisher.touched(chance.choice([b"flushdb", b"evicted", b"del"]))
+            case 3:
+                elements += [to_element(self.new_event()) for _ in range(place)]
+            case 4:
+                elements.insert(place, to_element(self.new_event()))
+            case 5:
+                elements[place : place + 1] = [to_element(self.new_event())]
+            case 6:
+                elements.insert(place, b"junk")
+        self.taken_by_others += len(before - set(elements))
+
+    def somebody_purges(self, _chance: random.Random) -> None:
+        def done(_outcome: int | JobError) -> None:
+            self.open_purges -= 1
+
+        self.open_purges += 1
+        self.publisher.purge(done)
+
+
+# Small, so that they are met often.
+LIMITS = {"WINDOW": [4, 20], "SEND_CHUNK": [2, 7], "JOB_ELEMENTS": [8, 40]}
+
+# A number for each step: so hypothesis can leave out steps to find a short story.
+stories = st.integers(0, 300).flatmap(
+    lambda count: st.lists(st.integers(0, 2**32), min_size=count, max_size=count)
+)
+
+
+@pytest.mark.parametrize("kind", [LosslessWorld, ClusterWorld, NarrowWorld, SharedWorld])
+@settings(max_examples=250, deadline=None)
+@given(seed=st.integers(0, 2**32), story=stories)
+def test_world(kind: type[World], seed: int, story: list[int]) -> None:
+    chance = random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, values in LIMITS.items():
+            patch.setattr(module, name, chance.choice(values))
+        world = kind(chance)
+        world.turn()
+        for number in story:
+            world.step(random.Random(number))
+        if chance.random() < 0.7:
+            world.heal()
+        else:
+            world.stop(drain=chance.random() < 0.5, chance=chance)
