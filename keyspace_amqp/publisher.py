@@ -175,6 +175,7 @@ class _JobKind(enum.Enum):
 class _Flush:
     id: int
     stop: bool
+    deliver: bool
     drain: bool
     grace_until: float
     until: float
@@ -324,14 +325,24 @@ class Publisher:
             self.connect()
 
     def flush(
-        self, flush_id: int, seconds: float, *, stop: bool = False, drain: bool = False
+        self,
+        flush_id: int,
+        seconds: float,
+        *,
+        stop: bool = False,
+        deliver: bool = False,
+        drain: bool = False,
     ) -> None:
-        """Everything in memory is to be delivered or stored within a time. `stop`:
-        and then there is nothing more to come. `drain`: nobody keeps the list
-        either, so it is delivered as far as there is time."""
+        """Everything in memory is to be delivered or stored within a time.
+
+        `stop`: and then there is nothing more to come. `deliver`: what is stored
+        now comes too late for the disk, so the broker is worth waiting for, also
+        when the list has to be delivered before. `drain`: nobody keeps the list at
+        all, so it is delivered as far as there is time.
+        """
         until = self._now + max(seconds - FLUSH_MARGIN, 0)
         grace = until - STOP_RESERVE if stop else self._now + STORE_GRACE
-        self._flush = _Flush(flush_id, stop, drain, min(grace, until), until)
+        self._flush = _Flush(flush_id, stop, deliver, drain, min(grace, until), until)
 
     def reset_stats(self) -> None:
         """Counters start again; what is still on its way is carried over."""
@@ -617,7 +628,10 @@ class Publisher:
             return
         entry.listed = True
         self._listed_done += entry.state is State.DONE
-        (self._listed_waiting if entry.state is State.WAITING else self._listed_sent).append(entry)
+        # The two together are in the list's order: behind an element that is not
+        # sent yet, even a sent one waits for its turn (and is not sent again).
+        behind = bool(self._listed_waiting) or entry.state is State.WAITING
+        (self._listed_waiting if behind else self._listed_sent).append(entry)
 
     def _cut_head(self, count: int) -> None:
         """The oldest elements fell off a list that is full."""
@@ -734,8 +748,8 @@ class Publisher:
         oldest = self._oldest()
         if oldest is None or not self._storable:
             return False
-        if self._flush is not None and not self._hopeful(self._flush):
-            return True
+        if self._flush is not None:
+            return not self._hopeful(self._flush)
         due = self._now >= oldest.at + STORE_AFTER or len(self._waiting) >= JOB_ELEMENTS
         if self.link is not Link.UP:
             return due
@@ -751,6 +765,8 @@ class Publisher:
         """Whether a flush may still wait for the broker."""
         if self._now >= flush.grace_until:
             return False
+        if not flush.deliver and (self._unread or self._listed_waiting):
+            return False  # the list comes first, and is a good place
         opening = self._attempts == 0 and self._needed and self._wanted
         if self.link is Link.UP:
             return not self._stalled() and not self._refused
@@ -886,7 +902,7 @@ class Publisher:
             if self._listed_waiting:
                 entry = self._listed_waiting.popleft()
                 self._listed_sent.append(entry)
-                if entry.state is State.DONE:
+                if entry.state is not State.WAITING:
                     continue
             elif self._unread or self._storing or not self._may_send_memory():
                 break

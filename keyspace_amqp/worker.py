@@ -264,7 +264,8 @@ class Worker:
                 flush_id,
                 milliseconds / 1000,
                 stop=mode != lib.FLUSH_STORE,
-                drain=mode == lib.FLUSH_DELIVER,
+                deliver=mode in (lib.FLUSH_DELIVER, lib.FLUSH_DRAIN),
+                drain=mode == lib.FLUSH_DRAIN,
             )
 
     def _configure(self, values: Sequence[bytes], pushed: int) -> None:

@@ -22,9 +22,10 @@ enum {
     RECORD_TOUCHED = 5  /* payload: what somebody else did to our list */
 };
 
-/* How a flush ends: all stored (a save follows); all delivered or stored, and the
- * worker ends; the same where nobody keeps the list: that is delivered too. */
-enum { FLUSH_STORE = 0, FLUSH_STOP = 1, FLUSH_DELIVER = 2 };
+/* What a flush is for. STORE: a save follows. The others end the worker: STOP,
+ * with a list that lives on; DELIVER, when the list's file is closed already;
+ * DRAIN, when there is none, so that the list has to be delivered too. */
+enum { FLUSH_STORE = 0, FLUSH_STOP = 1, FLUSH_DELIVER = 2, FLUSH_DRAIN = 3 };
 
 /* The head of every record; the event's name and then the payload (the key of
  * an event) follow it, and padding to a multiple of eight. */

@@ -486,14 +486,17 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     (void)event;
     (void)subevent;
     (void)data;
-    int kept =
-        RedisModule_GetContextFlags(ctx) & (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB);
-    if (!flush_worker(ctx, kept ? FLUSH_STOP : FLUSH_DELIVER, STOP_TIMEOUT_MS))
+    int flags = RedisModule_GetContextFlags(ctx), mode = FLUSH_DRAIN;
+    if (flags & REDISMODULE_CTX_FLAGS_AOF)
+        mode = FLUSH_DELIVER;
+    else if (flags & REDISMODULE_CTX_FLAGS_RDB)
+        mode = FLUSH_STOP;
+    if (!flush_worker(ctx, mode, STOP_TIMEOUT_MS))
         RedisModule_Log(ctx, "warning", "the handler did not stop within %d ms", STOP_TIMEOUT_MS);
     accepting = capturing = 0;
     /* Redis has written and closed its append-only file before this event. */
     int64_t late = atomic_load(&stats[STAT_FALLBACK_PUSHED]) - pushed_before_flush;
-    if (late > 0 && (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF))
+    if (late > 0 && mode == FLUSH_DELIVER)
         RedisModule_Log(ctx, "warning",
                         "%lld events came too late for the append-only file: they were captured "
                         "at the very end and could not be delivered",
