@@ -12,7 +12,7 @@ MODULE := build/libredis_keyspace_amqp.so
 C_FILES := $(wildcard shim/*.c shim/*.h)
 PYTEST_ARGS ?=
 
-.PHONY: help setup venv build demo test lint format bench clean
+.PHONY: help setup venv build demo test lint format clean
 
 help: ## this text
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile

@@ -16,16 +16,13 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from . import __version__
-from .config import SETTINGS, Kind, Setting, format_masks
+from .config import SETTINGS, Kind, Setting, format_masks, quoted
 
 MODULE_FILE = "libredis_keyspace_amqp.so"
 
 # The module knows which of these its server has.
 _EVENT_LETTERS = frozenset("g$lshzxeAtdmn")
 _INTEGER = re.compile(r"-?[0-9]+")
-# What redis.conf takes as it is; anything else goes in quotes.
-_PLAIN = re.compile(rb"[A-Za-z0-9_.:/@%+,$^*-]+")
-_ESCAPED = re.compile(rb"[^ !#-\[\]-~]")
 
 
 class _Failure(Exception):
@@ -50,19 +47,9 @@ def redis_conf(path: pathlib.Path, values: Mapping[str, bytes]) -> str:
     Named, not as arguments: so they survive CONFIG REWRITE, and the password
     does not show in MODULE LIST.
     """
-    lines = [f"loadmodule {_quoted(os.fsencode(path))}"]
-    lines += [f"keyspaceamqp.{name} {_quoted(value)}" for name, value in values.items()]
+    lines = [f"loadmodule {quoted(os.fsencode(path))}"]
+    lines += [f"keyspaceamqp.{name} {quoted(value)}" for name, value in values.items()]
     return "\n".join(lines)
-
-
-def _quoted(value: bytes) -> str:
-    """A word of redis.conf."""
-    if _PLAIN.fullmatch(value):
-        return value.decode()
-    escaped = _ESCAPED.sub(
-        lambda m: b"\\" + m[0] if m[0] in b'"\\' else b"\\x%02x" % m[0][0], value
-    )
-    return f'"{escaped.decode()}"'
 
 
 def _checked(setting: Setting, text: str) -> bytes:

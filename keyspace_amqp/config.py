@@ -244,3 +244,18 @@ def format_masks(masks: Iterable[bytes]) -> bytes:
         _UNSAFE.sub(lambda m: b"\\\\" if m[0] == b"\\" else b"\\x%02x" % m[0][0], mask)
         for mask in masks
     )
+
+
+# What redis.conf takes as it is; anything else goes in quotes.
+_PLAIN = re.compile(rb"[A-Za-z0-9_.:/@%+,$^*-]+")
+_ESCAPED = re.compile(rb"[^ !#-\[\]-~]")
+
+
+def quoted(value: bytes) -> str:
+    """A value as a word of redis.conf."""
+    if _PLAIN.fullmatch(value):
+        return value.decode()
+    escaped = _ESCAPED.sub(
+        lambda m: b"\\" + m[0] if m[0] in b'"\\' else b"\\x%02x" % m[0][0], value
+    )
+    return f'"{escaped.decode()}"'

@@ -23,6 +23,8 @@ from typing import Any, Self
 import pika
 import redis
 
+from .config import quoted
+
 # Generous: a shared machine may stand still for a while.
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
@@ -214,7 +216,9 @@ class RedisServer(_Server):
             *self.options,
         ]
         if self.module:
-            lines.append("loadmodule " + " ".join(_quoted(word) for word in self.module))
+            lines.append(
+                "loadmodule " + " ".join(quoted(os.fsencode(word)) for word in self.module)
+            )
         self.config_path.write_text("\n".join(lines) + "\n")
 
     def ready(self) -> bool:
@@ -329,12 +333,3 @@ class RabbitServer(_Server):
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _quoted(word: str) -> str:
-    """A word of redis.conf."""
-    escaped = "".join(
-        f"\\x{byte:02x}" if byte < 32 or byte > 126 or byte in b'"\\' else chr(byte)
-        for byte in word.encode("utf-8", "surrogateescape")
-    )
-    return f'"{escaped}"'

@@ -1003,6 +1003,21 @@ def test_a_trim_that_was_on_its_way_at_a_demotion_counts_nothing() -> None:
     assert len(bench.stored) == 3
 
 
+@pytest.mark.parametrize("runs", ["before the demotion", "after the promotion"])
+def test_a_trim_around_which_the_role_changed_twice_counts_nothing(runs: str) -> None:
+    bench = connected(found=3)
+    bench.publisher.acked(3, True)
+    assert "LTRIM" in commands(bench.poll())
+    assert bench.job is not None
+    result = bench.list.run(bench.job) if runs == "before the demotion" else None
+    bench.publisher.set_role(primary=False, loading=False)
+    bench.publisher.set_role(primary=True, loading=False)
+    bench.publisher.job_done(result or bench.list.run(bench.job))
+    bench.job = None
+    bench.settle()
+    assert bench.count(Stat.FALLBACK_DRAINED) == bench.count(Stat.FALLBACK_LENGTH) == 0
+
+
 # What the broker will never take
 
 
