@@ -1,0 +1,112 @@
+"""What the broker module passes on to the publisher, and what it keeps to itself.
+
+pika's callbacks are called by hand here; real brokers are in test_fallback.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pika.exceptions
+import pika.frame
+import pika.spec
+import pytest
+from pika.adapters.select_connection import IOLoop
+from pika.adapters.utils.connection_workflow import (
+    AMQPConnectionWorkflowFailed,
+    AMQPConnectorSocketConnectError,
+)
+
+from keyspace_amqp.broker import Broker, describe
+
+
+class Listener:
+    """Writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.heard.append((name, *arguments))
+
+
+class Channel:
+    """Stands for a channel of pika, in what this module looks at."""
+
+    def __init__(self) -> None:
+        self.connection = object()
+        self.channel_number = 1  # as on every connection of ours
+
+
+@pytest.fixture
+def broker() -> Any:
+    ioloop = IOLoop()
+    yield Broker(ioloop, Listener())
+    ioloop.close()
+
+
+def ack(tag: int) -> Any:
+    return pika.frame.Method(1, pika.spec.Basic.Ack(tag, multiple=True))
+
+
+def test_confirms_of_another_channel_mean_nothing(broker: Any) -> None:
+    """A channel that closes still hears confirms. Its tags count the messages of
+    its own connection, and would confirm others on the new one."""
+    old, new = Channel(), Channel()
+    broker._channel = new
+    broker._on_confirm(old, ack(5))
+    broker._on_confirms_on(old, None)
+    broker._on_channel_closed(old, pika.exceptions.ChannelClosedByBroker(404, "gone"))
+    broker._on_return(old, None, None, b"")
+    assert broker._listener.heard == []
+    broker._on_confirm(new, ack(3))
+    assert broker._listener.heard == [("acked", 3, True)]
+
+
+def test_a_nack_is_no_ack(broker: Any) -> None:
+    broker._channel = Channel()
+    nack = pika.frame.Method(1, pika.spec.Basic.Nack(2, multiple=False))
+    broker._on_confirm(broker._channel, nack)
+    assert broker._listener.heard == [("nacked", 2, False)]
+
+
+def test_another_connections_end_means_nothing(broker: Any) -> None:
+    broker._connection = object()
+    broker._on_failed(object(), pika.exceptions.StreamLostError("lost"))
+    assert broker._listener.heard == []
+    broker._on_failed(broker._connection, pika.exceptions.StreamLostError("lost"))
+    assert broker._listener.heard == [("link_down", "lost")]
+
+
+def test_a_message_that_is_too_large_is_named(broker: Any) -> None:
+    broker._channel = Channel()
+    text = "PRECONDITION_FAILED - message size 200 is larger than configured max size 100"
+    broker._on_channel_closed(broker._channel, pika.exceptions.ChannelClosedByBroker(406, text))
+    assert broker._listener.heard == [("too_large", 100), ("link_down", f"406 {text}")]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            pika.exceptions.ChannelClosedByBroker(404, "NOT_FOUND - no exchange"),
+            "404 NOT_FOUND - no exchange",
+        ),
+        (
+            AMQPConnectionWorkflowFailed(
+                [AMQPConnectorSocketConnectError(ConnectionRefusedError(111, "refused"))]
+            ),
+            "[Errno 111] refused",
+        ),
+        (
+            pika.exceptions.ProbableAuthenticationError(
+                "ConnectionClosedByBroker: (403) 'ACCESS_REFUSED - no'"
+            ),
+            "403 ACCESS_REFUSED - no",
+        ),
+        (RuntimeError(), "RuntimeError"),
+        (RuntimeError("two\nlines"), "two lines"),
+    ],
+)
+def test_errors_in_a_line_for_people(error: BaseException, text: str) -> None:
+    assert describe(error) == text
