@@ -315,6 +315,11 @@ class Publisher:
         self._drop(Stat.DROPPED_QUEUE_FULL, dropped, "memory is full and the list out of reach")
         return dropped
 
+    def give_up(self, events: Sequence[Event]) -> None:
+        """Events that came in when there was no time left for them."""
+        self.counts[Stat.EVENTS_MATCHED] += len(events)
+        self.counts[Stat.DROPPED_STOPPED] += len(events)
+
     def purge(self, done: Callable[[int | JobError], None]) -> None:
         """Deletes the list, and calls `done` with the number of elements."""
         self._purges.append(done)

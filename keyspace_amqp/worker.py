@@ -215,7 +215,18 @@ class Worker:
     def _flushed(self, flush_id: int, stop: bool) -> None:
         if stop:
             self._stopped = True
+            self._give_up_rest()
         lib.shim_flush_done(flush_id)
+
+    def _give_up_rest(self) -> None:
+        """Counts what there was no time to take in before the stop."""
+        lost = 0
+        while size := int(lib.queue_take(self._events, self._pointer)):
+            events = self._parse(ffi.buffer(self._pointer[0], size), size, size)
+            self._publisher.give_up(events)
+            lost += len(events)
+        if lost:
+            self._log("warning", f"{lost} more events lost: there was no time to take them in")
 
     # ---- from Redis --------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import re
 import threading
 import time
 
@@ -128,6 +129,24 @@ def test_unload_drops_only_what_has_nowhere_to_go(start_redis: StartRedis) -> No
         client.set(f"k{number}", 1)
     client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
     assert "100 events lost: they could be neither delivered nor stored" in server.log()
+
+
+def test_unload_counts_what_there_was_no_time_for(
+    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """More events than can be delivered in the time of a stop, and no list: each
+    is delivered or counted, also those that the worker has not even taken in."""
+    server = start_redis(arguments=arguments_for(broker, mailbox, "$", size=-1))
+    client = server.client(socket_timeout=60)
+    client.set("first", 1)
+    mailbox.receive(1)
+    count = 400_000
+    client.eval(f"for i = 1, {count} do redis.call('SET', 'k', 1) end", 0)
+    client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    lost = sum(int(n) for n in re.findall(r"(\d+) (?:more )?events lost", server.log()))
+    assert lost > 0
+    # What was sent and not confirmed in time counts as lost, and may have arrived.
+    wait_for(lambda: count <= mailbox.count() + lost <= count + 1000, 30)
 
 
 SHUTDOWNS = {
