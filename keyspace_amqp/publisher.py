@@ -446,10 +446,8 @@ class Publisher:
         for entry in given_up:
             if entry.listed:
                 self._listed_done += 1
-            elif entry.state is State.SENT:
-                self._in_flight -= 1
             else:
-                self._leave_waiting(entry)
+                self._leave_memory(entry)
             self._forget(entry)
         why = f"larger than the broker's limit of {limit} bytes"
         self._drop(Stat.DROPPED_TOO_LARGE, len(given_up), why)
@@ -482,6 +480,13 @@ class Publisher:
     def _join_waiting(self, entry: Entry) -> None:
         self._waiting_count += 1
         self._waiting_bytes += entry.size
+
+    def _leave_memory(self, entry: Entry) -> None:
+        """Out of the count that it is in, whether sent or not."""
+        if entry.state is State.SENT:
+            self._in_flight -= 1
+        elif entry.state is not State.DONE:
+            self._leave_waiting(entry)
 
     def _unsend(self, entry: Entry, state: State) -> None:
         entry.state = state
@@ -623,10 +628,7 @@ class Publisher:
 
     def _enlist(self, entry: Entry, known: bool) -> None:
         """An entry of memory is in the list now."""
-        if entry.state is State.SENT:
-            self._in_flight -= 1
-        elif entry.state is not State.DONE:
-            self._leave_waiting(entry)
+        self._leave_memory(entry)
         if not known:  # it will be read in its turn
             self.counts[Stat.FALLBACK_FOUND] += entry.state is State.DONE
             self._forget(entry)
@@ -957,10 +959,7 @@ class Publisher:
             left = [*self._storing, *self._sent, *self._waiting]
             lost = sum(entry.state is not State.DONE for entry in left)
             for entry in left:
-                if entry.state is State.SENT:
-                    self._in_flight -= 1
-                elif entry.state is not State.DONE:
-                    self._leave_waiting(entry)
+                self._leave_memory(entry)
                 self._forget(entry)
             self._storing.clear()
             self._sent.clear()

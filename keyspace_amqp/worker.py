@@ -85,7 +85,6 @@ class Worker:
         # One command at a time: each sees what the one before it has changed.
         self._commands: collections.deque[tuple[int, Sequence[bytes]]] = collections.deque()
         self._command: commands.Steps | None = None
-        self._masks: Callable[[bytes], bool] = lambda key: False
         # New masks apply to events behind the change, not to those before it.
         self._mask_changes: collections.deque[tuple[int, Callable[[bytes], bool]]] = (
             collections.deque()
@@ -94,16 +93,16 @@ class Worker:
         self._ioloop = IOLoop()
         self._ioloop.add_handler(lib.shim_wake_fd(), lambda fd, events: None, IOLoop.READ)
         self._wake_up: object = None
-        self._primary = self._loading = False
+        primary = loading = False
         for kind, payload in self._read_requests():
             if kind == lib.RECORD_ROLE:
-                self._primary, self._loading = bool(payload[0]), bool(payload[1])
+                primary, loading = bool(payload[0]), bool(payload[1])
             elif kind == lib.RECORD_CONFIG:
                 self.raw_config = list(_counted(payload, 8))
         self.config = Config.from_values(self.raw_config)
         self._masks = compile_masks(self.config.masks)
         self._publisher = Publisher(self.config, time.monotonic)
-        self._publisher.set_role(primary=self._primary, loading=self._loading)
+        self._publisher.set_role(primary=primary, loading=loading)
         self._broker = Broker(self._ioloop, self._publisher)
         self._broker.configure(self.config)
         self._set_nice()

@@ -32,11 +32,6 @@ typedef struct RedisModuleInfoCtx RedisModuleInfoCtx;
 #define REDISMODULE_CTX_FLAGS_LOADING (1 << 13)
 #define REDISMODULE_CTX_FLAGS_DENY_BLOCKING (1 << 21)
 
-/* Key types */
-#define REDISMODULE_KEYTYPE_EMPTY 0
-#define REDISMODULE_KEYTYPE_LIST 2
-#define REDISMODULE_READ 1
-
 /* Parameters */
 #define REDISMODULE_CONFIG_DEFAULT 0
 #define REDISMODULE_CONFIG_SENSITIVE (1ULL << 1)
@@ -178,8 +173,6 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, SelectDb, int, (RedisModuleCtx *, int))                                                 \
     X(700, Milliseconds, long long, (void))                                                        \
     X(700, Log, void, (RedisModuleCtx *, const char *, const char *, ...))                         \
-    X(700, Alloc, void *, (size_t))                                                                \
-    X(700, Free, void, (void *))                                                                   \
     X(700, CreateString, RedisModuleString *, (RedisModuleCtx *, const char *, size_t))            \
     X(700, FreeString, void, (RedisModuleCtx *, RedisModuleString *))                              \
     X(700, StringPtrLen, const char *, (const RedisModuleString *, size_t *))                      \

@@ -6,7 +6,6 @@
  * thread may call; nothing here keeps state. Knows neither Redis nor Python.
  */
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
