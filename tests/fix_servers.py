@@ -127,11 +127,16 @@ class Mailbox:
         def take() -> bool:
             with self.broker.connection() as connection:
                 channel = connection.channel()
-                while count is None or len(messages) < count:
-                    method, properties, body = channel.basic_get(self.name, auto_ack=True)
-                    if method is None:
-                        break
+                there = channel.queue_declare(self.name, passive=True).method.message_count
+                wanted = there if count is None else min(there, count - len(messages))
+                channel.basic_qos(prefetch_count=1000)
+                for method, properties, body in channel.consume(self.name) if wanted else ():
                     messages.append(Message(body, properties, method.redelivered))
+                    wanted -= 1
+                    if wanted == 0 or method.delivery_tag % 500 == 0:
+                        channel.basic_ack(method.delivery_tag, multiple=True)
+                    if wanted == 0:  # the others go back to the queue
+                        break
             return count is None or len(messages) >= count
 
         wait_for(take, timeout, f"{count} messages, there are {len(messages)}")
@@ -208,7 +213,7 @@ def balance(numbers: dict[str, Any]) -> int:
     return int(came - went)
 
 
-def settled(client: redis.Redis, **expected: Any) -> dict[str, Any]:
+def settled(client: redis.Redis, timeout: float = 30, **expected: Any) -> dict[str, Any]:
     """Waits until nothing is under way, the books balance, and STATS has the
     expected values; returns STATS."""
     last: dict[str, Any] = {}
@@ -224,7 +229,7 @@ def settled(client: redis.Redis, **expected: Any) -> dict[str, Any]:
         )
 
     try:
-        wait_for(ready, 30)
+        wait_for(ready, timeout)
     except TimeoutError:
         pytest.fail(f"not settled: off by {balance(last)}, expected {expected}, STATS are {last}")
     return last

@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import pathlib
 import re
-import threading
 import time
 
 import pytest
@@ -14,6 +13,7 @@ import redis
 
 from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
 
+from .fix_faults import Load
 from .fix_servers import (
     MODULE,
     Mailbox,
@@ -24,44 +24,6 @@ from .fix_servers import (
     settled,
     stats,
 )
-
-
-class Load:
-    """A client that SETs numbered keys until it is stopped."""
-
-    def __init__(self, server: RedisServer) -> None:
-        self.keys: list[bytes] = []
-        self.slowest = 0.0
-        self._client = server.client()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        number = 0
-        while not self._stop.is_set():
-            key = b"load:%d" % number
-            begin = time.monotonic()
-            try:
-                self._client.set(key, 1)
-            except redis.exceptions.ConnectionError:
-                return
-            self.slowest = max(self.slowest, time.monotonic() - begin)
-            self.keys.append(key)
-            number += 1
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._client.close()
-
-    def more(self, count: int) -> None:
-        """Waits for more writes."""
-        target = len(self.keys) + count
-        wait_for(lambda: len(self.keys) >= target or not self._thread.is_alive(), 60)
 
 
 def resources(server: RedisServer) -> tuple[int, int]:

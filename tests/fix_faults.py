@@ -1,0 +1,349 @@
+"""What the tests of faults share.
+
+`delivered`: the two checks that each of them ends with. `Load`: a client that
+writes. `Notifications`: what Redis itself says was emitted. `Proxy`: a link to
+the broker that can go bad. `probe`: how long Redis takes to answer meanwhile; the
+end of pytest's output has a table of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from keyspace_amqp.servers import RedisServer, wait_for
+
+from .fix_servers import Mailbox, Message, once, settled
+
+# ---- sets and books --------------------------------------------------------
+
+
+def delivered(
+    client: redis.Redis,
+    mailbox: Mailbox,
+    expected: Sequence[bytes],
+    repeated: int = 0,
+    timeout: float = 60,
+    what: Callable[[Message], bytes] = lambda message: message.event[2],
+    **numbers: Any,
+) -> dict[str, Any]:
+    """Waits until nothing is under way, and checks sets and books.
+
+    `expected`: the keys of the events in the order of their emission (or what
+    `what` makes of a message). Each has arrived, nothing else has, first arrivals
+    are in order, and at most `repeated` messages came again. `numbers`: values
+    that STATS must have in the end. Returns STATS.
+    """
+    found = settled(
+        client,
+        timeout,
+        **{"fallback_length": 0, "queue_length": 0, "in_flight": 0, "dropped": 0, **numbers},
+    )
+    messages = mailbox.receive()
+    arrived = [what(message) for message in once(messages)]
+    if arrived != list(expected):
+        sent, came = set(expected), set(arrived)
+        place = next(
+            (n for n, (a, b) in enumerate(zip(arrived, expected, strict=False)) if a != b), None
+        )
+        pytest.fail(
+            f"lost {len(sent - came)} of {len(expected)} {sorted(sent - came)[:5]}, "
+            f"unexpected {len(came - sent)} {sorted(came - sent)[:5]}, "
+            f"{len(arrived)} arrived, the first difference is at {place}"
+        )
+    again = len(messages) - len(arrived)
+    assert again <= repeated, f"{again} messages came again, at most {repeated} may"
+    return found
+
+
+class Notifications:
+    """The keyspace events that Redis itself tells its subscribers, in order.
+
+    In a `with`; `events`: (database, event, key). Subscribes to all events; so a
+    test with it says what was emitted without counting on the module.
+    """
+
+    def __init__(self, server: RedisServer) -> None:
+        self.events: list[tuple[int, bytes, bytes]] = []
+        self._client = server.client()
+        self._client.config_set("notify-keyspace-events", "KEA")
+        self._client.config_set("client-output-buffer-limit", "pubsub 0 0 0")
+        self._pubsub = self._client.pubsub(ignore_subscribe_messages=True)
+        self._thread = threading.Thread(target=self._run)
+        self._end = f"end-{id(self)}".encode()
+
+    def _run(self) -> None:
+        for message in self._pubsub.listen():
+            if message["data"] == self._end:
+                return
+            if message["type"] == "pmessage":
+                # __keyevent@<db>__:<event>
+                head, _, name = message["channel"].partition(b"__:")
+                self.events.append((int(head.rpartition(b"@")[2]), name, message["data"]))
+
+    def __enter__(self) -> Notifications:
+        self._pubsub.psubscribe("__keyevent@*__:*")
+        self._pubsub.subscribe("end")
+        # The answer to the ping comes behind those to the subscriptions.
+        self._pubsub.ping()
+        while True:
+            answer = self._pubsub.get_message(timeout=1)
+            if answer is not None and answer["type"] == "pong":
+                break
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for what was emitted so far."""
+        self._client.publish("end", self._end)
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        self._pubsub.close()
+        self._client.close()
+
+
+# ---- load ------------------------------------------------------------------
+
+
+class Load:
+    """A client that SETs numbered keys, `batch` at a time, until it is stopped.
+
+    In a `with`; `keys`: those that Redis has answered, in order. `pause`: seconds
+    between batches.
+    """
+
+    def __init__(self, server: RedisServer, batch: int = 1, pause: float = 0) -> None:
+        self.keys: list[bytes] = []
+        self.slowest = 0.0
+        self._batch = batch
+        self._pause = pause
+        self._client = server.client()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            first = len(self.keys)
+            keys = [b"load:%d" % number for number in range(first, first + self._batch)]
+            begin = time.monotonic()
+            try:
+                if len(keys) == 1:
+                    self._client.set(keys[0], 1)
+                else:
+                    with self._client.pipeline(transaction=False) as pipeline:
+                        for key in keys:
+                            pipeline.set(key, 1)
+                        pipeline.execute()
+            except redis.exceptions.ConnectionError:
+                return
+            self.slowest = max(self.slowest, time.monotonic() - begin)
+            self.keys += keys
+            if self._pause:
+                self._stop.wait(self._pause)
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._client.close()
+
+    def more(self, count: int) -> None:
+        """Waits for more writes."""
+        target = len(self.keys) + count
+        wait_for(lambda: len(self.keys) >= target or not self._thread.is_alive(), 60)
+
+
+# ---- a bad link ------------------------------------------------------------
+
+
+class Proxy:
+    """A TCP link to a port on loopback, that can go bad. In a `with`.
+
+    `port`: where to connect to. `deaf`: while it is true nothing is read or
+    written on any link, as if every packet were dropped; new links are accepted
+    by the kernel and hear nothing either. `cut`: ends all links at once, with a
+    reset, after so many more bytes from the client have gone through.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.links = 0  # accepted so far
+        self.deaf = False
+        self._cut_after: int | None = None
+        self._cut_done = threading.Event()
+        self._selector = selectors.DefaultSelector()
+        self._peers: dict[socket.socket, socket.socket] = {}
+        self._clients: set[socket.socket] = set()
+        self._stop = False
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Proxy:
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop = True
+        self._thread.join()
+        self._drop_all()
+        self._listener.close()
+        self._selector.close()
+
+    def cut(self, after: int = 0, timeout: float = 30) -> None:
+        """Waits until so many more bytes went to the broker, and resets all links."""
+        self._cut_done.clear()
+        self._cut_after = after
+        assert self._cut_done.wait(timeout), "not so many bytes went through"
+
+    def _run(self) -> None:
+        while not self._stop:
+            if self.deaf:
+                time.sleep(0.01)
+                continue
+            if self._cut_after is not None and self._cut_after <= 0:
+                self._drop_all()
+                self._cut_after = None
+                self._cut_done.set()
+            for key, _ in self._selector.select(0.01):
+                link = key.fileobj
+                assert isinstance(link, socket.socket)
+                if link is self._listener:
+                    self._accept()
+                elif link in self._peers:
+                    self._forward(link)
+
+    def _accept(self) -> None:
+        client, _ = self._listener.accept()
+        self.links += 1
+        try:
+            server = socket.create_connection(("127.0.0.1", self._target), 5)
+        except OSError:
+            client.close()
+            return
+        self._clients.add(client)
+        for link, peer in ((client, server), (server, client)):
+            self._peers[link] = peer
+            self._selector.register(link, selectors.EVENT_READ)
+
+    def _forward(self, link: socket.socket) -> None:
+        peer = self._peers[link]
+        size = 65536
+        if self._cut_after is not None and link in self._clients:
+            size = max(1, min(size, self._cut_after))
+        try:
+            data = link.recv(size)
+            if data:
+                peer.sendall(data)
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(link)
+        elif self._cut_after is not None and link in self._clients:
+            self._cut_after -= len(data)
+
+    def _drop(self, link: socket.socket) -> None:
+        for end in (link, self._peers[link]):
+            del self._peers[end]
+            self._clients.discard(end)
+            self._selector.unregister(end)
+            with contextlib.suppress(OSError):  # no lingering: a reset
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            end.close()
+
+    def _drop_all(self) -> None:
+        while self._peers:
+            self._drop(next(iter(self._peers)))
+
+
+# ---- how Redis feels -------------------------------------------------------
+
+# In a process of its own: threads of the test would wait for each other.
+_PING = """
+import select, socket, sys, time
+link = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+slowest = count = 0
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0.001)[0]:
+    begin = time.perf_counter()
+    link.sendall(b"PING\\r\\n")
+    assert link.recv(100) == b"+PONG\\r\\n"
+    slowest = max(slowest, time.perf_counter() - begin)
+    count += 1
+print(slowest, count, flush=True)
+"""
+# No answer may take longer, on a machine however noisy: a server that waits for a
+# broker does not answer for seconds.
+PROBE_BOUND = 1.5
+
+
+class Probe:
+    """PINGs Redis every millisecond during each `with probe(server):`, which is a
+    run; the slowest answer of each is in `slowest`, in seconds."""
+
+    def __init__(self) -> None:
+        self.slowest: list[float] = []
+
+    @contextlib.contextmanager
+    def __call__(self, server: RedisServer) -> Iterator[None]:
+        with subprocess.Popen(
+            [sys.executable, "-c", _PING, str(server.port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            try:
+                yield
+                output, _ = process.communicate("\n", timeout=60)
+            finally:
+                process.kill()
+        slowest, count = output.split()
+        assert int(count) > 10
+        self.slowest.append(float(slowest))
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.slowest)
+
+
+_RUNS = pytest.StashKey[dict[str, list[float]]]()
+
+
+@pytest.fixture
+def probe(request: pytest.FixtureRequest) -> Iterator[Probe]:
+    """See `Probe`. The median of the runs is printed at the end of the session and
+    has a bound that says whether Redis waited for anybody."""
+    result = Probe()
+    yield result
+    if not result.slowest:
+        return
+    runs = request.config.stash.setdefault(_RUNS, {})
+    runs[request.node.nodeid.rpartition("::")[2]] = result.slowest
+    assert result.median < PROBE_BOUND, f"Redis took {result.slowest} seconds to answer"
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    runs = config.stash.get(_RUNS, {})
+    if runs:
+        terminalreporter.section("slowest answer of Redis to a PING meanwhile")
+        for name, slowest in runs.items():
+            each = ", ".join(f"{seconds * 1000:.1f}" for seconds in slowest)
+            median = statistics.median(slowest) * 1000
+            terminalreporter.line(f"{median:7.1f} ms, the median of {each}: {name}")
