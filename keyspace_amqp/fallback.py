@@ -48,6 +48,7 @@ class JobError(Exception):
 # What stands behind the errno values that the shim or RedisModule_Call gives.
 _ERRNO = {
     errno.EROFS: "READONLY this server is a replica or is loading its data set",
+    errno.ESHUTDOWN: "the server has saved its data set and ends",
     errno.EBUSY: "writes are paused (CLIENT PAUSE, a failover, or a shutdown)",
     errno.EPERM: "the list's slot is not served by this node",
     errno.ENETDOWN: "the cluster is down",
@@ -71,7 +72,18 @@ class JobResult:
             return JobError(text)
         if raw.startswith(b"-") and error in _ERRNO:
             return JobError(_ERRNO[error])
-        return _parse(raw, 0)[0]
+        return parse(raw)
+
+
+def parse(raw: bytes) -> Value:
+    """The RESP2 value in `raw`. Raises ValueError if it is not whole."""
+    try:
+        value, end = _parse(raw, 0)
+    except (ValueError, RecursionError):
+        raise ValueError("not whole") from None
+    if end != len(raw):
+        raise ValueError("not whole")
+    return value
 
 
 def _parse(raw: bytes, at: int) -> tuple[Value, int]:

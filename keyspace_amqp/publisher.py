@@ -146,12 +146,27 @@ class Submit:
     job: Job
 
 
+class Flush(enum.IntEnum):
+    """What a flush is for; FLUSH_* in shim/api.h says more."""
+
+    STORE = 0
+    STOP = 1
+    LEAVE = 2
+    DRAIN = 3
+
+
 @dataclasses.dataclass(frozen=True)
 class Flushed:
-    """The flush with this id is done."""
+    """The flush with this id is done. `left`: events for the file of leftovers."""
 
     id: int
-    stop: bool
+    mode: Flush
+    left: Sequence[Event] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Recovered:
+    """All leftovers of an earlier life are delivered, stored or counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +175,7 @@ class Log:
     text: str
 
 
-Action = Connect | Close | Send | Submit | Flushed | Log
+Action = Connect | Close | Send | Submit | Flushed | Recovered | Log
 
 
 class _JobKind(enum.Enum):
@@ -174,11 +189,13 @@ class _JobKind(enum.Enum):
 @dataclasses.dataclass
 class _Flush:
     id: int
-    stop: bool
-    deliver: bool
-    drain: bool
+    mode: Flush
     grace_until: float
     until: float
+
+    @property
+    def stop(self) -> bool:
+        return self.mode is not Flush.STORE
 
 
 class Publisher:
@@ -239,6 +256,7 @@ class Publisher:
         self._waiting_bytes = 0
         self._in_flight = 0
         self._pressure = False
+        self._leftovers: collections.deque[Entry] = collections.deque()  # see `recover`
         self._flush: _Flush | None = None
 
     @property
@@ -296,13 +314,22 @@ class Publisher:
 
     def add(self, events: Sequence[Event]) -> None:
         """Events that a mask let through, oldest first."""
-        self.counts[Stat.EVENTS_MATCHED] += len(events)
         now = self._now
-        for event in events:
-            self._waiting.append(Entry(event, now))
-            self._waiting_bytes += event.size
+        self._waiting.extend([Entry(event, now) for event in events])
+        self._waiting_bytes += sum(event.size for event in events)
         self._waiting_count += len(events)
+        self.counts[Stat.EVENTS_MATCHED] += len(events)
         self._needed = self._needed or bool(events)
+
+    def recover(self, events: Sequence[Event]) -> None:
+        """Leftovers of an earlier life, before anything else; then Recovered."""
+        entries = [Entry(event, self._now) for event in events]
+        self.counts[Stat.FALLBACK_FOUND] += len(entries)
+        self._waiting.extend(entries)
+        self._leftovers.extend(entries)
+        for entry in entries:
+            self._join_waiting(entry)
+        self._needed = self._needed or bool(entries)
 
     def drop_oldest(self, size: int) -> int:
         """Gives up the oldest events in memory that nobody has seen yet, at least
@@ -310,15 +337,17 @@ class Publisher:
         dropped = 0
         enough = self._waiting_bytes - size
         while self._waiting and self._waiting_bytes > enough:
-            self._leave_waiting(self._waiting.popleft())
+            entry = self._waiting.popleft()
+            self._leave_waiting(entry)
+            entry.state = State.DONE
             dropped += 1
         self._drop(Stat.DROPPED_QUEUE_FULL, dropped, "memory is full and the list out of reach")
         return dropped
 
-    def give_up(self, events: Sequence[Event]) -> None:
-        """Events that came in when there was no time left for them."""
-        self.counts[Stat.EVENTS_MATCHED] += len(events)
-        self.counts[Stat.DROPPED_STOPPED] += len(events)
+    def give_up(self) -> None:
+        """An event came in over which the handler fails again and again."""
+        self.counts[Stat.EVENTS_MATCHED] += 1
+        self._drop(Stat.DROPPED_HANDLER_ERROR, 1, "the handler failed over them")
 
     def purge(self, done: Callable[[int | JobError], None]) -> None:
         """Deletes the list, and calls `done` with the number of elements."""
@@ -329,25 +358,12 @@ class Publisher:
         if self._wanted:
             self.connect()
 
-    def flush(
-        self,
-        flush_id: int,
-        seconds: float,
-        *,
-        stop: bool = False,
-        deliver: bool = False,
-        drain: bool = False,
-    ) -> None:
-        """Everything in memory is to be delivered or stored within a time.
-
-        `stop`: and then there is nothing more to come. `deliver`: what is stored
-        now comes too late for the disk, so the broker is worth waiting for, also
-        when the list has to be delivered before. `drain`: nobody keeps the list at
-        all, so it is delivered as far as there is time.
-        """
+    def flush(self, flush_id: int, seconds: float, mode: Flush) -> None:
+        """Everything in memory is to be delivered or stored within a time; unless
+        the mode is STORE, there is nothing more to come."""
         until = self._now + max(seconds - FLUSH_MARGIN, 0)
-        grace = until - STOP_RESERVE if stop else self._now + STORE_GRACE
-        self._flush = _Flush(flush_id, stop, deliver, drain, min(grace, until), until)
+        grace = self._now + STORE_GRACE if mode is Flush.STORE else until - STOP_RESERVE
+        self._flush = _Flush(flush_id, mode, min(grace, until), until)
 
     def reset_stats(self) -> None:
         """Counters start again; what is still on its way is carried over."""
@@ -558,6 +574,30 @@ class Publisher:
         self._length = length
         self._known = True
 
+    def repair(self, *, job_lost: bool = False) -> None:
+        """To be called after an exception, with the link down: whatever it has left
+        half done, from here on the state is sound. What was sent goes again, and
+        the list is read again. `job_lost`: no job will be done any more."""
+        if job_lost:
+            self._job = None
+        if self._job is not _JobKind.PUSH:
+            self._sent.extendleft(reversed(self._storing))
+            self._storing = []
+        memory = [*self._sent, *self._waiting]
+        memory = [entry for entry in memory if entry.state is not State.DONE]
+        self._sent.clear()
+        self._waiting = collections.deque(memory)
+        self._refused.clear()
+        self._by_tag.clear()
+        self._bytes_in_flight = self._in_flight = self._waiting_count = self._waiting_bytes = 0
+        for entry in (*self._storing, *memory):
+            if entry.state is not State.DONE:
+                entry.state = State.WAITING
+                self._join_waiting(entry)
+        self._hand_over()
+        self._known = False
+        self._check_at = self._now
+
     def job_done(self, result: JobResult) -> None:
         """The replies of the job that was submitted last."""
         kind, self._job = self._job, None
@@ -602,8 +642,8 @@ class Publisher:
             self._job_retry_at = self._check_at = self._now + CHECK_EVERY
 
     def _push_done(self, result: JobResult) -> None:
-        entries, self._storing = self._storing, []
         length = result.reply(0)
+        entries, self._storing = self._storing, []
         if not isinstance(length, int):
             if isinstance(length, JobError):
                 self._job_failed(length)
@@ -756,7 +796,7 @@ class Publisher:
         if oldest is None or not self._storable:
             return False
         if self._flush is not None:
-            return not self._hopeful(self._flush)
+            return self._flush.mode is not Flush.LEAVE and not self._hopeful(self._flush)
         due = self._now >= oldest.at + STORE_AFTER or len(self._waiting) >= JOB_ELEMENTS
         if self.link is not Link.UP:
             return due
@@ -772,7 +812,7 @@ class Publisher:
         """Whether a flush may still wait for the broker."""
         if self._now >= flush.grace_until:
             return False
-        if not flush.deliver and (self._unread or self._listed_waiting):
+        if flush.mode is not Flush.DRAIN and (self._unread or self._listed_waiting):
             return False  # the list comes first, and is a good place
         opening = self._attempts == 0 and self._needed and self._wanted
         if self.link is Link.UP:
@@ -786,16 +826,19 @@ class Publisher:
 
     def _store(self) -> None:
         size = 0
-        elements = []
-        while (
-            len(self._storing) < JOB_ELEMENTS and size < JOB_BYTES and (self._sent or self._waiting)
-        ):
-            entry = (self._sent or self._waiting).popleft()
+        entries: list[Entry] = []
+        for entry in itertools.chain(self._sent, self._waiting):
+            if len(entries) >= JOB_ELEMENTS or size >= JOB_BYTES:
+                break
             entry.element = _element(entry)
             size += len(entry.element)
-            elements.append(entry.element)
-            self._storing.append(entry)
-        self._submit(_JobKind.PUSH, fallback.push_job(elements, self._config.fallback_size))
+            entries.append(entry)
+        elements = [entry.element for entry in entries if entry.element is not None]
+        job = fallback.push_job(elements, self._config.fallback_size)
+        for _ in entries:
+            (self._sent or self._waiting).popleft()
+        self._storing = entries
+        self._submit(_JobKind.PUSH, job)
 
     # ---- what comes out ----------------------------------------------------
 
@@ -806,6 +849,12 @@ class Publisher:
             self._choose_messages()
         self._choose_job()
         self._choose_flushed(more)
+        while self._leftovers and (
+            self._leftovers[0].state is State.DONE or self._leftovers[0].listed
+        ):
+            self._leftovers.popleft()
+            if not self._leftovers:
+                self._actions.append(Recovered())
         actions, self._actions = self._actions, []
         self.again = any(isinstance(action, Send) for action in actions)
         return actions
@@ -939,34 +988,42 @@ class Publisher:
 
     def _may_send_memory(self) -> bool:
         """Not before it is known that the list has nothing older."""
-        return self._known or not self._writable or self._no_list
+        return self._known or not self._primary or self._no_list
 
     def _choose_flushed(self, more: bool) -> None:
         flush = self._flush
         if flush is None:
             return
         memory = bool(self._sent or self._waiting or self._storing or more)
-        if flush.drain and self._length > self._listed_done and self._hopeful(flush):
+        if flush.mode is Flush.DRAIN and self._length > self._listed_done and self._hopeful(flush):
             return
-        can_store = self._writable and self._config.fallback_size >= 0
+        can_store = (
+            self._writable and self._config.fallback_size >= 0 and flush.mode is not Flush.LEAVE
+        )
         trimmable = flush.stop and can_store and self._confirmed_prefix() > 0
         if self._now < flush.until and (memory or trimmable or self._job is not None):
             if can_store or self._job is not None or self._hopeful(flush):
                 return
             if flush.stop and self.link is Link.UP and not self._stalled():
                 return
+        self._flush = None
+        left: list[Event] = []
         if flush.stop:
-            left = [*self._storing, *self._sent, *self._waiting]
-            lost = sum(entry.state is not State.DONE for entry in left)
-            for entry in left:
+            for entry in [*self._storing, *self._sent, *self._waiting]:
+                if entry.state is not State.DONE and entry.event is not None:
+                    left.append(entry.event)
                 self._leave_memory(entry)
                 self._forget(entry)
             self._storing.clear()
             self._sent.clear()
             self._waiting.clear()
-            self._drop(Stat.DROPPED_STOPPED, lost, "they could be neither delivered nor stored")
-        self._flush = None
-        self._actions.append(Flushed(flush.id, flush.stop))
+            self._leftovers.clear()
+        if flush.mode is not Flush.LEAVE or self._config.fallback_size < 0:
+            why = "they could be neither delivered nor stored"
+            self._drop(Stat.DROPPED_STOPPED, len(left), why)
+            left = []
+        self.counts[Stat.FALLBACK_FOUND] -= len(left)  # handed over to the next life
+        self._actions.append(Flushed(flush.id, flush.mode, left))
 
 
 def _element(entry: Entry) -> bytes:

@@ -39,6 +39,7 @@ class Stat(enum.IntEnum):
     DROPPED_UNREADABLE = 23
     DROPPED_STOPPED = 24
     DROPPED_TOO_LARGE = 25
+    DROPPED_HANDLER_ERROR = 26
 
 
 class Text(enum.IntEnum):
@@ -83,6 +84,7 @@ HELP: dict[Stat, str] = {
     Stat.DROPPED_PURGED: "KEYSPACEAMQP.FALLBACK PURGE",
     Stat.DROPPED_UNREADABLE: "elements of the list that are no events of ours",
     Stat.DROPPED_TOO_LARGE: "larger than the broker's max_message_size",
+    Stat.DROPPED_HANDLER_ERROR: "the handler failed over them again and again, see the log",
     Stat.DROPPED_STOPPED: "in memory at shutdown or unload, with nowhere to go in time",
 }
 

@@ -26,15 +26,18 @@ from . import commands, log
 from .broker import Broker
 from .config import Config
 from .fallback import Command, Job, JobResult, SetParameters
+from .leftovers import Leftovers
 from .masks import compile_masks
 from .message import CLASS_LETTERS, Event
 from .publisher import (
     Action,
     Close,
     Connect,
+    Flush,
     Flushed,
     Log,
     Publisher,
+    Recovered,
     Send,
     Submit,
 )
@@ -57,8 +60,12 @@ _LOG_KINDS = 100
 _DIGITS = re.compile(r"[0-9]+")
 # After an exception that nobody foresaw, the loop takes a breath.
 _ERROR_PAUSE = 0.1
+# An event over which the handler fails so often is given up.
+_ATTEMPTS = 3
 # How long a stop waits for the broker to agree to the end of the connection.
 _CLOSE_TIMEOUT = 0.5
+# And how long it takes in events for the file of leftovers.
+_LEAVE_TIMEOUT = 2.0
 
 
 _Job = tuple["ffi.CData", Job, Callable[[JobResult], None]]
@@ -75,6 +82,7 @@ class Worker:
         self._run_id = secrets.token_hex(8)
         self._number = 0
         self._taken = 0  # events taken from the queue
+        self._failures = 0  # in a row, over the event that is next
         self._events = lib.shim_events()
         self._requests = lib.shim_requests()
         self._pointer = ffi.new("const char **")
@@ -106,6 +114,8 @@ class Worker:
         self._broker = Broker(self._ioloop, self._publisher)
         self._broker.configure(self.config)
         self._set_nice()
+        self._leftovers = Leftovers(lib.shim_port())
+        self._recover()
 
     # ---- the loop ----------------------------------------------------------
 
@@ -128,13 +138,13 @@ class Worker:
     def _turn(self) -> None:
         # What others did before a job ran is to be known before its result is
         # read, and what the job itself changed before the next command.
-        finished = self._finished_jobs()
+        finished = self._count_finished_jobs()
         # Only events up to here are taken: a change of masks that came before
         # any of them is among the requests that are read next.
         pushed = int(lib.queue_pushed(self._events))
         self._take_requests()
-        for job in finished:
-            self._job_finished(*job)
+        for _ in range(finished):
+            self._job_finished(*self._jobs.popleft())
         self._take_requests()
         while self._command is None and self._commands:
             self._start_command(*self._commands.popleft())
@@ -145,18 +155,22 @@ class Worker:
             except Exception:
                 # The others have to be done all the same: the publisher waits
                 # for what they bring.
-                self._unexpected()
+                self._unexpected(job_lost=isinstance(action, Submit))
         self._show()
         self._schedule()
 
-    def _unexpected(self) -> None:
-        """An exception that is a mistake of ours: show it, and go on. The
-        connection may be in any state, so it is given up."""
+    def _unexpected(self, *, job_lost: bool = False) -> None:
+        """An exception that is a mistake of ours: show it, and go on. Connection
+        and list may be in any state, so they are taken up anew. `job_lost`: the
+        exception kept a job of the publisher from being done."""
         self._publisher.counts[Stat.HANDLER_ERRORS] += 1
-        log.LOGGER.error("unexpected exception in the handler:\n%s", traceback.format_exc())
+        with contextlib.suppress(Exception):
+            log.LOGGER.error("unexpected exception in the handler:\n%s", traceback.format_exc())
         with contextlib.suppress(Exception):
             self._broker.close()
-        self._publisher.link_down("unexpected exception in the handler, see the log")
+        with contextlib.suppress(Exception):
+            self._publisher.link_down("unexpected exception in the handler, see the log")
+        self._publisher.repair(job_lost=job_lost)
         time.sleep(_ERROR_PAUSE)
 
     def _end(self) -> None:
@@ -169,8 +183,8 @@ class Worker:
                 self._ioloop.poll()
                 self._ioloop.process_timeouts()
         self._show()
-        for pointer, _, _ in self._finished_jobs():
-            lib.job_free(pointer)
+        for _ in range(self._count_finished_jobs()):
+            lib.job_free(self._jobs.popleft()[0])
         with contextlib.suppress(Exception):
             self._ioloop.remove_handler(lib.shim_wake_fd())
             self._ioloop.deactivate_poller()
@@ -208,24 +222,56 @@ class Worker:
                 self._broker.close()
             case Log(level=level, text=text):
                 self._log(level, text)
-            case Flushed(id=flush_id, stop=stop):
-                self._flushed(flush_id, stop)
+            case Flushed(id=flush_id, mode=mode, left=left):
+                try:
+                    if mode is not Flush.STORE:
+                        self._stopped = True
+                        self._leave(list(left), mode)
+                finally:
+                    lib.shim_flush_done(flush_id)
+            case Recovered():
+                self._leftovers.remove()
 
-    def _flushed(self, flush_id: int, stop: bool) -> None:
-        if stop:
-            self._stopped = True
-            self._give_up_rest()
-        lib.shim_flush_done(flush_id)
+    def _leave(self, left: list[Event], mode: Flush) -> None:
+        """The end: what has no place in Redis any more goes to a file, if the mode
+        says so, and is counted if not."""
+        if mode is Flush.LEAVE:
+            until = time.monotonic() + _LEAVE_TIMEOUT
+            while time.monotonic() < until:
+                size = int(lib.queue_take(self._events, self._pointer))
+                if not size:
+                    break
+                events, at, count = self._parse(ffi.buffer(self._pointer[0], size), size, size)
+                self._release(at, count)
+                left += events
+        if left:
+            try:
+                self._leftovers.write(left)
+                self._log(
+                    "notice",
+                    f"{len(left)} events came too late for the data set; they are in "
+                    f"{self._leftovers.path} for the next start",
+                )
+            except OSError as error:
+                why = f"{self._leftovers.path} could not be written: {error}"
+                self._log("warning", f"{len(left)} events lost: {why}")
+        if rest := self._waiting_outside():
+            # As with events that found the queue full, nobody asked a mask.
+            self._log("warning", f"{rest} more events lost: there was no time to take them in")
 
-    def _give_up_rest(self) -> None:
-        """Counts what there was no time to take in before the stop."""
-        lost = 0
-        while size := int(lib.queue_take(self._events, self._pointer)):
-            events = self._parse(ffi.buffer(self._pointer[0], size), size, size)
-            self._publisher.give_up(events)
-            lost += len(events)
-        if lost:
-            self._log("warning", f"{lost} more events lost: there was no time to take them in")
+    def _recover(self) -> None:
+        """Takes up what an earlier life of this server has left."""
+        try:
+            events = self._leftovers.read()
+        except (OSError, ValueError) as error:
+            text = f"{self._leftovers.path} cannot be read: {error}"
+            with contextlib.suppress(OSError):
+                text += f"; it is {self._leftovers.set_aside()} now"
+            log.LOGGER.error("%s", text)
+            return
+        if events:
+            log.LOGGER.info("%d events from %s", len(events), self._leftovers.path)
+            self._publisher.recover(events)
 
     # ---- from Redis --------------------------------------------------------
 
@@ -270,22 +316,16 @@ class Worker:
             self._publisher.touched(payload)
         elif kind == lib.RECORD_FLUSH:
             flush_id, milliseconds, mode = struct.unpack_from("=IIB", payload)
-            self._publisher.flush(
-                flush_id,
-                milliseconds / 1000,
-                stop=mode != lib.FLUSH_STORE,
-                deliver=mode in (lib.FLUSH_DELIVER, lib.FLUSH_DRAIN),
-                drain=mode == lib.FLUSH_DRAIN,
-            )
+            self._publisher.flush(flush_id, milliseconds / 1000, Flush(mode))
 
     def _configure(self, values: Sequence[bytes], pushed: int) -> None:
         if values == self.raw_config:
             return
-        old = self.config
+        old, new = self.config, Config.from_values(values)
+        if new.masks != old.masks:
+            self._mask_changes.append((pushed, compile_masks(new.masks)))
         self.raw_config = values
-        self.config = Config.from_values(values)
-        if self.config.masks != old.masks:
-            self._mask_changes.append((pushed, compile_masks(self.config.masks)))
+        self.config = new
         if self.config.worker_nice != old.worker_nice:
             self._set_nice()
         self._broker.configure(self.config)
@@ -323,7 +363,10 @@ class Worker:
                 break
             if self._mask_changes:
                 room = min(room, self._mask_changes[0][0] - self._taken)
-            self._publisher.add(self._parse(ffi.buffer(self._pointer[0], size), size, room))
+            # Given back when they are safe: an exception before that loses nothing.
+            events, at, count = self._parse(ffi.buffer(self._pointer[0], size), size, room)
+            self._publisher.add(events)
+            self._release(at, count)
         memory = self._memory()
         if memory > limit * _PRESSURE_ON:
             self._publisher.set_pressure(True)
@@ -334,28 +377,47 @@ class Worker:
         """Bytes of events that wait, here and outside."""
         return int(lib.queue_bytes(self._events)) + self._publisher.gauges()[Stat.QUEUE_BYTES]
 
-    def _parse(self, data: ffi.buffer, size: int, most: int) -> list[Event]:
-        """Parses at most so many records and gives their memory back; the events
-        that a mask lets through."""
+    def _release(self, size: int, count: int) -> None:
+        """Gives the memory of parsed records back."""
+        lib.queue_release(self._events, size, count)
+        self._taken += count
+
+    def _parse(self, data: ffi.buffer, size: int, most: int) -> tuple[list[Event], int, int]:
+        """Parses at most so many records: the events that a mask lets through, and
+        the number of bytes and records that were parsed."""
         events = []
         matches = self._masks
         at = count = 0
         # In bytes too: with keys of a megabyte a few events are a lot.
         while at < size and count < most and at < _TAKE_BYTES:
             total, key_len, time_ms, db, name_len, _, bit = _HEAD.unpack_from(data, at)
-            name_at = at + _HEAD.size
-            key_at = name_at + name_len
-            key = data[key_at : key_at + key_len]
-            if matches(key):
-                self._number += 1
-                message_id = f"{self._run_id}-{self._number}"
-                name = data[name_at:key_at]
-                events.append(Event(message_id, time_ms, db, CLASS_LETTERS[bit], name, key))
+            try:
+                name_at = at + _HEAD.size
+                key_at = name_at + name_len
+                key = data[key_at : key_at + key_len]
+                if matches(key):
+                    self._number += 1
+                    message_id = f"{self._run_id}-{self._number}"
+                    name = data[name_at:key_at]
+                    events.append(Event(message_id, time_ms, db, CLASS_LETTERS[bit], name, key))
+            except Exception:
+                if count:  # those before it first; then it is the first
+                    break
+                self._failures += 1
+                if self._failures < _ATTEMPTS:
+                    raise
+                self._give_up_event()
+            self._failures = 0
             at += total
             count += 1
-        lib.queue_release(self._events, at, count)
-        self._taken += count
-        return events
+        return events, at, count
+
+    def _give_up_event(self) -> None:
+        """An event over which the handler fails again and again must not stop all
+        that come after it."""
+        self._publisher.counts[Stat.HANDLER_ERRORS] += 1
+        log.LOGGER.error("the handler fails over an event:\n%s", traceback.format_exc())
+        self._publisher.give_up()
 
     # ---- jobs --------------------------------------------------------------
 
@@ -373,24 +435,26 @@ class Worker:
         self._jobs.append((pointer, job, done))
         lib.job_submit(pointer)
 
-    def _finished_jobs(self) -> list[_Job]:
-        """Those that Redis' main thread has run, in their order."""
-        finished = []
-        while self._jobs and lib.job_done(self._jobs[0][0]):
-            finished.append(self._jobs.popleft())
-        return finished
+    def _count_finished_jobs(self) -> int:
+        """How many, from the oldest on, Redis' main thread has run."""
+        unfinished = (n for n, job in enumerate(self._jobs) if not lib.job_done(job[0]))
+        return next(unfinished, len(self._jobs))
 
     def _job_finished(
         self, pointer: ffi.CData, job: Job, done: Callable[[JobResult], None]
     ) -> None:
-        size = ffi.new("size_t *")
-        error = ffi.new("int *")
-        replies: list[tuple[bytes | None, int]] = []
-        for number in range(len(job.commands)):
-            raw = lib.job_reply(pointer, number, size, error)
-            replies.append((None if raw == ffi.NULL else ffi.buffer(raw, size[0])[:], error[0]))
-        lib.job_free(pointer)
-        done(JobResult(replies))
+        try:
+            size = ffi.new("size_t *")
+            error = ffi.new("int *")
+            replies: list[tuple[bytes | None, int]] = []
+            for number in range(len(job.commands)):
+                raw = lib.job_reply(pointer, number, size, error)
+                replies.append((None if raw == ffi.NULL else ffi.buffer(raw, size[0])[:], error[0]))
+            done(JobResult(replies))
+        except Exception:
+            self._unexpected(job_lost=done == self._publisher.job_done)
+        finally:
+            lib.job_free(pointer)
 
     # ---- commands ----------------------------------------------------------
 
@@ -400,30 +464,36 @@ class Worker:
 
     def _step(self, handle: int, steps: commands.Steps, value: object) -> None:
         """Carries a command on until it waits for something, or ends."""
-        reply: commands.Reply | commands.CommandError
+        if self._command is not steps:
+            return  # answered with an error, after an exception
+
+        def resume(result: object) -> None:
+            self._step(handle, steps, result)
+
         try:
             wait = steps.send(value)
-        except StopIteration as stop:
-            reply = stop.value
-        except commands.CommandError as error:
-            reply = error
-        except Exception:
-            self._publisher.counts[Stat.HANDLER_ERRORS] += 1
-            log.LOGGER.error("unexpected exception in a command:\n%s", traceback.format_exc())
-            reply = commands.CommandError("unexpected exception in the handler, see the log")
-        else:
-
-            def resume(result: object) -> None:
-                self._step(handle, steps, result)
-
             if isinstance(wait, Job):
                 self._submit(wait, resume)
             else:
                 wait(resume)
             return
+        except StopIteration as stop:
+            reply = stop.value
+        except commands.CommandError as error:
+            reply = error
+        except Exception:
+            reply = self._command_failed()
         self._command = None
-        data = commands.encode(reply)
+        try:
+            data = commands.encode(reply)
+        except Exception:
+            data = commands.encode(self._command_failed())
         lib.shim_command_done(handle, data, len(data))
+
+    def _command_failed(self) -> commands.CommandError:
+        self._publisher.counts[Stat.HANDLER_ERRORS] += 1
+        log.LOGGER.error("unexpected exception in a command:\n%s", traceback.format_exc())
+        return commands.CommandError("unexpected exception in the handler, see the log")
 
     def connect(self) -> None:
         self._publisher.connect()

@@ -23,9 +23,10 @@ enum {
 };
 
 /* What a flush is for. STORE: a save follows. The others end the worker: STOP,
- * with a list that lives on; DELIVER, when the list's file is closed already;
- * DRAIN, when there is none, so that the list has to be delivered too. */
-enum { FLUSH_STORE = 0, FLUSH_STOP = 1, FLUSH_DELIVER = 2, FLUSH_DRAIN = 3 };
+ * with a list that lives on; LEAVE, when the list's own file was written already,
+ * so that the rest needs a file of ours; DRAIN, when nothing is kept on disk, so
+ * that the list has to be delivered too. */
+enum { FLUSH_STORE = 0, FLUSH_STOP = 1, FLUSH_LEAVE = 2, FLUSH_DRAIN = 3 };
 
 /* The head of every record; the event's name and then the payload (the key of
  * an event) follow it, and padding to a multiple of eight. */
@@ -82,6 +83,8 @@ int settings_classes(const char *value, size_t len);
 /* Worker thread, all of them. */
 queue_t *shim_events(void);
 queue_t *shim_requests(void);
+/* The server's port: part of the name of the file that a LEAVE writes. */
+int shim_port(void);
 /* A descriptor that becomes readable when there is something to look at. */
 int shim_wake_fd(void);
 /* To be called before the worker waits on that descriptor: from here on Redis

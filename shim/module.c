@@ -38,6 +38,8 @@
 #define COMMAND_TIMEOUT_MS 5000
 #define STORE_TIMEOUT_MS 2000
 #define STOP_TIMEOUT_MS 5000
+/* The worker ends in the time it is told; on a machine that starves it, later. */
+#define PATIENCE_MS 5000
 /* In one long command (a script, say) the worker hears of events this often. */
 #define ANNOUNCE_EVERY 1024
 #define ERROR_BYTES 1024
@@ -57,11 +59,12 @@ static int worker_started;
 static uint32_t flush_id;
 static int64_t refused_logged;
 static long long refused_logged_ms;
-static int64_t pushed_before_flush; /* fallback_pushed in the last turn of the event loop */
-static int wedged;                  /* a worker never came up, and still has hold of everything */
+static int saved;  /* a shutdown has written the data set: what a job writes is lost */
+static int wedged; /* a worker never came up, and still has hold of everything */
 
 /* Shared. */
 static RedisModuleCtx *log_ctx; /* made at load, for the log only */
+static int port;                /* the server's, as of the load */
 static queue_t *events, *requests;
 static int wake_fd = -1; /* to the worker */
 static int job_fd = -1;  /* to the main thread */
@@ -283,6 +286,8 @@ static int command_run(RedisModuleCtx *ctx, command_t *command) {
         command_set_reply(command, answer, strlen(answer));
     } else if (command->write && !capturing) {
         command->error = EROFS;
+    } else if (command->write && saved) {
+        command->error = ESHUTDOWN;
     } else if (command->write && RedisModule_AvoidReplicaTraffic()) {
         command->error = EBUSY; /* paused: Redis asserts that nothing is replicated now */
     } else {
@@ -341,8 +346,8 @@ static void on_job_fd(int fd, void *data, int mask) {
     silence(fd);
 }
 
-/* Waits until the worker has dealt with all that was captured, or `ms` passed,
- * and runs its jobs meanwhile: it may well wait for one. Returns 1 if done. */
+/* Waits until the worker has dealt with all that was captured, for which it has
+ * `ms`, and runs its jobs meanwhile: it may well wait for one. Returns 1 if done. */
 static int flush_worker(RedisModuleCtx *ctx, int mode, int ms) {
     if (!accepting || job_running) return 1;
     struct {
@@ -351,7 +356,7 @@ static int flush_worker(RedisModuleCtx *ctx, int mode, int ms) {
     } payload = {++flush_id, (uint32_t)ms, (uint8_t)mode};
     request(RECORD_FLUSH, (const char *)&payload, sizeof(payload));
     bell(wake_fd);
-    long long deadline = clock_ms() + ms;
+    long long deadline = clock_ms() + ms + PATIENCE_MS;
     for (;;) {
         if (atomic_load(&jobs) != NULL) jobs_run(ctx);
         if (mode != FLUSH_STORE ? atomic_load(&worker_exited)
@@ -420,7 +425,6 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
     }
     if (queue_pushed(events) + queue_pushed(requests) != announced) announce();
     if (atomic_load_explicit(&jobs, memory_order_relaxed) != NULL) jobs_run(ctx);
-    pushed_before_flush = atomic_load_explicit(&stats[STAT_FALLBACK_PUSHED], memory_order_relaxed);
     int64_t lost = atomic_load_explicit(&refused, memory_order_relaxed);
     if (lost > refused_logged && now_ms >= refused_logged_ms + LOG_EVERY_MS) {
         RedisModule_Log(ctx, "warning", "%lld events lost: the queue in memory was full",
@@ -450,17 +454,20 @@ static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
 }
 
 /* A save on the main thread is about to start, the last one of a shutdown among
- * them: what is in memory gets into the list, and so into the file. */
+ * them: what is in memory gets into the list, and so into the file. With an
+ * append-only file this is not the file that a restart reads, and at a shutdown
+ * that one is closed by now: on_shutdown has another place for the rest. */
 static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
                            void *data) {
     (void)event;
     (void)data;
     if (subevent == REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START && capturing &&
+        !(RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF) &&
         !flush_worker(ctx, FLUSH_STORE, STORE_TIMEOUT_MS))
         RedisModule_Log(ctx, "warning",
                         "the save starts with events still in memory: the handler did not store "
                         "them within %d ms",
-                        STORE_TIMEOUT_MS);
+                        STORE_TIMEOUT_MS + PATIENCE_MS);
 }
 
 static void on_flush_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
@@ -486,21 +493,13 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     (void)event;
     (void)subevent;
     (void)data;
-    int flags = RedisModule_GetContextFlags(ctx), mode = FLUSH_DRAIN;
-    if (flags & REDISMODULE_CTX_FLAGS_AOF)
-        mode = FLUSH_DELIVER;
-    else if (flags & REDISMODULE_CTX_FLAGS_RDB)
-        mode = FLUSH_STOP;
-    if (!flush_worker(ctx, mode, STOP_TIMEOUT_MS))
-        RedisModule_Log(ctx, "warning", "the handler did not stop within %d ms", STOP_TIMEOUT_MS);
+    /* Redis has written all its files before this event. */
+    saved = (RedisModule_GetContextFlags(ctx) &
+             (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB)) != 0;
+    if (!flush_worker(ctx, saved ? FLUSH_LEAVE : FLUSH_DRAIN, STOP_TIMEOUT_MS))
+        RedisModule_Log(ctx, "warning", "the handler did not stop within %d ms",
+                        STOP_TIMEOUT_MS + PATIENCE_MS);
     accepting = capturing = 0;
-    /* Redis has written and closed its append-only file before this event. */
-    int64_t late = atomic_load(&stats[STAT_FALLBACK_PUSHED]) - pushed_before_flush;
-    if (late > 0 && mode == FLUSH_DELIVER)
-        RedisModule_Log(ctx, "warning",
-                        "%lld events came too late for the append-only file: they were captured "
-                        "at the very end and could not be delivered",
-                        (long long)late);
 }
 
 /* ---- parameters ----------------------------------------------------------- */
@@ -537,6 +536,11 @@ static int config_set(const char *name, RedisModuleString *value, void *data,
     return REDISMODULE_OK;
 }
 
+static void set_limit(void) {
+    const char *limit = RedisModule_StringPtrLen(values[SETTING_INDEX_QUEUE_LIMIT], NULL);
+    queue_set_limit(events, (size_t)strtoull(limit, NULL, 10));
+}
+
 /* After a CONFIG SET, all of its values being set. */
 static int config_apply(RedisModuleCtx *ctx, void *data, RedisModuleString **error) {
     (void)data;
@@ -544,8 +548,7 @@ static int config_apply(RedisModuleCtx *ctx, void *data, RedisModuleString **err
     size_t len;
     const char *classes = RedisModule_StringPtrLen(values[SETTING_INDEX_EVENTS], &len);
     subscribe(ctx, settings_classes(classes, len));
-    const char *limit = RedisModule_StringPtrLen(values[SETTING_INDEX_QUEUE_LIMIT], &len);
-    queue_set_limit(events, (size_t)strtoull(limit, NULL, 10));
+    set_limit();
     send_config();
     return REDISMODULE_OK;
 }
@@ -833,6 +836,7 @@ static int register_commands(RedisModuleCtx *ctx) {
 /* Worker thread, all of this section. */
 queue_t *shim_events(void) { return events; }
 queue_t *shim_requests(void) { return requests; }
+int shim_port(void) { return port; }
 int shim_wake_fd(void) { return wake_fd; }
 
 static uint64_t seen_by_worker;
@@ -986,8 +990,12 @@ static int prepare(RedisModuleCtx *ctx) {
         atomic_store(&stats[i], 0);
     atomic_store(&seen, 0);
     atomic_store(&refused, 0);
-    refused_logged = pushed_before_flush = 0;
+    refused_logged = 0;
+    saved = 0;
     now_ms = RedisModule_Milliseconds();
+    RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "server");
+    port = (int)RedisModule_ServerInfoGetFieldUnsigned(info, "tcp_port", NULL);
+    RedisModule_FreeServerInfo(ctx, info);
     int flags = RedisModule_GetContextFlags(ctx);
     primary = (flags & REDISMODULE_CTX_FLAGS_MASTER) != 0;
     loading = (flags & REDISMODULE_CTX_FLAGS_LOADING) != 0;
@@ -1049,6 +1057,7 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
     if (python_start(error, sizeof(error)) != 0) return refuse_load(ctx, error);
     RedisModule_EventLoopAdd(job_fd, REDISMODULE_EVENTLOOP_READABLE, on_job_fd, NULL);
     accepting = 1;
+    set_limit();
     send_role();
     send_config();
     if (start_worker() != 0) {
@@ -1061,8 +1070,8 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
         }
         return refuse_load(ctx, "the handler did not start; the lines above say why");
     }
-    /* Sets the classes and the limit, and sends the parameters once more; the
-     * worker ignores what it knows. */
+    /* Subscribes to the classes, and sends the parameters once more; the worker
+     * ignores what it knows. */
     config_apply(ctx, NULL, NULL);
     subscribe_to_server(ctx);
     RedisModule_Log(ctx, "notice", "version %s, %s", MODULE_VERSION, python_describe());
@@ -1077,7 +1086,7 @@ __attribute__((visibility("default"))) int RedisModule_OnUnload(RedisModuleCtx *
     if (worker_started && !atomic_load(&worker_exited)) {
         RedisModule_Log(ctx, "warning",
                         "not unloaded: the handler did not stop within %d ms. Try again",
-                        STOP_TIMEOUT_MS);
+                        STOP_TIMEOUT_MS + PATIENCE_MS);
         return REDISMODULE_ERR;
     }
     release_all();

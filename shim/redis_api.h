@@ -22,6 +22,7 @@ typedef struct RedisModuleCallReply RedisModuleCallReply;
 typedef struct RedisModuleBlockedClient RedisModuleBlockedClient;
 typedef struct RedisModuleCommand RedisModuleCommand;
 typedef struct RedisModuleInfoCtx RedisModuleInfoCtx;
+typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 
 /* Context flags */
 #define REDISMODULE_CTX_FLAGS_LUA (1 << 0)
@@ -188,6 +189,10 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, LoadConfigs, int, (RedisModuleCtx *))                                                   \
     X(700, RegisterInfoFunc, int, (RedisModuleCtx *, RedisModuleInfoFunc))                         \
     X(700, InfoAddSection, int, (RedisModuleInfoCtx *, const char *))                              \
+    X(700, GetServerInfo, RedisModuleServerInfoData *, (RedisModuleCtx *, const char *))           \
+    X(700, ServerInfoGetFieldUnsigned, unsigned long long,                                         \
+      (RedisModuleServerInfoData *, const char *, int *))                                          \
+    X(700, FreeServerInfo, void, (RedisModuleCtx *, RedisModuleServerInfoData *))                  \
     X(700, InfoAddFieldCString, int, (RedisModuleInfoCtx *, const char *, const char *))           \
     X(700, InfoAddFieldLongLong, int, (RedisModuleInfoCtx *, const char *, long long))             \
     X(700, SubscribeToKeyspaceEvents, int, (RedisModuleCtx *, int, RedisModuleNotificationFunc))   \

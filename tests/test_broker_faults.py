@@ -31,8 +31,9 @@ def test_killed_three_times_under_load(
                 wait_for(lambda: list_length(client) > 1000, 30)
                 own_broker.start()
                 wait_for(
-                    lambda n=kills: stats(client)["reconnects"] > n
-                    and stats(client)["fallback_length"] == 0,
+                    lambda n=kills: (
+                        stats(client)["reconnects"] > n and stats(client)["fallback_length"] == 0
+                    ),
                     60,
                 )
     # What was sent and not confirmed at a kill may come again.

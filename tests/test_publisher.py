@@ -28,9 +28,11 @@ from keyspace_amqp.publisher import (
     Action,
     Close,
     Connect,
+    Flush,
     Flushed,
     Log,
     Publisher,
+    Recovered,
     Send,
     State,
     Submit,
@@ -283,6 +285,10 @@ def away(*, found: int = 0, **parameters: Any) -> Bench:
     for _ in range(20):
         bench.lose_link()
     return bench
+
+
+def flushed(actions: Iterable[Action]) -> list[Flushed]:
+    return [action for action in actions if isinstance(action, Flushed)]
 
 
 # The link
@@ -1053,42 +1059,42 @@ def test_too_large_leaves_the_list_too() -> None:
 def test_a_save_stores_at_once_with_the_broker_away() -> None:
     bench = away()
     bench.emit(2)
-    bench.publisher.flush(7, 2.0)
-    assert Flushed(7, False) in bench.settle()
+    bench.publisher.flush(7, 2.0, Flush.STORE)
+    assert flushed(bench.settle())
     assert bench.stored == [1, 2]
 
 
 def test_a_save_waits_a_moment_for_the_broker_and_then_stores() -> None:
     bench = connected()
     bench.emit(2)
-    bench.publisher.flush(7, 2.0)
+    bench.publisher.flush(7, 2.0, Flush.STORE)
     bench.settle()
-    assert Flushed(7, False) not in bench.wait(module.STORE_GRACE - 0.001)
+    assert not flushed(bench.wait(module.STORE_GRACE - 0.001))
     assert bench.stored == []
-    assert Flushed(7, False) in bench.wait(0.002)
+    assert flushed(bench.wait(0.002))
     assert bench.stored == [1, 2]
 
 
 def test_a_save_is_done_when_the_broker_has_it_all() -> None:
     bench = connected()
     bench.emit(2)
-    bench.publisher.flush(7, 2.0)
+    bench.publisher.flush(7, 2.0, Flush.STORE)
     bench.settle()
-    assert Flushed(7, False) in bench.ack(2, multiple=True)
+    assert flushed(bench.ack(2, multiple=True))
 
 
 def test_a_save_waits_for_events_that_were_not_taken_in_yet() -> None:
     bench = connected()
-    bench.publisher.flush(7, 2.0)
-    assert Flushed(7, False) not in bench.poll(more=True)
-    assert Flushed(7, False) in bench.poll(more=False)
+    bench.publisher.flush(7, 2.0, Flush.STORE)
+    assert not flushed(bench.poll(more=True))
+    assert flushed(bench.poll(more=False))
 
 
 def test_a_save_gives_up_in_time_and_loses_nothing() -> None:
     bench = away()
     bench.list.trouble = PAUSED
     bench.emit(2)
-    bench.publisher.flush(7, 2.0)
+    bench.publisher.flush(7, 2.0, Flush.STORE)
     assert bench.seconds_until(Flushed) <= 2.0
     assert bench.count(Stat.QUEUE_LENGTH) == 2
 
@@ -1096,18 +1102,18 @@ def test_a_save_gives_up_in_time_and_loses_nothing() -> None:
 def test_stop_waits_for_confirms_then_stores_the_rest() -> None:
     bench = connected()
     bench.emit(2)
-    bench.publisher.flush(7, 5.0, stop=True)
+    bench.publisher.flush(7, 5.0, Flush.STOP)
     bench.settle()
     for tag in (1, 2):  # slow, but not silent
         bench.now += module.STALLED_AFTER - 0.01
-        assert Flushed(7, True) in bench.ack(tag) or tag == 1
+        assert flushed(bench.ack(tag)) or tag == 1
     assert bench.stored == []
 
 
 def test_stop_stores_what_a_silent_broker_does_not_confirm() -> None:
     bench = connected()
     bench.emit(2)
-    bench.publisher.flush(7, 5.0, stop=True)
+    bench.publisher.flush(7, 5.0, Flush.STOP)
     assert bench.seconds_until(Flushed) == pytest.approx(module.STALLED_AFTER, abs=0.02)
     assert bench.stored == [1, 2]
 
@@ -1115,8 +1121,8 @@ def test_stop_stores_what_a_silent_broker_does_not_confirm() -> None:
 def test_stop_does_not_wait_for_a_broker_that_is_away() -> None:
     bench = away()
     bench.emit(2)
-    bench.publisher.flush(7, 5.0, stop=True)
-    assert Flushed(7, True) in bench.settle()
+    bench.publisher.flush(7, 5.0, Flush.STOP)
+    assert flushed(bench.settle())
     assert bench.stored == [1, 2]
 
 
@@ -1124,7 +1130,7 @@ def test_stop_with_nowhere_to_go_drops_and_says_so() -> None:
     bench = away()
     bench.list.trouble = PAUSED
     bench.emit(2)
-    bench.publisher.flush(7, 5.0, stop=True)
+    bench.publisher.flush(7, 5.0, Flush.STOP)
     assert bench.seconds_until(Flushed) <= 5.0
     assert bench.count(Stat.DROPPED_STOPPED) == 2
     assert bench.count(Stat.QUEUE_LENGTH) == 0
@@ -1134,33 +1140,134 @@ def test_stop_with_nowhere_to_go_drops_and_says_so() -> None:
 
 def test_stop_leaves_the_list_to_whoever_keeps_it() -> None:
     bench = away(found=3)
-    bench.publisher.flush(7, 5.0, stop=True)
-    assert Flushed(7, True) in bench.settle()
+    bench.publisher.flush(7, 5.0, Flush.STOP)
+    assert flushed(bench.settle())
     assert len(bench.stored) == 3
 
 
 def test_stop_with_drain_delivers_the_list() -> None:
     bench = connected(found=3)
-    bench.publisher.flush(7, 5.0, stop=True, drain=True)
-    assert Flushed(7, True) not in bench.settle()
-    assert Flushed(7, True) in bench.ack(3, multiple=True)
+    bench.publisher.flush(7, 5.0, Flush.DRAIN)
+    assert not flushed(bench.settle())
+    assert flushed(bench.ack(3, multiple=True))
     assert bench.stored == []
 
 
-@pytest.mark.parametrize("deliver", [False, True])
+@pytest.mark.parametrize("mode", [Flush.STOP, Flush.DRAIN])
 def test_stop_behind_a_list_that_is_not_sent_yet(
-    deliver: bool, monkeypatch: pytest.MonkeyPatch
+    mode: Flush, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The list is a good place, unless it is too late for the disk (`deliver`)."""
+    """The list is a good place, unless nobody keeps it."""
     monkeypatch.setattr(module, "WINDOW", 2)
     bench = connected(found=3)
     bench.emit()
-    bench.publisher.flush(7, 5.0, stop=True, deliver=deliver)
-    assert (Flushed(7, True) in bench.settle()) is not deliver
-    assert bench.stored == ([1, 2, 3] if deliver else [1, 2, 3, 4])
+    bench.publisher.flush(7, 5.0, mode)
+    drain = mode is Flush.DRAIN
+    assert bool(flushed(bench.settle())) is not drain
+    assert bench.stored == ([1, 2, 3] if drain else [1, 2, 3, 4])
     bench.ack(2, multiple=True)
-    assert (Flushed(7, True) in bench.ack(4, multiple=True)) is deliver
+    assert bool(flushed(bench.ack(4, multiple=True))) is drain
     assert bench.stored == []
+
+
+# Leftovers: a shutdown when the disk was written already
+
+
+def test_what_comes_too_late_for_the_disk_is_left() -> None:
+    bench = away(found=1)
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    (done,) = flushed(bench.settle())
+    assert [number_of(event) for event in done.left] == [2, 3]
+    assert bench.stored == [1]
+    assert bench.count(Stat.DROPPED_STOPPED) == 0
+
+
+def test_nothing_is_left_that_the_broker_takes_in_time() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    assert not flushed(bench.settle())
+    bench.ack(1)
+    (done,) = flushed(bench.ack(2))
+    assert done.left == []
+
+
+def test_what_a_silent_broker_does_not_confirm_is_left() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    assert bench.seconds_until(Flushed) == pytest.approx(module.STALLED_AFTER, abs=0.02)
+    (done,) = flushed(bench.actions)
+    assert [number_of(event) for event in done.left] == [1, 2]
+
+
+def test_with_the_list_off_nothing_is_left() -> None:
+    bench = away(fallback_size=-1)
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    (done,) = flushed(bench.settle())
+    assert done.left == []
+    assert bench.count(Stat.DROPPED_STOPPED) == 2
+
+
+def test_leftovers_come_behind_the_list_and_before_anything_new() -> None:
+    bench = Bench(found=2)
+    bench.publisher.recover([event_of(next(bench.numbers)) for _ in range(2)])
+    bench.emit()
+    bench.settle()
+    actions = bench.link_up()
+    assert sent(actions) == [1, 2, 3, 4, 5]
+    assert bench.count(Stat.FALLBACK_FOUND) == 4
+    assert Recovered() not in bench.ack(3, multiple=True)
+    assert Recovered() in bench.ack(4)
+    assert Recovered() not in bench.ack(5)
+
+
+def test_leftovers_wait_while_the_data_set_loads() -> None:
+    """The list, which is older, is not there yet."""
+    bench = Bench()
+    bench.publisher.set_role(primary=True, loading=True)
+    bench.publisher.recover([event_of(3)])
+    bench.settle()
+    assert sent(bench.link_up()) == []
+    bench.list.elements = [to_element(event_of(1)), to_element(event_of(2))]
+    bench.publisher.set_role(primary=True, loading=False)
+    assert sent(bench.settle()) == [1, 2, 3]
+
+
+def test_leftovers_are_recovered_when_the_list_has_them() -> None:
+    bench = away()
+    bench.publisher.recover([event_of(1)])
+    assert Recovered() not in bench.actions
+    bench.wait(module.STORE_AFTER)
+    assert Recovered() in bench.settle() or Recovered() in bench.actions
+    assert bench.stored == [1]
+
+
+# After an exception
+
+
+def test_repair_sends_again_what_was_sent() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.settle()
+    bench.lose_link()
+    bench.publisher.repair()
+    bench.wait(1)
+    assert sent(bench.link_up()) == [1, 2]
+
+
+def test_repair_takes_back_what_a_job_would_have_stored() -> None:
+    bench = away()
+    bench.emit(2)
+    bench.now += module.STORE_AFTER
+    bench.poll()
+    assert bench.job is not None
+    bench.job = None
+    bench.publisher.repair(job_lost=True)
+    bench.wait(1)
+    assert bench.stored == [1, 2]
 
 
 # Counters and time
@@ -1305,9 +1412,15 @@ class World:
         self.flush_id = 0
         self.flush_until: float | None = None  # of the one that is not done
         self.stopped = False
+        self.left: set[int] = set()
+        self.recovered: set[int] | None = None  # leftovers that are not safe yet
         if chance.random() < 0.3:
             count = chance.randrange(60)
             self.list.elements = [to_element(self.new_event()) for _ in range(count)]
+        if chance.random() < 0.3:
+            events = [self.new_event() for _ in range(chance.randint(1, 60))]
+            self.recovered = {number_of(event) for event in events}
+            self.publisher.recover(events)
         self.publisher.set_role(primary=True, loading=False)
 
     def new_event(self, key: bytes = b"k") -> Event:
@@ -1339,6 +1452,7 @@ class World:
             self.somebody_connects_or_disconnects: 2,
             self.somebody_configures: 1,
             self.redis_saves: 2,
+            self.handler_fails: 1,
             self.list_is_in_trouble: 2,
         }
 
@@ -1382,10 +1496,16 @@ class World:
                 assert self.job is None, "two jobs at once"
                 assert self.result is None, "two jobs at once"
                 self.job, self.job_keep = job, self.config.fallback_size
-            case Flushed(id=flush_id, stop=stop):
+            case Flushed(id=flush_id, mode=mode, left=left):
                 assert flush_id == self.flush_id
                 self.flush_until = None
-                self.stopped = stop
+                self.stopped = mode is not Flush.STORE
+                self.left = {number_of(event) for event in left}
+            case Recovered():
+                assert self.recovered is not None
+                kept = {number_of(entry.event) for entry in self.in_memory() if entry.event}
+                assert not self.recovered & kept, "not safe yet"
+                self.recovered = None
 
     # What must always hold
 
@@ -1420,6 +1540,7 @@ class World:
     def check_nothing_lost(self) -> None:
         there = {number_of(entry.event) for entry in self.in_memory() if entry.event}
         there.update(number_of(event) for event in self.outside)
+        there.update(self.left)
         there.update(number for number in self.list.numbers if number is not None)
         missing = self.born - there - self.broker.received.keys()
         dropped = dropped_of(self.publisher)
@@ -1571,12 +1692,22 @@ class World:
         self.publisher.configure(self.config)
 
     def redis_saves(self, _chance: random.Random) -> None:
-        self.flush(2.0)
+        self.flush(2.0, Flush.STORE)
 
-    def flush(self, seconds: float, **how: bool) -> None:
+    def flush(self, seconds: float, mode: Flush) -> None:
         self.flush_id += 1
         self.flush_until = self.now + seconds
-        self.publisher.flush(self.flush_id, seconds, **how)
+        self.publisher.flush(self.flush_id, seconds, mode)
+
+    def handler_fails(self, chance: random.Random) -> None:
+        """An exception, and what the worker does then."""
+        job_lost = chance.random() < 0.5
+        if job_lost:
+            self.job = self.result = None
+        self.broker.arrives_at_loss = chance.random()
+        self.broker.lose()
+        self.publisher.link_down("unexpected exception")
+        self.publisher.repair(job_lost=job_lost)
 
     def list_is_in_trouble(self, chance: random.Random) -> None:
         self.list.trouble = chance.choice(self.troubles)
@@ -1640,9 +1771,7 @@ class World:
         seconds = 5.0
         self.lossless = False
         pace = [chance.choice([0, 0.3, 0.8]) for _ in range(4)]
-        deliver = chance.random() < 0.5
-        drain = deliver and chance.random() < 0.5
-        self.flush(seconds, stop=True, deliver=deliver, drain=drain)
+        self.flush(seconds, chance.choice([Flush.STOP, Flush.LEAVE, Flush.DRAIN]))
         for _ in range(10_000):
             self.turn()
             if self.stopped:
