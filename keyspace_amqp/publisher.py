@@ -178,6 +178,11 @@ class Log:
 Action = Connect | Close | Send | Submit | Flushed | Recovered | Log
 
 
+def is_stale(action: Action) -> bool:
+    """Whether `repair` makes the action mean nothing."""
+    return isinstance(action, (Connect, Close, Send, Submit))
+
+
 class _JobKind(enum.Enum):
     LENGTH = 1
     PUSH = 2
@@ -574,10 +579,13 @@ class Publisher:
         self._length = length
         self._known = True
 
-    def repair(self, *, job_lost: bool = False) -> None:
+    def repair(self, *, job_lost: bool) -> None:
         """To be called after an exception, with the link down: whatever it has left
         half done, from here on the state is sound. What was sent goes again, and
-        the list is read again. `job_lost`: no job will be done any more."""
+        the list is read again. Of the actions of the last poll, those that were not
+        carried out mean nothing any more if they are about the link or a job.
+        `job_lost`: no job is on its way."""
+        self._actions = [action for action in self._actions if not is_stale(action)]
         if job_lost:
             self._job = None
         if self._job is not _JobKind.PUSH:

@@ -40,6 +40,7 @@ from .publisher import (
     Recovered,
     Send,
     Submit,
+    is_stale,
 )
 from .stats import Stat, Text
 
@@ -78,9 +79,9 @@ class Worker:
     raw_config: Sequence[bytes]
 
     def __init__(self) -> None:
-        # 64 random bits tell nodes and restarts apart, the number events.
+        # 64 random bits tell nodes and restarts apart, an event's place among all
+        # that came through the queue tells events apart.
         self._run_id = secrets.token_hex(8)
-        self._number = 0
         self._taken = 0  # events taken from the queue
         self._failures = 0  # in a row, over the event that is next
         self._events = lib.shim_events()
@@ -98,6 +99,7 @@ class Worker:
             collections.deque()
         )
         self._stopped = False
+        self._broken = False  # after an exception, until all is repaired
         self._ioloop = IOLoop()
         self._ioloop.add_handler(lib.shim_wake_fd(), lambda fd, events: None, IOLoop.READ)
         self._wake_up: object = None
@@ -132,10 +134,13 @@ class Worker:
                 lib.shim_after_wait()
                 self._ioloop.process_timeouts()
             except Exception:
-                self._unexpected()
+                with contextlib.suppress(Exception):  # the next turn tries again
+                    self._unexpected()
         self._end()
 
     def _turn(self) -> None:
+        if self._broken:
+            self._repair()
         # What others did before a job ran is to be known before its result is
         # read, and what the job itself changed before the next command.
         finished = self._count_finished_jobs()
@@ -149,29 +154,35 @@ class Worker:
         while self._command is None and self._commands:
             self._start_command(*self._commands.popleft())
         self._take_events(pushed)
+        failed = False
         for action in self._publisher.poll(more=self._waiting_outside() > 0):
             try:
-                self._do(action)
+                if not (failed and is_stale(action)):
+                    self._do(action)
             except Exception:
-                # The others have to be done all the same: the publisher waits
-                # for what they bring.
-                self._unexpected(job_lost=isinstance(action, Submit))
+                failed = True
+                self._unexpected()
         self._show()
         self._schedule()
 
-    def _unexpected(self, *, job_lost: bool = False) -> None:
+    def _unexpected(self) -> None:
         """An exception that is a mistake of ours: show it, and go on. Connection
-        and list may be in any state, so they are taken up anew. `job_lost`: the
-        exception kept a job of the publisher from being done."""
+        and list may be in any state, so they are taken up anew."""
+        self._broken = True
         self._publisher.counts[Stat.HANDLER_ERRORS] += 1
         with contextlib.suppress(Exception):
             log.LOGGER.error("unexpected exception in the handler:\n%s", traceback.format_exc())
         with contextlib.suppress(Exception):
-            self._broker.close()
-        with contextlib.suppress(Exception):
-            self._publisher.link_down("unexpected exception in the handler, see the log")
-        self._publisher.repair(job_lost=job_lost)
+            self._show()
         time.sleep(_ERROR_PAUSE)
+        self._repair()
+
+    def _repair(self) -> None:
+        self._broker.close()
+        self._publisher.link_down("unexpected exception in the handler, see the log")
+        jobs = (done for _, _, done in self._jobs)
+        self._publisher.repair(job_lost=self._publisher.job_done not in jobs)
+        self._broken = False
 
     def _end(self) -> None:
         """Gives the descriptors back. Waits a moment for the broker's goodbye."""
@@ -396,8 +407,7 @@ class Worker:
                 key_at = name_at + name_len
                 key = data[key_at : key_at + key_len]
                 if matches(key):
-                    self._number += 1
-                    message_id = f"{self._run_id}-{self._number}"
+                    message_id = f"{self._run_id}-{self._taken + count + 1}"
                     name = data[name_at:key_at]
                     events.append(Event(message_id, time_ms, db, CLASS_LETTERS[bit], name, key))
             except Exception:
@@ -452,7 +462,7 @@ class Worker:
                 replies.append((None if raw == ffi.NULL else ffi.buffer(raw, size[0])[:], error[0]))
             done(JobResult(replies))
         except Exception:
-            self._unexpected(job_lost=done == self._publisher.job_done)
+            self._unexpected()
         finally:
             lib.job_free(pointer)
 

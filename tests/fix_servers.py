@@ -14,8 +14,11 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
+import shutil
+import sys
 import tempfile
 import uuid
+import venv
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -233,6 +236,33 @@ def settled(client: redis.Redis, timeout: float = 30, **expected: Any) -> dict[s
     except TimeoutError:
         pytest.fail(f"not settled: off by {balance(last)}, expected {expected}, STATS are {last}")
     return last
+
+
+def site_packages(prefix: pathlib.Path) -> pathlib.Path:
+    return prefix / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+
+
+def installed_copy(prefix: pathlib.Path) -> pathlib.Path:
+    """The package with the module in it, as pip would lay it; the module's path."""
+    package = site_packages(prefix) / "keyspace_amqp"
+    shutil.copytree(
+        MODULE.parent.parent / "keyspace_amqp",
+        package,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    shutil.copy(MODULE, package)
+    return package / MODULE.name
+
+
+def handler_copy(prefix: pathlib.Path) -> pathlib.Path:
+    """The same in a virtual environment of its own that has what the module needs:
+    for tests that change the handler."""
+    venv.create(prefix, symlinks=True)
+    path = installed_copy(prefix)
+    source = pathlib.Path(site_packages(pathlib.Path(sys.prefix)))
+    for name in ("pika", *(p.name for p in source.glob("_cffi_backend*"))):
+        (site_packages(prefix) / name).symlink_to(source / name)
+    return path
 
 
 StartRedis = Callable[..., RedisServer]

@@ -22,8 +22,11 @@ from .fix_servers import (
     Mailbox,
     StartRedis,
     arguments_for,
+    handler_copy,
+    installed_copy,
     old_server,
     settled,
+    site_packages,
     stats,
 )
 
@@ -280,22 +283,6 @@ def load_fails(server: RedisServer, path: pathlib.Path) -> str:
     return server.log()
 
 
-def site_packages(prefix: pathlib.Path) -> pathlib.Path:
-    return prefix / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
-
-
-def installed_copy(prefix: pathlib.Path) -> pathlib.Path:
-    """The package with the module in it, as pip would lay it; the module's path."""
-    package = site_packages(prefix) / "keyspace_amqp"
-    shutil.copytree(
-        MODULE.parent.parent / "keyspace_amqp",
-        package,
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
-    shutil.copy(MODULE, package)
-    return package / MODULE.name
-
-
 def test_a_server_that_is_too_old(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     server = RedisServer(tmp_path / "old", old_server())
     server.config_path.write_text(f"port {server.port}\nbind 127.0.0.1\n")
@@ -377,12 +364,7 @@ def test_libpython_is_missing(start_redis: StartRedis, tmp_path: pathlib.Path) -
 
 def test_an_error_in_the_handler(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     server = start_redis(arguments=None)
-    environment = tmp_path / "environment"
-    venv.create(environment, symlinks=True)
-    path = installed_copy(environment)
-    source = pathlib.Path(site_packages(pathlib.Path(sys.prefix)))
-    for name in ("pika", *(p.name for p in source.glob("_cffi_backend*"))):
-        (site_packages(environment) / name).symlink_to(source / name)
+    path = handler_copy(tmp_path / "environment")
     with (path.parent / "broker.py").open("a") as file:
         file.write("\nraise RuntimeError('broken on purpose')\n")
     log = load_fails(server, path)

@@ -1,0 +1,146 @@
+"""The handler at fault: exceptions anywhere in it lose nothing."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from keyspace_amqp.servers import RabbitServer, RedisServer, wait_for
+
+from .fix_faults import Load, delivered
+from .fix_servers import Mailbox, StartRedis, arguments_for, handler_copy, settled, stats
+
+# Appended to worker.py in a copy of the handler: while a file named `faults` is
+# in the server's directory, one of so many calls raises, either before it has
+# done anything or when it has done everything. Left out is what shows and mends
+# the damage of an exception (it would not get through thousands of such calls), and
+# the frame of the loop around it.
+INJECT = """
+
+import pathlib as _pathlib
+import random as _random
+from . import broker as _broker, fallback as _fallback, message as _message, publisher as _publisher
+
+_FAULTS = _pathlib.Path("faults")
+_RATE = {rate}
+_chance = _random.Random({seed})
+_LEFT_OUT = {{
+    "_unexpected", "_repair", "repair", "link_down", "_link_lost", "close", "run", "_end",
+    "_hand_over", "_forget_listed", "_forget", "_join_waiting", "is_stale",
+    "handler_main", "_do", "_turn", "__init__",
+}}
+
+
+def _wrap(function):
+    def faulty(*arguments, **named):
+        rate = _RATE if _FAULTS.exists() else 0
+        if _chance.random() < rate:
+            raise RuntimeError(f"injected before {{function.__name__}}")
+        result = function(*arguments, **named)
+        if _chance.random() < rate:
+            raise RuntimeError(f"injected after {{function.__name__}}")
+        return result
+    return faulty
+
+
+for _owner in (Worker, _publisher.Publisher, _broker.Broker, _broker, _fallback, _message):
+    for _name, _value in list(vars(_owner).items()):
+        if isinstance(_value, type(_wrap)) and _name not in _LEFT_OUT:
+            _module = _owner.__module__ if isinstance(_owner, type) else _owner.__name__
+            if _value.__module__ == _module:
+                setattr(_owner, _name, _wrap(_value))
+# What was imported by name before.
+for _module in (_publisher, _broker):
+    for _name in ("body", "to_element", "from_element"):
+        if hasattr(_module, _name):
+            setattr(_module, _name, getattr(_message, _name))
+"""
+
+
+def start_faulty(
+    start_redis: StartRedis,
+    family: str,
+    tmp_path: pathlib.Path,
+    code: str,
+    arguments: list,
+) -> RedisServer:
+    """A server with a copy of the handler to whose worker.py `code` is added."""
+    path = handler_copy(tmp_path / "environment")
+    with (path.parent / "worker.py").open("a") as file:
+        file.write(code)
+    server = start_redis(family, None, start=False)
+    server.module = [str(path), *map(str, arguments)]
+    server.start()
+    return server
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
+@pytest.mark.parametrize("seed", range(3))
+def test_exceptions_anywhere(
+    there: bool,
+    seed: int,
+    own_broker: RabbitServer,
+    start_redis: StartRedis,
+    tmp_path: pathlib.Path,
+) -> None:
+    """Each is logged with its traceback and counted; the worker goes on."""
+    mailbox = Mailbox(own_broker).keep()
+    code = INJECT.format(rate=0.003, seed=seed)
+    server = start_faulty(
+        start_redis, "redis-7.0", tmp_path, code, arguments_for(own_broker, mailbox, "$")
+    )
+    client = server.client()
+    client.set("first", 1)
+    settled(client, confirmed=1)
+    if not there:
+        own_broker.kill()
+    faults = server.folder / "faults"
+    faults.touch()
+    with Load(server, batch=20, pause=0.02) as load:
+        wait_for(lambda: stats(client)["handler_errors"] >= 40, 60)
+        faults.unlink()
+        load.more(200)
+    if not there:
+        own_broker.start()
+    errors = stats(client)["handler_errors"]
+    log = server.log()
+    assert log.count("RuntimeError: injected") >= errors
+    assert log.count("Traceback (most recent call last)") >= errors
+    # Each exception costs the connection, and a window may have to go again.
+    numbers = delivered(
+        client, mailbox, [b"first", *load.keys], repeated=10**9, handler_errors=errors
+    )
+    assert numbers["confirmed"] >= len(load.keys)
+
+
+def test_an_event_over_which_the_handler_always_fails(
+    mailbox: Mailbox, broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """It is counted and given up; the others arrive."""
+    code = """
+
+def _compile(masks, _compile=compile_masks):
+    matches = _compile(masks)
+    def poisoned(key):
+        if key == b"poison":
+            raise RuntimeError("broken on purpose")
+        return matches(key)
+    return poisoned
+compile_masks = _compile
+"""
+    server = start_faulty(
+        start_redis, "redis-7.0", tmp_path, code, arguments_for(broker, mailbox, "$")
+    )
+    client = server.client()
+    with client.pipeline(transaction=False) as pipeline:
+        for key in ("a", "b", "poison", "c", "poison", "d"):
+            pipeline.set(key, 1)
+        pipeline.execute()
+    numbers = delivered(
+        client, mailbox, [b"a", b"b", b"c", b"d"], repeated=4, dropped=2, dropped_handler_error=2
+    )
+    assert numbers["handler_errors"] >= 2
+    assert "2 events lost: the handler failed over them" in server.log() or (
+        server.log().count("1 events lost: the handler failed over them") >= 1
+    )
