@@ -254,7 +254,7 @@ class Publisher:
         self._reason = Stat.DROPPED_FALLBACK_REMOVED
         self._purges: list[Callable[[int | JobError], None]] = []
         # memory
-        self._storing: list[Entry] = []
+        self._storing: collections.deque[Entry] = collections.deque()
         self._sent: collections.deque[Entry] = collections.deque()
         self._waiting: collections.deque[Entry] = collections.deque()
         self._waiting_count = 0
@@ -588,9 +588,12 @@ class Publisher:
         self._actions = [action for action in self._actions if not is_stale(action)]
         if job_lost:
             self._job = None
+        self._hand_over()
+        self._known = False
+        self._check_at = self._now
         if self._job is not _JobKind.PUSH:
             self._sent.extendleft(reversed(self._storing))
-            self._storing = []
+            self._storing.clear()
         memory = [*self._sent, *self._waiting]
         memory = [entry for entry in memory if entry.state is not State.DONE]
         self._sent.clear()
@@ -602,9 +605,6 @@ class Publisher:
             if entry.state is not State.DONE:
                 entry.state = State.WAITING
                 self._join_waiting(entry)
-        self._hand_over()
-        self._known = False
-        self._check_at = self._now
 
     def job_done(self, result: JobResult) -> None:
         """The replies of the job that was submitted last."""
@@ -651,7 +651,7 @@ class Publisher:
 
     def _push_done(self, result: JobResult) -> None:
         length = result.reply(0)
-        entries, self._storing = self._storing, []
+        entries = self._storing
         if not isinstance(length, int):
             if isinstance(length, JobError):
                 self._job_failed(length)
@@ -659,17 +659,17 @@ class Publisher:
             sent = [e for e in entries if e.state in (State.SENT, State.REFUSED)]
             self._sent.extendleft(reversed(sent))
             self._waiting.extendleft(e for e in reversed(entries) if e.state is State.WAITING)
+            entries.clear()
             return
-        self.counts[Stat.FALLBACK_PUSHED] += len(entries)
         self._set_length(length - len(entries))
-        self._length = length
         # Elements that follow what we know are known too, and need not be read.
-        known = self._unread == len(entries)
-        for entry in entries:
+        known = self._unread == 0
+        while entries:
             known = known and (
-                entry.state is not State.WAITING or len(self._listed_waiting) < JOB_ELEMENTS
+                entries[0].state is not State.WAITING or len(self._listed_waiting) < JOB_ELEMENTS
             )
-            self._enlist(entry, known)
+            self._enlist(entries[0], known)
+            entries.popleft()
         keep = self._job_keep
         if 0 < keep < length:
             self._cut_head(length - keep)
@@ -677,6 +677,8 @@ class Publisher:
     def _enlist(self, entry: Entry, known: bool) -> None:
         """An entry of memory is in the list now."""
         self._leave_memory(entry)
+        self._length += 1
+        self.counts[Stat.FALLBACK_PUSHED] += 1
         if not known:  # it will be read in its turn
             self.counts[Stat.FALLBACK_FOUND] += entry.state is State.DONE
             self._forget(entry)
@@ -845,7 +847,7 @@ class Publisher:
         job = fallback.push_job(elements, self._config.fallback_size)
         for _ in entries:
             (self._sent or self._waiting).popleft()
-        self._storing = entries
+        self._storing.extend(entries)
         self._submit(_JobKind.PUSH, job)
 
     # ---- what comes out ----------------------------------------------------
