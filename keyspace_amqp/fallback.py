@@ -20,13 +20,15 @@ KEY = b"keyspaceamqp:{0}:fallback"
 class Command:
     """A Redis command. `write`: it changes the list, so it is replicated, and
     refused on a server that is no primary or is loading. `expected`: the job ends
-    after this command unless its reply is just this, in RESP2.
+    after this command unless its reply is just this, in RESP2. `most`, for LRANGE:
+    the reply ends with the element that brings it to so many bytes.
     """
 
     name: str
     arguments: Sequence[bytes]
     write: bool = False
     expected: bytes | None = None
+    most: int = 0
 
 
 @dataclasses.dataclass
@@ -116,10 +118,12 @@ def push_job(elements: Sequence[bytes], keep: int) -> Job:
     return Job(commands)
 
 
-def peek_job(start: int, count: int) -> Job:
-    """Reads elements, and then the list's length."""
+def peek_job(start: int, count: int, most: int = 0) -> Job:
+    """Reads elements, and then the list's length. A positive `most` bounds the
+    elements' bytes: the one that reaches it is the last."""
     stop = b"%d" % (start + count - 1)
-    return Job([Command("LRANGE", [KEY, b"%d" % start, stop]), Command("LLEN", [KEY])])
+    read = Command("LRANGE", [KEY, b"%d" % start, stop], most=most)
+    return Job([read, Command("LLEN", [KEY])])
 
 
 def length_job() -> Job:

@@ -32,7 +32,7 @@ import dataclasses
 import enum
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from . import fallback
 from .config import Config
@@ -43,12 +43,14 @@ from .stats import Stat
 # Messages sent and not confirmed. Fifty thousand confirms a second with twenty
 # milliseconds between message and confirm need a thousand.
 WINDOW = 1000
-# And their bytes: with a silent broker this is what pika's buffer may hold.
+# And their bytes: with a silent broker this is what pika's buffer may hold. Also
+# of the list's elements that are known and not sent yet, and of those that were
+# confirmed and wait for their trim.
 WINDOW_BYTES = 16 * 1024 * 1024
 # Messages sent in one poll: confirms are read in between.
 SEND_CHUNK = 256
-# Elements of one push or read, and about how many bytes: Redis' main thread is
-# held for less than a millisecond.
+# Elements of one push or read, and about how many bytes, however large a single
+# one is: Redis' main thread is held for less than a millisecond.
 JOB_ELEMENTS = 2000
 JOB_BYTES = 256 * 1024
 # An event that cannot be sent is stored after this time. In 100 ms it has to be
@@ -250,7 +252,6 @@ class Publisher:
         self._job_stale = False  # what it was made for is not true any more
         self._job_retry_at = now
         self._check_at = now
-        self._read_size = 128
         self._reason = Stat.DROPPED_FALLBACK_REMOVED
         self._purges: list[Callable[[int | JobError], None]] = []
         # memory
@@ -336,12 +337,13 @@ class Publisher:
             self._join_waiting(entry)
         self._needed = self._needed or bool(entries)
 
-    def drop_oldest(self, size: int) -> int:
+    def drop_oldest(self, size: int, keep: int = 0) -> int:
         """Gives up the oldest events in memory that nobody has seen yet, at least
-        so many bytes of them if there are; how many events."""
+        so many bytes of them if there are, but for the newest `keep`; how many
+        events."""
         dropped = 0
         enough = self._waiting_bytes - size
-        while self._waiting and self._waiting_bytes > enough:
+        while len(self._waiting) > keep and self._waiting_bytes > enough:
             entry = self._waiting.popleft()
             self._leave_waiting(entry)
             entry.state = State.DONE
@@ -664,11 +666,15 @@ class Publisher:
         self._set_length(length - len(entries))
         # Elements that follow what we know are known too, and need not be read.
         known = self._unread == 0
+        room = WINDOW_BYTES - _size_of(self._listed_waiting)
         while entries:
+            entry = entries[0]
             known = known and (
-                entries[0].state is not State.WAITING or len(self._listed_waiting) < JOB_ELEMENTS
+                entry.state is not State.WAITING
+                or (len(self._listed_waiting) < JOB_ELEMENTS and room > 0)
             )
-            self._enlist(entries[0], known)
+            room -= entry.size
+            self._enlist(entry, known)
             entries.popleft()
         keep = self._job_keep
         if 0 < keep < length:
@@ -708,15 +714,13 @@ class Publisher:
     def _read_done(self, result: JobResult) -> None:
         length = result.reply(1)
         if not isinstance(length, int):
-            error = result.reply(0)
-            self._job_failed(error if isinstance(error, JobError) else JobError("no reply"))
+            self._job_failed(length if isinstance(length, JobError) else JobError("no reply"))
             return
         known = len(self._listed_sent) + len(self._listed_waiting)
         self._set_length(length)
         if known != len(self._listed_sent) + len(self._listed_waiting):
             return  # the list was changed; read again from its head
-        elements = list(fallback.read_elements(result))
-        for element in elements:
+        for element in fallback.read_elements(result):
             entry = Entry(from_element(element), self._now, element)
             entry.listed = True
             if entry.event is None:
@@ -724,10 +728,6 @@ class Publisher:
                 self._listed_done += 1
                 self._drop(Stat.DROPPED_UNREADABLE, 1, "an element of the list is no event")
             self._listed_waiting.append(entry)
-        read = sum(map(len, elements))
-        if read:
-            average = max(1, read // len(elements))
-            self._read_size = max(1, min(JOB_ELEMENTS, JOB_BYTES // average))
 
     def _trim_done(self, result: JobResult) -> None:
         length = result.reply(3)
@@ -789,16 +789,24 @@ class Publisher:
         done = self._confirmed_prefix()
         # In large pieces while there is more to come, else at once.
         stopping = self._flush is not None and self._flush.stop
-        if done >= JOB_ELEMENTS // 4 or (done and (stopping or done == len(self._listed_sent))):
+        enough = done >= JOB_ELEMENTS // 4 or (
+            _size_of(itertools.islice(self._listed_sent, done)) >= WINDOW_BYTES
+        )
+        if enough or (done and (stopping or done == len(self._listed_sent))):
             done = min(done, JOB_ELEMENTS)
             first, last = self._listed_sent[0], self._listed_sent[done - 1]
             job = fallback.trim_job(done, _element(first), _element(last))
             self._submit(_JobKind.TRIM, job, done)
         elif self._should_store():
             self._store()
-        elif self.link is Link.UP and self._unread and len(self._listed_waiting) < WINDOW:
+        elif (
+            self.link is Link.UP
+            and self._unread
+            and len(self._listed_waiting) < WINDOW
+            and _size_of(self._listed_waiting) < WINDOW_BYTES
+        ):
             known = len(self._listed_sent) + len(self._listed_waiting)
-            self._submit(_JobKind.READ, fallback.peek_job(known, self._read_size))
+            self._submit(_JobKind.READ, fallback.peek_job(known, JOB_ELEMENTS, JOB_BYTES))
 
     def _should_store(self) -> bool:
         """Whether what is in memory has to go to the list (rules 9, 12, 13)."""
@@ -1034,6 +1042,10 @@ class Publisher:
             left = []
         self.counts[Stat.FALLBACK_FOUND] -= len(left)  # handed over to the next life
         self._actions.append(Flushed(flush.id, flush.mode, left))
+
+
+def _size_of(entries: Iterable[Entry]) -> int:
+    return sum(entry.size for entry in entries)
 
 
 def _element(entry: Entry) -> bytes:

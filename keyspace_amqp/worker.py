@@ -360,9 +360,11 @@ class Worker:
                 self._masks = self._mask_changes.popleft()[1]
                 continue
             room = self._publisher.room()
-            over = self._memory() - int(limit * _OVERFLOW)
+            memory = self._memory()
+            over = memory - int(limit * _OVERFLOW)
             if over >= 0 and (room <= 0 or self._publisher.stuck):
-                if self._publisher.drop_oldest(over + 1):
+                # A single event may need nearly all that there is.
+                if self._publisher.drop_oldest(over + 1, keep=int(memory <= limit)):
                     continue
                 if room <= 0:
                     break
@@ -442,6 +444,8 @@ class Worker:
                 lib.job_argument(pointer, argument, len(argument))
             if isinstance(command, Command) and command.expected is not None:
                 lib.job_expect(pointer, command.expected, len(command.expected))
+            if isinstance(command, Command) and command.most:
+                lib.job_most(pointer, command.most)
         self._jobs.append((pointer, job, done))
         lib.job_submit(pointer)
 

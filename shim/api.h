@@ -121,6 +121,9 @@ void job_parameters(job_t *job);
 void job_argument(job_t *job, const char *argument, size_t len);
 /* The last command's reply must be this (RESP2), or the job ends there. */
 void job_expect(job_t *job, const char *reply, size_t len);
+/* The last command is an LRANGE with offsets from 0 on; its reply ends with the
+ * element that brings it to so many bytes. A key that is no list has no elements. */
+void job_most(job_t *job, size_t bytes);
 void job_submit(job_t *job);
 /* 1 when the job was run: its replies can be read and it can be freed. */
 int job_done(const job_t *job);

@@ -33,6 +33,8 @@
 /* Every key of ours is <prefix>…<suffix>; fallback.py makes the names. */
 #define OWN_KEY_PREFIX "keyspaceamqp:{"
 #define OWN_KEY_SUFFIX "}:fallback"
+/* Classes of events that say why the list is gone: expired, evicted. */
+#define OWN_CLASSES "xe"
 /* Bounds against a worker that hangs: nobody waits longer for it. */
 #define READY_TIMEOUT_MS 30000
 #define COMMAND_TIMEOUT_MS 5000
@@ -178,6 +180,7 @@ typedef struct command {
     size_t argc, capacity;
     char *expected;
     size_t expected_len;
+    size_t most; /* bytes of an LRANGE's reply; 0: all that it has */
     char *reply;
     size_t reply_len;
     int error;
@@ -229,6 +232,8 @@ void job_expect(job_t *job, const char *reply, size_t len) {
     command->expected_len = len;
 }
 
+void job_most(job_t *job, size_t bytes) { job->last->most = bytes; }
+
 void job_submit(job_t *job) {
     job->next = atomic_load(&jobs);
     while (!atomic_compare_exchange_weak(&jobs, &job->next, job)) {
@@ -273,6 +278,39 @@ static void command_set_reply(command_t *command, const char *reply, size_t len)
     command->reply_len = len;
 }
 
+/* LRANGE with a bound on bytes: only who reads the elements knows how large they
+ * are, and all at once they may be gigabytes. */
+static void command_read(RedisModuleCtx *ctx, command_t *command) {
+    enum { HEAD_LEN = 13 };
+    buffer_t buffer = {0};
+    long long at, stop;
+    int count = 0;
+    char head[HEAD_LEN + 8]; /* ten digits, whatever a compiler may fear */
+    buffer_add(&buffer, "*0000000000\r\n", HEAD_LEN);
+    RedisModule_StringToLongLong(command->argv[1], &at);
+    RedisModule_StringToLongLong(command->argv[2], &stop);
+    RedisModuleKey *key = RedisModule_OpenKey(ctx, command->argv[0], REDISMODULE_READ);
+    if (RedisModule_KeyType(key) == REDISMODULE_KEYTYPE_LIST) {
+        RedisModuleString *element;
+        while (at <= stop && buffer.len < command->most &&
+               (element = RedisModule_ListGet(key, at++)) != NULL) {
+            size_t len;
+            const char *data = RedisModule_StringPtrLen(element, &len);
+            char bulk[32];
+            buffer_add(&buffer, bulk, (size_t)snprintf(bulk, sizeof(bulk), "$%zu\r\n", len));
+            buffer_add(&buffer, data, len);
+            buffer_add(&buffer, "\r\n", 2);
+            RedisModule_FreeString(NULL, element);
+            count++;
+        }
+    }
+    RedisModule_CloseKey(key);
+    snprintf(head, sizeof(head), "*%010d\r\n", count);
+    memcpy(buffer.data, head, HEAD_LEN);
+    command->reply = buffer.data;
+    command->reply_len = buffer.len;
+}
+
 /* Runs one command of a job. Its strings are freed here and not by the worker:
  * Redis may hold them until it has replicated the command, and counts
  * references without atomics. Returns 0 if the job may go on. */
@@ -290,6 +328,8 @@ static int command_run(RedisModuleCtx *ctx, command_t *command) {
         command->error = ESHUTDOWN;
     } else if (command->write && RedisModule_AvoidReplicaTraffic()) {
         command->error = EBUSY; /* paused: Redis asserts that nothing is replicated now */
+    } else if (command->most != 0) {
+        command_read(ctx, command);
     } else {
         errno = 0;
         reply = RedisModule_Call(ctx, command->name, command->write ? "!Ev" : "Ev", command->argv,
@@ -380,13 +420,14 @@ static int is_own_key(const char *key, size_t len) {
 
 /* A key has changed: copy, and return (rule 1). */
 static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModuleString *key) {
-    if (!capturing || !(type & wanted_classes)) return REDISMODULE_OK;
+    if (!capturing) return REDISMODULE_OK;
     size_t len;
     const char *name = RedisModule_StringPtrLen(key, &len);
     if (is_own_key(name, len)) {
         if (!job_running) request(RECORD_TOUCHED, event, strlen(event));
         return REDISMODULE_OK;
     }
+    if (!(type & wanted_classes)) return REDISMODULE_OK;
     record_t head = {.payload_len = (uint32_t)len,
                      .time_ms = (uint64_t)now_ms,
                      .db = RedisModule_GetSelectedDb(ctx),
@@ -403,10 +444,12 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
     return REDISMODULE_OK;
 }
 
-/* Subscribes to those of `classes` that are not subscribed to yet. Redis cannot
- * unsubscribe a module from a class before unload; on_event filters the rest. */
+/* Subscribes to those of `classes`, and of those that our list needs, that are
+ * not subscribed to yet. Redis cannot unsubscribe a module from a class before
+ * unload; on_event filters the rest. */
 static void subscribe(RedisModuleCtx *ctx, int classes) {
-    int missing = classes & ~subscribed_classes;
+    int missing =
+        (classes | settings_classes(OWN_CLASSES, strlen(OWN_CLASSES))) & ~subscribed_classes;
     if (missing) RedisModule_SubscribeToKeyspaceEvents(ctx, missing, on_event);
     subscribed_classes |= missing;
     wanted_classes = classes;

@@ -140,20 +140,21 @@ int queue_push(queue_t *queue, const record_t *head, const char *name, const cha
                           atomic_load_explicit(&queue->pushed_count, memory_order_relaxed) + 1,
                           memory_order_release);
     atomic_store_explicit(&chunk->filled, filled + size, memory_order_release);
+    /* Only a chunk that has a next one is given back, and a large one should not
+     * have to wait for the next event. */
+    if (chunk->capacity > CHUNK_BYTES) queue_grow(queue, 0);
     return 0;
 }
 
-size_t queue_take(queue_t *queue, const char **records) {
+/* Taking thread. Gives chunks back that were read to their end; how many bytes of
+ * the first one are left to read. */
+static size_t queue_advance(queue_t *queue) {
     for (;;) {
         chunk_t *chunk = queue->head;
         chunk_t *next = atomic_load_explicit(&chunk->next, memory_order_acquire);
         /* After next: once there is a next chunk, this one is full for good. */
         size_t filled = atomic_load_explicit(&chunk->filled, memory_order_acquire);
-        if (queue->read < filled) {
-            *records = chunk->data + queue->read;
-            return filled - queue->read;
-        }
-        if (next == NULL) return 0;
+        if (queue->read < filled || next == NULL) return filled - queue->read;
         queue->head = next;
         queue->read = 0;
         if (chunk->capacity == CHUNK_BYTES) {
@@ -165,8 +166,15 @@ size_t queue_take(queue_t *queue, const char **records) {
     }
 }
 
+size_t queue_take(queue_t *queue, const char **records) {
+    size_t size = queue_advance(queue);
+    *records = queue->head->data + queue->read;
+    return size;
+}
+
 void queue_release(queue_t *queue, size_t bytes, size_t count) {
     queue->read += bytes;
+    queue_advance(queue);
     atomic_store_explicit(&queue->released_count,
                           atomic_load_explicit(&queue->released_count, memory_order_relaxed) +
                               count,

@@ -19,6 +19,7 @@
 typedef struct RedisModuleCtx RedisModuleCtx;
 typedef struct RedisModuleString RedisModuleString;
 typedef struct RedisModuleCallReply RedisModuleCallReply;
+typedef struct RedisModuleKey RedisModuleKey;
 typedef struct RedisModuleBlockedClient RedisModuleBlockedClient;
 typedef struct RedisModuleCommand RedisModuleCommand;
 typedef struct RedisModuleInfoCtx RedisModuleInfoCtx;
@@ -32,6 +33,10 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 #define REDISMODULE_CTX_FLAGS_RDB (1 << 7)
 #define REDISMODULE_CTX_FLAGS_LOADING (1 << 13)
 #define REDISMODULE_CTX_FLAGS_DENY_BLOCKING (1 << 21)
+
+/* Keys */
+#define REDISMODULE_READ (1 << 0)
+#define REDISMODULE_KEYTYPE_LIST 2
 
 /* Parameters */
 #define REDISMODULE_CONFIG_DEFAULT 0
@@ -177,6 +182,11 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, CreateString, RedisModuleString *, (RedisModuleCtx *, const char *, size_t))            \
     X(700, FreeString, void, (RedisModuleCtx *, RedisModuleString *))                              \
     X(700, StringPtrLen, const char *, (const RedisModuleString *, size_t *))                      \
+    X(700, StringToLongLong, int, (const RedisModuleString *, long long *))                        \
+    X(700, OpenKey, RedisModuleKey *, (RedisModuleCtx *, RedisModuleString *, int))                \
+    X(700, CloseKey, void, (RedisModuleKey *))                                                     \
+    X(700, KeyType, int, (RedisModuleKey *))                                                       \
+    X(700, ListGet, RedisModuleString *, (RedisModuleKey *, long))                                 \
     X(700, CreateCommand, int,                                                                     \
       (RedisModuleCtx *, const char *, RedisModuleCmdFunc, const char *, int, int, int))           \
     X(700, GetCommand, RedisModuleCommand *, (RedisModuleCtx *, const char *))                     \

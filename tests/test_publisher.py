@@ -124,6 +124,8 @@ class SimulatedList:
         if self.trouble is not None and (command.write or not self.trouble.only_writes):
             return self.trouble.reply, self.trouble.error
         _key, *arguments = command.arguments
+        if command.most:
+            return self._read(*map(int, arguments), command.most), 0
         run: Callable[..., bytes] = getattr(self, "_" + command.name.lower())
         return run(*arguments), 0
 
@@ -140,6 +142,15 @@ class SimulatedList:
 
     def _lrange(self, first: bytes, last: bytes) -> bytes:
         found = self.elements[int(first) : int(last) + 1]
+        return b"*%d\r\n" % len(found) + b"".join(map(bulk, found))
+
+    def _read(self, first: int, last: int, most: int) -> bytes:
+        """As the shim does it: the element that brings it to `most` bytes is the last."""
+        found: list[bytes] = []
+        for element in self.elements[first : last + 1]:
+            if sum(map(len, found)) >= most:
+                break
+            found.append(element)
         return b"*%d\r\n" % len(found) + b"".join(map(bulk, found))
 
     def _ltrim(self, first: bytes, last: bytes) -> bytes:
@@ -751,6 +762,50 @@ def test_drop_oldest_gives_up_as_much_as_is_asked() -> None:
     assert bench.count(Stat.DROPPED_QUEUE_FULL) == 2
     assert sent(bench.link_up()) == [3, 4, 5]
     assert bench.publisher.drop_oldest(10**9) == 0  # the broker may have seen these
+
+
+def test_drop_oldest_may_keep_the_newest() -> None:
+    bench = away(fallback_size=-1)
+    bench.emit(5)
+    assert bench.publisher.drop_oldest(10**9, keep=1) == 4
+    assert sent(bench.link_up()) == [5]
+
+
+# Large elements
+
+LARGE = b"k" * 1024 * 1024
+
+
+def held(bench: Bench) -> int:
+    """Bytes of the list's elements that the publisher knows."""
+    publisher = bench.publisher
+    return sum(entry.size for entry in (*publisher._listed_sent, *publisher._listed_waiting))
+
+
+def test_of_large_elements_that_were_stored_a_few_are_held() -> None:
+    bench = away()
+    for _ in range(60):
+        bench.emit(key=LARGE)
+        bench.wait(0.1)
+    assert len(bench.stored) == 60
+    assert 0 < held(bench) < module.WINDOW_BYTES + 2 * len(LARGE)
+    assert sent(bench.link_up()) == [*range(1, 17)]
+
+
+def test_of_large_elements_that_are_drained_a_few_are_held() -> None:
+    """Those on their way, those that come next, and those that wait for their trim."""
+    bench = Bench()
+    bench.list.elements = [to_element(event_of(number, LARGE)) for number in range(1, 101)]
+    bench.settle()
+    bench.link_up()
+    most = 0
+    for tag in range(1, 101):
+        bench.ack(tag)
+        most = max(most, held(bench))
+    assert 2 * module.WINDOW_BYTES < most < 3 * module.WINDOW_BYTES + 6 * len(LARGE)
+    assert bench.count(Stat.CONFIRMED) == 100
+    assert sent(bench.actions) == [*range(1, 101)]
+    assert bench.stored == []
 
 
 # Out of the list

@@ -378,6 +378,18 @@ def test_a_flood_is_given_back(make: MakeQueue, payload_len: int) -> None:
     assert resident() - before < 20_000_000, "more than once what may wait has stayed"
 
 
+def test_a_large_event_is_given_back_at_once(make: MakeQueue) -> None:
+    """Not only when the next event comes."""
+    queue = make()
+    record = Record(b"set", b"k" * 50_000_000)
+    before = resident()
+    queue.push(record)
+    size = queue.lib.queue_take(queue.queue, queue._records)
+    assert resident() - before > 40_000_000
+    queue.lib.queue_release(queue.queue, size, 1)
+    assert resident() - before < 10_000_000
+
+
 # ---- two threads ----------------------------------------------------------------
 
 PATTERN = bytes(random.Random(3).randrange(256) for _ in range(100_300))
