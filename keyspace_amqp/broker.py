@@ -27,8 +27,12 @@ from .message import CONTENT_TYPE, Event, body
 # broker that accepts and never answers is given up after that.
 CONNECT_TIMEOUT = 5.0
 HANDSHAKE_TIMEOUT = 8.0
-# How pika's text says that the broker has closed a connection which opens.
-_CLOSED = re.compile(r"\((\d+)\) '(.*)'")
+# And for the channel: pika has no limit for it.
+CHANNEL_TIMEOUT = 5.0
+# How pika's text says that the broker has closed a connection which opens, or
+# that the connection was lost.
+_CLOSED = re.compile(r"""\((\d+)\) (["'])(.*)\2""")
+_LOST = re.compile(r"""StreamLostError: \((["'])(.*)\1,\)""")
 # RabbitMQ's words for a message above its max_message_size.
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
 
@@ -56,6 +60,7 @@ class Broker:
         self._connection: SelectConnection | None = None
         self._channel: pika.channel.Channel | None = None
         self._closing: SelectConnection | None = None
+        self._channel_timer: object = None
         self._exchange = b""
         self._routing_key = b""
         self._delivery_mode = 1
@@ -132,7 +137,16 @@ class Broker:
             return
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        self._channel_timer = self._ioloop.call_later(
+            CHANNEL_TIMEOUT, functools.partial(self._on_no_channel, connection)
+        )
         connection.channel(on_open_callback=self._on_channel)
+
+    def _on_no_channel(self, connection: Any) -> None:
+        if self._connection is not None and connection is self._connection:
+            # Not close(): that would wait for the broker's answer.
+            error = f"no channel from the broker within {CHANNEL_TIMEOUT:.0f} seconds"
+            connection._terminate_stream(TimeoutError(error))
 
     def _on_channel(self, channel: pika.channel.Channel) -> None:
         if channel.connection is not self._connection:
@@ -149,6 +163,7 @@ class Broker:
 
     def _on_confirms_on(self, channel: pika.channel.Channel, _frame: Any) -> None:
         if channel is self._channel:
+            self._ioloop.remove_timeout(self._channel_timer)
             self._listener.link_up()
 
     def _on_confirm(self, channel: pika.channel.Channel, frame: Any) -> None:
@@ -201,6 +216,14 @@ def describe(error: BaseException) -> str:
         error = inner
     if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
         return f"{error.reply_code} {error.reply_text}"
+    if isinstance(error, pika.exceptions.AuthenticationError):
+        return f"the broker does not offer the authentication {error}"
+    if isinstance(error, pika.exceptions.ConnectionOpenAborted):  # by our timeout
+        return f"no AMQP 0-9-1 handshake within {HANDSHAKE_TIMEOUT:.0f} seconds"
     text = " ".join((str(error) or type(error).__name__).split())
-    closed = _CLOSED.search(text)
-    return f"{closed[1]} {closed[2]}" if closed else text
+    closed, lost = _CLOSED.search(text), _LOST.search(text)
+    if closed:
+        return f"{closed[1]} {closed[3]}"
+    if isinstance(error, pika.exceptions.IncompatibleProtocolError):
+        return f"no AMQP 0-9-1 handshake: {lost[2] if lost else text}"
+    return lost[2] if lost else text

@@ -65,6 +65,8 @@ BACKOFF_MAX = 5.0
 CHECK_EVERY = 1.0
 # A job that failed (list out of reach) is tried again after this time.
 JOB_RETRY_AFTER = 0.2
+# Messages that reach no queue are told of at most so often.
+RETURNS_LOG_EVERY = 60.0
 # How a flush uses its time: for confirms, as long as there are any; then, this
 # much before the end at a stop, and after this much at a save, it stores the rest.
 STOP_RESERVE = 1.5
@@ -237,6 +239,8 @@ class Publisher:
         self._refused: list[Entry] = []
         self._refused_until = now
         self._refusals = 0
+        self._returns_to_log = 0
+        self._returns_log_at = now
         # the list
         self._primary = False
         self._writable = False
@@ -478,6 +482,17 @@ class Publisher:
     def returned(self) -> None:
         """basic.return: no queue is bound. The confirm follows."""
         self.counts[Stat.RETURNED] += 1
+        self._returns_to_log += 1
+
+    def _log_returns(self) -> None:
+        if self._returns_to_log and self._now >= self._returns_log_at:
+            self._returns_log_at = self._now + RETURNS_LOG_EVERY
+            count, self._returns_to_log = self._returns_to_log, 0
+            why = (
+                f"exchange {self._config.exchange!r} has no binding for the routing key "
+                f"{self._config.routing_key!r}"
+            )
+            self._actions.append(Log("warning", f"{count} messages reached no queue: {why}"))
 
     def _take_tags(self, tag: int, multiple: bool) -> list[Entry]:
         if not multiple:
@@ -873,6 +888,7 @@ class Publisher:
             self._leftovers.popleft()
             if not self._leftovers:
                 self._actions.append(Recovered())
+        self._log_returns()
         actions, self._actions = self._actions, []
         self.again = any(isinstance(action, Send) for action in actions)
         return actions
@@ -909,6 +925,8 @@ class Publisher:
                     times.append(max(self._progress_at + STALLED_AFTER, self._job_retry_at))
         if self._refused and self.link is Link.UP:
             times.append(self._refused_until)
+        if self._returns_to_log:
+            times.append(self._returns_log_at)
         if self._flush is not None:
             flush = self._flush
             times.append(flush.grace_until if self._now < flush.grace_until else flush.until)

@@ -175,8 +175,9 @@ class Proxy:
 
     `port`: where to connect to. `deaf`: while it is true nothing is read or
     written on any link, as if every packet were dropped; new links are accepted
-    by the kernel and hear nothing either. `cut`: ends all links at once, with a
-    reset, after so many more bytes from the client have gone through.
+    by the kernel and hear nothing either. `lose`: the links of now stay like that
+    for ever, new ones are good. `cut`: ends all links at once, with a reset, after
+    so many more bytes from the client have gone through.
     """
 
     def __init__(self, target: int) -> None:
@@ -189,6 +190,8 @@ class Proxy:
         self._cut_done = threading.Event()
         self._selector = selectors.DefaultSelector()
         self._peers: dict[socket.socket, socket.socket] = {}
+        self._lost: list[socket.socket] = []
+        self._lose = threading.Event()
         self._clients: set[socket.socket] = set()
         self._stop = False
         self._thread = threading.Thread(target=self._run)
@@ -202,8 +205,15 @@ class Proxy:
         self._stop = True
         self._thread.join()
         self._drop_all()
+        for link in self._lost:
+            link.close()
         self._listener.close()
         self._selector.close()
+
+    def lose(self) -> None:
+        """From now on the present links are dead, and neither end is told."""
+        self._lose.set()
+        wait_for(lambda: not self._lose.is_set(), 30)
 
     def cut(self, after: int = 0, timeout: float = 30) -> None:
         """Waits until so many more bytes went to the broker, and resets all links."""
@@ -216,6 +226,13 @@ class Proxy:
             if self.deaf:
                 time.sleep(0.01)
                 continue
+            if self._lose.is_set():
+                for link in self._peers:
+                    self._selector.unregister(link)
+                    self._lost.append(link)
+                self._peers.clear()
+                self._clients.clear()
+                self._lose.clear()
             if self._cut_after is not None and self._cut_after <= 0:
                 self._drop_all()
                 self._cut_after = None

@@ -1,6 +1,6 @@
 """What the broker module passes on to the publisher, and what it keeps to itself.
 
-pika's callbacks are called by hand here; real brokers are in test_fallback.py.
+pika's callbacks are called by hand here; real brokers are in test_broker_faults.py.
 """
 
 from __future__ import annotations
@@ -103,6 +103,25 @@ def test_a_message_that_is_too_large_is_named(broker: Any) -> None:
                 "ConnectionClosedByBroker: (403) 'ACCESS_REFUSED - no'"
             ),
             "403 ACCESS_REFUSED - no",
+        ),
+        (
+            pika.exceptions.ProbableAccessDeniedError(
+                "ConnectionClosedByBroker: (530) \"NOT_ALLOWED - vhost '/'\""
+            ),
+            "530 NOT_ALLOWED - vhost '/'",
+        ),
+        (
+            pika.exceptions.IncompatibleProtocolError("StreamLostError: ('EOF',)"),
+            "no AMQP 0-9-1 handshake: EOF",
+        ),
+        (pika.exceptions.ConnectionOpenAborted("…"), "no AMQP 0-9-1 handshake within 8 seconds"),
+        (
+            pika.exceptions.ProbableAuthenticationError("StreamLostError: (\"it's 'lost'\",)"),
+            "it's 'lost'",
+        ),
+        (
+            pika.exceptions.AuthenticationError("PLAIN"),
+            "the broker does not offer the authentication PLAIN",
         ),
         (RuntimeError(), "RuntimeError"),
         (RuntimeError("two\nlines"), "two lines"),

@@ -512,6 +512,21 @@ def test_a_return_is_counted_and_not_repeated() -> None:
     assert (bench.count(Stat.RETURNED), bench.count(Stat.CONFIRMED)) == (1, 1)
 
 
+def test_returns_are_logged_once_a_minute() -> None:
+    """However many: the first at once, the others together, each in one of the lines."""
+    bench = connected()
+    lines: list[tuple[float, str]] = []
+    for second in range(150):
+        bench.publisher.returned()
+        lines += [(second, text.partition(" ")[0]) for text in texts(bench.wait(1))]
+    assert lines == [(0, "1"), (60, "60"), (120, "60")]
+    # And the last ones without another return.
+    assert bench.seconds_until(Log) == pytest.approx(31, abs=0.1)
+    (text,) = texts(bench.actions[-1:])
+    assert text.startswith("29 messages reached no queue: exchange 'amq.direct' ")
+    assert not texts(bench.wait(600))
+
+
 def test_a_nack_is_repeated_later_and_nothing_newer_before() -> None:
     bench = connected()
     bench.emit(3)
