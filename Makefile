@@ -29,13 +29,13 @@ lint: venv ## ruff, mypy, clang-format, and the C compiler's warnings
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
-	$(VENV)/clang-format --dry-run --Werror $(C_FILES)
+	$(VENV)/clang-format --dry-run --Werror $(C_FILES) $(wildcard tests/*.c)
 	@cmake -S . -B build/werror -DWERROR=ON >/dev/null
 	cmake --build build/werror --target redis_keyspace_amqp
 
 format: venv ## formats Python and C
 	$(VENV)/ruff format
-	$(VENV)/clang-format -i $(C_FILES)
+	$(VENV)/clang-format -i $(C_FILES) $(wildcard tests/*.c)
 
 setup: venv
 venv: .venv/.ready ## the virtual environment .venv, and Debian's packages

@@ -27,8 +27,9 @@ from .message import CONTENT_TYPE, Event, body
 # broker that accepts and never answers is given up after that.
 CONNECT_TIMEOUT = 5.0
 HANDSHAKE_TIMEOUT = 8.0
-# And for the channel: pika has no limit for it.
+# And for the channel, and for the goodbye: pika has no limit for them.
 CHANNEL_TIMEOUT = 5.0
+CLOSE_TIMEOUT = 5.0
 # How pika's text says that the broker has closed a connection which opens, or
 # that the connection was lost.
 _CLOSED = re.compile(r"""\((\d+)\) (["'])(.*)\2""")
@@ -76,7 +77,12 @@ class Broker:
         parameters = pika.ConnectionParameters(
             host=config.host,
             port=config.port,
-            credentials=pika.PlainCredentials(config.username, config.password),
+            # As the bytes that they are: pika would refuse to encode others than
+            # UTF-8, and name the byte.
+            credentials=pika.PlainCredentials(
+                config.username.encode("utf-8", "surrogateescape"),
+                config.password.encode("utf-8", "surrogateescape"),
+            ),
             heartbeat=config.heartbeat,
             connection_attempts=1,
             socket_timeout=CONNECT_TIMEOUT,
@@ -103,6 +109,7 @@ class Broker:
         if connection is not None and connection.is_open:
             self._closing = connection
             connection.close()
+            self._ioloop.call_later(CLOSE_TIMEOUT, functools.partial(_end, connection))
 
     @property
     def closing(self) -> bool:
@@ -144,9 +151,7 @@ class Broker:
 
     def _on_no_channel(self, connection: Any) -> None:
         if self._connection is not None and connection is self._connection:
-            # Not close(): that would wait for the broker's answer.
-            error = f"no channel from the broker within {CHANNEL_TIMEOUT:.0f} seconds"
-            connection._terminate_stream(TimeoutError(error))
+            _end(connection, f"no channel from the broker within {CHANNEL_TIMEOUT:.0f} seconds")
 
     def _on_channel(self, channel: pika.channel.Channel) -> None:
         if channel.connection is not self._connection:
@@ -200,6 +205,12 @@ class Broker:
         if connection is self._connection:
             self._connection = self._channel = None
             self._listener.link_down(describe(reason))
+
+
+def _end(connection: Any, reason: str = "no goodbye from the broker") -> None:
+    """Ends a connection that its peer does not answer on: close() would wait."""
+    if not connection.is_closed:
+        connection._terminate_stream(TimeoutError(reason))
 
 
 def describe(error: BaseException) -> str:

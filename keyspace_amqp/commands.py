@@ -170,14 +170,14 @@ COMMANDS: tuple[CommandSpec, ...] = (
         "Shows the state and the counters, or starts the counters again",
         (Argument("reset", "PURE_TOKEN", token="RESET", optional=True), _LOCAL),
         flags="deny-script allow-loading allow-stale",
-        acl_categories="slow dangerous",
+        acl_categories="read slow",
     ),
     CommandSpec(
         "HELP",
         ("HELP",),
         "Shows the commands",
         flags="fast allow-loading allow-stale",
-        acl_categories="fast",
+        acl_categories="read fast",
     ),
 )
 

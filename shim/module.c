@@ -499,14 +499,15 @@ static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
 /* A save on the main thread is about to start, the last one of a shutdown among
  * them: what is in memory gets into the list, and so into the file. With an
  * append-only file this is not the file that a restart reads, and at a shutdown
- * that one is closed by now: on_shutdown has another place for the rest. */
+ * that one is closed by now: on_shutdown has another place for the rest; as it has
+ * when writes are paused, which they are while Redis waits for its replicas. */
 static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
                            void *data) {
     (void)event;
     (void)data;
     if (subevent == REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START && capturing &&
         !(RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF) &&
-        !flush_worker(ctx, FLUSH_STORE, STORE_TIMEOUT_MS))
+        !RedisModule_AvoidReplicaTraffic() && !flush_worker(ctx, FLUSH_STORE, STORE_TIMEOUT_MS))
         RedisModule_Log(ctx, "warning",
                         "the save starts with events still in memory: the handler did not store "
                         "them within %d ms",
@@ -546,6 +547,13 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
 }
 
 /* ---- parameters ----------------------------------------------------------- */
+
+/* The parameter of this name, or -1. */
+static int setting_index(RedisModuleString *name) {
+    for (int i = 0; i < SETTINGS_COUNT; i++)
+        if (is_word(name, SETTINGS[i].name)) return i;
+    return -1;
+}
 
 static int check_value(int index, RedisModuleString *value, char *error, size_t capacity) {
     size_t len;
@@ -602,9 +610,7 @@ static int set_parameters(RedisModuleCtx *ctx, RedisModuleString **argv, int arg
                           size_t capacity) {
     for (int set = 0; set <= 1; set++) {
         for (int i = 0; i + 1 < argc; i += 2) {
-            int index = 0;
-            while (!is_word(argv[i], SETTINGS[index].name))
-                index++; /* the worker knows them */
+            int index = setting_index(argv[i]); /* the worker knows them */
             if (set)
                 keep_value(index, argv[i + 1]);
             else if (check_value(index, argv[i + 1], error, capacity) != 0)
@@ -780,16 +786,21 @@ static void free_reply(RedisModuleCtx *ctx, void *reply) {
 }
 
 /* Keeps secrets out of the slow log (rule 20); MONITOR does not show commands
- * with the admin flag. */
+ * with the admin flag. What stands where a parameter's name should stand may be a
+ * slip, and the secret be there or behind it. */
 static void redact(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     if (is_word(argv[0], MODULE_NAME ".connect")) {
         int password = SETTING_INDEX_PASSWORD; /* argv[1] is the host, parameter 1 */
         if (argc > password) RedisModule_RedactClientCommandArgument(ctx, password);
         return;
     }
-    for (int i = 2; i + 1 < argc; i++)
-        if (is_word(argv[i], SETTINGS[SETTING_INDEX_PASSWORD].name))
+    if (!is_word(argv[0], MODULE_NAME ".config") || argc < 2 || is_word(argv[1], "GET")) return;
+    for (int i = 2; i < argc; i += 2) {
+        int index = setting_index(argv[i]);
+        if (index < 0) RedisModule_RedactClientCommandArgument(ctx, i);
+        if (i + 1 < argc && (index < 0 || SETTINGS[index].sensitive))
             RedisModule_RedactClientCommandArgument(ctx, i + 1);
+    }
 }
 
 /* Hands a command to the worker and blocks the client, not Redis (rule 4).
@@ -1092,6 +1103,10 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
         return REDISMODULE_ERR;
     }
     RedisModule_SetModuleAttribs(ctx, MODULE_NAME, MODULE_VERSION_NUMBER, REDISMODULE_APIVER_1);
+    /* A replica may swap in another data set while it serves the old one: we know
+     * nothing of keys there. Without this no replica with the module could
+     * (repl-diskless-load swapdb). */
+    RedisModule_SetModuleOptions(ctx, REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD);
     if (prepare(ctx) != 0) return refuse_load(ctx, "no file descriptors left");
     if (register_settings(ctx, argv, argc) != REDISMODULE_OK) return refuse_load(ctx, "");
     if (register_commands(ctx) != REDISMODULE_OK)

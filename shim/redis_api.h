@@ -38,6 +38,9 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 #define REDISMODULE_READ (1 << 0)
 #define REDISMODULE_KEYTYPE_LIST 2
 
+/* Module options */
+#define REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD (1 << 2)
+
 /* Parameters */
 #define REDISMODULE_CONFIG_DEFAULT 0
 #define REDISMODULE_CONFIG_SENSITIVE (1ULL << 1)
@@ -170,6 +173,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
 /* X(server version, name, type of result, parameters) */
 #define REDIS_API(X)                                                                               \
     X(700, SetModuleAttribs, void, (RedisModuleCtx *, const char *, int, int))                     \
+    X(700, SetModuleOptions, void, (RedisModuleCtx *, int))                                        \
     X(700, IsModuleNameBusy, int, (const char *))                                                  \
     X(700, GetServerVersion, int, (void))                                                          \
     X(700, GetContextFlags, int, (RedisModuleCtx *))                                               \

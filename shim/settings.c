@@ -13,8 +13,9 @@
 #include "api.h"
 #include "settings.h"
 
-/* How much of a refused value an error shows. */
-#define SHOWN_BYTES 64
+/* How much of a refused value an error shows, in characters of the error. Redis
+ * cuts the error of a CONFIG SET at 255, and what is accepted stands at its end. */
+#define SHOWN_CHARACTERS 64
 
 /* Class letters and their bits (REDISMODULE_NOTIFY_*, the same on all servers;
  * A is what Redis 7.0 and later mean by it). */
@@ -42,16 +43,18 @@ int settings_classes(const char *value, size_t len) {
  * secret), what was wrong with it, and what is accepted. Returns -1. */
 static int refuse(const setting_t *setting, const char *value, size_t len, const char *wrong,
                   char *error, size_t capacity) {
-    char shown[SHOWN_BYTES * 4 + 8];
-    size_t used = 0;
-    for (size_t i = 0; i < len && i < SHOWN_BYTES; i++) {
+    char shown[SHOWN_CHARACTERS + 8];
+    size_t used = 0, i = 0;
+    for (; i < len; i++) {
         unsigned char byte = (unsigned char)value[i];
-        if (byte >= 32 && byte < 127)
+        int is_plain = byte >= 32 && byte < 127;
+        if (used + (is_plain ? 1 : 4) > SHOWN_CHARACTERS) break;
+        if (is_plain)
             shown[used++] = (char)byte;
         else
             used += (size_t)snprintf(shown + used, 5, "\\x%02x", byte);
     }
-    snprintf(shown + used, 4, "%s", len > SHOWN_BYTES ? "..." : "");
+    snprintf(shown + used, 4, "%s", i < len ? "..." : "");
     snprintf(error, capacity, "%s: %s%s%s is not accepted%s%s; give %s", setting->name,
              setting->sensitive ? "this value" : "'", setting->sensitive ? "" : shown,
              setting->sensitive ? "" : "'", wrong[0] ? ": " : "", wrong, setting->accepted);

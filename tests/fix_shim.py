@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from typing import Any, Protocol, cast
 
 import pytest
 
-MODULE = pathlib.Path(__file__).resolve().parents[1] / "build" / "libredis_keyspace_amqp.so"
+BUILT = pathlib.Path(__file__).resolve().parents[1] / "build" / "libredis_keyspace_amqp.so"
+# Another build than that of `make build`: test_sanitizers.py names one.
+MODULE = pathlib.Path(os.environ.get("KEYSPACE_AMQP_SHIM", BUILT))
 NAME = "_keyspace_amqp"
 
 
@@ -31,7 +34,7 @@ class Shim(Protocol):
 def shim() -> Iterator[Shim]:
     """The shim's `ffi` and `lib`; while it is in use, the handler finds it too."""
     if not MODULE.exists():
-        pytest.fail(f"{MODULE.name} is not built: run `make build`")
+        pytest.fail(f"{MODULE} is not built: run `make build`")
     loader = importlib.machinery.ExtensionFileLoader(NAME, str(MODULE))
     spec = importlib.util.spec_from_loader(NAME, loader)
     assert spec is not None

@@ -260,14 +260,6 @@ def test_clients_that_leave_while_they_wait(start_redis: StartRedis) -> None:
     wait_for(lambda: client.info("clients")["blocked_clients"] == 0, 10)
 
 
-def test_acl_categories(family: str, start_redis: StartRedis) -> None:
-    """From 7.2 on a module's commands have categories."""
-    client = start_redis(family).client()
-    dangerous = client.execute_command("ACL", "CAT", "dangerous")
-    expected = family != "redis-7.0"
-    assert (b"keyspaceamqp.config" in dangerous) is expected
-
-
 def test_stats_of_all_names_are_there(start_redis: StartRedis) -> None:
     """The names that the README promises."""
     promised = [
