@@ -11,8 +11,9 @@ VENV := .venv/bin
 MODULE := build/libredis_keyspace_amqp.so
 C_FILES := $(wildcard shim/*.c shim/*.h)
 PYTEST_ARGS ?=
+MINUTES ?= 10
 
-.PHONY: help setup venv build demo test lint format clean
+.PHONY: help setup venv build demo test soak lint format clean
 
 help: ## this text
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -22,6 +23,9 @@ demo: build ## real events into a real RabbitMQ, with an outage
 
 test: build ## unit, shim and integration tests
 	$(VENV)/python -m pytest $(PYTEST_ARGS)
+
+soak: build ## random faults over real servers; MINUTES=10, SEED=… to repeat a run
+	$(VENV)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 build: $(MODULE) ## the module, build/libredis_keyspace_amqp.so
 

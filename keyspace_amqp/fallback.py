@@ -50,7 +50,7 @@ class JobError(Exception):
 # What stands behind the errno values that the shim or RedisModule_Call gives.
 _ERRNO = {
     errno.EROFS: "READONLY this server is a replica or is loading its data set",
-    errno.ESHUTDOWN: "the server has saved its data set and ends",
+    errno.ESHUTDOWN: "the server or the module ends",
     errno.EBUSY: "writes are paused (CLIENT PAUSE, a failover, or a shutdown)",
     errno.EPERM: "the list's slot is not served by this node",
     errno.ENETDOWN: "the cluster is down",
@@ -130,15 +130,16 @@ def length_job() -> Job:
     return Job([Command("LLEN", [KEY])])
 
 
-def trim_job(count: int, first: bytes, last: bytes) -> Job:
-    """Removes the first `count` elements if the first and the last of them are
-    those that we know: somebody may have changed the list. Then its length.
+def trim_job(elements: Sequence[bytes]) -> Job:
+    """Removes these elements from the list's head if just they are there. Somebody
+    may have changed the list, also without a change of its length or its ends
+    (LSET, LREM and LINSERT): what nobody has read must not go. Then its length.
     """
+    there = b"*%d\r\n" % len(elements) + b"".join(map(_bulk, elements))
     return Job(
         [
-            Command("LINDEX", [KEY, b"0"], expected=_bulk(first)),
-            Command("LINDEX", [KEY, b"%d" % (count - 1)], expected=_bulk(last)),
-            Command("LTRIM", [KEY, b"%d" % count, b"-1"], write=True),
+            Command("LRANGE", [KEY, b"0", b"%d" % (len(elements) - 1)], expected=there),
+            Command("LTRIM", [KEY, b"%d" % len(elements), b"-1"], write=True),
             Command("LLEN", [KEY]),
         ]
     )

@@ -1,9 +1,10 @@
-"""The file of events that a shutdown finds in memory too late for the list.
+"""The file of events that a shutdown or unload finds in memory too late for the list.
 
-Redis writes its own files before it tells modules of a shutdown. What the broker
-does not take then is written here, and the next start takes it up: behind the
-list, before anything new. The file is one RPUSH as a client would send it, so
-that people can read it, and could load it by hand.
+Redis writes its own files before it tells modules of a shutdown, and a change of
+the data set within MODULE UNLOAD would make Redis replicate that command. What the
+broker does not take then is written here, and the next load takes it up: behind the
+list, before anything new. The file is one RPUSH as a client would send it, so that
+people can read it, and could load it by hand.
 
 Any thread. In the server's working directory, which is its `dir`.
 """

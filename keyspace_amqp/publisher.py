@@ -65,7 +65,9 @@ BACKOFF_MAX = 5.0
 CHECK_EVERY = 1.0
 # A job that failed (list out of reach) is tried again after this time.
 JOB_RETRY_AFTER = 0.2
-# Messages that reach no queue are told of at most so often.
+# Losses are logged at most so often, each reason by itself; and messages that reach
+# no queue.
+LOG_EVERY = 10.0
 RETURNS_LOG_EVERY = 60.0
 # How a flush uses its time: for confirms, as long as there are any; then, this
 # much before the end at a stop, and after this much at a save, it stores the rest.
@@ -154,9 +156,8 @@ class Flush(enum.IntEnum):
     """What a flush is for; FLUSH_* in shim/api.h says more."""
 
     STORE = 0
-    STOP = 1
-    LEAVE = 2
-    DRAIN = 3
+    LEAVE = 1
+    DRAIN = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +194,15 @@ class _JobKind(enum.Enum):
     READ = 3
     TRIM = 4
     PURGE = 5
+
+
+@dataclasses.dataclass
+class _Tale:
+    """What is to be logged of a counter, and when."""
+
+    at: float
+    count: int = 0
+    text: str = ""
 
 
 @dataclasses.dataclass
@@ -239,8 +249,7 @@ class Publisher:
         self._refused: list[Entry] = []
         self._refused_until = now
         self._refusals = 0
-        self._returns_to_log = 0
-        self._returns_log_at = now
+        self._to_tell: dict[Stat, _Tale] = {}
         # the list
         self._primary = False
         self._writable = False
@@ -482,17 +491,9 @@ class Publisher:
     def returned(self) -> None:
         """basic.return: no queue is bound. The confirm follows."""
         self.counts[Stat.RETURNED] += 1
-        self._returns_to_log += 1
-
-    def _log_returns(self) -> None:
-        if self._returns_to_log and self._now >= self._returns_log_at:
-            self._returns_log_at = self._now + RETURNS_LOG_EVERY
-            count, self._returns_to_log = self._returns_to_log, 0
-            why = (
-                f"exchange {self._config.exchange!r} has no binding for the routing key "
-                f"{self._config.routing_key!r}"
-            )
-            self._actions.append(Log("warning", f"{count} messages reached no queue: {why}"))
+        exchange, key = self._config.exchange, self._config.routing_key
+        why = f"exchange {exchange!r} has no binding for the routing key {key!r}"
+        self._tell(Stat.RETURNED, 1, f"messages reached no queue: {why}")
 
     def _take_tags(self, tag: int, multiple: bool) -> list[Entry]:
         if not multiple:
@@ -535,7 +536,22 @@ class Publisher:
     def _drop(self, reason: Stat, count: int, why: str) -> None:
         if count:
             self.counts[reason] += count
-            self._actions.append(Log("warning", f"{count} events lost: {why}"))
+            self._tell(reason, count, f"events lost: {why}")
+
+    def _tell(self, stat: Stat, count: int, text: str) -> None:
+        """Has a count logged, soon or with the next ones of its kind."""
+        told = self._to_tell.setdefault(stat, _Tale(self._now))
+        told.count += count
+        told.text = text
+
+    def _log_counts(self, *, all_of_them: bool) -> None:
+        """At once the first time, then together what came in a while."""
+        for stat, tale in self._to_tell.items():
+            if tale.count and (all_of_them or self._now >= tale.at):
+                self._actions.append(Log("warning", f"{tale.count} {tale.text}"))
+                tale.count = 0
+                every = RETURNS_LOG_EVERY if stat is Stat.RETURNED else LOG_EVERY
+                tale.at = self._now + every
 
     # ---- the list ----------------------------------------------------------
 
@@ -745,10 +761,10 @@ class Publisher:
             self._listed_waiting.append(entry)
 
     def _trim_done(self, result: JobResult) -> None:
-        length = result.reply(3)
+        length = result.reply(2)
         if not isinstance(length, int):
-            # The guards did not hold, or the list is out of reach.
-            for number in range(4):
+            # The list has something else there, or is out of reach.
+            for number in range(3):
                 error = result.reply(number)
                 if isinstance(error, JobError) and str(error):
                     self._job_failed(error)
@@ -808,10 +824,7 @@ class Publisher:
             _size_of(itertools.islice(self._listed_sent, done)) >= WINDOW_BYTES
         )
         if enough or (done and (stopping or done == len(self._listed_sent))):
-            done = min(done, JOB_ELEMENTS)
-            first, last = self._listed_sent[0], self._listed_sent[done - 1]
-            job = fallback.trim_job(done, _element(first), _element(last))
-            self._submit(_JobKind.TRIM, job, done)
+            self._trim(done)
         elif self._should_store():
             self._store()
         elif (
@@ -873,6 +886,18 @@ class Publisher:
         self._storing.extend(entries)
         self._submit(_JobKind.PUSH, job)
 
+    def _trim(self, count: int) -> None:
+        """Removes the first elements, which are confirmed, from the list: as many
+        of them as fit into a job."""
+        size = 0
+        elements: list[bytes] = []
+        for entry in itertools.islice(self._listed_sent, min(count, JOB_ELEMENTS)):
+            if size >= JOB_BYTES:
+                break
+            elements.append(_element(entry))
+            size += len(elements[-1])
+        self._submit(_JobKind.TRIM, fallback.trim_job(elements), len(elements))
+
     # ---- what comes out ----------------------------------------------------
 
     def poll(self, *, more: bool) -> list[Action]:
@@ -888,7 +913,7 @@ class Publisher:
             self._leftovers.popleft()
             if not self._leftovers:
                 self._actions.append(Recovered())
-        self._log_returns()
+        self._log_counts(all_of_them=any(isinstance(a, Flushed) for a in self._actions))
         actions, self._actions = self._actions, []
         self.again = any(isinstance(action, Send) for action in actions)
         return actions
@@ -925,8 +950,7 @@ class Publisher:
                     times.append(max(self._progress_at + STALLED_AFTER, self._job_retry_at))
         if self._refused and self.link is Link.UP:
             times.append(self._refused_until)
-        if self._returns_to_log:
-            times.append(self._returns_log_at)
+        times += [tale.at for tale in self._to_tell.values() if tale.count]
         if self._flush is not None:
             flush = self._flush
             times.append(flush.grace_until if self._now < flush.grace_until else flush.until)
@@ -1033,14 +1057,14 @@ class Publisher:
         memory = bool(self._sent or self._waiting or self._storing or more)
         if flush.mode is Flush.DRAIN and self._length > self._listed_done and self._hopeful(flush):
             return
-        can_store = (
-            self._writable and self._config.fallback_size >= 0 and flush.mode is not Flush.LEAVE
-        )
+        has_list = self._config.fallback_size >= 0
+        keeps = has_list and flush.mode is Flush.LEAVE
+        can_store = has_list and self._writable and not keeps
         trimmable = flush.stop and can_store and self._confirmed_prefix() > 0
         if self._now < flush.until and (memory or trimmable or self._job is not None):
             if can_store or self._job is not None or self._hopeful(flush):
                 return
-            if flush.stop and self.link is Link.UP and not self._stalled():
+            if flush.stop and not keeps and self.link is Link.UP and not self._stalled():
                 return
         self._flush = None
         left: list[Event] = []
@@ -1054,7 +1078,7 @@ class Publisher:
             self._sent.clear()
             self._waiting.clear()
             self._leftovers.clear()
-        if flush.mode is not Flush.LEAVE or self._config.fallback_size < 0:
+        if not keeps:
             why = "they could be neither delivered nor stored"
             self._drop(Stat.DROPPED_STOPPED, len(left), why)
             left = []

@@ -232,7 +232,7 @@ class Worker:
             case Close():
                 self._broker.close()
             case Log(level=level, text=text):
-                self._log(level, text)
+                _sink(level, text)
             case Flushed(id=flush_id, mode=mode, left=left):
                 try:
                     if mode is not Flush.STORE:
@@ -258,17 +258,17 @@ class Worker:
         if left:
             try:
                 self._leftovers.write(left)
-                self._log(
+                _sink(
                     "notice",
-                    f"{len(left)} events came too late for the data set; they are in "
-                    f"{self._leftovers.path} for the next start",
+                    f"{len(left)} events came too late for the fallback list; they are in "
+                    f"{self._leftovers.path} for the next load",
                 )
             except OSError as error:
                 why = f"{self._leftovers.path} could not be written: {error}"
-                self._log("warning", f"{len(left)} events lost: {why}")
+                _sink("warning", f"{len(left)} events lost: {why}")
         if rest := self._waiting_outside():
             # As with events that found the queue full, nobody asked a mask.
-            self._log("warning", f"{rest} more events lost: there was no time to take them in")
+            _sink("warning", f"{rest} more events lost: there was no time to take them in")
 
     def _recover(self) -> None:
         """Takes up what an earlier life of this server has left."""
@@ -527,7 +527,7 @@ class Worker:
 
     # ---- what people see ---------------------------------------------------
 
-    def _log(self, level: str, text: str) -> None:
+    def _log_seldom(self, level: str, text: str) -> None:
         """Logs, but the same kind of line only every few seconds."""
         kind = _DIGITS.sub("#", text)
         now = time.monotonic()
@@ -535,7 +535,7 @@ class Worker:
             if len(self._logged) >= _LOG_KINDS:
                 self._logged.clear()
             self._logged[kind] = now
-            lib.shim_log(level.encode(), text.encode("utf-8", "backslashreplace"))
+            _sink(level, text)
 
     def _show(self) -> None:
         """Brings the counters and texts up to date."""
@@ -556,9 +556,9 @@ class Worker:
                 clean = " ".join(value.split()).replace("\0", " ")
                 lib.shim_set_text(text, clean.encode("utf-8", "backslashreplace"))
                 if text is Text.STATE:
-                    self._log("notice", f"{state} ({texts[Text.BROKER]})")
+                    self._log_seldom("notice", f"{state} ({texts[Text.BROKER]})")
                 elif text is Text.LAST_ERROR and value:
-                    self._log("warning", clean)
+                    self._log_seldom("warning", clean)
 
 
 def _counted(payload: bytes, at: int) -> Iterator[bytes]:

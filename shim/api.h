@@ -22,11 +22,10 @@ enum {
     RECORD_TOUCHED = 5  /* payload: what somebody else did to our list */
 };
 
-/* What a flush is for. STORE: a save follows. The others end the worker: STOP,
- * with a list that lives on; LEAVE, when the list's own file was written already,
- * so that the rest needs a file of ours; DRAIN, when nothing is kept on disk, so
- * that the list has to be delivered too. */
-enum { FLUSH_STORE = 0, FLUSH_STOP = 1, FLUSH_LEAVE = 2, FLUSH_DRAIN = 3 };
+/* What a flush is for. STORE: a save follows. The others end the worker: LEAVE,
+ * when the list cannot be written any more, so that the rest needs a file of ours;
+ * DRAIN, when nothing is kept on disk, so that the list has to be delivered too. */
+enum { FLUSH_STORE = 0, FLUSH_LEAVE = 1, FLUSH_DRAIN = 2 };
 
 /* The head of every record; the event's name and then the payload (the key of
  * an event) follow it, and padding to a multiple of eight. */

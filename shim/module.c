@@ -61,7 +61,7 @@ static int worker_started;
 static uint32_t flush_id;
 static int64_t refused_logged;
 static long long refused_logged_ms;
-static int saved;  /* a shutdown has written the data set: what a job writes is lost */
+static int closed; /* too late for jobs that write: see on_shutdown and OnUnload */
 static int wedged; /* a worker never came up, and still has hold of everything */
 
 /* Shared. */
@@ -324,7 +324,7 @@ static int command_run(RedisModuleCtx *ctx, command_t *command) {
         command_set_reply(command, answer, strlen(answer));
     } else if (command->write && !capturing) {
         command->error = EROFS;
-    } else if (command->write && saved) {
+    } else if (command->write && closed) {
         command->error = ESHUTDOWN;
     } else if (command->write && RedisModule_AvoidReplicaTraffic()) {
         command->error = EBUSY; /* paused: Redis asserts that nothing is replicated now */
@@ -457,6 +457,16 @@ static void subscribe(RedisModuleCtx *ctx, int classes) {
 
 /* ---- server events -------------------------------------------------------- */
 
+/* Logs how many events have found the queue full since the last time. */
+static void log_refused(RedisModuleCtx *ctx) {
+    int64_t lost = atomic_load_explicit(&refused, memory_order_relaxed);
+    if (lost <= refused_logged) return;
+    RedisModule_Log(ctx, "warning", "%lld events lost: the queue in memory was full",
+                    (long long)(lost - refused_logged));
+    refused_logged = lost;
+    refused_logged_ms = now_ms;
+}
+
 /* Twice in each turn of the event loop. */
 static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
                           void *data) {
@@ -468,13 +478,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
     }
     if (queue_pushed(events) + queue_pushed(requests) != announced) announce();
     if (atomic_load_explicit(&jobs, memory_order_relaxed) != NULL) jobs_run(ctx);
-    int64_t lost = atomic_load_explicit(&refused, memory_order_relaxed);
-    if (lost > refused_logged && now_ms >= refused_logged_ms + LOG_EVERY_MS) {
-        RedisModule_Log(ctx, "warning", "%lld events lost: the queue in memory was full",
-                        (long long)(lost - refused_logged));
-        refused_logged = lost;
-        refused_logged_ms = now_ms;
-    }
+    if (now_ms >= refused_logged_ms + LOG_EVERY_MS) log_refused(ctx);
 }
 
 static void on_role_changed(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
@@ -538,12 +542,13 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     (void)subevent;
     (void)data;
     /* Redis has written all its files before this event. */
-    saved = (RedisModule_GetContextFlags(ctx) &
-             (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB)) != 0;
-    if (!flush_worker(ctx, saved ? FLUSH_LEAVE : FLUSH_DRAIN, STOP_TIMEOUT_MS))
+    closed = (RedisModule_GetContextFlags(ctx) &
+              (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB)) != 0;
+    if (!flush_worker(ctx, closed ? FLUSH_LEAVE : FLUSH_DRAIN, STOP_TIMEOUT_MS))
         RedisModule_Log(ctx, "warning", "the handler did not stop within %d ms",
                         STOP_TIMEOUT_MS + PATIENCE_MS);
     accepting = capturing = 0;
+    log_refused(ctx);
 }
 
 /* ---- parameters ----------------------------------------------------------- */
@@ -1045,7 +1050,7 @@ static int prepare(RedisModuleCtx *ctx) {
     atomic_store(&seen, 0);
     atomic_store(&refused, 0);
     refused_logged = 0;
-    saved = 0;
+    closed = 0;
     now_ms = RedisModule_Milliseconds();
     RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "server");
     port = (int)RedisModule_ServerInfoGetFieldUnsigned(info, "tcp_port", NULL);
@@ -1136,11 +1141,16 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
     return REDISMODULE_OK;
 }
 
-/* Entry point: MODULE UNLOAD. The worker delivers or stores what was captured
- * and ends. If it does not within the bound, the module stays. */
+/* Entry point: MODULE UNLOAD. The worker delivers what was captured, or leaves it
+ * in a file, and ends. If it does not within the bound, the module stays. */
 __attribute__((visibility("default"))) int RedisModule_OnUnload(RedisModuleCtx *ctx) {
-    if (accepting) flush_worker(ctx, FLUSH_STOP, STOP_TIMEOUT_MS);
+    /* Nothing is written to the list here: Redis replicates the command MODULE
+     * UNLOAD, as any other, if the data set has changed meanwhile, and replicas
+     * would lose the module. */
+    closed = 1;
+    if (accepting) flush_worker(ctx, FLUSH_LEAVE, STOP_TIMEOUT_MS);
     accepting = capturing = 0;
+    log_refused(ctx);
     if (worker_started && !atomic_load(&worker_exited)) {
         RedisModule_Log(ctx, "warning",
                         "not unloaded: the handler did not stop within %d ms. Try again",
