@@ -104,12 +104,14 @@ class Broker:
     def close(self) -> None:
         """Closes the connection; nothing of it is heard any more."""
         connection, self._connection, self._channel = self._connection, None, None
-        # One that still opens cannot be closed (pika asserts): it is forgotten,
-        # and ends when it is open or at its timeout.
-        if connection is not None and connection.is_open:
-            self._closing = connection
+        if connection is None:
+            return
+        self._closing = connection
+        if connection.is_open:
             connection.close()
             self._ioloop.call_later(CLOSE_TIMEOUT, functools.partial(_end, connection))
+        else:  # it opens, and cannot be closed: pika asserts
+            _end(connection)
 
     @property
     def closing(self) -> bool:

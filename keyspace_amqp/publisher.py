@@ -863,7 +863,12 @@ class Publisher:
         opening = self._attempts == 0 and self._needed and self._wanted
         if self.link is Link.UP:
             return not self._stalled() and not self._refused
-        return flush.stop and opening and self.link is not Link.BLOCKED
+        waits = flush.stop and not self._keeps(flush)
+        return waits and opening and self.link is not Link.BLOCKED
+
+    def _keeps(self, flush: _Flush) -> bool:
+        """Whether what is left at the end goes to a file."""
+        return flush.mode is Flush.LEAVE and self._config.fallback_size >= 0
 
     def _oldest(self) -> Entry | None:
         if self._sent:
@@ -1057,9 +1062,8 @@ class Publisher:
         memory = bool(self._sent or self._waiting or self._storing or more)
         if flush.mode is Flush.DRAIN and self._length > self._listed_done and self._hopeful(flush):
             return
-        has_list = self._config.fallback_size >= 0
-        keeps = has_list and flush.mode is Flush.LEAVE
-        can_store = has_list and self._writable and not keeps
+        keeps = self._keeps(flush)
+        can_store = self._writable and self._config.fallback_size >= 0 and not keeps
         trimmable = flush.stop and can_store and self._confirmed_prefix() > 0
         if self._now < flush.until and (memory or trimmable or self._job is not None):
             if can_store or self._job is not None or self._hopeful(flush):

@@ -744,7 +744,6 @@ def test_unload_while_a_name_resolves(
         expected.append(b"k%d" % run)
         wait_for(lambda n=run: slow_name.asked == n + 1, 30)
         client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
-        assert list_length(client) == run + 1
         if run < 2:
             client.execute_command("MODULE", "LOAD", str(MODULE), *arguments)
     waiting = len(list(threads.iterdir()))
