@@ -61,6 +61,10 @@ STALLED_AFTER = 0.25
 # Reconnection: exponential, with jitter so that nodes do not come all at once.
 BACKOFF_FIRST = 0.1
 BACKOFF_MAX = 5.0
+# After a refusal (basic.nack), the same with these bounds; and the window shrinks.
+# Refusals within so many seconds after the last repetition are of the same trouble.
+REFUSED_MAX = 1.0
+REFUSED_QUIET = 1.0
 # How often the list's length is compared with what we know.
 CHECK_EVERY = 1.0
 # A job that failed (list out of reach) is tried again after this time.
@@ -249,6 +253,7 @@ class Publisher:
         self._refused: list[Entry] = []
         self._refused_until = now
         self._refusals = 0
+        self._window = WINDOW  # smaller after refusals
         self._to_tell: dict[Stat, _Tale] = {}
         # the list
         self._primary = False
@@ -397,6 +402,7 @@ class Publisher:
     def link_up(self) -> None:
         """The connection is there and confirms are on."""
         self.link = Link.UP
+        self._window = WINDOW
         self._next_tag = 1
         self._progress_at = self._now
         self.counts[Stat.RECONNECTS] += self._was_up
@@ -409,8 +415,8 @@ class Publisher:
         self._retry_at = self._now + self._backoff(self._attempts)
         self._link_lost(Link.WAITING)
 
-    def _backoff(self, attempts: int) -> float:
-        delay = min(BACKOFF_MAX, BACKOFF_FIRST * 2.0 ** min(attempts - 1, 16))
+    def _backoff(self, attempts: int, most: float = BACKOFF_MAX) -> float:
+        delay = min(most, BACKOFF_FIRST * 2.0 ** min(attempts - 1, 16))
         return delay * (0.5 + self._jitter() / 2)
 
     def link_blocked(self, reason: str) -> None:
@@ -446,8 +452,10 @@ class Publisher:
     def acked(self, tag: int, multiple: bool) -> None:
         """basic.ack. Tags that nobody waits for any more are ignored."""
         self._progress_at = self._now
-        self._attempts = self._refusals = 0
-        for entry in self._take_tags(tag, multiple):
+        self._attempts = 0
+        entries = self._take_tags(tag, multiple)
+        self._window = min(WINDOW, self._window + len(entries))
+        for entry in entries:
             if entry.listed:
                 self._listed_done += 1
             else:
@@ -468,8 +476,14 @@ class Publisher:
         if entries:
             self.last_error = "the broker refused a message (basic.nack)"
             if self._now >= self._refused_until:  # not one of the same round
+                # A queue that is full with a slow consumer takes some and refuses
+                # others: only time tells that the trouble is over.
+                if self._now > self._refused_until + REFUSED_QUIET:
+                    self._refusals = 0
                 self._refusals += 1
-                self._refused_until = self._now + self._backoff(self._refusals)
+                delay = self._backoff(self._refusals, REFUSED_MAX)
+                self._refused_until = self._now + delay
+                self._window = max(1, self._window // 2)
 
     def too_large(self, limit: int) -> None:
         """The broker takes no messages above so many bytes: it would close the
@@ -1011,13 +1025,14 @@ class Publisher:
             if self._now < self._refused_until:
                 return
             again = [entry for entry in self._refused if entry.state is State.REFUSED]
-            self._refused = again[SEND_CHUNK:]
-            batch = again[:SEND_CHUNK]
+            room = max(0, min(SEND_CHUNK, self._window - len(self._by_tag)))
+            self._refused = again[room:]
+            batch = again[:room]
             for entry in batch:
                 if not entry.listed:
                     self._leave_waiting(entry)
                     self._in_flight += 1
-        room = min(WINDOW - len(self._by_tag), SEND_CHUNK) - len(batch)
+        room = min(self._window - len(self._by_tag), SEND_CHUNK) - len(batch)
         size = self._bytes_in_flight + sum(entry.size for entry in batch)
         while room > 0 and not self._refused and (size < WINDOW_BYTES or not size):
             if self._listed_waiting:

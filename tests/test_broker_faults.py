@@ -18,7 +18,7 @@ import pika
 import pytest
 import redis
 
-from keyspace_amqp.publisher import BACKOFF_FIRST, BACKOFF_MAX, WINDOW
+from keyspace_amqp.publisher import BACKOFF_FIRST, BACKOFF_MAX, REFUSED_MAX, WINDOW
 from keyspace_amqp.servers import RabbitServer, RedisServer, wait_for
 
 from .fix_faults import Load, Probe, Proxy, delivered
@@ -57,9 +57,9 @@ def is_back(client: redis.Redis) -> bool:
     return found["state"] == "connected" and found["fallback_length"] == 0
 
 
-def least_wait(attempts: int) -> float:
+def least_wait(attempts: int, most: float = BACKOFF_MAX) -> float:
     """The shortest time that so many attempts in a row may wait in all."""
-    return sum(min(BACKOFF_MAX, BACKOFF_FIRST * 2.0**n) / 2 for n in range(attempts))
+    return sum(min(most, BACKOFF_FIRST * 2.0**n) / 2 for n in range(attempts))
 
 
 # ---- the broker is away ----------------------------------------------------
@@ -554,15 +554,29 @@ def test_a_full_queue_refuses(broker: RabbitServer, start_redis: StartRedis, pro
                 load.more(2000)
                 all_stored(client, load)
         found, grown = stats(client), _memory(server) - memory
-    # As many rounds as the backoff allows, and a few before the queue was full for
-    # good: a confirm ends the backoff.
+    # As many rounds as the backoff allows, each with half the window of the one before.
     elapsed = time.monotonic() - begin
-    rounds = next(n for n in itertools.count() if least_wait(n) > elapsed) + 3
-    assert found["nacked"] <= rounds * WINDOW
-    assert found["published"] <= found["confirmed"] + (rounds + 1) * WINDOW
+    rounds = next(n for n in itertools.count() if least_wait(n, REFUSED_MAX) > elapsed) + 3
+    assert found["nacked"] <= 2 * WINDOW + rounds
+    assert found["published"] <= found["confirmed"] + 3 * WINDOW + rounds
     assert found["queue_bytes"] < 1_000_000
     # A key of the load and its element in the list are some 200 bytes.
     assert grown < len(load.keys) * 400 + 16 * 1024 * 1024
+
+    # A consumer that takes one at a time: for each there is one accepted, and hardly
+    # more refused.
+    with broker.connection() as connection:
+        channel = connection.channel()
+        before = stats(client)
+        for _ in range(20):
+            method, properties, body = channel.basic_get(mailbox.name, auto_ack=True)
+            assert method is not None
+            received.append(Message(body, properties, method.redelivered))
+            confirmed = stats(client)["confirmed"]
+            wait_for(lambda n=confirmed: stats(client)["confirmed"] > n, 30)
+        after = stats(client)
+    taken = after["confirmed"] - before["confirmed"]
+    assert after["nacked"] - before["nacked"] <= 20 * taken
 
     def receive() -> bool:
         received.extend(mailbox.receive())

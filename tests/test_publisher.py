@@ -567,6 +567,39 @@ def test_nacks_back_off() -> None:
     assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8], abs=0.011)
 
 
+def test_confirms_between_nacks_do_not_end_the_backoff() -> None:
+    """A full queue with a slow consumer takes some and refuses others."""
+    bench = connected()
+    bench.emit(40)
+    bench.settle()
+    delays = []
+    first, last = 1, 40
+    for _ in range(3):
+        bench.ack(first)
+        for tag in range(first + 1, last + 1):
+            bench.nack(tag)
+        delays.append(bench.seconds_until(Send))
+        first, last = last + 1, bench.publisher._next_tag - 1
+    assert delays == pytest.approx([0.1, 0.2, 0.4], abs=0.011)
+
+
+def test_the_window_shrinks_with_refusals_and_grows_with_confirms() -> None:
+    bench = connected()
+    bench.emit(module.WINDOW)
+    bench.settle()
+    assert bench.count(Stat.PUBLISHED) == module.WINDOW
+    sizes = []
+    for _ in range(4):
+        bench.publisher.nacked(bench.publisher._next_tag - 1, True)
+        before = bench.count(Stat.PUBLISHED)
+        bench.wait(module.REFUSED_MAX)
+        sizes.append(bench.count(Stat.PUBLISHED) - before)
+    assert sizes == [module.WINDOW // 2**n for n in (1, 2, 3, 4)]
+    before = bench.count(Stat.PUBLISHED)
+    bench.ack(bench.publisher._next_tag - 1, multiple=True)
+    assert bench.count(Stat.PUBLISHED) - before == 2 * sizes[-1]
+
+
 def test_nacks_of_one_round_are_one_refusal() -> None:
     bench = connected()
     bench.emit(5)
