@@ -266,13 +266,19 @@ def test_killed_while_the_list_is_drained(
     delivered(client, mailbox, load.keys, repeated=3 * 3000)
 
 
+@pytest.mark.parametrize("persistence", [RDB, ["appendonly yes"]], ids=["rdb", "aof"])
 def test_stopped_with_a_paused_broker(
-    family: str, own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
+    family: str,
+    persistence: list[str],
+    own_broker: RabbitServer,
+    start_redis: StartRedis,
+    probe: Probe,
 ) -> None:
     """SIGTERM while the broker holds the connection and says nothing: Redis ends in
-    time, and what was not confirmed is in the last snapshot."""
+    time, and what was not confirmed is on the disk."""
     mailbox = Mailbox(own_broker)
-    server = start_redis(family, arguments_for(own_broker, mailbox, "$", masks=("^load",)), RDB)
+    arguments = arguments_for(own_broker, mailbox, "$", masks=("^load",))
+    server = start_redis(family, arguments, persistence)
     client = server.client()
     took = []
     for _ in range(3):
