@@ -166,11 +166,12 @@ class Flush(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Flushed:
-    """The flush with this id is done. `left`: events for the file of leftovers."""
+    """The flush with this id is done. `left`: events for the file of leftovers, with
+    what was not even taken in; None: there is to be no file."""
 
     id: int
     mode: Flush
-    left: Sequence[Event] = ()
+    left: Sequence[Event] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1100,7 +1101,8 @@ class Publisher:
         if not keeps:
             why = "they could be neither delivered nor stored"
             self._drop(Stat.DROPPED_STOPPED, len(left), why)
-            left = []
+            self._actions.append(Flushed(flush.id, flush.mode))
+            return
         self.counts[Stat.FALLBACK_FOUND] -= len(left)  # handed over to the next life
         self._actions.append(Flushed(flush.id, flush.mode, left))
 

@@ -237,24 +237,24 @@ class Worker:
                 try:
                     if mode is not Flush.STORE:
                         self._stopped = True
-                        self._leave(list(left), mode)
+                        self._leave(left)
                 finally:
                     lib.shim_flush_done(flush_id)
             case Recovered():
                 self._leftovers.remove()
 
-    def _leave(self, left: list[Event], mode: Flush) -> None:
-        """The end: what has no place in Redis any more goes to a file, if the mode
-        says so, and is counted if not."""
-        if mode is Flush.LEAVE:
+    def _leave(self, events: Sequence[Event] | None) -> None:
+        """The end: what has no place in Redis any more goes to a file, or is told of."""
+        left = list(events or ())
+        if events is not None:
             until = time.monotonic() + _LEAVE_TIMEOUT
             while time.monotonic() < until:
                 size = int(lib.queue_take(self._events, self._pointer))
                 if not size:
                     break
-                events, at, count = self._parse(ffi.buffer(self._pointer[0], size), size, size)
+                late, at, count = self._parse(ffi.buffer(self._pointer[0], size), size, size)
                 self._release(at, count)
-                left += events
+                left += late
         if left:
             try:
                 self._leftovers.write(left)
