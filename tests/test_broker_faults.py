@@ -66,10 +66,11 @@ def least_wait(attempts: int, most: float = BACKOFF_MAX) -> float:
 
 
 def test_killed_three_times_under_load(
-    family: str, own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
+    own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
+    """On the other servers test_an_outage kills it once."""
     mailbox = Mailbox(own_broker).keep()
-    server = start_redis(family, arguments_for(own_broker, mailbox, "$"))
+    server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
     client = server.client()
     client.set("first", 1)
     settled(client, confirmed=1)

@@ -240,14 +240,13 @@ def test_killed_with_the_broker_away(
 
 
 def test_killed_while_the_list_is_drained(
-    family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
     """kill -9 in the middle of the delivery: nothing is lost, and what comes again is
     what was not trimmed yet."""
     server = start_redis(
-        family,
-        arguments_for(broker, mailbox, "$", masks=("^load",)),
-        ["appendonly yes", "appendfsync always"],
+        arguments=arguments_for(broker, mailbox, "$", masks=("^load",)),
+        options=["appendonly yes", "appendfsync always"],
     )
     client = server.client()
     client.config_set("keyspaceamqp.port", free_port())
