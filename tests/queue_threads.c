@@ -5,7 +5,8 @@
  *
  * One thread pushes COUNT events into a queue of LIMIT bytes, and a request into a
  * second queue before every REQUEST_EVERY-th of them. One takes them, checks every
- * byte, and gives them back, at times a part only. A third looks at the counters.
+ * byte, and gives them back, at times a part only; now and then it lets the queue get
+ * full first. A third looks at the counters.
  * Ends with 0 and says how much it has seen, or with 1 and what was wrong.
  */
 #include <inttypes.h>
@@ -24,9 +25,14 @@
 #define HUGE_BYTES 100000
 #define HUGE_EVERY 20011
 #define PATTERN_BYTES (HUGE_BYTES + 256)
+/* How often, in the first half of the events, the one that takes waits for a refusal:
+ * a queue that nobody happens to be slow with is never full. */
+#define FILLS 10
 
 static queue_t *events, *requests;
-static uint64_t count, refused;
+static uint64_t count, limit;
+/* Relaxed wherever it is used: it must not order what the queue has to order. */
+static _Atomic uint64_t refused;
 static char pattern[PATTERN_BYTES];
 /* Written before event n is pushed and read after it was seen in queue_pushed, with
  * nothing but the queue between the two threads: what api.h promises. */
@@ -67,7 +73,7 @@ static void *push_all(void *data) {
         plain[number] = ~number;
         make(number, RECORD_EVENT, &head, name);
         while (queue_push(events, &head, name, pattern + number % 97) != 0) {
-            refused++;
+            atomic_fetch_add_explicit(&refused, 1, memory_order_relaxed);
             sched_yield();
         }
     }
@@ -101,8 +107,14 @@ static uint64_t take(queue_t *queue, uint8_t kind, uint64_t number, uint64_t ste
 }
 
 static void *take_all(void *data) {
-    uint64_t event = 0, command = 0;
+    uint64_t event = 0, command = 0, fills = 0;
     for (int turn = 0; event < count; turn++) {
+        if (limit > 0 && fills < FILLS && event >= count / 2 / FILLS * fills) {
+            uint64_t before = atomic_load_explicit(&refused, memory_order_relaxed);
+            while (atomic_load_explicit(&refused, memory_order_relaxed) == before)
+                sched_yield();
+            fills++;
+        }
         uint64_t pushed = queue_pushed(events);
         if (pushed > 0) check(plain[pushed - 1] == ~(pushed - 1), "plain data", pushed - 1);
         for (uint64_t before = command + 1; before != command;) {
@@ -133,7 +145,8 @@ static void *look(void *data) {
 int main(int argc, char **argv) {
     count = argc == 3 ? strtoull(argv[1], NULL, 10) : 0;
     if (count == 0) return 2;
-    events = queue_new(strtoull(argv[2], NULL, 10));
+    limit = strtoull(argv[2], NULL, 10);
+    events = queue_new(limit);
     requests = queue_new(1);
     plain = calloc(count, sizeof(*plain));
     for (size_t i = 0; i < PATTERN_BYTES; i++)
@@ -151,6 +164,6 @@ int main(int argc, char **argv) {
     queue_free(events);
     queue_free(requests);
     free(plain);
-    printf("%" PRIu64 " events, %" PRIu64 " times full\n", count, refused);
+    printf("%" PRIu64 " events, %" PRIu64 " times full\n", count, atomic_load(&refused));
     return 0;
 }
