@@ -12,8 +12,14 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 
-# The shim knows keys of this form as ours (OWN_KEY_* in shim/module.c).
+# The list of a server that is not in a cluster; cluster.py has the other keys. The
+# shim knows keys of this form as ours (OWN_KEY_* in shim/module.c).
 KEY = b"keyspaceamqp:{0}:fallback"
+
+# Elements of one push or read, and about how many bytes, however large a single
+# one is: Redis' main thread is held for less than a millisecond.
+JOB_ELEMENTS = 2000
+JOB_BYTES = 256 * 1024
 
 
 @dataclasses.dataclass
@@ -39,17 +45,33 @@ class SetParameters:
 
 
 @dataclasses.dataclass
+class Lengths:
+    """The lengths of the lists under these keys, in whatever slot; 0 for other keys."""
+
+    arguments: Sequence[bytes]
+
+
+@dataclasses.dataclass
+class Message:
+    """A message to another node of the cluster; arguments: its id (empty: all nodes),
+    and the text. The reply is an error if it is not connected."""
+
+    arguments: Sequence[bytes]
+
+
+@dataclasses.dataclass
 class Job:
-    commands: Sequence[Command | SetParameters]
+    commands: Sequence[Command | SetParameters | Lengths | Message]
 
 
 class JobError(Exception):
     """A command of a job failed: Redis' own words, or why it was not run."""
 
 
+READ_ONLY = "READONLY this server is a replica or is loading its data set"
 # What stands behind the errno values that the shim or RedisModule_Call gives.
 _ERRNO = {
-    errno.EROFS: "READONLY this server is a replica or is loading its data set",
+    errno.EROFS: READ_ONLY,
     errno.ESHUTDOWN: "the server or the module ends",
     errno.EBUSY: "writes are paused (CLIENT PAUSE, a failover, or a shutdown)",
     errno.EPERM: "the list's slot is not served by this node",
@@ -110,27 +132,31 @@ def _parse(raw: bytes, at: int) -> tuple[Value, int]:
     return values, after
 
 
-def push_job(elements: Sequence[bytes], keep: int) -> Job:
+def push_job(key: bytes, elements: Sequence[bytes], keep: int) -> Job:
     """Appends elements; a positive `keep` then leaves only so many, the newest."""
-    commands: list[Command | SetParameters] = [Command("RPUSH", [KEY, *elements], write=True)]
+    commands = [Command("RPUSH", [key, *elements], write=True)]
     if keep > 0:
-        commands.append(Command("LTRIM", [KEY, b"%d" % -keep, b"-1"], write=True))
+        commands.append(Command("LTRIM", [key, b"%d" % -keep, b"-1"], write=True))
     return Job(commands)
 
 
-def peek_job(start: int, count: int, most: int = 0) -> Job:
+def peek_job(key: bytes, start: int, count: int, most: int = 0) -> Job:
     """Reads elements, and then the list's length. A positive `most` bounds the
     elements' bytes: the one that reaches it is the last."""
     stop = b"%d" % (start + count - 1)
-    read = Command("LRANGE", [KEY, b"%d" % start, stop], most=most)
-    return Job([read, Command("LLEN", [KEY])])
+    read = Command("LRANGE", [key, b"%d" % start, stop], most=most)
+    return Job([read, Command("LLEN", [key])])
 
 
-def length_job() -> Job:
-    return Job([Command("LLEN", [KEY])])
+def length_job(key: bytes) -> Job:
+    return Job([Command("LLEN", [key])])
 
 
-def trim_job(elements: Sequence[bytes]) -> Job:
+def lengths_job(keys: Sequence[bytes]) -> Job:
+    return Job([Lengths(keys)])
+
+
+def trim_job(key: bytes, elements: Sequence[bytes]) -> Job:
     """Removes these elements from the list's head if just they are there. Somebody
     may have changed the list, also without a change of its length or its ends
     (LSET, LREM and LINSERT): what nobody has read must not go. Then its length.
@@ -138,16 +164,17 @@ def trim_job(elements: Sequence[bytes]) -> Job:
     there = b"*%d\r\n" % len(elements) + b"".join(map(_bulk, elements))
     return Job(
         [
-            Command("LRANGE", [KEY, b"0", b"%d" % (len(elements) - 1)], expected=there),
-            Command("LTRIM", [KEY, b"%d" % len(elements), b"-1"], write=True),
-            Command("LLEN", [KEY]),
+            Command("LRANGE", [key, b"0", b"%d" % (len(elements) - 1)], expected=there),
+            Command("LTRIM", [key, b"%d" % len(elements), b"-1"], write=True),
+            Command("LLEN", [key]),
         ]
     )
 
 
-def purge_job() -> Job:
-    """The length, and then the list is gone."""
-    return Job([Command("LLEN", [KEY]), Command("UNLINK", [KEY], write=True)])
+def purge_job(keys: Sequence[bytes]) -> Job:
+    """Per key the length, and then the list is gone."""
+    commands = [(Command("LLEN", [key]), Command("UNLINK", [key], write=True)) for key in keys]
+    return Job([command for pair in commands for command in pair])
 
 
 def _bulk(value: bytes) -> bytes:

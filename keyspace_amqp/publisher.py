@@ -17,6 +17,8 @@ Where an event is, and in which order everything leaves:
   the order of sending is the order of events, and on a lost connection what was
   sent and not confirmed simply waits again, in its old place.
 - An element leaves the list after its confirm, never before (rule 10).
+- In a cluster there may be other lists: those that slots brought along. They are
+  delivered one after the other, when the present one is empty, and before memory.
 - A push takes the oldest in memory first, sent or not: the list stays older than
   memory. An entry that is confirmed while it is being pushed is trimmed later.
 
@@ -32,11 +34,11 @@ import dataclasses
 import enum
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from . import fallback
 from .config import Config
-from .fallback import Job, JobError, JobResult
+from .fallback import JOB_BYTES, JOB_ELEMENTS, Job, JobError, JobResult
 from .message import Event, body, from_element, to_element
 from .stats import Stat
 
@@ -49,10 +51,6 @@ WINDOW = 1000
 WINDOW_BYTES = 16 * 1024 * 1024
 # Messages sent in one poll: confirms are read in between.
 SEND_CHUNK = 256
-# Elements of one push or read, and about how many bytes, however large a single
-# one is: Redis' main thread is held for less than a millisecond.
-JOB_ELEMENTS = 2000
-JOB_BYTES = 256 * 1024
 # An event that cannot be sent is stored after this time. In 100 ms it has to be
 # in the list; the other half is for Redis' main thread to get to the job.
 STORE_AFTER = 0.05
@@ -65,6 +63,10 @@ BACKOFF_MAX = 5.0
 # Refusals within so many seconds after the last repetition are of the same trouble.
 REFUSED_MAX = 1.0
 REFUSED_QUIET = 1.0
+# Events that were pushed so lately (seconds) are delivered from memory too when this
+# node is demoted without having agreed: the new primary may have taken over before it
+# had them, and the list here goes with the rest of the data.
+PUSHED_LATELY = 2.0
 # How often the list's length is compared with what we know.
 CHECK_EVERY = 1.0
 # A job that failed (list out of reach) is tried again after this time.
@@ -257,10 +259,15 @@ class Publisher:
         self._window = WINDOW  # smaller after refusals
         self._to_tell: dict[Stat, _Tale] = {}
         # the list
-        self._primary = False
-        self._writable = False
+        self.primary = False
+        self.writable = False
+        self.key: bytes | None = None  # of the list that is being worked with
+        self.lists_known = False  # False: they are to be looked for
+        self.left: bytes | None = None  # the key that was not served any more
+        self._home: bytes | None = None
+        self._others: dict[bytes, int] = {}  # the other lists, with their lengths
         self._known = False  # the list's length was read
-        self._no_list = False  # the key holds something else, or is not ours
+        self._no_list = False  # the key holds something else, or there is no key
         self._length = 0
         self._listed_done = 0  # elements of it that are DONE
         self._listed_sent: collections.deque[Entry] = collections.deque()
@@ -268,11 +275,14 @@ class Publisher:
         self._job: _JobKind | None = None
         self._job_count = 0  # elements of a trim
         self._job_keep = 0  # fallback-size when the job was made
+        self._job_keys: Sequence[bytes] = ()  # of a purge
         self._job_stale = False  # what it was made for is not true any more
         self._job_retry_at = now
         self._check_at = now
-        self._reason = Stat.DROPPED_FALLBACK_REMOVED
+        self._reasons: dict[bytes, Stat] = {}  # why a list is, or may soon be, shorter
         self._purges: list[Callable[[int | JobError], None]] = []
+        self._lately: collections.deque[tuple[float, Event]] = collections.deque()
+        self._lately_bytes = 0
         # memory
         self._storing: collections.deque[Entry] = collections.deque()
         self._sent: collections.deque[Entry] = collections.deque()
@@ -315,23 +325,67 @@ class Publisher:
             self._link_lost(Link.OFF)
         self.link = Link.OFF
 
-    def set_role(self, *, primary: bool, loading: bool) -> None:
+    def set_role(self, *, primary: bool, loading: bool, agreed: bool = False) -> None:
         """What this server is. The list can be written on a primary that is not
-        loading a data set."""
-        self._primary = primary
+        loading a data set. `agreed`: a replica has all that was written here."""
+        self.primary = primary
         writable = primary and not loading
-        if writable == self._writable:
+        if writable == self.writable:
             return
-        self._writable = writable
-        self._known = False
-        self._check_at = self._job_retry_at = self._now
-        if not writable:
-            self._hand_over()
+        self.writable = writable
+        self.lists_known = self._no_list = False
+        self._leave_list()
+        self.counts[Stat.FALLBACK_FOUND] -= sum(self._others.values())
+        self._others.clear()
+        self._reasons.clear()
+        if not primary and not agreed:
+            self._forget_lately(self._now - PUSHED_LATELY)
+            self._take_up([event for _, event in self._lately])
+        self._forget_lately(self._now + 1)
 
-    def touched(self, what: bytes) -> None:
-        """Somebody else did something to the list; its length will show what."""
-        self._reason = _REASONS.get(what, Stat.DROPPED_FALLBACK_REMOVED)
-        self._check_at = self._now
+    def _forget_lately(self, until: float) -> None:
+        while self._lately and (self._lately[0][0] < until or self._lately_bytes > WINDOW_BYTES):
+            self._lately_bytes -= self._lately.popleft()[1].size
+
+    def _take_up(self, events: Sequence[Event]) -> Sequence[Entry]:
+        """Events that this life has not seen, or has stored: before all in memory."""
+        entries = [Entry(event, self._now) for event in events]
+        self.counts[Stat.FALLBACK_FOUND] += len(entries)
+        self._waiting.extendleft(reversed(entries))
+        for entry in entries:
+            self._join_waiting(entry)
+        self._needed = self._needed or bool(entries)
+        return entries
+
+    def found(self, lengths: Mapping[bytes, int]) -> None:
+        """Lists that were looked at, in slots of this node. 0: it is gone."""
+        for key, length in lengths.items():
+            if key == self.key or not self.writable:
+                continue
+            self._book_change(key, length - self._others.pop(key, 0))
+            if length:
+                self._others[key] = length
+
+    def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
+        """All lists have been looked for. `home`: where a new one belongs; None: this
+        node has no slot. `serves`: whether a key is in its slots."""
+        if not self.writable:
+            return
+        self.lists_known = True
+        self._home = home
+        if self.key is not None and not serves(self.key):
+            self._leave_list()
+        for key in [key for key in self._others if not serves(key)]:
+            self.counts[Stat.FALLBACK_FOUND] -= self._others.pop(key)
+
+    def touched(self, what: bytes, key: bytes = b"") -> None:
+        """Somebody else did something to a list, or to all of them; the length will
+        show what."""
+        for touched in self.keys:
+            if key in (b"", touched):
+                self._reasons[touched] = _REASONS.get(what, Stat.DROPPED_FALLBACK_REMOVED)
+        if key in (b"", self.key):
+            self._check_at = self._now
 
     def set_pressure(self, pressure: bool) -> None:
         """More events wait outside than memory should hold."""
@@ -348,13 +402,7 @@ class Publisher:
 
     def recover(self, events: Sequence[Event]) -> None:
         """Leftovers of an earlier life, before anything else; then Recovered."""
-        entries = [Entry(event, self._now) for event in events]
-        self.counts[Stat.FALLBACK_FOUND] += len(entries)
-        self._waiting.extend(entries)
-        self._leftovers.extend(entries)
-        for entry in entries:
-            self._join_waiting(entry)
-        self._needed = self._needed or bool(entries)
+        self._leftovers.extend(self._take_up(events))
 
     def drop_oldest(self, size: int, keep: int = 0) -> int:
         """Gives up the oldest events in memory that nobody has seen yet, at least
@@ -396,7 +444,7 @@ class Publisher:
         for stat in Stat:
             self.counts[stat] = 0
         self.counts[Stat.EVENTS_MATCHED] = self._waiting_count + self._in_flight
-        self.counts[Stat.FALLBACK_FOUND] = self._length - self._listed_done
+        self.counts[Stat.FALLBACK_FOUND] = self.gauges()[Stat.FALLBACK_LENGTH]
 
     # ---- the link ----------------------------------------------------------
 
@@ -575,10 +623,20 @@ class Publisher:
         return self._length - len(self._listed_sent) - len(self._listed_waiting)
 
     @property
+    def keys(self) -> Sequence[bytes]:
+        """The lists of this node, the one that it works with first."""
+        return [key for key in (self.key, *self._others) if key is not None]
+
+    @property
+    def _behind(self) -> bool:
+        """Whether memory has to wait for elements that are not read yet."""
+        return bool(self._unread or self._others)
+
+    @property
     def _storable(self) -> bool:
         """Whether the list takes pushes now."""
         return (
-            self._writable
+            self.writable
             and self._known
             and self._config.fallback_size >= 0
             and self._now >= self._job_retry_at
@@ -613,19 +671,47 @@ class Publisher:
         self.counts[Stat.FALLBACK_FOUND] -= self._length
         self._length = 0
 
+    def _leave_list(self) -> None:
+        """The list is not ours any more, or nobody knows."""
+        self._hand_over()
+        self.key = None
+        self._known = False
+
+    def _move_on(self) -> None:
+        """Chooses the list to work with: the present one until it is empty; then one
+        that waits, or else the one at home."""
+        # Where a key is no list, nobody waits for it to become one.
+        empty = self._length == 0 and (self._known or (self._no_list and bool(self._others)))
+        settled = self.key is None or empty
+        if not (self.lists_known and settled):
+            return
+        key = max(self._others, key=self._others.__getitem__, default=self._home)
+        self._no_list = key is None
+        if key is not None and key != self.key:
+            self.key = key
+            self._length = self._others.pop(key, 0)
+            self._known = False
+            self._check_at = self._job_retry_at = self._now
+
     def _set_length(self, length: int) -> None:
         """The list's length was read: book what others did to it."""
-        change = length - self._length
+        if length < self._length:
+            self._forget_listed()
+        self._book_change(self.key, length - self._length)
+        self._length = length
+        self._known = True
+
+    def _book_change(self, key: bytes | None, change: int) -> None:
+        """Others have made a list longer or shorter."""
         if change > 0:
             self.counts[Stat.FALLBACK_FOUND] += change
             self._needed = True
         elif change < 0:
-            self._forget_listed()
-            reason, self._reason = self._reason, Stat.DROPPED_FALLBACK_REMOVED
+            reason = Stat.DROPPED_FALLBACK_REMOVED
+            if key is not None:
+                reason = self._reasons.pop(key, reason)
             how = reason.name.rpartition("_")[2].lower()
             self._drop(reason, -change, f"the fallback list was {how} by somebody else")
-        self._length = length
-        self._known = True
 
     def repair(self, *, job_lost: bool) -> None:
         """To be called after an exception, with the link down: whatever it has left
@@ -672,11 +758,11 @@ class Publisher:
                 self._trim_done(result)
             case _JobKind.PURGE:
                 self._purge_done(result)
-        if not self._writable:
-            self._hand_over()
+        if self.key is None:
+            self._leave_list()
 
     def _job_failed(self, error: JobError) -> None:
-        if self._writable:  # else it is a matter of course
+        if self.writable:  # else it is a matter of course
             self.last_error = f"fallback list: {error}"
         self._job_retry_at = self._now + JOB_RETRY_AFTER
 
@@ -691,10 +777,13 @@ class Publisher:
             self._no_list = text.startswith((WRONG_TYPE, NOT_SERVED))
             if text.startswith(WRONG_TYPE):
                 self._set_length(0)
+                self._known = False
             elif self._no_list:
-                self._hand_over()
-            self._known = False
-            self._job_failed(length)
+                self.left = self.key
+                self._leave_list()
+                self.lists_known = False
+            if self._no_list or self._oldest() is not None:  # else it hurts nobody
+                self._job_failed(length)
             self._job_retry_at = self._check_at = self._now + CHECK_EVERY
 
     def _push_done(self, result: JobResult) -> None:
@@ -710,6 +799,10 @@ class Publisher:
             entries.clear()
             return
         self._set_length(length - len(entries))
+        for entry in entries:
+            if entry.state is not State.DONE and entry.event is not None:
+                self._lately.append((self._now, entry.event))
+                self._lately_bytes += entry.size
         # Elements that follow what we know are known too, and need not be read.
         known = self._unread == 0
         room = WINDOW_BYTES - _size_of(self._listed_waiting)
@@ -776,10 +869,9 @@ class Publisher:
             self._listed_waiting.append(entry)
 
     def _trim_done(self, result: JobResult) -> None:
-        length = result.reply(2)
-        if not isinstance(length, int):
+        if result.reply(1) != b"OK":
             # The list has something else there, or is out of reach.
-            for number in range(3):
+            for number in range(2):
                 error = result.reply(number)
                 if isinstance(error, JobError) and str(error):
                     self._job_failed(error)
@@ -792,22 +884,33 @@ class Publisher:
         self._length -= self._job_count
         self._listed_done -= self._job_count
         self.counts[Stat.FALLBACK_DRAINED] += self._job_count
-        self._set_length(length)
+        length = result.reply(2)
+        if isinstance(length, int):
+            self._set_length(length)
+        else:  # in a slot that migrates an empty list is no list: see what there is
+            self._known = False
+            self._check_at = self._now
 
     def _purge_done(self, result: JobResult) -> None:
         purges, self._purges = self._purges, []
-        length, removed = result.reply(0), result.reply(1)
-        if not isinstance(length, int) or not isinstance(removed, int):
-            error = length if isinstance(length, JobError) else removed
-            outcome: int | JobError = error if isinstance(error, JobError) else JobError("no reply")
-        else:
-            self._set_length(length)
-            self._forget_listed()
-            self._length = 0
+        total = 0
+        outcome: JobError | None = None
+        for number, key in enumerate(self._job_keys):
+            length, removed = result.reply(2 * number), result.reply(2 * number + 1)
+            if not isinstance(length, int) or not isinstance(removed, int):
+                error = length if isinstance(length, JobError) else removed
+                outcome = error if isinstance(error, JobError) else JobError("no reply")
+                break
+            if key == self.key:
+                self._set_length(length)
+                self._forget_listed()
+                self._length = 0
+            else:
+                self._book_change(key, length - self._others.pop(key, 0))
             self._drop(Stat.DROPPED_PURGED, length, "KEYSPACEAMQP.FALLBACK PURGE")
-            outcome = length
+            total += length
         for done in purges:
-            done(outcome)
+            done(total if outcome is None else outcome)
 
     def _submit(self, kind: _JobKind, job: Job, count: int = 0) -> None:
         self._job = kind
@@ -821,14 +924,21 @@ class Publisher:
         """At most one job at a time: the next one that has to be done."""
         if self._job is not None:
             return
-        if self._purges:
-            self._submit(_JobKind.PURGE, fallback.purge_job())
+        if not self.writable:
+            purges, self._purges = self._purges, []
+            for purged in purges:
+                purged(JobError(fallback.READ_ONLY))
             return
-        if not self._writable:
+        self._move_on()
+        if self._purges and self.lists_known:
+            self._job_keys = self.keys
+            self._submit(_JobKind.PURGE, fallback.purge_job(self._job_keys))
+            return
+        if self.key is None:
             return
         if not self._known or self._now >= self._check_at:
             if self._now >= self._check_at:
-                self._submit(_JobKind.LENGTH, fallback.length_job())
+                self._submit(_JobKind.LENGTH, fallback.length_job(self.key))
             return
         if self._now < self._job_retry_at:
             return
@@ -849,7 +959,7 @@ class Publisher:
             and _size_of(self._listed_waiting) < WINDOW_BYTES
         ):
             known = len(self._listed_sent) + len(self._listed_waiting)
-            self._submit(_JobKind.READ, fallback.peek_job(known, JOB_ELEMENTS, JOB_BYTES))
+            self._submit(_JobKind.READ, fallback.peek_job(self.key, known, JOB_ELEMENTS, JOB_BYTES))
 
     def _should_store(self) -> bool:
         """Whether what is in memory has to go to the list (rules 9, 12, 13)."""
@@ -861,7 +971,7 @@ class Publisher:
         due = self._now >= oldest.at + STORE_AFTER or len(self._waiting) >= JOB_ELEMENTS
         if self.link is not Link.UP:
             return due
-        if self._unread or self._listed_waiting:
+        if self._behind or self._listed_waiting:
             return due  # behind the list
         return self._pressure or self._stalled() or (bool(self._refused) and due)
 
@@ -873,7 +983,7 @@ class Publisher:
         """Whether a flush may still wait for the broker."""
         if self._now >= flush.grace_until:
             return False
-        if flush.mode is not Flush.DRAIN and (self._unread or self._listed_waiting):
+        if flush.mode is not Flush.DRAIN and (self._behind or self._listed_waiting):
             return False  # the list comes first, and is a good place
         opening = self._attempts == 0 and self._needed and self._wanted
         if self.link is Link.UP:
@@ -883,7 +993,8 @@ class Publisher:
 
     def _keeps(self, flush: _Flush) -> bool:
         """Whether what is left at the end goes to a file."""
-        return flush.mode is Flush.LEAVE and self._config.fallback_size >= 0
+        no_place = flush.mode is Flush.DRAIN and self.key is None
+        return (flush.mode is Flush.LEAVE or no_place) and self._config.fallback_size >= 0
 
     def _oldest(self) -> Entry | None:
         if self._sent:
@@ -891,6 +1002,7 @@ class Publisher:
         return self._waiting[0] if self._waiting else None
 
     def _store(self) -> None:
+        assert self.key is not None
         size = 0
         entries: list[Entry] = []
         for entry in itertools.chain(self._sent, self._waiting):
@@ -900,7 +1012,7 @@ class Publisher:
             size += len(entry.element)
             entries.append(entry)
         elements = [entry.element for entry in entries if entry.element is not None]
-        job = fallback.push_job(elements, self._config.fallback_size)
+        job = fallback.push_job(self.key, elements, self._config.fallback_size)
         for _ in entries:
             (self._sent or self._waiting).popleft()
         self._storing.extend(entries)
@@ -909,6 +1021,7 @@ class Publisher:
     def _trim(self, count: int) -> None:
         """Removes the first elements, which are confirmed, from the list: as many
         of them as fit into a job."""
+        assert self.key is not None
         size = 0
         elements: list[bytes] = []
         for entry in itertools.islice(self._listed_sent, min(count, JOB_ELEMENTS)):
@@ -916,7 +1029,7 @@ class Publisher:
                 break
             elements.append(_element(entry))
             size += len(elements[-1])
-        self._submit(_JobKind.TRIM, fallback.trim_job(elements), len(elements))
+        self._submit(_JobKind.TRIM, fallback.trim_job(self.key, elements), len(elements))
 
     # ---- what comes out ----------------------------------------------------
 
@@ -926,6 +1039,7 @@ class Publisher:
         if self.link is Link.UP:
             self._choose_messages()
         self._choose_job()
+        self._forget_lately(self._now - PUSHED_LATELY)
         self._choose_flushed(more)
         while self._leftovers and (
             self._leftovers[0].state is State.DONE or self._leftovers[0].listed
@@ -958,12 +1072,12 @@ class Publisher:
         times = []
         if self.link is Link.WAITING and self._wants_link():
             times.append(self._retry_at)
-        if self._writable and self._job is None:
+        if self.key is not None and self._job is None:
             times.append(self._check_at)
             oldest = self._oldest()
             if oldest is not None and self._known and self._config.fallback_size >= 0:
                 # What _should_store waits for.
-                behind = self._unread or self._listed_waiting or self._refused
+                behind = self._behind or self._listed_waiting or self._refused
                 if self.link is not Link.UP or behind:
                     times.append(max(oldest.at + STORE_AFTER, self._job_retry_at))
                 if self._by_tag:
@@ -988,14 +1102,14 @@ class Publisher:
             return str(self.link.value)
         if not self._wanted:
             return "disconnected"
-        if not self._primary:
+        if not self.primary:
             return "replica"
         return "disconnected" if self._attempts or self._was_up else "idle"
 
     def gauges(self) -> dict[Stat, int]:
         """The numbers that are no counters."""
         return {
-            Stat.FALLBACK_LENGTH: self._length - self._listed_done,
+            Stat.FALLBACK_LENGTH: self._length - self._listed_done + sum(self._others.values()),
             Stat.QUEUE_LENGTH: self._waiting_count,
             Stat.QUEUE_BYTES: self._waiting_bytes,
             Stat.IN_FLIGHT: self._in_flight,
@@ -1006,7 +1120,7 @@ class Publisher:
         return wanted and (self._flush is None or self._hopeful(self._flush))
 
     def _choose_link(self) -> None:
-        if not self._primary and not (self._sent or self._waiting or self._storing):
+        if not self.primary and not (self._sent or self._waiting or self._storing):
             # A replica has nothing to send once its own is delivered.
             self._needed = False
             if self.link not in (Link.OFF, Link.WAITING):
@@ -1041,7 +1155,7 @@ class Publisher:
                 self._listed_sent.append(entry)
                 if entry.state is not State.WAITING:
                     continue
-            elif self._unread or self._storing or not self._may_send_memory():
+            elif self._behind or self._storing or not self._may_send_memory():
                 break
             elif self._waiting:
                 entry = self._waiting.popleft()
@@ -1069,17 +1183,20 @@ class Publisher:
 
     def _may_send_memory(self) -> bool:
         """Not before it is known that the list has nothing older."""
-        return self._known or not self._primary or self._no_list
+        return self._known or not self.primary or self._no_list
 
     def _choose_flushed(self, more: bool) -> None:
         flush = self._flush
         if flush is None:
             return
         memory = bool(self._sent or self._waiting or self._storing or more)
-        if flush.mode is Flush.DRAIN and self._length > self._listed_done and self._hopeful(flush):
+        listed = bool(self._others) or self._length > self._listed_done
+        if flush.mode is Flush.DRAIN and listed and self._hopeful(flush):
             return
         keeps = self._keeps(flush)
-        can_store = self._writable and self._config.fallback_size >= 0 and not keeps
+        can_store = self.writable and self._config.fallback_size >= 0 and not keeps
+        if not flush.stop and (self.key is None or self._now < self._job_retry_at):
+            can_store = False  # no slot, or it was tried: the main thread waits for this
         trimmable = flush.stop and can_store and self._confirmed_prefix() > 0
         if self._now < flush.until and (memory or trimmable or self._job is not None):
             if can_store or self._job is not None or self._hopeful(flush):

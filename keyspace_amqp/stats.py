@@ -29,17 +29,18 @@ class Stat(enum.IntEnum):
     IN_FLIGHT = 13
     RECONNECTS = 14
     HANDLER_ERRORS = 15
-    DROPPED_QUEUE_FULL = 16
-    DROPPED_FALLBACK_FULL = 17
-    DROPPED_FALLBACK_EVICTED = 18
-    DROPPED_FALLBACK_EXPIRED = 19
-    DROPPED_FALLBACK_FLUSHED = 20
-    DROPPED_FALLBACK_REMOVED = 21
-    DROPPED_PURGED = 22
-    DROPPED_UNREADABLE = 23
-    DROPPED_STOPPED = 24
-    DROPPED_TOO_LARGE = 25
-    DROPPED_HANDLER_ERROR = 26
+    MESSAGES_REJECTED = 16
+    DROPPED_QUEUE_FULL = 17
+    DROPPED_FALLBACK_FULL = 18
+    DROPPED_FALLBACK_EVICTED = 19
+    DROPPED_FALLBACK_EXPIRED = 20
+    DROPPED_FALLBACK_FLUSHED = 21
+    DROPPED_FALLBACK_REMOVED = 22
+    DROPPED_PURGED = 23
+    DROPPED_UNREADABLE = 24
+    DROPPED_STOPPED = 25
+    DROPPED_TOO_LARGE = 26
+    DROPPED_HANDLER_ERROR = 27
 
 
 class Text(enum.IntEnum):
@@ -75,6 +76,8 @@ HELP: dict[Stat, str] = {
     Stat.IN_FLIGHT: "events in memory that are sent and not confirmed yet",
     Stat.RECONNECTS: "connections after the first",
     Stat.HANDLER_ERRORS: "unexpected exceptions in the handler; the log has the tracebacks",
+    Stat.MESSAGES_REJECTED: "messages of other nodes of the cluster that were garbage, of an "
+    "unknown version, or more than fit",
     Stat.DROPPED_QUEUE_FULL: "memory limit reached, and the list off or out of reach",
     Stat.DROPPED_FALLBACK_FULL: "oldest elements, when the list had fallback-size",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",

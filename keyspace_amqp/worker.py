@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
+import functools
 import re
 import secrets
 import struct
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from _keyspace_amqp import ffi, lib
 from pika.adapters.select_connection import IOLoop
 
-from . import commands, log
+from . import __version__, commands, log
 from .broker import Broker
+from .cluster import Topology, Watch
 from .config import Config
-from .fallback import Command, Job, JobResult, SetParameters
+from .fallback import Command, Job, JobResult, Lengths, Message, SetParameters
 from .leftovers import Leftovers
 from .masks import compile_masks
 from .message import CLASS_LETTERS, Event
@@ -42,6 +45,7 @@ from .publisher import (
     Submit,
     is_stale,
 )
+from .spread import Apply, Register, Run, Spread, Transmit
 from .stats import Stat, Text
 
 # record_t in shim/api.h
@@ -70,6 +74,22 @@ _LEAVE_TIMEOUT = 2.0
 
 
 _Job = tuple["ffi.CData", Job, Callable[[JobResult], None]]
+_Answer = Callable[[commands.Reply | commands.CommandError], None]
+
+
+@dataclasses.dataclass(eq=False)
+class _Command:
+    steps: commands.Steps
+    answer: _Answer
+    answered: bool = False
+
+
+class _Lane:
+    """Commands one at a time: each sees what the one before it has changed."""
+
+    def __init__(self) -> None:
+        self.waiting: collections.deque[_Command] = collections.deque()
+        self.running: _Command | None = None
 
 
 class Worker:
@@ -91,9 +111,11 @@ class Worker:
         self._shown: dict[int, int | str] = {}
         self._logged: dict[str, float] = {}
         self._jobs: collections.deque[_Job] = collections.deque()
-        # One command at a time: each sees what the one before it has changed.
-        self._commands: collections.deque[tuple[int, Sequence[bytes]]] = collections.deque()
-        self._command: commands.Steps | None = None
+        # What clients ask may wait for other nodes; what these ask never does, or two
+        # nodes could wait for each other.
+        self._clients, self._peers = _Lane(), _Lane()
+        # Whoever sets parameters, and who wants to after that.
+        self._setting: collections.deque[commands.Resume] = collections.deque()
         # New masks apply to events behind the change, not to those before it.
         self._mask_changes: collections.deque[tuple[int, Callable[[bytes], bool]]] = (
             collections.deque()
@@ -113,6 +135,10 @@ class Worker:
         self._masks = compile_masks(self.config.masks)
         self._publisher = Publisher(self.config, time.monotonic)
         self._publisher.set_role(primary=primary, loading=loading)
+        self.clustered = bool(lib.shim_clustered())
+        self._watch = Watch(self._publisher, time.monotonic, clustered=self.clustered)
+        self._watch.set_role(writable=primary and not loading)
+        self._spread = Spread(self._run_id, time.monotonic, lambda: int(time.time() * 1000))
         self._broker = Broker(self._ioloop, self._publisher)
         self._broker.configure(self.config)
         self._set_nice()
@@ -151,8 +177,12 @@ class Worker:
         for _ in range(finished):
             self._job_finished(*self._jobs.popleft())
         self._take_requests()
-        while self._command is None and self._commands:
-            self._start_command(*self._commands.popleft())
+        self._look_around()
+        # A client's command may be for all nodes, so they have to be known.
+        for lane in (self._clients, self._peers) if self._watch.known else (self._peers,):
+            while lane.running is None and lane.waiting:
+                lane.running = lane.waiting.popleft()
+                self._step(lane, lane.running, None)
         self._take_events(pushed)
         failed = False
         for action in self._publisher.poll(more=self._waiting_outside() > 0):
@@ -180,8 +210,10 @@ class Worker:
     def _repair(self) -> None:
         self._broker.close()
         self._publisher.link_down("unexpected exception in the handler, see the log")
-        jobs = (done for _, _, done in self._jobs)
+        jobs = [done for _, _, done in self._jobs]
         self._publisher.repair(job_lost=self._publisher.job_done not in jobs)
+        if self._watch.done not in jobs:
+            self._watch.repair()
         self._broken = False
 
     def _end(self) -> None:
@@ -209,7 +241,8 @@ class Worker:
         if self._publisher.again or (self._waiting_outside() and self._publisher.room() > 0):
             delay = 0.0
         else:
-            at = self._publisher.wake_at()
+            times = (self._publisher.wake_at(), self._watch.wake_at(), self._spread.wake_at())
+            at = min((time for time in times if time is not None), default=None)
             if at is None:
                 return
             delay = max(at - time.monotonic(), 0.0)
@@ -317,14 +350,22 @@ class Worker:
     def _request(self, kind: int, payload: bytes) -> None:
         if kind == lib.RECORD_COMMAND:
             (handle,) = struct.unpack_from("=Q", payload)
-            self._commands.append((handle, list(_counted(payload, 8))))
+            steps = commands.answer(self, list(_counted(payload, 8)))
+            self._clients.waiting.append(_Command(steps, functools.partial(_reply, handle)))
         elif kind == lib.RECORD_CONFIG:
             (pushed,) = struct.unpack_from("=Q", payload)
             self._configure(list(_counted(payload, 8)), pushed)
         elif kind == lib.RECORD_ROLE:
-            self._publisher.set_role(primary=bool(payload[0]), loading=bool(payload[1]))
+            primary, loading, agreed = map(bool, payload)
+            self._publisher.set_role(primary=primary, loading=loading, agreed=agreed)
+            self._watch.set_role(writable=primary and not loading)
         elif kind == lib.RECORD_TOUCHED:
-            self._publisher.touched(payload)
+            what, key = _counted(payload, 0)
+            self._publisher.touched(what, key)
+            self._watch.touched(key)
+        elif kind == lib.RECORD_MESSAGE:
+            sender, text = _counted(payload, 0)
+            self._spread.received(sender.decode("ascii", "replace"), text)
         elif kind == lib.RECORD_FLUSH:
             flush_id, milliseconds, mode = struct.unpack_from("=IIB", payload)
             self._publisher.flush(flush_id, milliseconds / 1000, Flush(mode))
@@ -436,10 +477,15 @@ class Worker:
     def _submit(self, job: Job, done: Callable[[JobResult], None]) -> None:
         pointer = lib.job_new()
         for command in job.commands:
-            if isinstance(command, SetParameters):
-                lib.job_parameters(pointer)
-            else:
-                lib.job_command(pointer, command.name.encode(), command.write)
+            match command:
+                case SetParameters():
+                    lib.job_parameters(pointer)
+                case Lengths():
+                    lib.job_lengths(pointer)
+                case Message():
+                    lib.job_message(pointer)
+                case Command():
+                    lib.job_command(pointer, command.name.encode(), command.write)
             for argument in command.arguments:
                 lib.job_argument(pointer, argument, len(argument))
             if isinstance(command, Command) and command.expected is not None:
@@ -472,20 +518,18 @@ class Worker:
 
     # ---- commands ----------------------------------------------------------
 
-    def _start_command(self, handle: int, arguments: Sequence[bytes]) -> None:
-        self._command = commands.answer(self, arguments)
-        self._step(handle, self._command, None)
-
-    def _step(self, handle: int, steps: commands.Steps, value: object) -> None:
+    def _step(self, lane: _Lane, command: _Command, value: object) -> None:
         """Carries a command on until it waits for something, or ends."""
-        if self._command is not steps:
-            return  # answered with an error, after an exception
+        if command.answered:
+            return  # with an error, after an exception
 
         def resume(result: object) -> None:
-            self._step(handle, steps, result)
+            self._step(lane, command, result)
 
         try:
-            wait = steps.send(value)
+            wait = command.steps.send(value)
+            if isinstance(wait, commands.Elsewhere) and lane.running is command:
+                lane.running = None
             if isinstance(wait, Job):
                 self._submit(wait, resume)
             else:
@@ -497,12 +541,14 @@ class Worker:
             reply = error
         except Exception:
             reply = self._command_failed()
-        self._command = None
+            command.steps.close()
+        command.answered = True
+        if lane.running is command:
+            lane.running = None
         try:
-            data = commands.encode(reply)
+            command.answer(reply)
         except Exception:
-            data = commands.encode(self._command_failed())
-        lib.shim_command_done(handle, data, len(data))
+            command.answer(self._command_failed())
 
     def _command_failed(self) -> commands.CommandError:
         self._publisher.counts[Stat.HANDLER_ERRORS] += 1
@@ -517,6 +563,7 @@ class Worker:
 
     def drain(self) -> int:
         self._publisher.drain()
+        self._watch.touched(b"")
         return self._publisher.gauges()[Stat.FALLBACK_LENGTH]
 
     def purge(self, done: commands.Resume) -> None:
@@ -524,12 +571,110 @@ class Worker:
 
     def reset_stats(self) -> None:
         self._publisher.reset_stats()
+        self._spread.rejected = 0
+        lib.shim_reset_numbers()
+
+    @property
+    def writable(self) -> bool:
+        return self._publisher.writable
+
+    @property
+    def list_keys(self) -> Sequence[bytes] | None:
+        return self._publisher.keys if self._publisher.lists_known else None
+
+    def numbers(self) -> dict[str, int]:
+        self._show()
+        numbers = ffi.new("int64_t[]", len(Stat))
+        lib.shim_numbers(numbers)
+        return {stat.name.lower(): int(numbers[stat]) for stat in Stat}
+
+    def about(self) -> dict[str, str | int]:
+        numbers = self.numbers()
+        return {
+            "role": "primary" if self._publisher.primary else "replica",
+            "version": __version__,
+            "config_version": self._spread.config_version,
+            "state": self._publisher.state,
+            "fallback_length": numbers["fallback_length"],
+            "queue_length": numbers["queue_length"],
+            "last_error": self._publisher.last_error,
+        }
+
+    # ---- the other nodes -----------------------------------------------------
+
+    @property
+    def topology(self) -> Topology:
+        return self._watch.topology
+
+    def begin_setting(self, done: commands.Resume) -> None:
+        self._setting.append(done)
+        if len(self._setting) == 1:
+            done(None)
+
+    def end_setting(self) -> None:
+        self._setting.popleft()
+        if self._setting:
+            self._setting[0](None)
+
+    def assign(self, values: Mapping[str, bytes]) -> Mapping[str, Register]:
+        return self._spread.assign(values)
+
+    def merge(self, registers: Mapping[str, Register]) -> Mapping[str, bytes]:
+        return self._spread.merge(registers)
+
+    def older(self, registers: Mapping[str, Register]) -> Sequence[str]:
+        return self._spread.older(registers)
+
+    def tell(self, registers: Mapping[str, Register], done: commands.Resume) -> None:
+        self._spread.tell(registers, done)
+
+    def run_elsewhere(self, words: Sequence[bytes], done: commands.Resume) -> None:
+        self._spread.run(words, done)
+
+    def _look_around(self) -> None:
+        """What the lists and the other nodes of the cluster want."""
+        job = self._watch.poll()
+        if job is not None:
+            self._submit(job, self._watch.done)
+        self._spread.set_topology(self._watch.topology)
+        for action in self._spread.poll():
+            match action:
+                case Transmit(target=target, data=data):
+                    # Whether it went out will show; who needs an answer asks again.
+                    self._submit(Job([Message([target.encode(), data])]), lambda result: None)
+                case Apply(registers=registers, question=question):
+                    answer = functools.partial(self._answer_peer, question)
+                    self._peers.waiting.append(_Command(commands.apply(self, registers), answer))
+                case Run(words=words, question=question):
+                    steps = commands.answer(self, words, asked=True)
+                    answer = functools.partial(self._answer_peer, question)
+                    self._peers.waiting.append(_Command(steps, answer))
+        if self._watch.problem:
+            self._log_seldom("warning", self._watch.problem)
+            self._publisher.last_error, self._watch.problem = self._watch.problem, ""
+        if self._spread.last_rejected:
+            self._log_seldom("warning", f"ignored: {self._spread.last_rejected}", "ignored")
+            self._spread.last_rejected = ""
+
+    def _answer_peer(
+        self, question: tuple[str, str] | None, reply: commands.Reply | commands.CommandError
+    ) -> None:
+        error, value = None, None
+        if isinstance(reply, commands.CommandError):
+            error = str(reply)
+            text = f"refused what another node has sent: {error}"
+            self._log_seldom("warning", text, "refused")
+        else:
+            value = commands.plain(reply)
+        if question is not None:
+            self._spread.answer(question, value, error)
 
     # ---- what people see ---------------------------------------------------
 
-    def _log_seldom(self, level: str, text: str) -> None:
-        """Logs, but the same kind of line only every few seconds."""
-        kind = _DIGITS.sub("#", text)
+    def _log_seldom(self, level: str, text: str, kind: str = "") -> None:
+        """Logs, but the same kind of line only every few seconds. `kind` says which it
+        is where others choose the words."""
+        kind = kind or _DIGITS.sub("#", text)
         now = time.monotonic()
         if now >= self._logged.get(kind, -_LOG_EVERY) + _LOG_EVERY:
             if len(self._logged) >= _LOG_KINDS:
@@ -540,6 +685,7 @@ class Worker:
     def _show(self) -> None:
         """Brings the counters and texts up to date."""
         publisher = self._publisher
+        publisher.counts[Stat.MESSAGES_REJECTED] = self._spread.rejected
         numbers: dict[int, int] = dict(enumerate(publisher.counts)) | dict(publisher.gauges())
         for place, number in numbers.items():
             if self._shown.get(place) != number:
@@ -559,6 +705,12 @@ class Worker:
                     self._log_seldom("notice", f"{state} ({texts[Text.BROKER]})")
                 elif text is Text.LAST_ERROR and value:
                     self._log_seldom("warning", clean)
+
+
+def _reply(handle: int, reply: commands.Reply | commands.CommandError) -> None:
+    """Ends the command of a client."""
+    data = commands.encode(reply)
+    lib.shim_command_done(handle, data, len(data))
 
 
 def _counted(payload: bytes, at: int) -> Iterator[bytes]:

@@ -17,9 +17,10 @@ enum {
     RECORD_EVENT = 0,
     RECORD_COMMAND = 1, /* payload: u64 handle, then counted arguments */
     RECORD_CONFIG = 2,  /* payload: u64 events pushed so far, then counted values */
-    RECORD_ROLE = 3,    /* payload: u8 primary, u8 loading */
+    RECORD_ROLE = 3,    /* payload: u8 primary, u8 loading, u8 writes are paused */
     RECORD_FLUSH = 4,   /* payload: u32 id, u32 milliseconds, u8 mode (FLUSH_*) */
-    RECORD_TOUCHED = 5  /* payload: what somebody else did to our list */
+    RECORD_TOUCHED = 5, /* payload: what somebody else did, which list (empty: any), counted */
+    RECORD_MESSAGE = 6  /* payload: the id of the node that sent it, counted, and its text */
 };
 
 /* What a flush is for. STORE: a save follows. The others end the worker: LEAVE,
@@ -84,6 +85,8 @@ queue_t *shim_events(void);
 queue_t *shim_requests(void);
 /* The server's port: part of the name of the file that a LEAVE writes. */
 int shim_port(void);
+/* Whether the server runs in cluster mode. */
+int shim_clustered(void);
 /* A descriptor that becomes readable when there is something to look at. */
 int shim_wake_fd(void);
 /* To be called before the worker waits on that descriptor: from here on Redis
@@ -95,6 +98,11 @@ void shim_after_wait(void);
 void shim_log(const char *level, const char *text);
 /* The counters that STATS and INFO show, in the order of the table. */
 int64_t *shim_stats(void);
+/* The numbers as STATS shows them, with those that only the shim knows, and how many
+ * messages of other nodes the shim had no room for. */
+void shim_numbers(int64_t *numbers);
+/* The shim's own counters start again. */
+void shim_reset_numbers(void);
 /* Shows a text in STATS and INFO: state, broker, last_error, in this order. */
 void shim_set_text(int index, const char *text);
 /* Ends a command with the reply in `reply` (see commands.py for its form). */
@@ -117,6 +125,12 @@ void job_command(job_t *job, const char *name, int write);
  * or none. Not by CONFIG SET, whose copy of a secret in the slow log a module
  * cannot prevent. */
 void job_parameters(job_t *job);
+/* Adds a look at keys, which are its arguments: an array of the lengths of those
+ * that are lists, with 0 for others, whoever may serve the slots they are in. */
+void job_lengths(job_t *job);
+/* Adds the sending of a message to another node: its id, empty for all nodes, and
+ * the text. An error if there is no connection to it just now. */
+void job_message(job_t *job);
 void job_argument(job_t *job, const char *argument, size_t len);
 /* The last command's reply must be this (RESP2), or the job ends there. */
 void job_expect(job_t *job, const char *reply, size_t len);

@@ -30,7 +30,7 @@
 #include "settings.h"
 
 #define MODULE_NAME "keyspaceamqp"
-/* Every key of ours is <prefix>…<suffix>; fallback.py makes the names. */
+/* Every key of ours is <prefix>…<suffix>; cluster.py makes the names. */
 #define OWN_KEY_PREFIX "keyspaceamqp:{"
 #define OWN_KEY_SUFFIX "}:fallback"
 /* Classes of events that say why the list is gone: expired, evicted. */
@@ -45,16 +45,22 @@
 /* In one long command (a script, say) the worker hears of events this often. */
 #define ANNOUNCE_EVERY 1024
 #define ERROR_BYTES 1024
+/* Our kind of message on the cluster bus. The server tells modules apart by names of
+ * nine letters only, so others may use it too: spread.py looks at what it gets. */
+#define MESSAGE_TYPE 0xA7
+/* What may wait in the worker's queue of requests when a message comes. */
+#define MESSAGES_LIMIT ((size_t)64 * 1024 * 1024)
 /* The same complaint is logged once in this time. */
 #define LOG_EVERY_MS 10000
 
 /* The main thread's. */
 static RedisModuleString *values[SETTINGS_COUNT];
-static int wanted_classes, subscribed_classes;
+static int wanted_classes, subscribed_classes, own_classes;
 static int primary, loading, capturing;
 static long long now_ms;
 static uint64_t announced;
 static int job_running;
+static int flushed;   /* all data, in this turn of the event loop */
 static int accepting; /* the worker runs and was not told to stop */
 static pthread_t worker;
 static int worker_started;
@@ -67,6 +73,7 @@ static int wedged; /* a worker never came up, and still has hold of everything *
 /* Shared. */
 static RedisModuleCtx *log_ctx; /* made at load, for the log only */
 static int port;                /* the server's, as of the load */
+static int clustered;
 static queue_t *events, *requests;
 static int wake_fd = -1; /* to the worker */
 static int job_fd = -1;  /* to the main thread */
@@ -75,9 +82,11 @@ static _Atomic int worker_ready; /* 0 not yet, 1 runs, -1 failed */
 static _Atomic int worker_exited;
 static _Atomic uint32_t flush_done_id;
 static _Atomic(job_t *) jobs; /* the newest first */
-/* Written by one thread each: the worker, but for the two in on_event. */
+/* Written by one thread each: the worker, but for the three that count what the main
+ * thread sees; of these STATS shows what has come since the last reset. */
 static _Atomic int64_t stats[STATS_COUNT];
-static _Atomic int64_t seen, refused;
+static _Atomic int64_t seen, refused, unheard;
+static _Atomic int64_t seen_before, refused_before, unheard_before;
 
 typedef struct {
     char text[TEXTS_COUNT][256];
@@ -143,13 +152,32 @@ static void buffer_add(buffer_t *buffer, const void *data, size_t len) {
     buffer->len += len;
 }
 
-/* Adds an argument with its length before it. */
-static void buffer_add_counted(buffer_t *buffer, RedisModuleString *string) {
-    size_t len;
-    const char *data = RedisModule_StringPtrLen(string, &len);
+/* Adds a text with its length before it. */
+static void buffer_add_text(buffer_t *buffer, const void *data, size_t len) {
     uint32_t len32 = (uint32_t)len;
     buffer_add(buffer, &len32, sizeof(len32));
     buffer_add(buffer, data, len);
+}
+
+static void buffer_add_counted(buffer_t *buffer, RedisModuleString *string) {
+    size_t len;
+    const char *data = RedisModule_StringPtrLen(string, &len);
+    buffer_add_text(buffer, data, len);
+}
+
+/* Sends a request whose payload is two counted texts. */
+static void request_texts(uint8_t kind, const void *first, size_t first_len, const void *second,
+                          size_t second_len) {
+    buffer_t buffer = {0};
+    buffer_add_text(&buffer, first, first_len);
+    buffer_add_text(&buffer, second, second_len);
+    request(kind, buffer.data, buffer.len);
+    free(buffer.data);
+}
+
+/* Somebody else did this to a list of ours; to any of them if `key` is empty. */
+static void send_touched(const char *what, const char *key, size_t len) {
+    request_texts(RECORD_TOUCHED, what, strlen(what), key, len);
 }
 
 /* Sends all parameters. With them goes how many events came before, so that
@@ -166,7 +194,8 @@ static void send_config(void) {
 
 static void send_role(void) {
     capturing = primary && !loading;
-    char payload[2] = {(char)primary, (char)loading};
+    /* A primary that has agreed to be demoted has paused writes before. */
+    char payload[3] = {(char)primary, (char)loading, (char)RedisModule_AvoidReplicaTraffic()};
     if (accepting) request(RECORD_ROLE, payload, sizeof(payload));
 }
 
@@ -174,7 +203,8 @@ static void send_role(void) {
 
 typedef struct command {
     struct command *next;
-    char *name; /* NULL: sets parameters */
+    enum { CALL, PARAMETERS, LENGTHS, MESSAGE } kind;
+    char *name;
     int write;
     RedisModuleString **argv;
     size_t argc, capacity;
@@ -200,19 +230,27 @@ job_t *job_new(void) {
     return job;
 }
 
-void job_command(job_t *job, const char *name, int write_command) {
+static command_t *job_add(job_t *job, int kind) {
     command_t *command = calloc(1, sizeof(*command));
     if (command == NULL) abort();
-    command->name = name != NULL ? strdup(name) : NULL;
-    command->write = write_command;
+    command->kind = kind;
     if (job->last != NULL)
         job->last->next = command;
     else
         job->first = command;
     job->last = command;
+    return command;
 }
 
-void job_parameters(job_t *job) { job_command(job, NULL, 0); }
+void job_command(job_t *job, const char *name, int write_command) {
+    command_t *command = job_add(job, CALL);
+    command->name = strdup(name);
+    command->write = write_command;
+}
+
+void job_parameters(job_t *job) { job_add(job, PARAMETERS); }
+void job_lengths(job_t *job) { job_add(job, LENGTHS); }
+void job_message(job_t *job) { job_add(job, MESSAGE); }
 
 void job_argument(job_t *job, const char *argument, size_t len) {
     command_t *command = job->last;
@@ -311,12 +349,47 @@ static void command_read(RedisModuleCtx *ctx, command_t *command) {
     command->reply_len = buffer.len;
 }
 
+/* No command of Redis: that one would ask for the slot, and these lists are looked for
+ * in slots that come and go. */
+static void command_lengths(RedisModuleCtx *ctx, command_t *command) {
+    buffer_t buffer = {0};
+    char text[32];
+    buffer_add(&buffer, text, (size_t)snprintf(text, sizeof(text), "*%zu\r\n", command->argc));
+    for (size_t i = 0; i < command->argc; i++) {
+        RedisModuleKey *key =
+            RedisModule_OpenKey(ctx, command->argv[i],
+                                REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOTOUCH |
+                                    REDISMODULE_OPEN_KEY_NONOTIFY | REDISMODULE_OPEN_KEY_NOSTATS);
+        size_t length =
+            RedisModule_KeyType(key) == REDISMODULE_KEYTYPE_LIST ? RedisModule_ValueLength(key) : 0;
+        RedisModule_CloseKey(key);
+        buffer_add(&buffer, text, (size_t)snprintf(text, sizeof(text), ":%zu\r\n", length));
+    }
+    command->reply = buffer.data;
+    command->reply_len = buffer.len;
+}
+
+/* The id goes as a text that ends with NUL; Redis 7.0 takes its length from there. */
+static void command_message(RedisModuleCtx *ctx, command_t *command) {
+    size_t target_len, len;
+    const char *target = RedisModule_StringPtrLen(command->argv[0], &target_len);
+    const char *text = RedisModule_StringPtrLen(command->argv[1], &len);
+    int result = RedisModule_SendClusterMessage(ctx, target_len ? target : NULL, MESSAGE_TYPE, text,
+                                                (uint32_t)len);
+    const char *answer = result == REDISMODULE_OK ? "+OK\r\n" : "-ERR not connected\r\n";
+    command_set_reply(command, answer, strlen(answer));
+}
+
 /* Runs one command of a job. Its strings are freed here and not by the worker:
  * Redis may hold them until it has replicated the command, and counts
  * references without atomics. Returns 0 if the job may go on. */
 static int command_run(RedisModuleCtx *ctx, command_t *command) {
     RedisModuleCallReply *reply = NULL;
-    if (command->name == NULL) {
+    if (command->kind == LENGTHS) {
+        command_lengths(ctx, command);
+    } else if (command->kind == MESSAGE) {
+        command_message(ctx, command);
+    } else if (command->kind == PARAMETERS) {
         char text[ERROR_BYTES] = "-";
         int failed =
             set_parameters(ctx, command->argv, (int)command->argc, text + 1, sizeof(text) - 3);
@@ -418,13 +491,20 @@ static int is_own_key(const char *key, size_t len) {
            memcmp(key + len - suffix, OWN_KEY_SUFFIX, suffix) == 0;
 }
 
+/* The main thread's: one writer, so no atomic addition. */
+static void count(_Atomic int64_t *counter) {
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1,
+                          memory_order_relaxed);
+}
+
 /* A key has changed: copy, and return (rule 1). */
 static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModuleString *key) {
     if (!capturing) return REDISMODULE_OK;
     size_t len;
     const char *name = RedisModule_StringPtrLen(key, &len);
     if (is_own_key(name, len)) {
-        if (!job_running) request(RECORD_TOUCHED, event, strlen(event));
+        /* A job of ours may be what finds that the list has expired. */
+        if (!job_running || (type & own_classes)) send_touched(event, name, len);
         return REDISMODULE_OK;
     }
     if (!(type & wanted_classes)) return REDISMODULE_OK;
@@ -434,12 +514,8 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
                      .name_len = (uint16_t)strnlen(event, UINT16_MAX),
                      .kind = RECORD_EVENT,
                      .class_bit = (uint8_t)__builtin_ctz((unsigned)(type & wanted_classes))};
-    /* One writer, so no atomic addition. */
-    atomic_store_explicit(&seen, atomic_load_explicit(&seen, memory_order_relaxed) + 1,
-                          memory_order_relaxed);
-    if (queue_push(events, &head, event, name) != 0)
-        atomic_store_explicit(&refused, atomic_load_explicit(&refused, memory_order_relaxed) + 1,
-                              memory_order_relaxed);
+    count(&seen);
+    if (queue_push(events, &head, event, name) != 0) count(&refused);
     if (queue_pushed(events) % ANNOUNCE_EVERY == 0) announce();
     return REDISMODULE_OK;
 }
@@ -448,8 +524,8 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
  * not subscribed to yet. Redis cannot unsubscribe a module from a class before
  * unload; on_event filters the rest. */
 static void subscribe(RedisModuleCtx *ctx, int classes) {
-    int missing =
-        (classes | settings_classes(OWN_CLASSES, strlen(OWN_CLASSES))) & ~subscribed_classes;
+    own_classes = settings_classes(OWN_CLASSES, strlen(OWN_CLASSES));
+    int missing = (classes | own_classes) & ~subscribed_classes;
     if (missing) RedisModule_SubscribeToKeyspaceEvents(ctx, missing, on_event);
     subscribed_classes |= missing;
     wanted_classes = classes;
@@ -476,6 +552,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
         now_ms = RedisModule_Milliseconds();
         return;
     }
+    flushed = 0;
     if (queue_pushed(events) + queue_pushed(requests) != announced) announce();
     if (atomic_load_explicit(&jobs, memory_order_relaxed) != NULL) jobs_run(ctx);
     if (now_ms >= refused_logged_ms + LOG_EVERY_MS) log_refused(ctx);
@@ -509,7 +586,10 @@ static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t
                            void *data) {
     (void)event;
     (void)data;
+    /* The save of a FLUSHALL may be within a transaction on keys of one slot, and servers
+     * with a table per slot would put our list into that one's. */
     if (subevent == REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START && capturing &&
+        !(clustered && flushed) &&
         !(RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF) &&
         !RedisModule_AvoidReplicaTraffic() && !flush_worker(ctx, FLUSH_STORE, STORE_TIMEOUT_MS))
         RedisModule_Log(ctx, "warning",
@@ -523,8 +603,9 @@ static void on_flush_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     (void)ctx;
     (void)event;
     RedisModuleFlushInfo *info = data;
+    flushed = 1;
     if (subevent == REDISMODULE_SUBEVENT_FLUSHDB_END && capturing && info->dbnum <= 0)
-        request(RECORD_TOUCHED, "flushdb", strlen("flushdb"));
+        send_touched("flushdb", "", 0);
 }
 
 static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
@@ -533,7 +614,7 @@ static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
     (void)subevent;
     RedisModuleSwapDbInfo *info = data;
     if (capturing && (info->dbnum_first == 0 || info->dbnum_second == 0))
-        request(RECORD_TOUCHED, "swapdb", strlen("swapdb"));
+        send_touched("swapdb", "", 0);
 }
 
 static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
@@ -549,6 +630,20 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
                         STOP_TIMEOUT_MS + PATIENCE_MS);
     accepting = capturing = 0;
     log_refused(ctx);
+}
+
+/* A message of another node. The context belongs to the module as it was when it was
+ * first loaded, which may be gone: Redis keeps a receiver for good (to take one back
+ * leaves a dangling pointer in its list of them). So nothing is done with the context. */
+static void on_message(RedisModuleCtx *ctx, const char *sender, uint8_t type,
+                       const unsigned char *text, uint32_t len) {
+    (void)ctx;
+    (void)type;
+    if (!accepting) return;
+    if (queue_bytes(requests) + len > MESSAGES_LIMIT)
+        count(&unheard);
+    else
+        request_texts(RECORD_MESSAGE, sender, REDISMODULE_NODE_ID_LEN, text, len);
 }
 
 /* ---- parameters ----------------------------------------------------------- */
@@ -676,12 +771,18 @@ static int register_settings(RedisModuleCtx *ctx, RedisModuleString **argv, int 
 
 /* ---- STATS and INFO: never ask the worker --------------------------------- */
 
-/* The numbers to show: the worker's, and what only this side knows. */
+static int64_t since_reset(_Atomic int64_t *counter, _Atomic int64_t *before) {
+    return atomic_load_explicit(counter, memory_order_relaxed) -
+           atomic_load_explicit(before, memory_order_relaxed);
+}
+
+/* Any thread. The numbers to show: the worker's, and what only this side knows. */
 static void collect_stats(int64_t *out) {
     for (int i = 0; i < STATS_COUNT; i++)
         out[i] = atomic_load_explicit(&stats[i], memory_order_relaxed);
-    int64_t lost = atomic_load_explicit(&refused, memory_order_relaxed);
-    out[STAT_EVENTS_SEEN] = atomic_load_explicit(&seen, memory_order_relaxed);
+    int64_t lost = since_reset(&refused, &refused_before);
+    out[STAT_EVENTS_SEEN] = since_reset(&seen, &seen_before);
+    out[STAT_MESSAGES_REJECTED] += since_reset(&unheard, &unheard_before);
     /* An event that found the queue full met no mask; it counts as matched, so
      * that the books balance. */
     out[STAT_EVENTS_MATCHED] += lost;
@@ -847,12 +948,11 @@ static int on_stats(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
         reply_stats(ctx);
         return REDISMODULE_OK;
     }
-    if (argc - local > 2 || !is_word(argv[1], "RESET"))
+    if (argc - local > 2 || !(is_word(argv[1], "RESET") || is_word(argv[1], "CLUSTER")))
         return RedisModule_ReplyWithError(
-            ctx, "ERR KEYSPACEAMQP.STATS takes nothing, or RESET to start the counters again");
-    if (!forward(ctx, argv, argc)) return REDISMODULE_OK;
-    atomic_store(&seen, 0);
-    atomic_store(&refused, 0);
+            ctx, "ERR KEYSPACEAMQP.STATS takes nothing, CLUSTER for the sums over all nodes, or "
+                 "RESET to start the counters again");
+    forward(ctx, argv, argc);
     return REDISMODULE_OK;
 }
 
@@ -896,6 +996,7 @@ static int register_commands(RedisModuleCtx *ctx) {
 queue_t *shim_events(void) { return events; }
 queue_t *shim_requests(void) { return requests; }
 int shim_port(void) { return port; }
+int shim_clustered(void) { return clustered; }
 int shim_wake_fd(void) { return wake_fd; }
 
 static uint64_t seen_by_worker;
@@ -916,6 +1017,13 @@ void shim_after_wait(void) {
 void shim_log(const char *level, const char *text) { RedisModule_Log(log_ctx, level, "%s", text); }
 
 int64_t *shim_stats(void) { return (int64_t *)stats; }
+void shim_numbers(int64_t *numbers) { collect_stats(numbers); }
+
+void shim_reset_numbers(void) {
+    atomic_store(&seen_before, atomic_load(&seen));
+    atomic_store(&refused_before, atomic_load(&refused));
+    atomic_store(&unheard_before, atomic_load(&unheard));
+}
 
 void shim_set_text(int index, const char *text) {
     snprintf(texts_draft.text[index], sizeof(texts_draft.text[index]), "%s", text);
@@ -1047,9 +1155,8 @@ static int prepare(RedisModuleCtx *ctx) {
     atomic_store(&flush_done_id, flush_id);
     for (int i = 0; i < STATS_COUNT; i++)
         atomic_store(&stats[i], 0);
-    atomic_store(&seen, 0);
-    atomic_store(&refused, 0);
-    refused_logged = 0;
+    shim_reset_numbers();
+    refused_logged = atomic_load(&refused);
     closed = 0;
     now_ms = RedisModule_Milliseconds();
     RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "server");
@@ -1058,6 +1165,7 @@ static int prepare(RedisModuleCtx *ctx) {
     int flags = RedisModule_GetContextFlags(ctx);
     primary = (flags & REDISMODULE_CTX_FLAGS_MASTER) != 0;
     loading = (flags & REDISMODULE_CTX_FLAGS_LOADING) != 0;
+    clustered = (flags & REDISMODULE_CTX_FLAGS_CLUSTER) != 0;
     return wake_fd >= 0 && job_fd >= 0 ? 0 : -1;
 }
 
@@ -1076,6 +1184,7 @@ static void subscribe_to_server(RedisModuleCtx *ctx) {
     };
     for (size_t i = 0; i < sizeof(SUBSCRIPTIONS) / sizeof(SUBSCRIPTIONS[0]); i++)
         RedisModule_SubscribeToServerEvent(ctx, SUBSCRIPTIONS[i].event, SUBSCRIPTIONS[i].callback);
+    if (clustered) RedisModule_RegisterClusterMessageReceiver(ctx, MESSAGE_TYPE, on_message);
 }
 
 static int refuse_load(RedisModuleCtx *ctx, const char *reason) {

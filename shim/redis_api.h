@@ -29,6 +29,7 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 #define REDISMODULE_CTX_FLAGS_LUA (1 << 0)
 #define REDISMODULE_CTX_FLAGS_MULTI (1 << 1)
 #define REDISMODULE_CTX_FLAGS_MASTER (1 << 2)
+#define REDISMODULE_CTX_FLAGS_CLUSTER (1 << 5)
 #define REDISMODULE_CTX_FLAGS_AOF (1 << 6)
 #define REDISMODULE_CTX_FLAGS_RDB (1 << 7)
 #define REDISMODULE_CTX_FLAGS_LOADING (1 << 13)
@@ -36,7 +37,15 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 
 /* Keys */
 #define REDISMODULE_READ (1 << 0)
+/* Without a trace: no LRU time, no keymiss event, no statistics. Redis 7.0 knows only
+ * the first, and ignores the others. */
+#define REDISMODULE_OPEN_KEY_NOTOUCH (1 << 16)
+#define REDISMODULE_OPEN_KEY_NONOTIFY (1 << 17)
+#define REDISMODULE_OPEN_KEY_NOSTATS (1 << 18)
 #define REDISMODULE_KEYTYPE_LIST 2
+
+/* Cluster */
+#define REDISMODULE_NODE_ID_LEN 40
 
 /* Module options */
 #define REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD (1 << 2)
@@ -165,6 +174,8 @@ typedef void (*RedisModuleEventCallback)(RedisModuleCtx *, RedisModuleEvent, uin
 typedef void (*RedisModuleEventLoopFunc)(int, void *, int);
 typedef void (*RedisModuleInfoFunc)(RedisModuleInfoCtx *, int);
 typedef void (*RedisModuleFreeFunc)(RedisModuleCtx *, void *);
+typedef void (*RedisModuleClusterMessageReceiver)(RedisModuleCtx *, const char *, uint8_t,
+                                                  const unsigned char *, uint32_t);
 typedef RedisModuleString *(*RedisModuleConfigGetStringFunc)(const char *, void *);
 typedef int (*RedisModuleConfigSetStringFunc)(const char *, RedisModuleString *, void *,
                                               RedisModuleString **);
@@ -190,6 +201,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, OpenKey, RedisModuleKey *, (RedisModuleCtx *, RedisModuleString *, int))                \
     X(700, CloseKey, void, (RedisModuleKey *))                                                     \
     X(700, KeyType, int, (RedisModuleKey *))                                                       \
+    X(700, ValueLength, size_t, (RedisModuleKey *))                                                \
     X(700, ListGet, RedisModuleString *, (RedisModuleKey *, long))                                 \
     X(700, CreateCommand, int,                                                                     \
       (RedisModuleCtx *, const char *, RedisModuleCmdFunc, const char *, int, int, int))           \
@@ -212,6 +224,10 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, SubscribeToKeyspaceEvents, int, (RedisModuleCtx *, int, RedisModuleNotificationFunc))   \
     X(700, SubscribeToServerEvent, int,                                                            \
       (RedisModuleCtx *, RedisModuleEvent, RedisModuleEventCallback))                              \
+    X(700, RegisterClusterMessageReceiver, void,                                                   \
+      (RedisModuleCtx *, uint8_t, RedisModuleClusterMessageReceiver))                              \
+    X(700, SendClusterMessage, int,                                                                \
+      (RedisModuleCtx *, const char *, unsigned char, const char *, uint32_t))                     \
     X(700, EventLoopAdd, int, (int, int, RedisModuleEventLoopFunc, void *))                        \
     X(700, EventLoopDel, int, (int, int))                                                          \
     X(700, GetDetachedThreadSafeContext, RedisModuleCtx *, (RedisModuleCtx *))                     \
