@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up on a fresh Debian 12.
+# `make demo`, `make demo-cluster` and `make test` do all the set-up on a fresh Debian 12.
 
 # An interpreter of version 3.11 or newer with a shared libpython; PYTHON=… picks one.
 PYTHON ?= $(shell for python in python3 /usr/bin/python3; do \
@@ -13,13 +13,16 @@ C_FILES := $(wildcard shim/*.c shim/*.h)
 PYTEST_ARGS ?=
 MINUTES ?= 10
 
-.PHONY: help setup venv build demo test soak lint format clean
+.PHONY: help setup venv build demo demo-cluster test soak lint format clean
 
 help: ## this text
-	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
 demo: build ## real events into a real RabbitMQ, with an outage
 	@$(VENV)/python -m keyspace_amqp.cli demo $(DEMO_ARGS)
+
+demo-cluster: build ## the same with a Redis Cluster, a failover and slots that move
+	@$(VENV)/python -m keyspace_amqp.cli demo --cluster $(DEMO_ARGS)
 
 test: build ## unit, shim and integration tests
 	$(VENV)/python -m pytest $(PYTEST_ARGS)

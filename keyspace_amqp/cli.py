@@ -132,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     demo.add_argument(
+        "--cluster",
+        action="store_true",
+        help="with a Redis Cluster of six nodes, a failover and slots that move",
+    )
+    demo.add_argument(
         "--keep",
         action="store_true",
         help="leave the servers up at the end, to play with, until Ctrl-C",
@@ -163,7 +168,7 @@ def _loadmodule(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     try:
-        from . import demo
+        from . import demo, demo_cluster
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in ("pika", "redis", "rich"):
@@ -171,7 +176,8 @@ def _demo(options: argparse.Namespace) -> int:
         raise _Failure(
             f"the Python package {package} is missing: pip install 'keyspace-amqp[demo]'"
         ) from None
-    return demo.run(module_path(), keep=options.keep)
+    run = demo_cluster.run if options.cluster else demo.run
+    return run(module_path(), keep=options.keep)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -233,6 +233,137 @@ class RedisServer(_Server):
         return redis.Redis(host="127.0.0.1", port=self.port, **options)
 
 
+class RedisCluster:
+    """A Redis Cluster on loopback: primaries with one replica each.
+
+    `make` gives a server for a folder and options; each gets those of a cluster node.
+    """
+
+    # Until a node that does not answer is declared failing: short, nobody is far away.
+    NODE_TIMEOUT_MS = 2000
+
+    def __init__(
+        self,
+        make: Callable[[Sequence[str]], RedisServer],
+        primaries: int = 3,
+        replicas: int = 1,
+        cli: str = "redis-cli",
+    ) -> None:
+        self._make = make
+        self._cli = cli
+        self._replicas = replicas
+        self.nodes = [self.make_node() for _ in range(primaries * (1 + replicas))]
+
+    def make_node(self) -> RedisServer:
+        """One more node, which is not started and in no cluster yet."""
+        return self._make(
+            [
+                "cluster-enabled yes",
+                f"cluster-port {free_port()}",
+                f"cluster-node-timeout {self.NODE_TIMEOUT_MS}",
+                "cluster-config-file nodes.conf",
+                "repl-diskless-sync-delay 0",
+            ]
+        )
+
+    def start(self) -> None:
+        """Starts the nodes and makes them one cluster. Raises ServerError."""
+        for node in self.nodes:
+            node.spawn()
+        for node in self.nodes:
+            node.wait_ready()
+        addresses = [f"127.0.0.1:{node.port}" for node in self.nodes]
+        self.cli("create", *addresses, "--cluster-replicas", str(self._replicas), "--cluster-yes")
+        self.wait_settled()
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.stop()
+
+    def cli(self, command: str, *arguments: str) -> str:
+        """Runs redis-cli --cluster; its output. Raises ServerError."""
+        done = subprocess.run(
+            [self._cli, "--cluster", command, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise ServerError(f"redis-cli --cluster {command}: {done.stdout[-2000:]}{done.stderr}")
+        return done.stdout
+
+    def client(self, **options: Any) -> redis.RedisCluster:
+        """A new client of the whole cluster; replies are bytes."""
+        port = next(node.port for node in self.nodes if node.running)
+        return redis.RedisCluster(host="127.0.0.1", port=port, **options)
+
+    def wait_settled(self, timeout: float = START_TIMEOUT) -> None:
+        """Waits until all running nodes agree: all slots served, replicas in sync."""
+        wait_for(self._settled, timeout, "the cluster settles")
+
+    def _settled(self) -> bool:
+        running = [node for node in self.nodes if node.running]
+        views = set()
+        for node in running:
+            with node.client() as client:
+                try:
+                    state = as_text(client, "CLUSTER INFO")
+                    roles = client.info("replication")
+                except redis.exceptions.RedisError:
+                    return False
+            if "cluster_state:ok" not in state:
+                return False
+            if roles["role"] == "slave" and roles["master_link_status"] != "up":
+                return False
+            views.add(frozenset(node_view[:3] for node_view in self.view(node)))
+        return len(views) == 1
+
+    @staticmethod
+    def view(node: RedisServer) -> list[tuple[int, str, str, str]]:
+        """The cluster as a node sees it: per node port, role, slots and id. Nodes that
+        fail are left out."""
+        rows = []
+        with node.client() as client:
+            text = as_text(client, "CLUSTER NODES")
+        for line in text.splitlines():
+            words = line.split(" ")
+            flags = words[2].split(",")
+            if not {"fail", "noaddr", "handshake"} & set(flags):
+                role = "primary" if "master" in flags else "replica"
+                port = int(words[1].partition("@")[0].rpartition(":")[2])
+                slots = " ".join(word for word in words[8:] if not word.startswith("["))
+                rows.append((port, role, slots, words[0]))
+        return rows
+
+    def primaries(self) -> list[RedisServer]:
+        """The running nodes that are primaries, as the first of them says."""
+        seen = self.view(next(node for node in self.nodes if node.running))
+        ports = {port for port, role, *_ in seen if role == "primary"}
+        return [node for node in self.nodes if node.running and node.port in ports]
+
+    def replica_of(self, primary: RedisServer) -> RedisServer:
+        """A running replica of a primary."""
+        for node in self.nodes:
+            if node.running:
+                with node.client() as client:
+                    roles: dict[str, Any] = client.info("replication")
+                    if roles.get("master_port") == primary.port:
+                        return node
+        raise ServerError(f"the node on port {primary.port} has no replica")
+
+    def id_of(self, node: RedisServer) -> str:
+        """A node's id in the cluster."""
+        with node.client() as client:
+            return as_text(client, "CLUSTER MYID")
+
+
+def as_text(client: redis.Redis, command: str) -> str:
+    """A reply as it is, where redis-py has its own idea of it."""
+    client.set_response_callback(command, lambda reply, **_: reply)
+    reply: Any = client.execute_command(command)  # type: ignore[no-untyped-call]
+    return bytes(reply).decode()
+
+
 class RabbitServer(_Server):
     """A RabbitMQ broker with a name, ports, data and an epmd of its own."""
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
+
 from keyspace_amqp.config import SETTINGS
 from keyspace_amqp.servers import RedisServer
 
@@ -25,15 +27,16 @@ def command_line(*words: str, timeout: float = 60) -> subprocess.CompletedProces
     )
 
 
-def test_the_demo() -> None:
+@pytest.mark.parametrize("options", [(), ("--cluster",)], ids=["one server", "cluster"])
+def test_the_demo(options: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory(prefix="keyspace-amqp-") as folder:
         ended = subprocess.run(
-            [sys.executable, "-m", "keyspace_amqp.cli", "demo"],
+            [sys.executable, "-m", "keyspace_amqp.cli", "demo", *options],
             cwd=ROOT,
             env=os.environ | {"TMPDIR": folder},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=180,
             check=False,
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
