@@ -248,6 +248,9 @@ class Proxy:
     def _accept(self) -> None:
         client, _ = self._listener.accept()
         self.links += 1
+        self._link(client)
+
+    def _link(self, client: socket.socket) -> None:
         try:
             server = socket.create_connection(("127.0.0.1", self._target), 5)
         except OSError:

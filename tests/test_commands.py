@@ -1,18 +1,21 @@
-"""KEYSPACEAMQP.*: replies, and what each command asks of Redis and the handler."""
+"""KEYSPACEAMQP.*: replies, and what each command asks of Redis, the handler, and the
+other nodes of a cluster."""
 
 from __future__ import annotations
 
 import errno
+import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keyspace_amqp import commands, fallback
+from keyspace_amqp.cluster import ALONE, LOOK_KEYS, SLOTS, Node, Topology, key_of
 from keyspace_amqp.commands import CommandError, answer, encode
 from keyspace_amqp.config import INDEX, SETTINGS, Config
 from keyspace_amqp.fallback import (
@@ -23,12 +26,15 @@ from keyspace_amqp.fallback import (
     JobResult,
     SetParameters,
     length_job,
+    lengths_job,
     peek_job,
     purge_job,
     push_job,
     read_elements,
     trim_job,
 )
+from keyspace_amqp.spread import LINK, Outcome, Register
+from keyspace_amqp.stats import Stat
 
 OK = (b"+OK\r\n", 0)
 
@@ -112,16 +118,38 @@ def test_an_error_with_bytes_that_are_no_utf_8() -> None:
 # ---- a command's way ------------------------------------------------------------
 
 
+def nodes_of(*others: str, primary: bool = True) -> Topology:
+    """This node, `me`, and others; an id is an address too."""
+    nodes = {name: Node(name, f"{name}:7000", primary, False) for name in ("me", *others)}
+    return Topology("me", nodes, frozenset(range(SLOTS)))
+
+
 class FakeHandler:
     """What the worker is to a command; remembers what it was asked for."""
 
-    def __init__(self, **changed: bytes) -> None:
+    def __init__(self, topology: Topology = ALONE, **changed: bytes) -> None:
         self.raw_config: Sequence[bytes] = [
             changed.get(s.name.replace("-", "_"), s.default.encode()) for s in SETTINGS
         ]
         self.config = Config.from_values(self.raw_config)
         self.calls: list[str] = []
         self.purged: int | JobError = 3
+        self.topology = topology
+        self.clustered = topology is not ALONE
+        self.writable = True
+        self.list_keys: Sequence[bytes] | None = [KEY]
+        self.outcome = Outcome()  # what the other nodes answer
+        self.registers: dict[str, Register] = {}
+        self.setting = False
+        self.behind: Sequence[str] = ()
+        self.told: list[Mapping[str, bytes]] = []  # to the other nodes, to set
+        self.ran: list[Sequence[bytes]] = []  # by the other nodes
+
+    def numbers(self) -> dict[str, int]:
+        return {stat.name.lower(): 100 + stat for stat in Stat}
+
+    def about(self) -> dict[str, str | int]:
+        return {"role": "primary", "state": "idle", "fallback_length": 7, "last_error": "h\u00e9"}
 
     def connect(self) -> None:
         self.calls.append("connect")
@@ -140,20 +168,60 @@ class FakeHandler:
     def reset_stats(self) -> None:
         self.calls.append("reset_stats")
 
+    def begin_setting(self, done: commands.Resume) -> None:
+        assert not self.setting
+        self.setting = True
+        done(None)
+
+    def end_setting(self) -> None:
+        assert self.setting
+        self.setting = False
+
+    def assign(self, values: Mapping[str, bytes]) -> Mapping[str, Register]:
+        version = (len(self.registers), "me")
+        registers = {name: Register(version, value) for name, value in values.items()}
+        self.registers |= registers
+        return registers
+
+    def merge(self, registers: Mapping[str, Register]) -> Mapping[str, bytes]:
+        newer = {
+            name: register
+            for name, register in registers.items()
+            if name not in self.registers or register.version > self.registers[name].version
+        }
+        self.registers |= newer
+        return {name: register.value for name, register in newer.items()}
+
+    def older(self, registers: Mapping[str, Register]) -> Sequence[str]:
+        return self.behind
+
+    def tell(self, registers: Mapping[str, Register], done: commands.Resume) -> None:
+        assert all(self.registers[name] == register for name, register in registers.items())
+        self.told.append({name: register.value for name, register in registers.items()})
+        done(self.outcome)
+
+    def run_elsewhere(self, words: Sequence[bytes], done: commands.Resume) -> None:
+        self.ran.append(words)
+        done(self.outcome)
+
+
+Results = Sequence[Sequence[tuple[bytes | None, int]]]
+
 
 class Run:
     """Carries a command out: jobs get the results given, in their order."""
 
     def __init__(
-        self,
-        handler: FakeHandler,
-        *arguments: bytes,
-        results: Sequence[Sequence[tuple[bytes | None, int]]] = (),
+        self, handler: FakeHandler, *arguments: bytes, results: Results = (), asked: bool = False
     ) -> None:
         self.jobs: list[Job] = []
         self.reply: Any = None
+        self.run(answer(handler, arguments, asked=asked), results)
+        encode(self.reply)  # whatever it is, it can be sent
+        json.dumps(commands.plain(self.reply))  # to a node, too
+
+    def run(self, steps: commands.Steps, results: Results) -> None:
         waiting = list(results)
-        steps = answer(handler, arguments)
         value: Any = None
         while True:
             try:
@@ -161,6 +229,9 @@ class Run:
             except StopIteration as stop:
                 self.reply = stop.value
                 break
+            except CommandError:
+                assert not waiting, "fewer jobs than results"
+                raise
             if isinstance(wait, Job):
                 self.jobs.append(wait)
                 value = JobResult(list(waiting.pop(0)))
@@ -169,7 +240,6 @@ class Run:
                 wait(brought.append)
                 (value,) = brought
         assert not waiting, "fewer jobs than results"
-        encode(self.reply)  # whatever it is, it can be sent
 
 
 def config_set(*pairs: tuple[bytes, bytes]) -> list[Job]:
@@ -182,8 +252,23 @@ def refused(*arguments: bytes, handler: FakeHandler | None = None, **keywords: A
     handler = handler or FakeHandler()
     with pytest.raises(CommandError) as caught:
         Run(handler, *arguments, **keywords)
-    assert handler.calls == []
+    assert (handler.calls, handler.told, handler.ran, handler.registers) == ([], [], [], {})
     return str(caught.value)
+
+
+def to_resp(value: Any) -> bytes:
+    if value is None:
+        return b"$-1\r\n"
+    if isinstance(value, int):
+        return b":%d\r\n" % value
+    if isinstance(value, bytes):
+        return b"$%d\r\n%b\r\n" % (len(value), value)
+    return b"*%d\r\n" % len(value) + b"".join(map(to_resp, value))
+
+
+def lengths(*numbers: int) -> Sequence[tuple[bytes, int]]:
+    """The result of a look at the lists."""
+    return [(to_resp(list(numbers)), 0)]
 
 
 CONNECT, CONFIG, KEYMASK = b"keyspaceamqp.connect", b"keyspaceamqp.config", b"keyspaceamqp.keymask"
@@ -370,10 +455,8 @@ def test_local_is_no_argument() -> None:
         assert run.jobs == config_set((b"masks", b"ALL a"))
         run = Run(FakeHandler(), CONNECT, word)
         assert run.jobs == []
-        run = Run(
-            FakeHandler(), FALLBACK, b"PEEK", word, results=[[(b"*0\r\n", 0), (b":0\r\n", 0)]]
-        )
-        assert run.jobs == [peek_job(0, 10)]
+        run = Run(FakeHandler(), FALLBACK, b"PEEK", word, results=[lengths(1), NOTHING])
+        assert run.jobs == [lengths_job([KEY]), peeked(10)]
 
 
 def test_only_the_last_local_is_taken_away() -> None:
@@ -390,22 +473,67 @@ def test_any_case_of_letters() -> None:
 # ---- FALLBACK ------------------------------------------------------------------------
 
 
+NOTHING = [(b"*0\r\n", 0), (b":0\r\n", 0)]
+
+
+def peeked(count: int, key: bytes = KEY) -> Job:
+    """The job that shows the first elements of a list to a client."""
+    return peek_job(key, 0, count, commands.PEEK_BYTES)
+
+
 def test_fallback_len() -> None:
-    run = Run(FakeHandler(), FALLBACK, b"LEN", results=[[(b":12\r\n", 0)]])
-    assert (run.jobs, run.reply) == ([length_job()], 12)
+    run = Run(FakeHandler(), FALLBACK, b"LEN", results=[lengths(12)])
+    assert (run.jobs, run.reply) == ([lengths_job([KEY])], 12)
+
+
+def test_fallback_len_of_several_lists() -> None:
+    handler = FakeHandler()
+    handler.list_keys = [KEY, key_of(1), key_of(2)]
+    run = Run(handler, FALLBACK, b"LEN", results=[lengths(12, 0, 30)])
+    assert (run.jobs, run.reply) == ([lengths_job(handler.list_keys)], 42)
+    handler.list_keys = []  # a node without slots
+    run = Run(handler, FALLBACK, b"LEN")
+    assert (run.jobs, run.reply) == ([], 0)
+
+
+def test_fallback_len_where_the_lists_are_not_known() -> None:
+    """On a replica, or before a primary has looked: in every slot."""
+    handler = clustered({})
+    handler.list_keys = None
+    results = [lengths(*[0] * LOOK_KEYS) for _ in range(0, SLOTS, LOOK_KEYS)]
+    results[3] = lengths(5, *[0] * (LOOK_KEYS - 2), 6)
+    run = Run(handler, FALLBACK, b"LEN", b"LOCAL", results=results)
+    assert run.reply == 11
+    looked = [key for job in run.jobs for key in job.commands[0].arguments]
+    assert looked == [key_of(slot) for slot in range(SLOTS)]
 
 
 def test_fallback_peek() -> None:
     listed = b"*3\r\n$3\r\na\r\n\r\n$0\r\n\r\n$2\r\n\xff\x00\r\n"
-    run = Run(FakeHandler(), FALLBACK, b"PEEK", b"3", results=[[(listed, 0), (b":9\r\n", 0)]])
-    assert run.jobs == [peek_job(0, 3)]
+    results = [lengths(9), [(listed, 0), (b":9\r\n", 0)]]
+    run = Run(FakeHandler(), FALLBACK, b"PEEK", b"3", results=results)
+    assert run.jobs == [lengths_job([KEY]), peeked(3)]
     assert run.reply == [b"a\r\n", b"", b"\xff\0"]
+
+
+def test_fallback_peek_goes_on_in_the_next_list() -> None:
+    handler = FakeHandler()
+    handler.list_keys = [key_of(slot) for slot in range(4)]
+    results: Results = [
+        lengths(2, 0, 9, 9),
+        [(to_resp([b"a", b"b"]), 0), (b":2\r\n", 0)],
+        [(to_resp([b"c"]), 0), (b":9\r\n", 0)],
+    ]
+    run = Run(handler, FALLBACK, b"PEEK", b"3", results=results)
+    assert run.jobs[1] == peeked(3, key_of(0))
+    assert run.jobs[2] == peek_job(key_of(2), 0, 1, commands.PEEK_BYTES - 2)
+    assert run.reply == [b"a", b"b", b"c"]
 
 
 @pytest.mark.parametrize("count", [b"1", b"10000"])
 def test_fallback_peek_at_its_bounds(count: bytes) -> None:
-    run = Run(FakeHandler(), FALLBACK, b"PEEK", count, results=[[(b"*0\r\n", 0), (b":0\r\n", 0)]])
-    assert run.jobs == [peek_job(0, int(count))]
+    run = Run(FakeHandler(), FALLBACK, b"PEEK", count, results=[lengths(1), NOTHING])
+    assert run.jobs == [lengths_job([KEY]), peeked(int(count))]
     assert run.reply == []
 
 
@@ -454,8 +582,370 @@ def test_a_job_that_failed_is_the_commands_error(
     reply: tuple[bytes | None, int], text: str
 ) -> None:
     assert refused(FALLBACK, b"LEN", results=[[reply]]) == text
-    assert refused(FALLBACK, b"PEEK", results=[[reply, (None, 0)]]) == text
+    assert refused(FALLBACK, b"PEEK", results=[[reply]]) == text
+    assert refused(FALLBACK, b"PEEK", results=[lengths(1), [reply, (None, 0)]]) == text
     assert text in refused(KEYMASK, b"CLEAR", results=[[reply]])
+
+
+# ---- on all nodes ---------------------------------------------------------------------
+
+
+def clustered(answers: Mapping[str, Any] | None = None, **missing: str) -> FakeHandler:
+    """A handler in a cluster whose other nodes answer, or do not for a reason."""
+    answers = answers or {}
+    handler = FakeHandler(nodes_of(*answers, *missing))
+    handler.outcome = Outcome(dict(answers), dict(missing))
+    return handler
+
+
+def spread_over(result: Any, nodes: int, *missing: bytes) -> dict[bytes, Any]:
+    """The reply of a command that was carried out on so many nodes."""
+    return {
+        b"result": result,
+        b"nodes": nodes,
+        b"of": nodes + len(missing),
+        b"missing": list(missing),
+    }
+
+
+STATS, DISCONNECT = b"keyspaceamqp.stats", b"keyspaceamqp.disconnect"
+CLUSTER = b"keyspaceamqp.cluster"
+# Commands that set something, what they reply, and what they tell the others to set.
+SETTING = [
+    ([CONFIG, b"SET", b"Port", b"1", b"host", b"h"], "OK", {"port": b"1", "host": b"h"}),
+    ([CONFIG, b"SET", b"password", b"\0\xff"], "OK", {"password": b"\0\xff"}),
+    ([KEYMASK, b"ADD", b"a b"], 2, {"masks": b"ALL a\\x20b"}),
+    ([KEYMASK, b"SET", b"c"], 1, {"masks": b"c"}),
+    ([KEYMASK, b"DEL", b"ALL"], 0, {"masks": b""}),
+    ([KEYMASK, b"CLEAR"], 0, {"masks": b""}),
+    ([CONNECT, b"h", b"1"], "OK", {"host": b"h", "port": b"1", LINK: b"on"}),
+    ([CONNECT], "OK", {LINK: b"on"}),
+    ([DISCONNECT], "OK", {LINK: b"off"}),
+]
+setting_commands = pytest.mark.parametrize(
+    ("arguments", "result", "told"), SETTING, ids=[repr(b" ".join(row[0])[13:]) for row in SETTING]
+)
+
+
+def results_of(told: Mapping[str, bytes]) -> Results:
+    """Of the one job, if there is any."""
+    return [[OK]] if set(told) - {LINK} else []
+
+
+@setting_commands
+def test_what_is_set_is_told_to_all(
+    arguments: list[bytes], result: Any, told: Mapping[str, bytes]
+) -> None:
+    handler = clustered({"a": None}, b="no answer", c="masks: no")
+    run = Run(handler, *arguments, results=results_of(told))
+    assert run.reply == spread_over(result, 2, b"b:7000: no answer", b"c:7000: masks: no")
+    assert handler.told == [told]
+    assert handler.ran == []
+    assert {name: r.value for name, r in handler.registers.items()} == told
+
+
+@setting_commands
+@pytest.mark.parametrize("how", ["LOCAL", "asked", "alone"])
+def test_what_is_set_here_only(
+    how: str, arguments: list[bytes], result: Any, told: Mapping[str, bytes]
+) -> None:
+    """No version is made of it, so it is not passed on later either."""
+    handler = FakeHandler() if how == "alone" else clustered({"a": None})
+    words = [*arguments, b"local"] if how == "LOCAL" else arguments
+    run = Run(handler, *words, results=results_of(told), asked=how == "asked")
+    assert run.reply == result
+    assert (handler.told, handler.ran, handler.registers) == ([], [], {})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [row[0] for row in SETTING[:7]],
+    ids=[repr(b" ".join(row[0])[13:]) for row in SETTING[:7]],
+)
+def test_what_is_refused_here_is_told_to_nobody(arguments: list[bytes]) -> None:
+    refusal: Results = [[(b"-port: no luck\r\n", 0)]]
+    assert refused(*arguments, handler=clustered({"a": None}), results=refusal) == "port: no luck"
+
+
+def test_a_refusal_leaves_what_was_set_before() -> None:
+    handler = clustered({"a": None})
+    Run(handler, CONFIG, b"SET", b"port", b"1", results=[[OK]])
+    before = handler.registers
+    with pytest.raises(CommandError):
+        Run(handler, CONFIG, b"SET", b"port", b"x", results=[[(b"-no\r\n", 0)]])
+    assert handler.registers == before
+    assert len(handler.told) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [CONFIG, b"GET", b"*"],
+        [KEYMASK, b"LIST"],
+        [KEYMASK, b"TEST", b"k"],
+        [KEYMASK, b"TEST", b"LOCAL"],
+    ],
+    ids=lambda arguments: repr(b" ".join(arguments)[13:]),
+)
+def test_what_is_the_same_everywhere_is_answered_here(arguments: list[bytes]) -> None:
+    handler = clustered({"a": None})
+    assert Run(handler, *arguments).reply == Run(FakeHandler(), *arguments).reply
+    assert (handler.told, handler.ran) == ([], [])
+
+
+PEEKED: Results = [lengths(1), [(to_resp([b"a"]), 0), OK]]
+# The command, the results of its jobs here, what another node answers, and the sum.
+RUNNING: list[tuple[list[bytes], Results, Any, Any]] = [
+    ([FALLBACK, b"LEN"], [lengths(12)], 30, 42),
+    ([FALLBACK, b"drain"], [], 30, 47),
+    ([FALLBACK, b"PURGE"], [], 30, 33),
+    ([FALLBACK, b"PEEK", b"2"], PEEKED, ["\xff\0"], [b"a", b"\xff\0"]),
+    ([FALLBACK, b"PEEK", b"1"], PEEKED, ["b"], [b"a"]),
+    ([STATS, b"RESET"], [], "OK", "OK"),
+]  # fmt: skip
+running_commands = pytest.mark.parametrize(
+    ("arguments", "results", "answered", "result"),
+    RUNNING,
+    ids=[repr(b" ".join(row[0])[13:]) for row in RUNNING],
+)
+
+
+@running_commands
+def test_what_is_run_on_all_nodes(
+    arguments: list[bytes], results: Results, answered: Any, result: Any
+) -> None:
+    handler = clustered({"a": answered}, b="no answer")
+    run = Run(handler, *arguments, results=results)
+    assert run.reply == spread_over(result, 2, b"b:7000: no answer")
+    assert handler.ran == [arguments]
+    assert (handler.told, handler.registers) == ([], {})
+
+
+@running_commands
+@pytest.mark.parametrize("how", ["LOCAL", "asked"])
+def test_what_is_run_here_only(
+    how: str, arguments: list[bytes], results: Results, answered: Any, result: Any
+) -> None:
+    handler, alone = clustered({"a": answered}), FakeHandler()
+    words = [*arguments, b"LOCAL"] if how == "LOCAL" else arguments
+    # So that it fits into a message, another node gets less of the list than a client.
+    run = Run(handler, *words, results=results, asked=how == "asked")
+    assert run.reply == Run(alone, *arguments, results=results).reply
+    assert (handler.ran, handler.calls) == ([], alone.calls)
+
+
+def test_another_node_gets_elements_that_fit_into_a_message() -> None:
+    run = Run(FakeHandler(), FALLBACK, b"PEEK", results=[lengths(1), NOTHING], asked=True)
+    assert run.jobs[1] == peek_job(KEY, 0, 10, commands.PEEK_ASKED_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "empty"),
+    [([b"LEN"], 0), ([b"PURGE"], 0), ([b"PEEK"], []), ([b"PEEK", b"5"], [])],
+    ids=lambda value: repr(value),
+)
+def test_a_replica_does_not_answer_for_its_copy(arguments: list[bytes], empty: Any) -> None:
+    """Its primary does; with LOCAL one may look at it."""
+    handler = clustered({"a": 5 if empty == 0 else ["x"]})
+    handler.writable = False
+    handler.list_keys = None
+    assert Run(handler, FALLBACK, *arguments, asked=True).reply == empty
+    reply = Run(handler, FALLBACK, *arguments).reply
+    assert reply == spread_over(5 if empty == 0 else [b"x"], 2)
+    assert handler.calls == []
+    if arguments == [b"LEN"]:
+        results = [lengths(*[1] * LOOK_KEYS) for _ in range(0, SLOTS, LOOK_KEYS)]
+        assert Run(handler, FALLBACK, b"LEN", b"LOCAL", results=results).reply == SLOTS
+
+
+def test_a_replica_outside_of_a_cluster_shows_its_copy() -> None:
+    handler = FakeHandler()
+    handler.writable = False
+    assert Run(handler, FALLBACK, b"LEN", results=[lengths(5)]).reply == 5
+
+
+def test_stats_of_all_nodes() -> None:
+    others = {name: {stat.name.lower(): 1000 for stat in Stat} for name in "ab"}
+    handler = clustered(others, c="it is failing")
+    reply = Run(handler, STATS, b"CLUSTER").reply
+    assert list(reply)[:3] == [b"nodes", b"of", b"missing"]
+    assert (reply[b"nodes"], reply[b"of"]) == (3, 4)
+    assert reply[b"missing"] == [b"c:7000: it is failing"]
+    for stat in Stat:
+        assert reply[stat.name.lower().encode()] == 2100 + stat
+    assert handler.ran == [[STATS, b"CLUSTER"]]
+    reply = Run(handler, STATS, b"CLUSTER", asked=True).reply
+    assert reply == {stat.name.lower().encode(): 100 + stat for stat in Stat}
+    reply = Run(FakeHandler(), STATS, b"CLUSTER").reply  # alone
+    assert (reply[b"nodes"], reply[b"of"], reply[b"published"]) == (1, 1, 102)
+
+
+def test_the_table_of_the_nodes() -> None:
+    about = {"role": "replica", "state": "up", "fallback_length": 3, "last_error": "h\xc3\xa9"}
+    handler = clustered({"a": about}, z="no answer")
+    rows = Run(handler, CLUSTER).reply
+    assert [row[b"id"] for row in rows] == [b"a", b"me", b"z"]  # by their addresses
+    assert rows[0] == {
+        b"id": b"a",
+        b"address": b"a:7000",
+        b"role": b"replica",
+        b"state": b"up",
+        b"fallback_length": 3,
+        b"last_error": "h\u00e9".encode(),
+    }
+    assert rows[1][b"last_error"] == "h\u00e9".encode()
+    assert rows[2][b"state"] == b"unknown"
+    assert rows[2][b"role"] == b"primary"
+    assert rows[2][b"last_error"] == b"no answer"
+    assert all(list(row) == list(rows[0]) for row in rows)
+    # What it tells of itself is what it understands of others.
+    own = commands.plain(Run(handler, CLUSTER, asked=True).reply)
+    (row,) = [row for row in Run(clustered({"a": own}), CLUSTER).reply if row[b"id"] == b"a"]
+    assert row[b"last_error"] == "h\u00e9".encode()
+    assert len(Run(FakeHandler(), CLUSTER).reply) == 1
+    assert "wrong arguments" in refused(CLUSTER, b"x")
+
+
+anything = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.one_of(
+                st.sampled_from(["role", "state", "fallback_length", "published", "last_error"]),
+                st.text(st.characters(), max_size=3),
+            ),
+            inner,
+            max_size=4,
+        ),
+    ),
+    max_leaves=8,
+)
+
+
+@given(answered=anything, error=st.text(st.characters(exclude_categories=[])))
+@example(answered={"role": "\ud800"}, error="\ud800")
+def test_answers_of_any_shape(answered: Any, error: str) -> None:
+    """A node of a later version may answer what it likes: there is a reply all the same,
+    and what is understood is in it."""
+    for arguments, results, _, _ in RUNNING:
+        reply = Run(clustered({"a": answered}, b=error), *arguments, results=results).reply
+        assert reply[b"nodes"] == 2
+    for words in ([STATS, b"CLUSTER"], [CLUSTER]):
+        Run(clustered({"a": answered}, b=error), *words)
+
+
+def test_what_is_not_understood_is_left_empty() -> None:
+    handler = clustered({"a": ["x", None, 1, ["y"]], "b": {"x": 1}, "c": "xyz"})
+    reply = Run(handler, FALLBACK, b"PEEK", results=PEEKED).reply
+    assert reply[b"result"] == [b"a", b"x", b"", b"", b""]
+    reply = Run(clustered({"a": "12", "b": [5], "c": 7}), FALLBACK, b"DRAIN").reply
+    assert reply[b"result"] == 17 + 7
+    reply = Run(clustered({"a": {"published": "5"}, "b": 9}), STATS, b"CLUSTER").reply
+    assert reply[b"published"] == 100 + Stat.PUBLISHED
+    about = {"role": 5, "state": [1], "later": "x"}
+    (row,) = [row for row in Run(clustered({"a": about}), CLUSTER).reply if row[b"id"] == b"a"]
+    assert (row[b"role"], row[b"state"]) == (5, b"")
+    assert b"later" not in row
+
+
+def test_an_answer_with_more_nesting_than_a_stack() -> None:
+    deep: Any = []
+    for _ in range(900):
+        deep = [deep]
+    for arguments, results, _, _ in RUNNING:
+        Run(clustered({"a": deep, "b": [deep], "c": {"role": deep}}), *arguments, results=results)
+    for words in ([STATS, b"CLUSTER"], [CLUSTER]):
+        Run(clustered({"a": deep, "b": {"role": deep, "published": deep}}), *words)
+
+
+def test_numbers_that_are_too_large_for_a_reply() -> None:
+    for number in (2**63, 2**63 - 1, -(2**63) - 1):
+        Run(clustered({"a": number, "b": 2**63 - 1}), FALLBACK, b"DRAIN")
+        Run(clustered({"a": {"published": number, "state": number}}), STATS, b"CLUSTER")
+        Run(clustered({"a": {"published": number, "state": number}}), CLUSTER)
+
+
+@pytest.mark.parametrize("words", [[], [b""], [b"x"], [b"keyspaceamqp.later"], [b"\xff.HELP"]])
+def test_another_node_asks_for_what_is_not_there(words: list[bytes]) -> None:
+    with pytest.raises(CommandError, match="there is no command"):
+        Run(clustered({"a": None}), *words, asked=True)
+
+
+def test_stats_of_what_is_not_there() -> None:
+    assert "wrong arguments" in refused(STATS, b"LATER")
+
+
+# ---- what another node has set -------------------------------------------------------------
+
+
+class Applied(Run):
+    """Sets what another node has set for all: the newest of it."""
+
+    def __init__(
+        self, handler: FakeHandler, values: Mapping[str, bytes], results: Results = ()
+    ) -> None:
+        self.jobs = []
+        self.reply = None
+        registers = {name: Register((9, "a"), value) for name, value in values.items()}
+        self.run(commands.apply(handler, registers), results)
+
+
+def test_apply_sets_all_at_once() -> None:
+    handler = clustered({"a": None})
+    run = Applied(handler, {"port": b"1", "masks": b"\xff"}, [[OK]])
+    assert run.jobs == config_set((b"port", b"1"), (b"masks", b"\xff"))
+    assert (handler.calls, handler.told, len(handler.registers)) == ([], [], 2)
+
+
+@pytest.mark.parametrize(("value", "call"), [(b"on", "connect"), (b"off", "disconnect")])
+def test_apply_connects_and_disconnects_after_the_rest(value: bytes, call: str) -> None:
+    handler = clustered({"a": None})
+    run = Applied(handler, {LINK: value, "port": b"1"}, [[OK]])
+    assert run.jobs == config_set((b"port", b"1"))
+    assert handler.calls == [call]
+    handler = clustered({"a": None})
+    assert Applied(handler, {LINK: value}).jobs == []
+    assert handler.calls == [call]
+    assert not handler.setting
+
+
+def test_apply_sets_what_it_can() -> None:
+    handler = clustered({"a": None})
+    no = [(b"-port: no\r\n", 0)]
+    with pytest.raises(CommandError, match=r"^port: no$"):
+        Applied(handler, {"port": b"x", "host": b"h", LINK: b"on"}, [no, no, [OK]])
+    assert handler.calls == ["connect"]
+    with pytest.raises(CommandError, match=r"^port: no$"):
+        Applied(clustered({"a": None}), {"port": b"x"}, [no])
+
+
+def test_apply_says_what_is_older() -> None:
+    handler = clustered({"a": None})
+    handler.behind = ["port"]
+    with pytest.raises(CommandError, match=r"^it has a newer setting of port; set it again$"):
+        Applied(handler, {"host": b"h"}, [[OK]])
+
+
+def test_apply_leaves_what_it_does_not_know() -> None:
+    """A parameter of a later version."""
+    handler = clustered({"a": None})
+    assert Applied(handler, {"later": b"x"}).jobs == []
+    assert Applied(handler, {"later": b"x", "port": b"1"}, [[OK]]).jobs == config_set(
+        (b"port", b"1")
+    )
+
+
+def test_apply_leaves_what_was_set_since() -> None:
+    """It may have waited, and a client of this node was faster."""
+    handler = clustered({"a": None})
+    handler.registers = {
+        "port": Register((10, "me"), b"2"),
+        LINK: Register((10, "me"), b"off"),
+    }
+    run = Applied(handler, {"port": b"1", "host": b"h", LINK: b"on"}, [[OK]])
+    assert run.jobs == config_set((b"host", b"h"))
+    assert handler.calls == []
 
 
 # ---- fallback.py: replies ---------------------------------------------------------------
@@ -482,16 +972,6 @@ def reply_of(raw: bytes | None, error: int = 0) -> Any:
 )
 def test_replies_of_redis(raw: bytes, value: object) -> None:
     assert reply_of(raw) == value
-
-
-def to_resp(value: Any) -> bytes:
-    if value is None:
-        return b"$-1\r\n"
-    if isinstance(value, int):
-        return b":%d\r\n" % value
-    if isinstance(value, bytes):
-        return b"$%d\r\n%b\r\n" % (len(value), value)
-    return b"*%d\r\n" % len(value) + b"".join(map(to_resp, value))
 
 
 @given(
@@ -557,13 +1037,13 @@ def test_the_list_stays_on_the_node_that_has_slot_of_its_tag() -> None:
 
 @pytest.mark.parametrize("keep", [0, -1])
 def test_push_without_a_cap(keep: int) -> None:
-    job = push_job([b"a", b"b"], keep)
+    job = push_job(KEY, [b"a", b"b"], keep)
     assert texts(job) == [f"RPUSH {LIST} a b"]
     assert writes(job) == ["RPUSH"]
 
 
 def test_push_with_a_cap_keeps_the_newest() -> None:
-    job = push_job([b"a"], 1000)
+    job = push_job(KEY, [b"a"], 1000)
     assert texts(job) == [f"RPUSH {LIST} a", f"LTRIM {LIST} -1000 -1"]
     assert writes(job) == ["RPUSH", "LTRIM"]
 
@@ -573,7 +1053,7 @@ def test_push_with_a_cap_keeps_the_newest() -> None:
 )
 def test_peek_reads_a_range_and_changes_nothing(start: int, count: int, bounds: str) -> None:
     """LRANGE counts the end in."""
-    job = peek_job(start, count)
+    job = peek_job(KEY, start, count)
     assert texts(job) == [f"LRANGE {LIST} {bounds}", f"LLEN {LIST}"]
     assert writes(job) == []
     assert all(command.expected is None for command in redis_commands(job))
@@ -581,7 +1061,7 @@ def test_peek_reads_a_range_and_changes_nothing(start: int, count: int, bounds: 
 
 def test_trim_looks_before_it_cuts() -> None:
     """All that goes must be what was delivered, in the form in which Redis replies."""
-    job = trim_job([b"first\r\n", b"", b"last"])
+    job = trim_job(KEY, [b"first\r\n", b"", b"last"])
     assert texts(job) == [f"LRANGE {LIST} 0 2", f"LTRIM {LIST} 3 -1", f"LLEN {LIST}"]
     expected = [command.expected for command in redis_commands(job)]
     assert expected == [b"*3\r\n$7\r\nfirst\r\n\r\n$0\r\n\r\n$4\r\nlast\r\n", None, None]
@@ -590,15 +1070,15 @@ def test_trim_looks_before_it_cuts() -> None:
 
 @given(st.lists(st.binary(), min_size=1))
 def test_what_a_trim_expects_is_the_elements(elements: list[bytes]) -> None:
-    look, *_ = redis_commands(trim_job(elements))
+    look, *_ = redis_commands(trim_job(KEY, elements))
     assert reply_of(look.expected) == elements
 
 
 def test_length_and_purge() -> None:
-    assert texts(length_job()) == [f"LLEN {LIST}"]
-    assert writes(length_job()) == []
-    assert texts(purge_job()) == [f"LLEN {LIST}", f"UNLINK {LIST}"]
-    assert writes(purge_job()) == ["UNLINK"]
+    assert texts(length_job(KEY)) == [f"LLEN {LIST}"]
+    assert writes(length_job(KEY)) == []
+    assert texts(purge_job([KEY])) == [f"LLEN {LIST}", f"UNLINK {LIST}"]
+    assert writes(purge_job([KEY])) == ["UNLINK"]
 
 
 # ---- the table ---------------------------------------------------------------------------

@@ -21,8 +21,9 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from keyspace_amqp import publisher as module
+from keyspace_amqp.cluster import READ_AGAIN
 from keyspace_amqp.config import Config
-from keyspace_amqp.fallback import Command, Job, JobError, JobResult
+from keyspace_amqp.fallback import KEY, Command, Job, JobError, JobResult
 from keyspace_amqp.message import Event, from_element, to_element
 from keyspace_amqp.publisher import (
     Action,
@@ -164,6 +165,84 @@ class SimulatedList:
         return b":%d\r\n" % existed
 
 
+class SimulatedSlots(SimulatedList):
+    """Several lists, in slots that come and go. `elements` has all that are here."""
+
+    KEYS = tuple(b"keyspaceamqp:{%d}:fallback" % number for number in range(5))
+
+    def __init__(self) -> None:
+        self.here: dict[bytes, SimulatedList] = {key: SimulatedList() for key in self.KEYS}
+        self.away: dict[bytes, list[bytes]] = {}  # lists that went elsewhere
+        self.delivered: list[bytes] = []  # by other nodes
+        self.served = set(self.KEYS)
+        self.migrating: set[bytes] = set()
+        super().__init__()
+
+    @property
+    def elements(self) -> list[bytes]:
+        return [element for there in self.here.values() for element in there.elements]
+
+    @elements.setter
+    def elements(self, elements: Sequence[bytes]) -> None:
+        """What is there at the start."""
+        self.here[self.KEYS[0]].elements = list(elements)
+
+    @property
+    def elsewhere(self) -> set[int]:
+        """The numbers of the events that went with their slots."""
+        elements = itertools.chain(self.delivered, *self.away.values())
+        return {number for number in map(number_in, elements) if number is not None}
+
+    def _execute(self, command: Command) -> bytes:
+        return self.here[command.arguments[0]]._execute(command)
+
+    def _answer(self, command: Command) -> Reply:
+        reply = super()._answer(command) if self._has(command.arguments[0]) else None
+        if reply is None:
+            lacks_role = command.write and not self.writable
+            return None, errno.EROFS if lacks_role else errno.EPERM
+        return reply
+
+    def _has(self, key: bytes) -> bool:
+        """In a slot that migrates, what is not here may be there."""
+        present = key not in self.migrating or bool(self.here[key].elements)
+        return key in self.served and present
+
+
+class Watched(Publisher):
+    """With what cluster.Watch does for it: it is told of its lists (on a server that is
+    in no cluster, of one) when it may write them, and a little after it has found the
+    present one out of reach.
+    """
+
+    _lists_at = 0.0
+
+    def set_role(self, *, primary: bool, loading: bool) -> None:
+        super().set_role(primary=primary, loading=loading)
+        self._lists_at = self._now
+        self._tell_lists()
+
+    def poll(self, *, more: bool) -> list[Action]:
+        self._tell_lists()
+        return super().poll(more=more)
+
+    def wake_at(self) -> float | None:
+        times = [super().wake_at(), self._lists_at if self._asks else None]
+        return min((time for time in times if time is not None), default=None)
+
+    @property
+    def _asks(self) -> bool:
+        return self.writable and not self.lists_known
+
+    def _tell_lists(self) -> None:
+        if self._asks and self._now >= self._lists_at:
+            self._lists_at = self._now + READ_AGAIN
+            self.tell_lists()
+
+    def tell_lists(self) -> None:
+        self.set_lists(KEY, lambda key: True)
+
+
 # ---- examples --------------------------------------------------------------
 
 
@@ -181,7 +260,7 @@ class Bench:
         self.list.writable = primary
         self.list.elements = [to_element(event_of(next(self.numbers))) for _ in range(found)]
         self.config = dataclasses.replace(DEFAULTS, **parameters)
-        self.publisher = Publisher(self.config, lambda: self.now, lambda: jitter)
+        self.publisher = Watched(self.config, lambda: self.now, lambda: jitter)
         self.publisher.set_role(primary=primary, loading=False)
         self.job: Job | None = None
         self.actions: list[Action] = []  # all so far
@@ -1142,6 +1221,322 @@ def test_a_trim_around_which_the_role_changed_twice_counts_nothing(runs: str) ->
     assert bench.count(Stat.FALLBACK_DRAINED) == bench.count(Stat.FALLBACK_LENGTH) == 0
 
 
+# Several lists
+
+FIRST, SECOND, THIRD, *_ = SimulatedSlots.KEYS
+
+
+class SlotsBench(Bench):
+    """A bench in a cluster. The test tells of the slots; each list has so many elements
+    at the start, numbered in the order given."""
+
+    list: SimulatedSlots
+
+    def __init__(self, lengths: dict[bytes, int] | None = None, **parameters: Any) -> None:
+        super().__init__(**parameters)
+        self.list = SimulatedSlots()
+        for key, length in (lengths or {}).items():
+            elements = [to_element(event_of(next(self.numbers))) for _ in range(length)]
+            self.list.here[key].elements = elements
+        self.publisher = Publisher(self.config, lambda: self.now, lambda: 1.0)
+        self.publisher.set_role(primary=True, loading=False)
+
+    def tell(self, home: bytes | None) -> list[Action]:
+        """All that the node has is found."""
+        there = {key: len(self.list.here[key].elements) for key in self.list.served}
+        self.publisher.found({key: length for key, length in there.items() if length})
+        self.publisher.set_lists(home, self.list.served.__contains__)
+        return self.settle()
+
+    def leave(self, key: bytes) -> None:
+        """The slot goes, with its list."""
+        self.list.away[key] = self.list.here[key].elements
+        self.list.here[key].elements = []
+        self.list.served.discard(key)
+
+    def keys_of_jobs(self, actions: Iterable[Action]) -> set[bytes]:
+        jobs = [action.job for action in actions if isinstance(action, Submit)]
+        commands = [c for job in jobs for c in job.commands if isinstance(c, Command)]
+        return {command.arguments[0] for command in commands}
+
+
+def test_before_the_lists_are_known_memory_waits() -> None:
+    bench = SlotsBench()
+    bench.emit(2)
+    bench.settle()
+    assert sent(bench.link_up()) == []
+    assert not bench.publisher.lists_known
+    assert bench.keys_of_jobs(bench.actions) == set()
+    assert sent(bench.tell(FIRST)) == [1, 2]
+
+
+def test_lists_are_delivered_one_after_the_other_and_before_memory() -> None:
+    """The longest first. Memory goes to the end, or into the list at home."""
+    bench = SlotsBench({FIRST: 1, SECOND: 3, THIRD: 2})
+    bench.emit(2)
+    bench.tell(FIRST)
+    assert bench.count(Stat.FALLBACK_LENGTH) == 6
+    assert bench.publisher.keys[0] == SECOND
+    assert sent(bench.link_up()) == [2, 3, 4]
+    assert sent(bench.ack(3, multiple=True)) == [5, 6]
+    assert sent(bench.ack(5, multiple=True)) == [1, 7, 8]
+    bench.ack(8, multiple=True)
+    assert bench.publisher.keys == [FIRST]
+    assert bench.count(Stat.FALLBACK_FOUND) == bench.count(Stat.FALLBACK_DRAINED) == 6
+
+
+def test_behind_a_list_that_is_worked_with_events_are_stored_in_it() -> None:
+    bench = SlotsBench({SECOND: 2})
+    bench.tell(FIRST)
+    bench.emit(2)
+    bench.wait(module.STORE_AFTER)
+    assert bench.list.here[SECOND].numbers == [1, 2, 3, 4]
+    assert bench.list.here[FIRST].numbers == []
+    assert sent(bench.link_up()) == [1, 2, 3, 4]
+
+
+def test_a_new_home_is_taken_when_the_present_list_is_empty() -> None:
+    bench = SlotsBench({FIRST: 2})
+    bench.tell(FIRST)
+    bench.tell(SECOND)
+    bench.emit()
+    bench.wait(module.STORE_AFTER)
+    assert bench.list.here[FIRST].numbers == [1, 2, 3]
+    bench.link_up()
+    bench.ack(3, multiple=True)
+    assert bench.publisher.keys == [SECOND]
+    bench.lose_link()
+    bench.emit()
+    bench.wait(module.STORE_AFTER)
+    assert bench.list.here[SECOND].numbers == [4]
+
+
+def test_a_list_whose_slot_went_is_another_nodes() -> None:
+    bench = SlotsBench({FIRST: 2, SECOND: 3})
+    bench.emit()
+    bench.tell(FIRST)
+    for key in (FIRST, SECOND):
+        bench.leave(key)
+    assert sent(bench.tell(THIRD)) == []
+    assert bench.count(Stat.FALLBACK_LENGTH) == bench.count(Stat.FALLBACK_FOUND) == 0
+    assert dropped_of(bench.publisher) == 0
+    assert sent(bench.link_up()) == [6]
+
+
+def test_a_job_for_a_list_that_went_meanwhile_changes_nothing() -> None:
+    bench = SlotsBench({FIRST: 3})
+    bench.tell(FIRST)
+    bench.link_up()
+    bench.publisher.acked(3, True)
+    assert "LTRIM" in commands(bench.poll())
+    bench.leave(FIRST)
+    bench.publisher.set_lists(SECOND, bench.list.served.__contains__)
+    bench.run_job()
+    bench.emit()
+    assert bench.keys_of_jobs(bench.settle()) == {SECOND}
+    assert bench.count(Stat.FALLBACK_LENGTH) == bench.count(Stat.FALLBACK_DRAINED) == 0
+    assert sent(bench.actions)[-1:] == [4]
+
+
+def test_when_the_slot_is_not_served_any_more_it_asks_for_the_lists() -> None:
+    """That comes before the topology is read the next time."""
+    bench = SlotsBench({FIRST: 3, SECOND: 2})
+    bench.tell(SECOND)
+    bench.leave(FIRST)
+    bench.emit()
+    assert bench.publisher.lists_known
+    bench.wait(module.CHECK_EVERY)
+    assert not bench.publisher.lists_known
+    assert bench.publisher.keys == [SECOND]
+    assert sent(bench.link_up()) == []  # the other list may have something older
+    assert sent(bench.tell(SECOND)) == [4, 5, 6]
+    assert dropped_of(bench.publisher) == 0
+
+
+def test_in_a_slot_that_migrates_no_list_begins() -> None:
+    """Redis would send us to the other node; events wait in memory, or go."""
+    bench = SlotsBench()
+    bench.list.migrating = {FIRST}
+    bench.tell(FIRST)
+    bench.emit()
+    bench.wait(module.STORE_AFTER)
+    assert not bench.publisher.lists_known
+    assert bench.count(Stat.QUEUE_LENGTH) == 1
+    assert sent(bench.link_up()) == [1]
+
+
+def test_in_a_slot_that_migrates_a_list_that_is_there_goes_on() -> None:
+    bench = SlotsBench({FIRST: 2})
+    bench.list.migrating = {FIRST}
+    bench.tell(SECOND)
+    bench.emit()
+    bench.wait(module.STORE_AFTER)
+    assert bench.list.here[FIRST].numbers == [1, 2, 3]
+    assert sent(bench.link_up()) == [1, 2, 3]
+    bench.ack(3, multiple=True)
+    bench.tell(SECOND)
+    bench.emit()
+    assert sent(bench.wait(module.CHECK_EVERY + module.JOB_RETRY_AFTER)) == [4]
+    assert bench.count(Stat.CONFIRMED) == 3
+    assert dropped_of(bench.publisher) == 0
+
+
+def test_a_migration_that_is_taken_back_after_the_last_trim_has_lost_nothing() -> None:
+    """The trim empties the list, so that Redis does not answer for its key any more."""
+    bench = SlotsBench({FIRST: 2})
+    bench.list.migrating = {FIRST}
+    bench.tell(FIRST)
+    bench.link_up()
+    bench.publisher.acked(2, True)
+    assert "LTRIM" in commands(bench.poll())
+    bench.run_job()
+    bench.list.migrating = set()
+    bench.settle()
+    bench.wait(module.CHECK_EVERY)
+    assert bench.count(Stat.FALLBACK_DRAINED) == bench.count(Stat.CONFIRMED) == 2
+    assert bench.count(Stat.FALLBACK_LENGTH) == dropped_of(bench.publisher) == 0
+
+
+def test_a_node_without_slots_sends_and_stores_nothing() -> None:
+    bench = SlotsBench()
+    bench.emit()
+    bench.tell(None)
+    bench.wait(module.STORE_AFTER)
+    assert bench.keys_of_jobs(bench.actions) == set()
+    assert bench.publisher.keys == []
+    assert bench.publisher.stuck
+    assert sent(bench.link_up()) == [1]
+
+
+def test_others_take_away_a_list_that_waits() -> None:
+    bench = SlotsBench({FIRST: 3, SECOND: 2})
+    bench.tell(FIRST)
+    bench.publisher.found({SECOND: 1})
+    bench.publisher.found({SECOND: 0})
+    assert bench.count(Stat.FALLBACK_LENGTH) == 3
+    assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 2
+    bench.publisher.found({FIRST: 0})  # the present one: it looks for itself
+    assert bench.count(Stat.FALLBACK_LENGTH) == 3
+    bench.publisher.found({THIRD: 0})
+    assert dropped_of(bench.publisher) == 2
+
+
+def test_purge_empties_all_lists() -> None:
+    bench = SlotsBench({FIRST: 3, SECOND: 2})
+    answers: list[int | JobError] = []
+    bench.publisher.purge(answers.append)
+    bench.settle()
+    assert answers == []  # the lists are not known yet
+    bench.tell(THIRD)
+    assert answers == [5]
+    assert bench.stored == []
+    assert bench.count(Stat.DROPPED_PURGED) == dropped_of(bench.publisher) == 5
+
+
+def test_a_purge_that_fails_at_one_of_the_lists_says_so() -> None:
+    bench = SlotsBench({FIRST: 3, SECOND: 2})
+    bench.tell(THIRD)
+    bench.leave(SECOND)
+    answers: list[int | JobError] = []
+    bench.publisher.purge(answers.append)
+    bench.settle()
+    assert [str(answer) for answer in answers] == ["the list's slot is not served by this node"]
+    assert bench.count(Stat.DROPPED_PURGED) == dropped_of(bench.publisher) == 3
+    assert bench.list.away[SECOND]
+
+
+def test_a_replica_hands_all_lists_over() -> None:
+    bench = SlotsBench({FIRST: 3, SECOND: 2})
+    bench.tell(FIRST)
+    bench.publisher.set_role(primary=False, loading=False)
+    bench.publisher.found({THIRD: 7})
+    bench.publisher.set_lists(FIRST, lambda key: True)
+    assert bench.publisher.keys == []
+    assert not bench.publisher.lists_known
+    assert bench.count(Stat.FALLBACK_LENGTH) == bench.count(Stat.FALLBACK_FOUND) == 0
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_who_was_not_asked_sends_again_what_it_has_stored_lately(agreed: bool) -> None:
+    """The new primary may have taken over before it had them: the list goes with the
+    data. What is older it has."""
+    bench = SlotsBench()
+    bench.tell(FIRST)
+    bench.emit(2)
+    bench.wait(module.STORE_AFTER)
+    bench.wait(module.PUSHED_LATELY + 0.1)
+    bench.emit(2)
+    bench.wait(module.STORE_AFTER)
+    assert bench.list.here[FIRST].numbers == [1, 2, 3, 4]
+    bench.emit()
+    bench.publisher.set_role(primary=False, loading=False, agreed=agreed)
+    bench.settle()
+    assert sent(bench.link_up()) == ([5] if agreed else [3, 4, 5])
+
+
+def test_what_is_kept_of_what_was_stored_lately_is_bounded() -> None:
+    bench = SlotsBench()
+    bench.tell(FIRST)
+    for _ in range(3):
+        bench.emit(key=b"k" * (module.WINDOW_BYTES // 2))
+        bench.wait(module.STORE_AFTER)
+    bench.publisher.set_role(primary=False, loading=False)
+    bench.settle()
+    assert sent(bench.link_up()) == [3]
+
+
+def test_another_list_is_delivered_though_the_key_at_home_is_none() -> None:
+    bench = SlotsBench()
+    bench.list.here[FIRST]._llen = lambda: WRONG_TYPE.reply  # type: ignore[method-assign]
+    bench.tell(FIRST)
+    bench.link_up()
+    bench.list.here[SECOND].elements = [to_element(event_of(7))]
+    bench.emit()
+    assert sent(bench.tell(FIRST)) == [7, 1]
+
+
+@pytest.mark.parametrize("home", [None, FIRST], ids=["no slot", "out of reach"])
+def test_a_save_does_not_wait_for_a_list_out_of_reach(home: bytes | None) -> None:
+    bench = SlotsBench()
+    bench.tell(home)
+    bench.list.trouble = CLUSTER_DOWN
+    bench.emit()
+    bench.wait(module.CHECK_EVERY)
+    bench.publisher.flush(7, 2.0, Flush.STORE)
+    assert flushed(bench.settle() + bench.wait(module.STORE_GRACE))
+
+
+def test_without_a_slot_what_is_left_at_the_end_goes_to_a_file() -> None:
+    """Also where there are no saves: the list would be lost, these need not."""
+    bench = SlotsBench()
+    bench.tell(None)
+    bench.emit(2)
+    bench.settle()
+    bench.publisher.flush(7, 5.0, Flush.DRAIN)
+    (done,) = flushed(bench.wait(5))
+    assert [number_of(event) for event in done.left or ()] == [1, 2]
+
+
+def test_stop_with_drain_delivers_all_lists() -> None:
+    bench = SlotsBench({FIRST: 2, SECOND: 1})
+    bench.publisher.connect()
+    bench.tell(FIRST)
+    bench.link_up()
+    bench.publisher.flush(7, 5.0, Flush.DRAIN)
+    assert not flushed(bench.settle())
+    assert not flushed(bench.ack(2, multiple=True))
+    assert flushed(bench.ack(3))
+    assert bench.stored == []
+
+
+def test_reset_stats_counts_all_lists_as_found() -> None:
+    bench = SlotsBench({FIRST: 3, SECOND: 2})
+    bench.tell(FIRST)
+    bench.publisher.reset_stats()
+    assert_books_balance(bench.publisher)
+    assert bench.count(Stat.FALLBACK_FOUND) == 5
+
+
 # What the broker will never take
 
 
@@ -1492,11 +1887,11 @@ class World:
 
     def __init__(self, chance: random.Random) -> None:
         self.now = 1000.0
-        self.list = SimulatedList()
+        self.list = self.make_list()
         self.broker = SimulatedBroker(accepts=chance.random() < 0.8)
         size = chance.choice(self.fallback_sizes)
         self.config = dataclasses.replace(DEFAULTS, fallback_size=size)
-        self.publisher = Publisher(self.config, lambda: self.now, chance.random)
+        self.publisher = self.make_publisher(chance)
         self.born: set[int] = set()  # numbers of all events there ever were
         self.outside: collections.deque[Event] = collections.deque()
         self.risked_by_others = 0
@@ -1521,6 +1916,12 @@ class World:
             self.recovered = {number_of(event) for event in events}
             self.publisher.recover(events)
         self.publisher.set_role(primary=True, loading=False)
+
+    def make_list(self) -> SimulatedList:
+        return SimulatedList()
+
+    def make_publisher(self, chance: random.Random) -> Watched:
+        return Watched(self.config, lambda: self.now, chance.random)
 
     def new_event(self, key: bytes = b"k") -> Event:
         number = len(self.born) + 1
@@ -2009,6 +2410,208 @@ class SharedWorld(World):
         self.publisher.purge(done)
 
 
+class SlotsWorld(World):
+    """Slots come and go, with their lists. What goes with a slot is not lost, and what
+    stays keeps its order."""
+
+    troubles = (None, None, CLUSTER_DOWN, PAUSED)
+    list: SimulatedSlots
+
+    def __init__(self, chance: random.Random) -> None:
+        # What the publisher was told last; and the topology as it was read last.
+        self.told: frozenset[bytes] = frozenset()
+        self.read: tuple[frozenset[bytes], frozenset[bytes]] = (frozenset(), frozenset())
+        self.looks_later = False  # a job from before a change of role comes first
+        self.foreign: dict[int, int] = {}  # events of other nodes: which list they came in
+        self.taken: set[int] = set()  # events that were in the hands of others
+        self.stopping = False
+        super().__init__(chance)
+
+    def make_list(self) -> SimulatedSlots:
+        return SimulatedSlots()
+
+    def make_publisher(self, chance: random.Random) -> Watched:
+        return WatchedSlots(self, chance)
+
+    def steps(self) -> dict[Step, int]:
+        return super().steps() | {
+            self.role_changes: 1,
+            self.topology_is_read: 6,
+            self.lists_are_looked_at: 8,
+            self.slot_begins_to_migrate: 2,
+            self.list_moves: 2,
+            self.migration_is_taken_back: 1,
+            self.slot_leaves: 2,
+            self.slot_arrives: 3,
+        }
+
+    # The watch's part
+
+    def tell_lists(self, *, now: bool) -> None:
+        """What has been read of the topology, a moment ago or just now, and what is in its
+        slots now."""
+        if self.result is not None or self.looks_later:
+            return
+        if now:
+            self.read = frozenset(self.list.served), frozenset(self.list.migrating)
+        served, migrating = self.read
+        for key in set(self.publisher.keys) - served:
+            # It was away for a moment at least; what is on its way to it is as well.
+            self.take(key)
+            storing = (entry.event for entry in self.publisher._storing)
+            self.taken |= {number_of(event) for event in storing if event is not None}
+        there = {key: len(self.list.here[key].elements) for key in served}
+        self.publisher.found({key: length for key, length in there.items() if length})
+        if self.publisher.writable:
+            self.told = served
+        home = max(served - migrating or served, default=None)
+        self.publisher.set_lists(home, served.__contains__)
+
+    def topology_is_read(self, _chance: random.Random) -> None:
+        self.read = frozenset(self.list.served), frozenset(self.list.migrating)
+
+    def lists_are_looked_at(self, chance: random.Random) -> None:
+        self.tell_lists(now=chance.random() < 0.5)
+
+    def deliver_result(self) -> bool:
+        delivered = super().deliver_result()
+        self.looks_later = self.looks_later and self.job is not None
+        return delivered
+
+    def handler_fails(self, chance: random.Random) -> None:
+        super().handler_fails(chance)
+        self.looks_later = self.looks_later and (self.job or self.result) is not None
+
+    # What must always hold
+
+    def carry_out(self, action: Action) -> None:
+        super().carry_out(action)
+        if isinstance(action, Submit):
+            commands = [c for c in action.job.commands if isinstance(c, Command)]
+            assert {command.arguments[0] for command in commands} <= self.told
+
+    def check_order(self, send: Send) -> None:
+        """Of events that came the same way: from this node, or in one list. Those that were
+        in flight when a list arrived stand behind it, and go once more."""
+        connection = self.broker.connection
+        if self.twice or connection is None or connection.nacked:
+            return
+        streams: dict[int, list[int]] = collections.defaultdict(list)
+        for number in dict.fromkeys(map(number_of, (*connection.sent, *send.events))):
+            if number not in self.taken:
+                streams[self.foreign.get(number, 0)].append(number)
+        for numbers in streams.values():
+            assert numbers == sorted(numbers)
+
+    def check(self) -> None:
+        super().check()
+        assert self.stopping or dropped_of(self.publisher) == 0
+
+    def check_missing(self, missing: set[int]) -> None:
+        super().check_missing(missing - self.list.elsewhere)
+
+    def check_known_elements(self) -> None:
+        publisher = self.publisher
+        known = [entry.element for entry in (*publisher._listed_sent, *publisher._listed_waiting)]
+        if publisher.key is None:
+            assert known == []
+        elif self.list._has(publisher.key):
+            # Else it is not known yet that they are gone.
+            there = self.list.here[publisher.key].elements
+            returned = {number_in(element) for element in there} & self.taken
+            assert returned or known == there[: len(known)]
+
+    # What may happen
+
+    def set_role(self, *, primary: bool, loading: bool) -> None:
+        if not (primary and not loading):
+            for key in self.list.KEYS:
+                self.take(key)
+        self.looks_later = (self.job or self.result) is not None
+        super().set_role(primary=primary, loading=loading)
+
+    def role_changes(self, chance: random.Random) -> None:
+        self.set_role(primary=chance.random() < 0.6, loading=chance.random() < 0.3)
+
+    def take(self, key: bytes) -> None:
+        self.taken |= {number for number in self.list.here[key].numbers if number is not None}
+
+    def slot_begins_to_migrate(self, chance: random.Random) -> None:
+        self.list.migrating.add(chance.choice(self.list.KEYS))
+        self.list.migrating &= self.list.served
+
+    def list_moves(self, chance: random.Random) -> None:
+        if self.list.migrating:
+            self.move(chance.choice(sorted(self.list.migrating)))
+
+    def move(self, key: bytes) -> None:
+        self.take(key)
+        self.list.away.setdefault(key, []).extend(self.list.here[key].elements)
+        self.list.here[key].elements = []
+
+    def migration_is_taken_back(self, chance: random.Random) -> None:
+        if self.list.migrating:
+            key = chance.choice(sorted(self.list.migrating))
+            self.list.here[key].elements[:0] = self.list.away.pop(key, [])
+            self.list.migrating.discard(key)
+
+    def slot_leaves(self, chance: random.Random) -> None:
+        """All of them, at times."""
+        keys = sorted(self.list.served)
+        for key in keys if chance.random() < 0.1 else keys and [chance.choice(keys)]:
+            self.move(key)
+            self.list.served.discard(key)
+            self.list.migrating.discard(key)
+
+    def slot_arrives(self, chance: random.Random) -> None:
+        """With what the other node has left of its list, and with its own events. Within
+        the second in which nobody here notices that it was away it has delivered nothing:
+        else it would look as if somebody had removed that."""
+        absent = sorted(set(self.list.KEYS) - self.list.served)
+        if not absent:
+            return
+        key = chance.choice(absent)
+        elements = self.list.away.pop(key, [])
+        count = 0 if key in self.publisher.keys else chance.randint(0, len(elements))
+        self.list.delivered += elements[:count]
+        theirs = [self.new_event() for _ in range(chance.choice([0, 1, 20]))]
+        stream = len(self.foreign) + 1
+        self.foreign |= {number_of(event): stream for event in theirs}
+        self.list.here[key].elements = [*elements[count:], *map(to_element, theirs)]
+        self.list.served.add(key)
+
+    # How it ends
+
+    def heal(self) -> None:
+        """The slots that are here stay, and if there are none one comes."""
+        self.list.migrating.clear()
+        for key in self.list.away.keys() & self.list.served:
+            self.list.here[key].elements[:0] = self.list.away.pop(key)
+        if not self.list.served:
+            self.slot_arrives(random.Random(0))
+        while self.job or self.result or self.looks_later:
+            self.run_job()
+            self.deliver_result()
+        self.set_role(primary=True, loading=False)
+        self.tell_lists(now=True)
+        super().heal()
+
+    def stop(self, chance: random.Random) -> None:
+        self.stopping = True
+        super().stop(chance)
+
+
+class WatchedSlots(Watched):
+    """Told by its world what is there, as soon as there is a moment for it."""
+
+    def __init__(self, world: SlotsWorld, chance: random.Random) -> None:
+        super().__init__(world.config, lambda: world.now, chance.random)
+        self._world = world
+
+    def tell_lists(self) -> None:
+        self._world.tell_lists(now=True)
+
+
 # Small, so that they are met often.
 LIMITS = {"WINDOW": [4, 20], "SEND_CHUNK": [2, 7], "JOB_ELEMENTS": [8, 40]}
 
@@ -2018,8 +2621,10 @@ stories = st.integers(0, 300).flatmap(
 )
 
 
-@pytest.mark.parametrize("kind", [LosslessWorld, ClusterWorld, NarrowWorld, SharedWorld])
-@settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize(
+    "kind", [LosslessWorld, ClusterWorld, NarrowWorld, SharedWorld, SlotsWorld]
+)
+@settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), story=stories)
 def test_world(kind: type[World], seed: int, story: list[int]) -> None:
     chance = random.Random(seed)
