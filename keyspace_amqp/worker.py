@@ -356,7 +356,10 @@ class Worker:
             (pushed,) = struct.unpack_from("=Q", payload)
             self._configure(list(_counted(payload, 8)), pushed)
         elif kind == lib.RECORD_ROLE:
-            primary, loading, agreed = map(bool, payload)
+            primary, loading, paused = map(bool, payload)
+            # Outside of a cluster somebody has told this node, and may have waited for
+            # the replica; there the order counts for more than what nobody waited for.
+            agreed = paused or not self.clustered
             self._publisher.set_role(primary=primary, loading=loading, agreed=agreed)
             self._watch.set_role(writable=primary and not loading)
         elif kind == lib.RECORD_TOUCHED:
