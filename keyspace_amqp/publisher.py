@@ -232,6 +232,8 @@ class Publisher:
         config: Config,
         clock: Callable[[], float],
         jitter: Callable[[], float] = random.random,
+        *,
+        clustered: bool = True,
     ) -> None:
         now = clock()
         self.counts = [0] * len(Stat)
@@ -283,6 +285,9 @@ class Publisher:
         self._purges: list[Callable[[int | JobError], None]] = []
         self._lately: collections.deque[tuple[float, Event]] = collections.deque()
         self._lately_bytes = 0
+        # Elsewhere somebody has told this node, and may have waited for the replica;
+        # the order counts for more than what nobody waited for.
+        self._keeps_lately = clustered
         # memory
         self._storing: collections.deque[Entry] = collections.deque()
         self._sent: collections.deque[Entry] = collections.deque()
@@ -800,7 +805,7 @@ class Publisher:
             return
         self._set_length(length - len(entries))
         for entry in entries:
-            if entry.state is not State.DONE and entry.event is not None:
+            if self._keeps_lately and entry.state is not State.DONE and entry.event is not None:
                 self._lately.append((self._now, entry.event))
                 self._lately_bytes += entry.size
         # Elements that follow what we know are known too, and need not be read.

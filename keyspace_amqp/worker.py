@@ -133,9 +133,9 @@ class Worker:
                 self.raw_config = list(_counted(payload, 8))
         self.config = Config.from_values(self.raw_config)
         self._masks = compile_masks(self.config.masks)
-        self._publisher = Publisher(self.config, time.monotonic)
-        self._publisher.set_role(primary=primary, loading=loading)
         self.clustered = bool(lib.shim_clustered())
+        self._publisher = Publisher(self.config, time.monotonic, clustered=self.clustered)
+        self._publisher.set_role(primary=primary, loading=loading)
         self._watch = Watch(self._publisher, time.monotonic, clustered=self.clustered)
         self._watch.set_role(writable=primary and not loading)
         self._spread = Spread(self._run_id, time.monotonic, lambda: int(time.time() * 1000))
@@ -356,10 +356,7 @@ class Worker:
             (pushed,) = struct.unpack_from("=Q", payload)
             self._configure(list(_counted(payload, 8)), pushed)
         elif kind == lib.RECORD_ROLE:
-            primary, loading, paused = map(bool, payload)
-            # Outside of a cluster somebody has told this node, and may have waited for
-            # the replica; there the order counts for more than what nobody waited for.
-            agreed = paused or not self.clustered
+            primary, loading, agreed = map(bool, payload)
             self._publisher.set_role(primary=primary, loading=loading, agreed=agreed)
             self._watch.set_role(writable=primary and not loading)
         elif kind == lib.RECORD_TOUCHED:
