@@ -634,7 +634,7 @@ def _keymask(call: _Call, rest: Sequence[bytes]) -> Steps:
         case "LIST", 0:
             return list(present)
         case "TEST", 1:
-            return int(masks.compile_masks(present)(arguments[0]))
+            return int(masks.matches(present, arguments[0]))
         case "CLEAR", 0:
             changed: list[bytes] = []
         case "SET", count if count > 0:

@@ -32,14 +32,20 @@ _ANY = -1
 _MAX_STATES = 1024
 
 
-def compile_masks(masks: Iterable[bytes]) -> Callable[[bytes], bool]:
-    """A function that tells whether a key matches any of the masks.
+# Whether the key that lies in some bytes between two offsets matches: true or false,
+# of any type.
+Matcher = Callable[[bytes, int, int], object]
+
+
+def compile_masks(masks: Iterable[bytes]) -> Matcher:
+    """A function that tells whether a key matches any of the masks. The key is given as
+    a place in a larger piece of memory, so that nobody copies keys that do not match.
 
     `ALL` among them matches every key; no masks match none.
     """
     masks = tuple(masks)
     if ALL in masks:
-        return lambda key: True
+        return lambda data, start, end: True
     patterns = []
     others = []
     for mask in masks:
@@ -49,14 +55,19 @@ def compile_masks(masks: Iterable[bytes]) -> Callable[[bytes], bool]:
         else:
             others.append(parsed)
     if not patterns and not others:
-        return lambda key: False
+        return lambda data, start, end: False
     match = re.compile(b"|".join(patterns), re.DOTALL).match
     if not others:
-        return lambda key: match(key) is not None
+        return match  # its own start and end are those of the key
     automaton = _Automaton(others)
     if not patterns:
         return automaton.matches
-    return lambda key: match(key) is not None or automaton.matches(key)
+    return lambda data, start, end: match(data, start, end) or automaton.matches(data, start, end)
+
+
+def matches(masks: Iterable[bytes], key: bytes) -> bool:
+    """Whether a key matches any of the masks."""
+    return bool(compile_masks(masks)(key, 0, len(key)))
 
 
 class _Mask:
@@ -180,11 +191,11 @@ class _Automaton:
         state.next[byte] = following
         return following
 
-    def matches(self, key: bytes) -> bool:
+    def matches(self, data: bytes, start: int, end: int) -> bool:
         state = self._start
         if state.decided is not None:
             return state.decided
-        for byte in key:
+        for byte in data[start:end]:
             state = state.next[byte] or self._step(state, byte)
             if state.decided is not None:
                 return state.decided

@@ -114,23 +114,23 @@ class State(enum.IntEnum):
     DONE = 3
 
 
+# A member of an enum costs a look into its class.
+_WAITING, _SENT, _DONE = State.WAITING, State.SENT, State.DONE
+
+
 class Entry:
     """An event on its way."""
 
-    __slots__ = ("at", "element", "event", "listed", "state", "tag")
+    __slots__ = ("at", "element", "event", "listed", "size", "state", "tag")
 
     def __init__(self, event: Event | None, at: float, element: bytes | None = None) -> None:
         self.event = event  # None: an element that is no event
         self.at = at  # when it came, in the clock of poll
         self.element = element  # as it is in the list
-        self.state = State.WAITING
-        self.tag = 0  # of the connection, while SENT
+        self.state = _WAITING
+        self.tag = 0  # of the connection, while its confirm is waited for
         self.listed = False
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory, about; 0 for what is no event."""
-        return 0 if self.event is None else self.event.size
+        self.size = 0 if event is None else event.size  # bytes of memory, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,9 +250,11 @@ class Publisher:
         self._attempts = 0
         self._retry_at = now
         self._was_up = False
-        # tags of this connection, in their order
-        self._by_tag: collections.OrderedDict[int, Entry] = collections.OrderedDict()
+        # What was sent on this connection, a place for each tag from the oldest on that
+        # has no confirm. Who does not wait for that tag any more has another, or 0.
+        self._tags: collections.deque[Entry] = collections.deque()
         self._next_tag = 1
+        self._unconfirmed = 0
         self._bytes_in_flight = 0
         self._progress_at = now
         self._refused: list[Entry] = []
@@ -399,8 +401,9 @@ class Publisher:
     def add(self, events: Sequence[Event]) -> None:
         """Events that a mask let through, oldest first."""
         now = self._now
-        self._waiting.extend([Entry(event, now) for event in events])
-        self._waiting_bytes += sum(event.size for event in events)
+        entries = [Entry(event, now) for event in events]
+        self._waiting.extend(entries)
+        self._waiting_bytes += _size_of(entries)
         self._waiting_count += len(events)
         self.counts[Stat.EVENTS_MATCHED] += len(events)
         self._needed = self._needed or bool(events)
@@ -486,13 +489,12 @@ class Publisher:
     def _link_lost(self, link: Link) -> None:
         """Whatever was sent and not confirmed waits again, in its place."""
         self.link = link
-        for entry in self._by_tag.values():
+        for entry in self._in_window():
             self._unsend(entry, State.WAITING)
         for entry in self._refused:
             if entry.state is State.REFUSED:
                 entry.state = State.WAITING
-        self._by_tag.clear()
-        self._bytes_in_flight = 0
+        self._close_window()
         self._refused.clear()
         self._waiting.extendleft(
             entry for entry in reversed(self._sent) if entry.state is not State.DONE
@@ -509,15 +511,17 @@ class Publisher:
         self._attempts = 0
         entries = self._take_tags(tag, multiple)
         self._window = min(WINDOW, self._window + len(entries))
+        listed = 0
         for entry in entries:
+            entry.state = _DONE
             if entry.listed:
-                self._listed_done += 1
-            else:
-                self._in_flight -= 1
-            entry.state = State.DONE
-            self.counts[Stat.CONFIRMED] += 1
-        while self._sent and self._sent[0].state is State.DONE:
-            self._sent.popleft()
+                listed += 1
+        self._listed_done += listed
+        self._in_flight -= len(entries) - listed
+        self.counts[Stat.CONFIRMED] += len(entries)
+        sent = self._sent
+        while sent and sent[0].state is _DONE:
+            sent.popleft()
 
     def nacked(self, tag: int, multiple: bool) -> None:
         """basic.nack: the broker could not take it. Again, a little later."""
@@ -544,7 +548,7 @@ class Publisher:
         channel over each of them for ever."""
         given_up = [
             entry
-            for entry in (*self._by_tag.values(), *self._refused)
+            for entry in (*self._in_window(), *self._refused)
             if entry.event is not None and len(body(entry.event)) > limit
         ]
         for entry in given_up:
@@ -564,19 +568,38 @@ class Publisher:
         self._tell(Stat.RETURNED, 1, f"messages reached no queue: {why}")
 
     def _take_tags(self, tag: int, multiple: bool) -> list[Entry]:
-        if not multiple:
-            entry = self._by_tag.pop(tag, None)
-            entries = [] if entry is None else [entry]
+        """Ends the wait for these tags, and says who has waited."""
+        tags = self._tags
+        place = tag - (self._next_tag - len(tags))
+        if not 0 <= place < len(tags):
+            return []  # this tag and all below have been settled
+        if multiple:
+            first = tag - place
+            taken = [tags.popleft() for _ in range(place + 1)]
+            entries = [entry for tag, entry in enumerate(taken, first) if entry.tag == tag]
         else:
-            entries = []
-            while self._by_tag:
-                first = next(iter(self._by_tag))
-                if first > tag:
-                    break
-                entries.append(self._by_tag.popitem(last=False)[1])
+            entry = tags[place]
+            entries = [entry] if entry.tag == tag else []
         for entry in entries:
-            self._bytes_in_flight -= entry.size
+            entry.tag = 0
+        self._bytes_in_flight -= _size_of(entries)
+        self._unconfirmed -= len(entries)
+        # Settled one by one: a place at the head with another's tag is of no use.
+        while tags and tags[0].tag != self._next_tag - len(tags):
+            tags.popleft()
         return entries
+
+    def _in_window(self) -> list[Entry]:
+        """Who waits for a confirm, in the order of sending."""
+        first = self._next_tag - len(self._tags)
+        return [entry for tag, entry in enumerate(self._tags, first) if entry.tag == tag]
+
+    def _close_window(self) -> None:
+        """The tags of the connection mean nothing any more."""
+        for entry in self._tags:
+            entry.tag = 0
+        self._tags.clear()
+        self._unconfirmed = self._bytes_in_flight = 0
 
     # ---- counting what is in memory ----------------------------------------
 
@@ -654,8 +677,9 @@ class Publisher:
 
     def _forget(self, entry: Entry) -> None:
         """Nobody waits for this entry any more; its confirm will mean nothing."""
-        if entry.state is State.SENT and entry.tag in self._by_tag:
-            del self._by_tag[entry.tag]
+        if entry.tag:
+            entry.tag = 0
+            self._unconfirmed -= 1
             self._bytes_in_flight -= entry.size
         entry.state = State.DONE
 
@@ -738,8 +762,8 @@ class Publisher:
         self._sent.clear()
         self._waiting = collections.deque(memory)
         self._refused.clear()
-        self._by_tag.clear()
-        self._bytes_in_flight = self._in_flight = self._waiting_count = self._waiting_bytes = 0
+        self._close_window()
+        self._in_flight = self._waiting_count = self._waiting_bytes = 0
         for entry in (*self._storing, *memory):
             if entry.state is not State.DONE:
                 entry.state = State.WAITING
@@ -982,7 +1006,7 @@ class Publisher:
 
     def _stalled(self) -> bool:
         """Connected, but the broker confirms nothing."""
-        return bool(self._by_tag) and self._now >= self._progress_at + STALLED_AFTER
+        return self._unconfirmed > 0 and self._now >= self._progress_at + STALLED_AFTER
 
     def _hopeful(self, flush: _Flush) -> bool:
         """Whether a flush may still wait for the broker."""
@@ -1085,7 +1109,7 @@ class Publisher:
                 behind = self._behind or self._listed_waiting or self._refused
                 if self.link is not Link.UP or behind:
                     times.append(max(oldest.at + STORE_AFTER, self._job_retry_at))
-                if self._by_tag:
+                if self._unconfirmed:
                     times.append(max(self._progress_at + STALLED_AFTER, self._job_retry_at))
         if self._refused and self.link is Link.UP:
             times.append(self._refused_until)
@@ -1093,7 +1117,7 @@ class Publisher:
         if self._flush is not None:
             flush = self._flush
             times.append(flush.grace_until if self._now < flush.grace_until else flush.until)
-            if self._by_tag:
+            if self._unconfirmed:
                 times.append(self._progress_at + STALLED_AFTER)
         # A time that has passed led to nothing just now; a little later it may.
         return max(min(times), self._now + 0.01) if times else None
@@ -1145,44 +1169,40 @@ class Publisher:
             if self._now < self._refused_until:
                 return
             again = [entry for entry in self._refused if entry.state is State.REFUSED]
-            room = max(0, min(SEND_CHUNK, self._window - len(self._by_tag)))
+            room = max(0, min(SEND_CHUNK, self._window - self._unconfirmed))
             self._refused = again[room:]
             batch = again[:room]
             for entry in batch:
                 if not entry.listed:
                     self._leave_waiting(entry)
                     self._in_flight += 1
-        room = min(self._window - len(self._by_tag), SEND_CHUNK) - len(batch)
-        size = self._bytes_in_flight + sum(entry.size for entry in batch)
-        while room > 0 and not self._refused and (size < WINDOW_BYTES or not size):
-            if self._listed_waiting:
-                entry = self._listed_waiting.popleft()
-                self._listed_sent.append(entry)
-                if entry.state is not State.WAITING:
-                    continue
-            elif self._behind or self._storing or not self._may_send_memory():
-                break
-            elif self._waiting:
-                entry = self._waiting.popleft()
-                self._sent.append(entry)
-                self._leave_waiting(entry)
-                self._in_flight += 1
-            else:
-                break
-            batch.append(entry)
-            size += entry.size
-            room -= 1
+        room = min(self._window - self._unconfirmed, SEND_CHUNK) - len(batch)
+        size = self._bytes_in_flight + _size_of(batch)
+        if not self._refused:
+            listed = _take(self._listed_waiting, room, size)
+            self._listed_sent.extend(listed)
+            batch += [entry for entry in listed if entry.state is _WAITING]
+            if not (self._listed_waiting or self._behind or self._storing) and (
+                self._may_send_memory()
+            ):
+                sent = _take(self._waiting, room - len(listed), size + _size_of(listed))
+                self._sent.extend(sent)
+                self._waiting_count -= len(sent)
+                self._waiting_bytes -= _size_of(sent)
+                self._in_flight += len(sent)
+                batch += sent
         if not batch:
             return
-        if not self._by_tag:
+        if not self._unconfirmed:
             self._progress_at = self._now
         first_tag = self._next_tag
-        for entry in batch:
-            entry.state = State.SENT
-            entry.tag = self._next_tag
-            self._by_tag[self._next_tag] = entry
-            self._next_tag += 1
-        self._bytes_in_flight = size
+        for tag, entry in enumerate(batch, first_tag):
+            entry.state = _SENT
+            entry.tag = tag
+        self._tags.extend(batch)
+        self._next_tag += len(batch)
+        self._unconfirmed += len(batch)
+        self._bytes_in_flight += _size_of(batch)
         self.counts[Stat.PUBLISHED] += len(batch)
         self._actions.append(Send(first_tag, [e.event for e in batch if e.event is not None]))
 
@@ -1230,7 +1250,18 @@ class Publisher:
 
 
 def _size_of(entries: Iterable[Entry]) -> int:
-    return sum(entry.size for entry in entries)
+    return sum([entry.size for entry in entries])
+
+
+def _take(entries: collections.deque[Entry], most: int, size: int) -> list[Entry]:
+    """Takes the first entries: at most so many, and no more when these and `size` bytes
+    in front of them fill the window."""
+    taken: list[Entry] = []
+    while len(taken) < most and entries and (size < WINDOW_BYTES or not size):
+        entry = entries.popleft()
+        taken.append(entry)
+        size += entry.size
+    return taken
 
 
 def _element(entry: Entry) -> bytes:

@@ -141,10 +141,10 @@ def test_an_event_over_which_the_handler_always_fails(
 
 def _compile(masks, _compile=compile_masks):
     matches = _compile(masks)
-    def poisoned(key):
-        if key == b"poison":
+    def poisoned(data, start, end):
+        if data[start:end] == b"poison":
             raise RuntimeError("broken on purpose")
-        return matches(key)
+        return matches(data, start, end)
     return poisoned
 compile_masks = _compile
 """

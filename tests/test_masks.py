@@ -8,7 +8,7 @@ import random
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -17,7 +17,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keyspace_amqp import masks
-from keyspace_amqp.masks import compile_masks
+
+
+def compile_masks(several: Iterable[bytes]) -> Callable[[bytes], bool]:
+    """The compiled masks as a function of a key. What lies around the key is of the
+    kind that would change the answer if anybody looked at it."""
+    matches = masks.compile_masks(several)
+
+    def in_place(key: bytes) -> bool:
+        return bool(matches(b"ALL" + key + key + b"a" + key, 3 + len(key), 3 + 2 * len(key)))
+
+    return in_place
+
 
 # ---- the reference: Pike's three functions, told over bytes with a length ----
 
@@ -267,7 +278,8 @@ def lines_run(run: Callable[[], object], most: int) -> int:
     return count
 
 
-@pytest.mark.parametrize("name", SLOW)
+# Those that the automaton runs; a regular expression has no lines to count.
+@pytest.mark.parametrize("name", [name for name in SLOW if "star" in name or "both" in name])
 def test_work_grows_with_the_key_only(name: str) -> None:
     def work(length: int) -> int:
         matches = compile_masks(SLOW[name])

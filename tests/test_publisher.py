@@ -2038,8 +2038,10 @@ class World:
         assert gauges[Stat.QUEUE_LENGTH] == len(waiting)
         assert gauges[Stat.QUEUE_BYTES] == sum(entry.size for entry in waiting)
         assert gauges[Stat.IN_FLIGHT] == len(entries) - len(waiting)
-        assert publisher._bytes_in_flight == sum(e.size for e in publisher._by_tag.values())
-        assert len(publisher._by_tag) <= module.WINDOW
+        window = publisher._in_window()
+        assert publisher._bytes_in_flight == sum(entry.size for entry in window)
+        assert publisher._unconfirmed == len(window) <= module.WINDOW
+        assert all(entry.state is State.SENT for entry in window)
 
     def check_nothing_lost(self) -> None:
         there = {number_of(entry.event) for entry in self.in_memory() if entry.event}

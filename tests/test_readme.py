@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
+from keyspace_amqp import masks
 from keyspace_amqp.commands import COMMANDS
 from keyspace_amqp.config import SETTINGS, parse_masks
-from keyspace_amqp.masks import compile_masks
 from keyspace_amqp.stats import HELP, TEXT_HELP, Stat, Text
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -113,7 +113,7 @@ def _mask_examples() -> Iterator[tuple[bytes, bytes, bool]]:
 
 @pytest.mark.parametrize(("mask", "key", "matches"), list(_mask_examples()))
 def test_mask_example(mask: bytes, key: bytes, matches: bool) -> None:
-    assert compile_masks([mask])(key) is matches
+    assert masks.matches([mask], key) is matches
 
 
 def test_links_lead_to_headings() -> None:
