@@ -13,7 +13,7 @@ C_FILES := $(wildcard shim/*.c shim/*.h)
 PYTEST_ARGS ?=
 MINUTES ?= 10
 
-.PHONY: help setup venv build demo demo-cluster test soak lint format clean
+.PHONY: help setup venv build demo demo-cluster test soak bench bench-quick lint format clean
 
 help: ## this text
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
@@ -30,19 +30,25 @@ test: build ## unit, shim and integration tests
 soak: build ## random faults over real servers; MINUTES=10, SEED=… to repeat a run
 	$(VENV)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
+bench: build ## benchmarks, side by side with a bare Redis; BENCH_ARGS='--only NAME', …
+	$(VENV)/python -m tests.bench $(BENCH_ARGS)
+
+bench-quick: build ## the same with fewer and shorter rounds, in about a minute
+	$(VENV)/python -m tests.bench --quick $(BENCH_ARGS)
+
 build: $(MODULE) ## the module, build/libredis_keyspace_amqp.so
 
 lint: venv ## ruff, mypy, clang-format, and the C compiler's warnings
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
-	$(VENV)/clang-format --dry-run --Werror $(C_FILES) $(wildcard tests/*.c)
+	$(VENV)/clang-format --dry-run --Werror $(C_FILES) $(wildcard tests/*.c tests/bench/*.c)
 	@cmake -S . -B build/werror -DWERROR=ON >/dev/null
 	cmake --build build/werror --target redis_keyspace_amqp
 
 format: venv ## formats Python and C
 	$(VENV)/ruff format
-	$(VENV)/clang-format -i $(C_FILES) $(wildcard tests/*.c)
+	$(VENV)/clang-format -i $(C_FILES) $(wildcard tests/*.c tests/bench/*.c)
 
 setup: venv
 venv: .venv/.ready ## the virtual environment .venv, and Debian's packages

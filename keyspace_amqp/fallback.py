@@ -125,9 +125,18 @@ def _parse(raw: bytes, at: int) -> tuple[Value, int]:
         return None, after
     if tag == b"$":
         return raw[after : after + length], after + length + 2
-    values = []
+    values: list[Value] = []
     for _ in range(length):
-        value, after = _parse(raw, after)
+        if raw[after : after + 1] == b"$":  # in place: lists of thousands of them come
+            at, after = after + 1, raw.index(b"\r\n", after) + 2
+            size = int(raw[at : after - 2])
+            if size >= 0:
+                values.append(raw[after : after + size])
+                after += size + 2
+                continue
+            value = None
+        else:
+            value, after = _parse(raw, after)
         values.append(value)
     return values, after
 

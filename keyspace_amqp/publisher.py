@@ -56,6 +56,8 @@ SEND_CHUNK = 256
 STORE_AFTER = 0.05
 # A connected broker that confirms nothing for so long counts as away.
 STALLED_AFTER = 0.25
+# Confirmed elements that a trim waits for while more are on their way.
+TRIM_ELEMENTS = JOB_ELEMENTS // 4
 # Reconnection: exponential, with jitter so that nodes do not come all at once.
 BACKOFF_FIRST = 0.1
 BACKOFF_MAX = 5.0
@@ -274,6 +276,7 @@ class Publisher:
         self._no_list = False  # the key holds something else, or there is no key
         self._length = 0
         self._listed_done = 0  # elements of it that are DONE
+        self._listed_done_bytes = 0
         self._listed_sent: collections.deque[Entry] = collections.deque()
         self._listed_waiting: collections.deque[Entry] = collections.deque()
         self._job: _JobKind | None = None
@@ -347,7 +350,9 @@ class Publisher:
         self._reasons.clear()
         if not primary and not agreed:
             self._forget_lately(self._now - PUSHED_LATELY)
-            self._take_up([event for _, event in self._lately])
+            again = self._take_up([event for _, event in self._lately])
+            if self._leftovers:  # they may be among these, and are not safe any more
+                self._leftovers.extend(again)
         self._forget_lately(self._now + 1)
 
     def _forget_lately(self, until: float) -> None:
@@ -511,13 +516,14 @@ class Publisher:
         self._attempts = 0
         entries = self._take_tags(tag, multiple)
         self._window = min(WINDOW, self._window + len(entries))
-        listed = 0
+        memory = len(entries)
         for entry in entries:
             entry.state = _DONE
             if entry.listed:
-                listed += 1
-        self._listed_done += listed
-        self._in_flight -= len(entries) - listed
+                self._listed_done += 1
+                self._listed_done_bytes += entry.size
+                memory -= 1
+        self._in_flight -= memory
         self.counts[Stat.CONFIRMED] += len(entries)
         sent = self._sent
         while sent and sent[0].state is _DONE:
@@ -554,6 +560,7 @@ class Publisher:
         for entry in given_up:
             if entry.listed:
                 self._listed_done += 1
+                self._listed_done_bytes += entry.size
             else:
                 self._leave_memory(entry)
             self._forget(entry)
@@ -691,7 +698,7 @@ class Publisher:
         self._listed_sent.clear()
         self._listed_waiting.clear()
         self.counts[Stat.FALLBACK_FOUND] += self._listed_done
-        self._listed_done = 0
+        self._listed_done = self._listed_done_bytes = 0
         self._job_stale = True
 
     def _hand_over(self) -> None:
@@ -858,7 +865,9 @@ class Publisher:
             self._forget(entry)
             return
         entry.listed = True
-        self._listed_done += entry.state is State.DONE
+        if entry.state is State.DONE:
+            self._listed_done += 1
+            self._listed_done_bytes += entry.size
         # The two together are in the list's order: behind an element that is not
         # sent yet, even a sent one waits for its turn (and is not sent again).
         behind = bool(self._listed_waiting) or entry.state is State.WAITING
@@ -872,6 +881,7 @@ class Publisher:
                 entry = (self._listed_sent or self._listed_waiting).popleft()
                 if entry.state is State.DONE:
                     self._listed_done -= 1
+                    self._listed_done_bytes -= entry.size
                     self.counts[Stat.FALLBACK_DRAINED] += 1
                     continue
                 self._forget(entry)
@@ -908,8 +918,8 @@ class Publisher:
             self._forget_listed()
             self._check_at = self._now
             return
-        for _ in range(self._job_count):
-            self._listed_sent.popleft()
+        trimmed = [self._listed_sent.popleft() for _ in range(self._job_count)]
+        self._listed_done_bytes -= _size_of(trimmed)
         self._length -= self._job_count
         self._listed_done -= self._job_count
         self.counts[Stat.FALLBACK_DRAINED] += self._job_count
@@ -971,13 +981,8 @@ class Publisher:
             return
         if self._now < self._job_retry_at:
             return
-        done = self._confirmed_prefix()
-        # In large pieces while there is more to come, else at once.
-        stopping = self._flush is not None and self._flush.stop
-        enough = done >= JOB_ELEMENTS // 4 or (
-            _size_of(itertools.islice(self._listed_sent, done)) >= WINDOW_BYTES
-        )
-        if enough or (done and (stopping or done == len(self._listed_sent))):
+        done = self._trimmable()
+        if done:
             self._trim(done)
         elif self._should_store():
             self._store()
@@ -989,6 +994,20 @@ class Publisher:
         ):
             known = len(self._listed_sent) + len(self._listed_waiting)
             self._submit(_JobKind.READ, fallback.peek_job(self.key, known, JOB_ELEMENTS, JOB_BYTES))
+
+    def _trimmable(self) -> int:
+        """How many elements it is worth to trim: in large pieces while there is more to
+        come, else at once."""
+        listed, most = self._listed_sent, self._listed_done
+        stopping = self._flush is not None and self._flush.stop
+        all_of_them = stopping or most >= len(listed)
+        large = self._listed_done_bytes >= WINDOW_BYTES
+        if not most or not (all_of_them or large or most >= TRIM_ELEMENTS):
+            return 0
+        done = self._confirmed_prefix()
+        large = large and _size_of(itertools.islice(listed, done)) >= WINDOW_BYTES
+        worth = large or stopping or done == len(listed) or done >= TRIM_ELEMENTS
+        return done if worth else 0
 
     def _should_store(self) -> bool:
         """Whether what is in memory has to go to the list (rules 9, 12, 13)."""

@@ -131,7 +131,8 @@ void job_lengths(job_t *job);
 /* Adds the sending of a message to another node: its id, empty for all nodes, and
  * the text. An error if there is no connection to it just now. */
 void job_message(job_t *job);
-void job_argument(job_t *job, const char *argument, size_t len);
+/* All arguments of the last command: one after the other in memory, and their lengths. */
+void job_arguments(job_t *job, const char *arguments, const size_t *lengths, size_t count);
 /* The last command's reply must be this (RESP2), or the job ends there. */
 void job_expect(job_t *job, const char *reply, size_t len);
 /* The last command is an LRANGE with offsets from 0 on; its reply ends with the

@@ -207,7 +207,7 @@ typedef struct command {
     char *name;
     int write;
     RedisModuleString **argv;
-    size_t argc, capacity;
+    size_t argc;
     char *expected;
     size_t expected_len;
     size_t most; /* bytes of an LRANGE's reply; 0: all that it has */
@@ -252,14 +252,15 @@ void job_parameters(job_t *job) { job_add(job, PARAMETERS); }
 void job_lengths(job_t *job) { job_add(job, LENGTHS); }
 void job_message(job_t *job) { job_add(job, MESSAGE); }
 
-void job_argument(job_t *job, const char *argument, size_t len) {
+void job_arguments(job_t *job, const char *arguments, const size_t *lengths, size_t count) {
     command_t *command = job->last;
-    if (command->argc == command->capacity) {
-        command->capacity = command->capacity ? command->capacity * 2 : 8;
-        command->argv = realloc(command->argv, command->capacity * sizeof(*command->argv));
-        if (command->argv == NULL) abort();
+    command->argv = calloc(count, sizeof(*command->argv));
+    if (command->argv == NULL && count > 0) abort();
+    for (; command->argc < count; command->argc++) {
+        size_t len = lengths[command->argc];
+        command->argv[command->argc] = RedisModule_CreateString(NULL, arguments, len);
+        arguments += len;
     }
-    command->argv[command->argc++] = RedisModule_CreateString(NULL, argument, len);
 }
 
 void job_expect(job_t *job, const char *reply, size_t len) {

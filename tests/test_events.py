@@ -254,6 +254,9 @@ def test_evictions(broker: RabbitServer, mailbox: Mailbox, start_redis: StartRed
         options=["maxmemory 8mb", "maxmemory-policy allkeys-random"],
     )
     client = server.client()
+    # With the link up from the start nothing waits in the list, which may be evicted too.
+    client.execute_command("KEYSPACEAMQP.CONNECT")
+    wait_for(lambda: stats(client)["state"] == "connected", what="connected")
     for number in range(3000):
         client.set(f"k{number}", "x" * 5000)
     evicted = int(client.info("stats")["evicted_keys"])

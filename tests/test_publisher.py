@@ -2042,6 +2042,10 @@ class World:
         assert publisher._bytes_in_flight == sum(entry.size for entry in window)
         assert publisher._unconfirmed == len(window) <= module.WINDOW
         assert all(entry.state is State.SENT for entry in window)
+        done = [entry for entry in publisher._listed_sent if entry.state is State.DONE]
+        done += [entry for entry in publisher._listed_waiting if entry.state is State.DONE]
+        assert publisher._listed_done == len(done)
+        assert publisher._listed_done_bytes == sum(entry.size for entry in done)
 
     def check_nothing_lost(self) -> None:
         there = {number_of(entry.event) for entry in self.in_memory() if entry.event}

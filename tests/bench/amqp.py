@@ -1,0 +1,151 @@
+"""AMQP without a client's cost: a socket, frames made beforehand, replies hardly read.
+
+`publish` is the yardstick for confirmed messages: how fast this broker is when the
+publisher does nothing but send. `Arrivals` tells when messages come out of a queue.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import threading
+import time
+from typing import Any
+
+import pika
+from pika import frame, spec
+
+from keyspace_amqp.message import CONTENT_TYPE, Event, body
+
+# Messages without a confirm, and messages per send: more of either made it no faster.
+WINDOW = 1000
+CHUNK = 500
+# A frame with basic.ack: type, channel, length, class and method, tag, multiple, end.
+_ACK = struct.Struct(">BHIIQ?B")
+
+
+class Link:
+    """A connection with an open channel, 1."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), 30)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._input = b""
+        self.socket.sendall(frame.ProtocolHeader().marshal())
+        self._await(spec.Connection.Start)
+        login = spec.Connection.StartOk({}, "PLAIN", b"\0guest\0guest", "en_US")
+        tune = self._call(login, spec.Connection.Tune, 0)
+        self._send(spec.Connection.TuneOk(tune.channel_max, tune.frame_max, 0), 0)
+        self._call(spec.Connection.Open("/"), spec.Connection.OpenOk, 0)
+        self._call(spec.Channel.Open(), spec.Channel.OpenOk)
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def confirms(self) -> None:
+        self._call(spec.Confirm.Select(), spec.Confirm.SelectOk)
+
+    def consume(self, queue: str) -> None:
+        self._call(spec.Basic.Consume(queue=queue, no_ack=True), spec.Basic.ConsumeOk)
+
+    def _send(self, method: Any, channel: int = 1) -> None:
+        self.socket.sendall(frame.Method(channel, method).marshal())
+
+    def _call(self, method: Any, answer: type, channel: int = 1) -> Any:
+        self._send(method, channel)
+        return self._await(answer)
+
+    def _await(self, answer: type) -> Any:
+        while True:
+            consumed, found = frame.decode_frame(self._input)
+            if found is None:
+                data = self.socket.recv(65536)
+                if not data:
+                    raise ConnectionError(f"the broker hung up instead of {answer.__name__}")
+                self._input += data
+                continue
+            self._input = self._input[consumed:]
+            assert isinstance(found.method, answer), found
+            return found.method
+
+
+def message(exchange: str, routing_key: str, event: Event, delivery_mode: int) -> bytes:
+    """The frames of a message as the module sends it."""
+    text = body(event)
+    properties = pika.BasicProperties(
+        content_type=CONTENT_TYPE,
+        delivery_mode=delivery_mode,
+        message_id=event.message_id,
+        timestamp=event.time_ms // 1000,
+    )
+    publish = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
+    frames = (frame.Method(1, publish), frame.Header(1, len(text), properties), frame.Body(1, text))
+    return b"".join(one.marshal() for one in frames)
+
+
+def publish(port: int, one: bytes, count: int) -> float:
+    """Publishes a message so many times; seconds until all are confirmed."""
+    block = one * CHUNK
+    with Link(port) as link:
+        link.confirms()
+        start = time.monotonic()
+        sent = confirmed = 0  # confirmed: this tag and all before it
+        alone: set[int] = set()  # confirmed, but not all before them
+        rest = b""
+        while confirmed < count:
+            while sent < count and sent - confirmed <= WINDOW - CHUNK:
+                link.socket.sendall(block)
+                sent += CHUNK
+            rest += link.socket.recv(65536)
+            whole = len(rest) - len(rest) % _ACK.size
+            for _, _, _, index, tag, multiple, _ in _ACK.iter_unpack(rest[:whole]):
+                assert index == spec.Basic.Ack.INDEX, "something else than a confirm has come"
+                if multiple:
+                    confirmed = max(confirmed, tag)
+                else:
+                    alone.add(tag)
+            rest = rest[whole:]
+            while confirmed + 1 in alone:
+                confirmed += 1
+            alone = {tag for tag in alone if tag > confirmed}
+        return time.monotonic() - start
+
+
+class Arrivals(threading.Thread):
+    """Consumes a queue; `delays`: seconds from the clock in each key to the arrival."""
+
+    def __init__(self, port: int, queue: str) -> None:
+        super().__init__()
+        self.delays: list[float] = []
+        self._link = Link(port)
+        self._link.socket.settimeout(0.1)
+        self._link.consume(queue)
+        self._ending = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        rest = b""
+        while not self._ending.is_set():
+            try:
+                data = self._link.socket.recv(65536)
+            except TimeoutError:
+                continue
+            now = time.time_ns()
+            rest += data
+            end = 0
+            for found in _CLOCK.finditer(rest):
+                self.delays.append((now - int(found[1])) / 1e9)
+                end = found.end()
+            rest = rest[end:]
+
+    def finish(self) -> None:
+        self._ending.set()
+        self.join()
+        self._link.socket.close()
+
+
+_CLOCK = re.compile(rb"\nload:([0-9]{19})")

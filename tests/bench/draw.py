@@ -1,0 +1,140 @@
+"""The picture for the README, as SVG written by hand: what Redis does under a flood of
+SETs, and an outage of the broker as Redis' clients see it."""
+
+from __future__ import annotations
+
+import html
+import math
+import pathlib
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from .report import Report, shown
+
+WIDTH = 880
+LABELS = {
+    "bare": "bare Redis",
+    "floor": "empty subscriber",
+    "broker": "ours, RabbitMQ beside it",
+    "sink": "ours, sink for a broker",
+    "masks": "ours, no mask matches",
+    "away": "ours, RabbitMQ away",
+}
+GREY, BLUE, ORANGE, RED, INK, PALE = (
+    "#9aa4b1", "#2f6fb7", "#e59a2f", "#c4453c", "#24292f", "#d8dee6",
+)  # fmt: skip
+# The chart of the outage: its place, and the decades of its scale of milliseconds.
+LEFT, RIGHT, TOP, BOTTOM = 70, WIDTH - 80, 300, 520
+DECADES = range(-1, 4)
+
+Scale = Callable[[float], float]
+
+
+def write(report: Report, path: pathlib.Path) -> None:
+    """Draws what was measured of it; nothing if neither part was."""
+    parts: list[str] = []
+    if "floods" in report.series:
+        parts += _floods(report.series["floods"])
+    if "outage" in report.series:
+        parts += _outage(report.series["outage"])
+    if not parts:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height = BOTTOM + 60
+    path.write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'font-family="sans-serif" font-size="13" fill="{INK}">\n'
+        "<title>Redis with and without the module, and an outage of the broker</title>\n"
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+def _floods(floods: dict[str, dict[str, list[float]]]) -> Iterable[str]:
+    """Bars of medians, with lines from the least to the most."""
+    charts = (
+        ("SETs in a second, thousands", "rate", 1e-3, 190, 250),
+        ("99 of 100 answered within, ms", "p99", 1, 550, 250),
+    )
+    for title, field, unit, left, width in charts:
+        yield _text(left, 28, title, weight="bold")
+        most = max(max(values[field]) for values in floods.values())
+        for row, (name, values) in enumerate(floods.items()):
+            y = 44 + row * 32
+            low, median, high = (pick(values[field]) for pick in (min, statistics.median, max))
+            colour = BLUE if name not in ("bare", "floor") else GREY
+            if left < WIDTH / 2:
+                yield _text(left - 10, y + 15, LABELS[name], "end")
+            yield _bar(left, y, median / most * width, 22, colour)
+            yield _line(left + low / most * width, y + 11, left + high / most * width, y + 11, INK)
+            yield _text(left + high / most * width + 8, y + 15, shown(median * unit))
+
+
+def _outage(outage: dict[str, Any]) -> Iterable[str]:
+    """Times of answers on a logarithmic scale, and the list's length."""
+    end = max(at for at, *_ in outage["intervals"]) / 1e3
+    longest = max(1, *(length for _, length in outage["list"]))
+
+    def x(seconds: float) -> float:
+        return LEFT + (RIGHT - LEFT) * seconds / end
+
+    def y(ms: float) -> float:
+        low, high = DECADES[0], DECADES[-1]
+        part = (math.log10(max(ms, 10**low)) - low) / (high - low)
+        return BOTTOM - (BOTTOM - TOP) * min(part, 1)
+
+    def length_y(length: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * length / longest * 0.9
+
+    yield _text(
+        LEFT - 50, TOP - 32, "An outage of RabbitMQ, as Redis' clients see it", weight="bold"
+    )
+    filling = [(x(at), length_y(length)) for at, length in outage["list"] if at <= end]
+    yield _points("polygon", [(filling[0][0], BOTTOM), *filling, (filling[-1][0], BOTTOM)], PALE)
+    for decade in DECADES:
+        yield _line(LEFT, y(10**decade), RIGHT, y(10**decade), PALE)
+        yield _text(LEFT - 8, y(10**decade) + 4, f"{10**decade:g}", "end")
+    yield _text(LEFT - 50, TOP - 10, "ms")
+    for part in (0, 0.5, 1):
+        length = longest * part
+        yield _text(RIGHT + 8, length_y(length) + 4, f"{length:,.0f}")
+    yield _text(RIGHT + 8, TOP - 10, "in the list")
+    for second in range(0, int(end) + 1, 2 if end < 30 else 5):
+        yield _text(x(second), BOTTOM + 18, f"{second} s", "middle")
+    marks = {"killed": "kill -9", "back": "it accepts again", "drained": "list empty"}
+    for name, text in marks.items():
+        at = x(outage["marks"][name])
+        yield _line(at, TOP - 4, at, BOTTOM, RED, "4 3")
+        yield _text(at + 4, TOP + 8, text)
+    curves = ((4, ORANGE, "slowest SET in 100 ms"), (3, BLUE, "99th percentile"))
+    for number, (column, colour, text) in enumerate(curves):
+        points = [(x(row[0] / 1e3), y(row[column] / 1e3)) for row in outage["intervals"] if row[1]]
+        yield _points("polyline", points, colour)
+        at = LEFT + 190 * number
+        yield _line(at, BOTTOM + 40, at + 24, BOTTOM + 40, colour)
+        yield _text(at + 30, BOTTOM + 44, text)
+    yield _bar(LEFT + 340, BOTTOM + 33, 24, 13, PALE)
+    yield _text(LEFT + 370, BOTTOM + 44, "events in the fallback list")
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal") -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}"'
+    return f"<text {place}>{html.escape(text)}</text>"
+
+
+def _bar(x: float, y: float, width: float, height: float, colour: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" fill="{colour}"/>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, dashes: str = "") -> str:
+    dash = f' stroke-dasharray="{dashes}"' if dashes else ""
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="{colour}" stroke-width="1.5"{dash}/>'
+
+
+def _points(kind: str, points: Sequence[tuple[float, float]], colour: str) -> str:
+    places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    paint = f'fill="{colour}"' if kind == "polygon" else f'fill="none" stroke="{colour}"'
+    return f'<{kind} points="{places}" {paint} stroke-width="1.2"/>'

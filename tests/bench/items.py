@@ -1,0 +1,396 @@
+"""What is measured, one function for each item. Each says how, takes its rounds by
+turns, and gives its rows to the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from keyspace_amqp.message import Event
+from keyspace_amqp.servers import RedisServer, wait_for
+
+from ..fix_servers import EXCHANGE, MODULE
+from . import amqp, measure, queue_memory
+from .measure import BenchError, LostEvents, flood, ratios, session_ns, steady, thread_ns
+from .report import Report
+from .rig import DELIVERY_MODE, MASKS, QUEUE, Rig
+
+STEADY_RATE = 20_000  # SETs per second
+DELAY_RATE = 1_000
+DRAIN_RATE = 2_000
+OUTAGE_RATE = 5_000
+MANY_KEYS = 10**9  # hardly any twice
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much is measured. Seconds are those of one round."""
+
+    rounds: int
+    capture: int  # SETs
+    flood: float  # seconds
+    steady: float
+    confirmed: int  # SETs
+    delay: float
+    stored: int  # events
+    outage: float  # before, during and after
+
+
+FULL = Plan(5, 100_000, 2.0, 2.5, 200_000, 3.0, 1_000_000, 3.0)
+QUICK = Plan(2, 100_000, 0.7, 1.5, 40_000, 1.5, 100_000, 2.0)
+
+
+def capture(rig: Rig, plan: Plan, report: Report) -> None:
+    rounds = plan.rounds * 8
+    report.item(
+        "capture",
+        f"CPU of Redis' main thread (/proc, schedstat) over {plan.capture:,} SETs, pipelined on "
+        f"one connection, {rounds} rounds by turns; no mask matches, so nothing is sent",
+    )
+    costs: dict[str, list[float]] = {"bare": [], "floor": [], "ours": []}
+    rig.aim(rig.nobody, [])
+    with rig.books("capture"):
+        for number in range(-1, rounds):  # the first is not counted
+            names = list(costs)
+            for name in names[number % 3 :] + names[: number % 3]:
+                server: RedisServer = getattr(rig, name)
+                before = thread_ns(server.pid)
+                measure.pipeline(server.port, plan.capture)
+                cost = (thread_ns(server.pid) - before) / plan.capture
+                if number >= 0:
+                    costs[name].append(cost)
+                if name == "ours":
+                    rig.rest()
+    floor, ours = (
+        [a - b for a, b in zip(costs[name], costs["bare"], strict=True)]
+        for name in ("floor", "ours")
+    )
+    report.row("capture.bare", "a SET on a bare server", "ns", costs["bare"])
+    report.row("capture.floor", "added by an empty subscriber", "ns", floor)
+    report.row("capture.ours", "added by ours", "ns", ours)
+    of_floor = statistics.median(ours) / statistics.median(floor)
+    report.row("capture.of_floor", "ours / empty subscriber, of the medians", "", [of_floor])
+    report.series["capture"] = costs
+
+
+def floods(rig: Rig, plan: Plan, report: Report, chosen: list[str]) -> None:
+    """Item for item the same flood; `chosen`: which of broker, sink, masks, away."""
+    ports: dict[str, Callable[[], int]] = {
+        "broker": lambda: rig.broker.port,
+        "sink": lambda: rig.sink,
+        "masks": lambda: rig.broker.port,
+        "away": lambda: rig.nobody,
+    }
+    requests = int(flood(rig.bare.port, 200_000).rate * plan.flood)
+    requests -= requests % 1000
+    seen: dict[str, list[_Flooded]] = {name: [] for name in ("bare", "floor", *chosen)}
+    with rig.books("warming up", discard=True):  # keys, buffers, threads
+        for server in (rig.bare, rig.floor, rig.ours):
+            flood(server.port, 100_000)
+    for _ in range(plan.rounds):
+        for name, many in seen.items():
+            if name not in chosen:
+                many.append(_flooded(rig, getattr(rig, name), requests))
+                continue
+            masks = name == "masks"
+            rig.aim(ports[name](), MASKS if masks else ["ALL"])
+            with rig.books(name, discard=True):
+                many.append(_flooded(rig, rig.ours, requests, ours=True, filters=masks))
+            if name == "broker":
+                rig.empty_queue()
+    values = {
+        name: {
+            field.name: [getattr(one, field.name) for one in many]
+            for field in dataclasses.fields(_Flooded)
+        }
+        for name, many in seen.items()
+    }
+    report.series["floods"] = values
+    how = (
+        f"redis-benchmark, {requests:,} pipelined SETs (-P {measure.PIPELINE} "
+        f"-c {measure.CLIENTS}), by turns"
+    )
+    what = {
+        "bare": "a bare Redis",
+        "floor": "an empty subscriber",
+        "broker": "ours, with RabbitMQ on the same machine",
+        "sink": "ours, with a sink (sink.c) that confirms at once in place of RabbitMQ",
+        "masks": f"ours, with {len(MASKS)} masks of which none matches",
+        "away": "ours, and nothing listens on RabbitMQ's port: events go to the list",
+    }
+    for name, own in values.items():
+        report.item(name, f"{what[name]}: {how}")
+        report.row(f"{name}.sets", "SETs", "k/s", [rate / 1e3 for rate in own["rate"]])
+        report.row(f"{name}.p99_ms", "99 of 100 answered within", "ms", own["p99"])
+        if name != "bare":
+            bare = values["bare"]
+            report.row(f"{name}.rate", "SETs / bare", "", ratios(own["rate"], bare["rate"]))
+            report.row(f"{name}.p99", "p99 / bare", "", ratios(own["p99"], bare["p99"]))
+            added = [a - b for a, b in zip(own["main"], bare["main"], strict=True)]
+            report.row(f"{name}.main", "main thread above bare, for each SET", "ns", added)
+        report.row(f"{name}.slowest", "slowest SET", "ms", own["slowest"])
+        if name in chosen:
+            report.row(f"{name}.worker", "CPU of the worker thread", "%", own["worker"])
+        if name == "broker":
+            report.row("broker.cpu", "CPU of RabbitMQ", "%", own["broker"])
+        if name == "masks":
+            report.row("masks.filtered", "events filtered", "/CPU s", own["filtered"])
+            report.row("masks.wall", "events filtered", "/s", own["taken"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flooded:
+    """A flood: SETs per second, milliseconds, CPU in nanoseconds for each SET (main) and
+    in per cent of a core (worker, broker), and events that the worker has dealt with,
+    per second of its CPU (filtered) and of the clock (taken)."""
+
+    rate: float
+    p99: float
+    slowest: float
+    main: float
+    worker: float = 0
+    broker: float = 0
+    filtered: float = 0
+    taken: float = 0
+
+
+def _flooded(
+    rig: Rig, server: RedisServer, requests: int, ours: bool = False, filters: bool = False
+) -> _Flooded:
+    """`filters`: wait too until the worker has seen all events."""
+    broker = rig.started_broker
+
+    def cpu() -> tuple[int, int, int]:
+        return (
+            thread_ns(server.pid),
+            thread_ns(server.pid, rig.worker) if ours else 0,
+            session_ns(broker.pid) if broker else 0,
+        )
+
+    before, start = cpu(), time.monotonic()
+    result = flood(server.port, requests)
+    seconds = time.monotonic() - start
+    main, worker, rabbit = (b - a for a, b in zip(before, cpu(), strict=True))
+    filtered = taken = 0.0
+    if filters:
+        rig.rest()
+        filtered = requests / (cpu()[1] - before[1]) * 1e9
+        taken = requests / (time.monotonic() - start)
+    return _Flooded(
+        rate=result.rate,
+        p99=result.p99,
+        slowest=result.slowest,
+        main=main / requests,
+        worker=worker / seconds / 1e7,
+        broker=rabbit / seconds / 1e7,
+        filtered=filtered,
+        taken=taken,
+    )
+
+
+def at_fixed_rate(rig: Rig, plan: Plan, report: Report) -> None:
+    report.item(
+        "steady",
+        f"load.c, {STEADY_RATE:,} SETs/s on 4 connections for {plan.steady:g} s, by turns, "
+        "RabbitMQ on the same machine; times from the moment when a SET was due",
+    )
+    rig.aim(rig.broker.port)
+    names = {"p50": "50th", "p99": "99th", "p999": "99.9th"}
+    bare: dict[str, list[float]] = {name: [] for name in names}
+    ours: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(plan.rounds):
+        whole = steady(rig.bare.port, STEADY_RATE, plan.steady)
+        with rig.books("steady", discard=True):
+            same = steady(rig.ours.port, STEADY_RATE, plan.steady)
+        for name in names:
+            bare[name].append(whole[name])
+            ours[name].append(same[name])
+    for name, text in names.items():
+        report.row(f"steady.bare_{name}", f"{text} percentile, bare", "µs", bare[name])
+        report.row(f"steady.ours_{name}", f"{text} percentile, ours", "µs", ours[name])
+        report.row(f"steady.{name}", "ours / bare", "", ratios(ours[name], bare[name]))
+    rig.empty_queue()
+
+
+def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
+    report.item(
+        "confirmed",
+        f"{plan.confirmed:,} pipelined SETs of distinct keys, from the first SET to the last "
+        f"confirm, by turns with a socket that sends as many frames made beforehand, at most "
+        f"{amqp.WINDOW:,} unconfirmed; into the same queue",
+    )
+    rig.aim(rig.broker.port)
+    ours, tight = [], []
+    key = b"key:000000000000"
+    event = Event("0123456789abcdef-100000", int(time.time() * 1000), 0, "$", b"set", key)
+    frames = amqp.message(EXCHANGE, QUEUE, event, DELIVERY_MODE)
+    for _ in range(plan.rounds):
+        seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
+        tight.append(plan.confirmed / seconds)
+        _arrived(rig, plan.confirmed)
+        with rig.books("confirmed"):
+            wanted = rig.stats()["confirmed"] + plan.confirmed
+            start = time.monotonic()
+            flood(rig.ours.port, plan.confirmed, MANY_KEYS)
+            rig.until(lambda numbers: numbers["confirmed"] >= wanted)  # noqa: B023
+            ours.append(plan.confirmed / (time.monotonic() - start))
+        _arrived(rig, plan.confirmed)
+        rig.client.flushall()
+    report.row("confirmed.tight", "the tight publisher, confirmed messages", "/s", tight)
+    report.row("confirmed.ours", "ours, confirmed events", "/s", ours)
+    report.row("confirmed.ratio", "ours / tight", "", ratios(ours, tight))
+
+
+def _arrived(rig: Rig, count: int) -> None:
+    """All of a round are in the queue, which is then emptied."""
+    if rig.depth() != count:
+        raise LostEvents(f"{count} messages were confirmed, the queue has {rig.depth()}")
+    rig.empty_queue()
+
+
+def delay(rig: Rig, plan: Plan, report: Report) -> None:
+    report.item(
+        "delay",
+        f"load.c, {DELAY_RATE:,} SETs/s for {plan.delay:g} s; from the clock in the key, read "
+        "when the SET is sent, to the message's arrival at a consumer",
+    )
+    rig.aim(rig.broker.port)
+    parts: dict[str, list[float]] = {"p50": [], "p99": [], "slowest": []}
+    for _ in range(plan.rounds):
+        arrivals = amqp.Arrivals(rig.broker.port, QUEUE)
+        try:
+            with rig.books("delay"):
+                sent = steady(rig.ours.port, DELAY_RATE, plan.delay, "clock")["count"]
+            wait_for(lambda: len(arrivals.delays) >= sent, 30, f"{sent} messages")  # noqa: B023
+        finally:
+            arrivals.finish()
+        delays = sorted(arrivals.delays)
+        parts["p50"].append(delays[len(delays) // 2] * 1e3)
+        parts["p99"].append(delays[len(delays) * 99 // 100] * 1e3)
+        parts["slowest"].append(delays[-1] * 1e3)
+    report.row("delay.p50", "from SET to message, 50th percentile", "ms", parts["p50"])
+    report.row("delay.p99", "99th percentile", "ms", parts["p99"])
+    report.row("delay.slowest", "slowest", "ms", parts["slowest"])
+
+
+def drain(rig: Rig, plan: Plan, report: Report) -> None:
+    report.item(
+        "drain",
+        f"{plan.stored:,} stored events, delivered while load.c makes {DRAIN_RATE:,} SETs/s; "
+        "the same load without a drain before and after",
+    )
+    rig.aim(rig.broker.port)
+    calm = []
+    with rig.books("drain"):
+        calm.append(steady(rig.ours.port, DRAIN_RATE, plan.delay)["p99"])
+    rig.aim(rig.nobody)
+    with rig.books("drain"):
+        flood(rig.ours.port, plan.stored)
+        rig.until(lambda numbers: numbers["queue_length"] == 0)  # all is in the list
+        with measure.Load(rig.ours.port, DRAIN_RATE) as load:
+            before, start = rig.stats(), time.monotonic()
+            rig.aim(rig.broker.port)
+            after = rig.until(lambda numbers: numbers["fallback_length"] == 0)
+            seconds = time.monotonic() - start
+            load.stop()
+    with rig.books("drain"):
+        calm.append(steady(rig.ours.port, DRAIN_RATE, plan.delay)["p99"])
+    rate = (after["confirmed"] - before["confirmed"]) / seconds
+    report.row("drain.rate", "confirmed events while the list is drained", "/s", [rate])
+    if "confirmed.ours" in report.rows:
+        usual = report.rows["confirmed.ours"].median
+        report.row("drain.ratio", "of what is confirmed without a list", "", [rate / usual])
+    report.row("drain.calm_p99", "p99 of SET without a drain", "µs", calm)
+    report.row("drain.drain_p99", "p99 of SET meanwhile", "µs", [load.whole["p99"]])
+    ratio = load.whole["p99"] / statistics.mean(calm)
+    report.row("drain.p99", "with / without", "", [ratio])
+    report.row("drain.slowest", "slowest SET meanwhile", "ms", [load.whole["max"] / 1e3])
+    rig.empty_queue()
+
+
+def memory(rig: Rig, plan: Plan, report: Report) -> None:
+    own = len(queue_memory.KEY) + len(queue_memory.EVENT)
+    report.item(
+        "memory",
+        f"resident memory of {queue_memory.EVENTS:,} events in the shim's queue, which plain "
+        f"Python loads; key and name ({own} bytes) not counted",
+    )
+    command = [sys.executable, "-m", queue_memory.__name__]
+    sizes = []
+    for _ in range(plan.rounds):
+        done = subprocess.run(command, cwd=measure.ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise BenchError(done.stderr)
+        sizes.append(float(done.stdout) - own)
+    report.row("memory.event", "memory of a queued event above key and name", "bytes", sizes)
+
+
+def load(rig: Rig, plan: Plan, report: Report) -> None:
+    report.item("load", "MODULE LOAD into a running server, to the answer to a PING")
+    grown: list[float] = []
+    cluster = ["cluster-enabled yes", f"cluster-port {rig.nobody}"]
+    for name, options in (("single", []), ("cluster", cluster)):
+        times: list[float] = []
+        for number in range(plan.rounds):
+            with rig.redis(f"load-{name}-{number}", options=options) as server:
+                with server.client() as client:
+                    client.ping()
+                    before, start = measure.resident(server.pid), time.monotonic()
+                    client.module_load(str(MODULE), "A", "127.0.0.1", str(rig.nobody))
+                    client.ping()
+                    times.append((time.monotonic() - start) * 1e3)
+                    if name == "single":
+                        grown.append((measure.resident(server.pid) - before) / 2**20)
+        text = "a single server" if name == "single" else "a node of a cluster"
+        report.row(f"load.{name}", text, "ms", times)
+    report.row("memory.load", "memory of Redis more than before", "MB", grown)
+
+
+def outage(rig: Rig, plan: Plan, report: Report) -> None:
+    report.item(
+        "outage",
+        f"load.c, {OUTAGE_RATE:,} SETs/s, while RabbitMQ is killed, started again, and takes "
+        "what waited",
+    )
+    rig.aim(rig.broker.port)
+    samples: list[tuple[float, int]] = []
+    marks: dict[str, float] = {}
+    with rig.books("outage"), measure.Load(rig.ours.port, OUTAGE_RATE) as load:
+        start = time.monotonic()
+
+        def watch(until: Callable[[], bool]) -> None:
+            while not until():
+                samples.append((time.monotonic() - start, rig.stats()["fallback_length"]))
+                time.sleep(0.1)
+
+        def wait(seconds: float) -> None:
+            end = time.monotonic() + seconds
+            watch(lambda: time.monotonic() >= end)
+
+        wait(plan.outage)
+        rig.broker.kill()
+        marks["killed"] = time.monotonic() - start
+        wait(plan.outage)
+        rig.broker.spawn()
+        watch(rig.broker.ready)
+        marks["back"] = time.monotonic() - start
+        watch(lambda: rig.stats()["fallback_length"] == 0)
+        marks["drained"] = time.monotonic() - start
+        wait(plan.outage)
+        load.stop()
+    rig.empty_queue()
+    report.series["outage"] = {"intervals": load.intervals, "list": samples, "marks": marks}
+    longest = max(length for _, length in samples)
+    report.row("outage.stored", "events in the list at most", "", [longest])
+    report.row(
+        "outage.drain",
+        "from the broker's return to an empty list",
+        "s",
+        [marks["drained"] - marks["back"]],
+    )
+    report.row("outage.p99", "p99 of SET, of all", "ms", [load.whole["p99"] / 1e3])
+    report.row("outage.slowest", "slowest SET", "ms", [load.whole["max"] / 1e3])

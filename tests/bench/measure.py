@@ -1,0 +1,228 @@
+"""The instruments: CPU and memory of processes from /proc, and the two generators of
+load, redis-benchmark and load.c."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SOURCES = pathlib.Path(__file__).parent
+BUILT = ROOT / "build" / "bench"
+WORKER = "keyspace-amqp"  # the name of the worker's thread
+PIPELINE = 16  # commands that each of redis-benchmark's clients sends at once
+CLIENTS = 50
+
+
+class BenchError(Exception):
+    """Something is missing or failed: the text says what."""
+
+
+class LostEvents(Exception):
+    """The books do not balance, or events were dropped: the one unforgivable result."""
+
+
+def build() -> None:
+    """Compiles the C programs into build/bench. Raises BenchError."""
+    if shutil.which("cc") is None:
+        raise BenchError("there is no C compiler; `make setup` installs one")
+    BUILT.mkdir(parents=True, exist_ok=True)
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]
+    for source, more, output in (
+        ("load.c", [], "load"),
+        ("sink.c", [], "sink"),
+        ("empty.c", ["-fPIC", "-shared"], "empty.so"),
+    ):
+        command = ["cc", *flags, *more, str(SOURCES / source), "-o", str(BUILT / output)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise BenchError(f"{' '.join(command)}:\n{done.stderr}")
+
+
+# ---- /proc -----------------------------------------------------------------
+
+
+def thread_ns(pid: int, thread: int | None = None) -> int:
+    """CPU nanoseconds of a thread; of the main thread unless one is given."""
+    path = pathlib.Path(f"/proc/{pid}/task/{thread or pid}/schedstat")
+    try:
+        return int(path.read_text().split()[0])
+    except FileNotFoundError:
+        raise BenchError(f"{path} is missing: the kernel was built without it") from None
+
+
+def session_ns(pid: int) -> int:
+    """CPU nanoseconds of all processes of a session, which a server is: in ticks of
+    the kernel, which are 10 ms."""
+    ticks = 0
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # The name, in brackets, may have blanks.
+            words = path.read_text().rpartition(")")[2].split()
+            if int(words[3]) == pid:
+                ticks += int(words[11]) + int(words[12])
+    return ticks * (10**9 // os.sysconf("SC_CLK_TCK"))
+
+
+def worker_thread(pid: int) -> int:
+    """The id of the module's thread in a Redis."""
+    for task in _tasks(pid):
+        if (task / "comm").read_text().strip() == WORKER:
+            return int(task.name)
+    raise BenchError(f"process {pid} has no thread with the name {WORKER}")
+
+
+def _tasks(pid: int) -> list[pathlib.Path]:
+    return list(pathlib.Path(f"/proc/{pid}/task").iterdir())
+
+
+def resident(pid: int | str) -> int:
+    """The resident memory of a process, in bytes."""
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise BenchError(f"process {pid} has ended")
+
+
+def machine_busy(seconds: float = 0.5) -> float:
+    """How busy all cores are, in per cent, with whatever: with others' work, if it is
+    asked for while nothing of ours runs."""
+
+    def jiffies() -> tuple[int, int]:
+        words = pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+        numbers = [int(word) for word in words]
+        return sum(numbers), sum(numbers) - numbers[3] - numbers[4]  # idle, and waiting for I/O
+
+    (all_before, busy_before), _ = jiffies(), time.sleep(seconds)
+    all_after, busy_after = jiffies()
+    return (busy_after - busy_before) / max(1, all_after - all_before) * 100
+
+
+# ---- load ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Flood:
+    """As many SETs as Redis takes: `rate` per second, times in milliseconds."""
+
+    rate: float
+    p99: float
+    slowest: float
+
+
+def flood_command(port: int, requests: int, keys: int = 100_000) -> list[str]:
+    """redis-benchmark with SETs of random keys."""
+    return [
+        "redis-benchmark", "-p", str(port), "-t", "set", "-n", str(requests), "-r", str(keys),
+        "-P", str(PIPELINE), "-c", str(CLIENTS), "--csv",
+    ]  # fmt: skip
+
+
+def flood(port: int, requests: int, keys: int = 100_000) -> Flood:
+    """Runs redis-benchmark and waits for its end. Raises BenchError."""
+    try:
+        command = flood_command(port, requests, keys)
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise BenchError("redis-benchmark is missing; Debian's redis-tools has it") from None
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    if done.returncode or len(rows) != 1:
+        raise BenchError(f"redis-benchmark failed: {done.stdout}{done.stderr}")
+    (row,) = rows
+    return Flood(float(row["rps"]), float(row["p99_latency_ms"]), float(row["max_latency_ms"]))
+
+
+@functools.lru_cache(1)
+def _commands(requests: int) -> bytes:
+    return b"".join(
+        b"*3\r\n$3\r\nSET\r\n$16\r\nkey:%012d\r\n$3\r\nxxx\r\n" % (number * 7919 % 100_000)
+        for number in range(requests)
+    )
+
+
+def pipeline(port: int, requests: int) -> None:
+    """As many SETs in one go, on one connection: little else varies from run to run."""
+    with socket.create_connection(("127.0.0.1", port)) as link:
+        sender = threading.Thread(target=link.sendall, args=(_commands(requests),))
+        sender.start()
+        left = requests * len(b"+OK\r\n")
+        while left:
+            left -= len(link.recv(1 << 20))
+        sender.join()
+
+
+class Load:
+    """load.c, which SETs at a fixed rate: in a `with` until its end or `stop`.
+
+    `intervals`: rows of (ms since the start, replies, p50, p99, largest), times in
+    microseconds; `whole`: the last line. Both are there after the end.
+    """
+
+    def __init__(self, port: int, rate: int, seconds: float = 0, key: str = "number") -> None:
+        self.intervals: list[list[float]] = []
+        self.whole: dict[str, Any] = {}
+        self._process = subprocess.Popen(
+            [BUILT / "load", str(port), str(rate), str(seconds), key],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """Stops it. Raises BenchError."""
+        self._process.send_signal(signal.SIGTERM)
+        self.wait()
+
+    def wait(self) -> None:
+        """Waits for its end. Raises BenchError."""
+        output, errors = self._process.communicate()
+        if self._process.returncode:
+            raise BenchError(errors or "load: commands were not answered")
+        *lines, last = output.splitlines()
+        self.intervals = [[float(word) for word in line.split()] for line in lines]
+        self.whole = json.loads(last)
+
+
+def steady(port: int, rate: int, seconds: float, key: str = "number") -> dict[str, Any]:
+    """SETs at a fixed rate for so long; what load.c says of them."""
+    with Load(port, rate, seconds, key) as load:
+        load.wait()
+        return load.whole
+
+
+@contextlib.contextmanager
+def sink() -> Iterator[int]:
+    """A running sink.c; its port."""
+    with subprocess.Popen(
+        [BUILT / "sink"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def ratios(ours: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(ours, others, strict=True)]

@@ -1,0 +1,95 @@
+"""What was measured: printed as a table while it comes, and written as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from .targets import GROSS, TARGETS, Target
+
+_WIDTH = 58
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A quantity: its value in each round, and the target for the median, if any."""
+
+    name: str
+    text: str
+    unit: str
+    values: Sequence[float]
+    target: Target | None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def verdict(self) -> str:
+        """`met`, `missed`, `GROSS`, or nothing without a target."""
+        if self.target is None:
+            return ""
+        if self.target.met(self.median):
+            return "met"
+        return "missed" if self.target.met(self.median, GROSS) else "GROSS"
+
+    def __str__(self) -> str:
+        low, high = min(self.values), max(self.values)
+        spread = f"{shown(low)}–{shown(high)}" if len(self.values) > 1 else ""
+        target = "" if self.target is None else f"{self.target}"
+        value = f"{shown(self.median)} {self.unit}".rstrip()
+        line = f"  {self.text:<{_WIDTH}} {value:>14}  {spread:>19}  {target:>11}  {self.verdict}"
+        return line.rstrip()
+
+
+def shown(value: float) -> str:
+    """With three digits that mean something."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+class Report:
+    """`rows` by name; `series`: what is not a row and is drawn."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.how: dict[str, str] = {}
+        self.series: dict[str, Any] = {}
+
+    def item(self, name: str, how: str) -> None:
+        """A new item: its rows follow."""
+        self.how[name] = how
+        print(f"\n{name}: {how}", flush=True)
+
+    def row(self, name: str, text: str, unit: str, values: Sequence[float]) -> None:
+        row = Row(name, text, unit, list(values), TARGETS.get(name))
+        self.rows[name] = row
+        print(row, flush=True)
+
+    def heading(self) -> None:
+        heads = ("median", "min–max", "target")
+        print(f"  {'':<{_WIDTH}} {heads[0]:>14}  {heads[1]:>19}  {heads[2]:>11}")
+
+    def names(self, verdict: str) -> list[str]:
+        return [row.name for row in self.rows.values() if row.verdict == verdict]
+
+    def write(self, path: pathlib.Path, about: dict[str, Any]) -> None:
+        rows = {
+            row.name: {
+                "text": row.text,
+                "unit": row.unit,
+                "median": row.median,
+                "values": row.values,
+                "target": None if row.target is None else str(row.target),
+                "verdict": row.verdict,
+            }
+            for row in self.rows.values()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {"about": about, "rows": rows, "how": self.how, "series": self.series}
+        path.write_text(json.dumps(whole, indent=1) + "\n")

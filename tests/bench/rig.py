@@ -1,0 +1,191 @@
+"""The servers that are compared, and the books of the one with the module."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
+
+from keyspace_amqp.servers import POLL, RabbitServer, RedisServer, free_port
+
+from ..fix_servers import EXCHANGE, FAMILIES, MODULE, arguments_for, balance, stats
+from . import measure
+from .measure import BUILT, LostEvents
+
+QUEUE = "bench"  # and its routing key
+DELIVERY_MODE = 1  # the module's default
+# When STATS do not change for so many seconds, what is waited for will never come.
+STUCK = 30.0
+# Realistic masks of which none matches a key of redis-benchmark (key:…) or of load.c.
+MASKS = (
+    "^user:.*", "^session:", "^order:.*:paid$", "^cart:.*:items$", "invoice", "^cache:page:",
+    ":lock$", "^job:.*:state$", "^rate:.*:minute$", "token", "^product:.*:stock$", "^geo:",
+    "^feed:.*", ":inbox$", "^tmp\\.", "^queue:mail:", "^a.*b.*c$", "^x*y", "^profile:..:", "draft",
+)  # fmt: skip
+
+
+class Rig:
+    """In a `with`. Each server starts when it is first asked for, and ends with the rig.
+
+    `bare`: Redis; `floor`: with a subscriber that does nothing; `ours`: with the module
+    and all events; `broker`: RabbitMQ, with a queue for them.
+    """
+
+    def __init__(self, folder: pathlib.Path, family: str) -> None:
+        self._folder = folder
+        self._family = family
+        self._stack = contextlib.ExitStack()
+        self.losses: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def redis(
+        self, name: str, module: Sequence[Any] = (), options: Sequence[str] = ()
+    ) -> RedisServer:
+        """A new Redis, not started; who starts it stops it."""
+        binary = FAMILIES[self._family]()
+        return RedisServer(self._folder / name, binary, [str(word) for word in module], options)
+
+    @functools.cached_property
+    def bare(self) -> RedisServer:
+        return self._stack.enter_context(self.redis("bare"))
+
+    @functools.cached_property
+    def floor(self) -> RedisServer:
+        return self._stack.enter_context(self.redis("floor", [BUILT / "empty.so"]))
+
+    @functools.cached_property
+    def ours(self) -> RedisServer:
+        arguments = arguments_for(self.nobody, QUEUE, mode=DELIVERY_MODE, size=0)
+        return self._stack.enter_context(self.redis("ours", [MODULE, *arguments]))
+
+    @functools.cached_property
+    def client(self) -> Any:
+        """Of `ours`."""
+        return self._stack.enter_context(self.ours.client())
+
+    @functools.cached_property
+    def worker(self) -> int:
+        """The thread of the module in `ours`."""
+        return measure.worker_thread(self.ours.pid)
+
+    @functools.cached_property
+    def nobody(self) -> int:
+        """A port that nobody listens on."""
+        return free_port()
+
+    @functools.cached_property
+    def sink(self) -> int:
+        """The port of sink.c."""
+        return self._stack.enter_context(measure.sink())
+
+    @functools.cached_property
+    def broker(self) -> RabbitServer:
+        broker = self._stack.enter_context(RabbitServer(self._folder / "rabbitmq"))
+        with broker.connection() as connection:
+            channel = connection.channel()
+            channel.queue_declare(QUEUE, durable=True)
+            channel.queue_bind(QUEUE, EXCHANGE, QUEUE)
+        return broker
+
+    @property
+    def started_broker(self) -> RabbitServer | None:
+        """The broker, if somebody has asked for it."""
+        return self.__dict__.get("broker")
+
+    # ---- the broker's queue ------------------------------------------------
+
+    def depth(self) -> int:
+        with self.broker.connection() as connection:
+            found = connection.channel().queue_declare(QUEUE, passive=True)
+            return int(found.method.message_count)
+
+    def empty_queue(self) -> None:
+        with self.broker.connection() as connection:
+            connection.channel().queue_purge(QUEUE)
+
+    # ---- ours --------------------------------------------------------------
+
+    def aim(self, port: int, masks: Sequence[str] = ("ALL",)) -> None:
+        """Where ours delivers, and what; returns when it is connected, unless there is
+        nobody."""
+        self.client.config_set("keyspaceamqp.port", port)
+        self.client.config_set(
+            "keyspaceamqp.masks", " ".join(mask.replace("\\", "\\\\") for mask in masks)
+        )
+        self.client.execute_command("KEYSPACEAMQP.CONNECT")
+        if port != self.nobody:
+            self.until(lambda numbers: numbers["state"] == "connected")
+
+    def stats(self) -> dict[str, Any]:
+        return stats(self.client)
+
+    def sets(self) -> int:
+        """SETs that ours has carried out."""
+        commands = self.client.info("commandstats")
+        return int(commands.get("cmdstat_set", {}).get("calls", 0))
+
+    @contextlib.contextmanager
+    def books(self, what: str, discard: bool = False) -> Iterator[None]:
+        """A round of `what`: it starts and ends with nothing under way, and each SET of it is
+        accounted for. `discard`: what is not delivered at the end is purged, and so
+        accounted for. What is missing goes to `losses`."""
+        before, sets = self.rest(), self.sets()
+        yield
+        if discard:
+            self.client.execute_command("KEYSPACEAMQP.DISCONNECT")
+            self._wait(("queue_length", "in_flight"))
+            self.client.execute_command("KEYSPACEAMQP.FALLBACK", "PURGE")
+        after = self.rest()
+        if discard:
+            self.client.execute_command("KEYSPACEAMQP.CONNECT")
+        new = {name: after[name] - before[name] for name in after if isinstance(after[name], int)}
+        sets = self.sets() - sets
+        done = new["confirmed"] + new["dropped_purged"]
+        due = sets if after["events_matched"] != before["events_matched"] else 0
+        if new["events_seen"] != sets or new["events_matched"] != due or done != due:
+            changed = {name: number for name, number in new.items() if number}
+            text = f"{what}: {sets:,} SETs, and the books say {changed}"
+            self.losses.append(text)
+            print(f"EVENTS LOST: {text}", file=sys.stderr, flush=True)
+
+    def rest(self) -> dict[str, Any]:
+        """Waits until nothing is under way, and checks the books; STATS. Raises
+        LostEvents."""
+        return self._wait(("queue_length", "in_flight", "fallback_length"))
+
+    def _wait(self, names: Sequence[str]) -> dict[str, Any]:
+        """The same for some of the books."""
+        before: dict[str, Any] = {}
+
+        def at_rest(numbers: dict[str, Any]) -> bool:
+            calm = before == numbers and not any(numbers[name] for name in names)
+            before.update(numbers)
+            return calm
+
+        numbers = self.until(at_rest)
+        if balance(numbers):
+            raise LostEvents(f"the books are off by {balance(numbers)}: {numbers}")
+        return numbers
+
+    def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Waits until STATS are as they should be, and returns them. Raises LostEvents
+        when they do not change any more."""
+        numbers = self.stats()
+        changed = time.monotonic()
+        while not condition(numbers):
+            time.sleep(POLL)
+            last, numbers = numbers, self.stats()
+            if numbers != last:
+                changed = time.monotonic()
+            elif time.monotonic() > changed + STUCK:
+                raise LostEvents(f"nothing changes any more: {numbers}")
+        return numbers

@@ -1,0 +1,57 @@
+"""What is aimed at: the one table of targets."""
+
+from __future__ import annotations
+
+import dataclasses
+
+# A run fails when a target is missed by more than this factor: a gross loss, which no
+# noise of the machine explains.
+GROSS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A bound for the median over the rounds, in the unit of the row it belongs to."""
+
+    bound: float
+    at_most: bool
+
+    def met(self, median: float, slack: float = 1.0) -> bool:
+        """Whether a median is within `slack` times the bound."""
+        return median <= self.bound * slack if self.at_most else median >= self.bound / slack
+
+    def __str__(self) -> str:
+        return f"{'≤' if self.at_most else '≥'} {self.bound:,g}"
+
+
+def at_most(bound: float) -> Target:
+    return Target(bound, at_most=True)
+
+
+def at_least(bound: float) -> Target:
+    return Target(bound, at_most=False)
+
+
+# By the name of the row: what is measured, and of it what.
+TARGETS = {
+    "capture.ours": at_most(150),  # ns
+    "capture.of_floor": at_most(1.6),
+    "broker.rate": at_least(0.6),
+    "broker.p99": at_most(3),
+    "sink.rate": at_least(0.75),
+    "sink.p99": at_most(2),
+    "steady.p99": at_most(1.3),
+    "masks.rate": at_least(0.95),
+    "masks.filtered": at_least(1_000_000),  # events per second of CPU
+    "confirmed.ratio": at_least(0.9),
+    "delay.p50": at_most(1),  # ms
+    "delay.p99": at_most(5),  # ms
+    "away.rate": at_least(0.7),
+    "away.slowest": at_most(20),  # ms
+    "drain.ratio": at_least(0.8),
+    "drain.p99": at_most(2),
+    "memory.event": at_most(48),  # bytes
+    "memory.load": at_most(25),  # MB
+    "load.single": at_most(200),  # ms
+    "load.cluster": at_most(200),  # ms
+}
