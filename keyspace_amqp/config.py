@@ -175,7 +175,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "worker-nice",
         Kind.INTEGER,
-        "10",
+        "5",
         0,
         19,
         "a number from 0 to 19",
@@ -205,7 +205,7 @@ class Config:
     fallback_size: int = 10_000_000
     masks: tuple[bytes, ...] = (b"ALL",)
     queue_limit: int = 64 * 1024 * 1024
-    worker_nice: int = 10
+    worker_nice: int = 5
 
     @classmethod
     def from_values(cls, values: Sequence[bytes]) -> Config:

@@ -835,10 +835,12 @@ class Publisher:
             entries.clear()
             return
         self._set_length(length - len(entries))
-        for entry in entries:
-            if self._keeps_lately and entry.state is not State.DONE and entry.event is not None:
-                self._lately.append((self._now, entry.event))
-                self._lately_bytes += entry.size
+        if self._keeps_lately:
+            now = self._now
+            for entry in entries:
+                if entry.state is not State.DONE and entry.event is not None:
+                    self._lately.append((now, entry.event))
+                    self._lately_bytes += entry.size
         # Elements that follow what we know are known too, and need not be read.
         known = self._unread == 0
         room = WINDOW_BYTES - _size_of(self._listed_waiting)
@@ -848,22 +850,37 @@ class Publisher:
                 entry.state is not State.WAITING
                 or (len(self._listed_waiting) < JOB_ELEMENTS and room > 0)
             )
+            if not known:
+                self._enlist_unknown(entries)
+                break
             room -= entry.size
-            self._enlist(entry, known)
+            self._enlist(entry)
             entries.popleft()
         keep = self._job_keep
         if 0 < keep < length:
             self._cut_head(length - keep)
 
-    def _enlist(self, entry: Entry, known: bool) -> None:
-        """An entry of memory is in the list now."""
+    def _enlist_unknown(self, entries: collections.deque[Entry]) -> None:
+        """Entries of memory are in the list now, and will be read in their turn."""
+        self._length += len(entries)
+        self.counts[Stat.FALLBACK_PUSHED] += len(entries)
+        waiting = [entry for entry in entries if entry.state is _WAITING]
+        self._waiting_count -= len(waiting)
+        self._waiting_bytes -= _size_of(waiting)
+        for entry in entries:
+            if entry.state is _WAITING:
+                entry.state = _DONE
+            else:
+                self._leave_memory(entry)
+                self.counts[Stat.FALLBACK_FOUND] += entry.state is _DONE
+                self._forget(entry)
+        entries.clear()
+
+    def _enlist(self, entry: Entry) -> None:
+        """An entry of memory is in the list now, behind what we know of it."""
         self._leave_memory(entry)
         self._length += 1
         self.counts[Stat.FALLBACK_PUSHED] += 1
-        if not known:  # it will be read in its turn
-            self.counts[Stat.FALLBACK_FOUND] += entry.state is State.DONE
-            self._forget(entry)
-            return
         entry.listed = True
         if entry.state is State.DONE:
             self._listed_done += 1
@@ -1053,13 +1070,14 @@ class Publisher:
         assert self.key is not None
         size = 0
         entries: list[Entry] = []
-        for entry in itertools.chain(self._sent, self._waiting):
-            if len(entries) >= JOB_ELEMENTS or size >= JOB_BYTES:
-                break
-            entry.element = _element(entry)
-            size += len(entry.element)
+        elements: list[bytes] = []
+        for entry in itertools.islice(itertools.chain(self._sent, self._waiting), JOB_ELEMENTS):
+            entry.element = element = _element(entry)
+            elements.append(element)
             entries.append(entry)
-        elements = [entry.element for entry in entries if entry.element is not None]
+            size += len(element)
+            if size >= JOB_BYTES:
+                break
         job = fallback.push_job(self.key, elements, self._config.fallback_size)
         for _ in entries:
             (self._sent or self._waiting).popleft()
@@ -1081,11 +1099,13 @@ class Publisher:
 
     # ---- what comes out ----------------------------------------------------
 
-    def poll(self, *, more: bool) -> list[Action]:
-        """What is to be done now. `more`: events wait outside."""
+    def poll(self, *, more: bool, most: int | None = None) -> list[Action]:
+        """What is to be done now. `more`: events wait outside. `most`: no more messages
+        than this are to be sent, unless this is the end."""
         self._choose_link()
         if self.link is Link.UP:
-            self._choose_messages()
+            stopping = self._flush is not None and self._flush.stop
+            self._choose_messages(SEND_CHUNK if most is None or stopping else most)
         self._choose_job()
         self._forget_lately(self._now - PUSHED_LATELY)
         self._choose_flushed(more)
@@ -1180,22 +1200,22 @@ class Publisher:
             self.link = Link.CONNECTING
             self._actions.append(Connect())
 
-    def _choose_messages(self) -> None:
-        """Fills the window, oldest first."""
+    def _choose_messages(self, most: int) -> None:
+        """Fills the window, oldest first, with at most so many."""
         batch: list[Entry] = []
         if self._refused:
             # Nothing newer before these have their second chance.
             if self._now < self._refused_until:
                 return
             again = [entry for entry in self._refused if entry.state is State.REFUSED]
-            room = max(0, min(SEND_CHUNK, self._window - self._unconfirmed))
+            room = max(0, min(SEND_CHUNK, most, self._window - self._unconfirmed))
             self._refused = again[room:]
             batch = again[:room]
             for entry in batch:
                 if not entry.listed:
                     self._leave_waiting(entry)
                     self._in_flight += 1
-        room = min(self._window - self._unconfirmed, SEND_CHUNK) - len(batch)
+        room = min(SEND_CHUNK, most, self._window - self._unconfirmed) - len(batch)
         size = self._bytes_in_flight + _size_of(batch)
         if not self._refused:
             listed = _take(self._listed_waiting, room, size)

@@ -15,6 +15,8 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import os
+import pathlib
 import re
 import secrets
 import struct
@@ -33,6 +35,7 @@ from .fallback import Command, Job, JobResult, Lengths, Message, SetParameters
 from .leftovers import Leftovers
 from .masks import Matcher, compile_masks
 from .message import CLASS_LETTERS, Event
+from .pace import Pace
 from .publisher import (
     Action,
     Close,
@@ -126,6 +129,8 @@ class Worker:
         self._setting: collections.deque[commands.Resume] = collections.deque()
         # New masks apply to events behind the change, not to those before it.
         self._mask_changes: collections.deque[tuple[int, Matcher]] = collections.deque()
+        self._pace = Pace()
+        self._main_thread = pathlib.Path(f"/proc/self/task/{os.getpid()}/schedstat")
         self._counted, self._counted_at, self._busy = 0, 0.0, False  # see _nap
         self._stopped = False
         self._broken = False  # after an exception, until all is repaired
@@ -182,7 +187,11 @@ class Worker:
             pushed = int(lib.queue_pushed(self._events))
             self._busy = pushed - self._counted > _BUSY * elapsed
             self._counted, self._counted_at = pushed, now
-        if self._busy:
+            with contextlib.suppress(OSError, ValueError):  # a Linux without these numbers
+                ran, waited, _ = self._main_thread.read_text().split()
+                self._pace.look(now, int(ran) / 1e9, int(waited) / 1e9)
+        limit = int(lib.queue_get_limit(self._events))
+        if self._busy and self._memory() < limit * _PRESSURE_OFF:
             time.sleep(_NAP)
 
     def _turn(self) -> None:
@@ -206,7 +215,8 @@ class Worker:
                 self._step(lane, lane.running, None)
         self._take_events(pushed)
         failed = False
-        for action in self._publisher.poll(more=self._waiting_outside() > 0):
+        more, most = self._waiting_outside() > 0, self._pace.allows(time.monotonic())
+        for action in self._publisher.poll(more=more, most=most):
             try:
                 if not (failed and is_stale(action)):
                     self._do(action)
@@ -262,7 +272,9 @@ class Worker:
         if self._publisher.again or (self._waiting_outside() and self._publisher.room() > 0):
             delay = 0.0
         else:
-            times = (self._publisher.wake_at(), self._watch.wake_at(), self._spread.wake_at())
+            times = [self._publisher.wake_at(), self._watch.wake_at(), self._spread.wake_at()]
+            if self._pace.rate is not None:
+                times.append(self._counted_at + _COUNT_EVERY)
             at = min((time for time in times if time is not None), default=None)
             if at is None:
                 return

@@ -97,7 +97,7 @@ def test_the_defaults_make_a_configuration() -> None:
         fallback_size=10_000_000,
         masks=(b"ALL",),
         queue_limit=64 * 1024 * 1024,
-        worker_nice=10,
+        worker_nice=5,
     )
 
 

@@ -363,7 +363,7 @@ def test_a_filter_on_system_calls(
     command = [sys.executable, "-c", UNDER_A_FILTER, *server.command()]
     server.command = lambda: command  # type: ignore[method-assign]
     server.start()
-    assert "worker-nice 10 could not be set: a filter" in server.log()
+    assert "worker-nice 5 could not be set: a filter" in server.log()
     server.client().set("a", 1)
     assert mailbox.receive(1)[0].event == (0, b"set", b"a")
 
@@ -374,7 +374,7 @@ def test_the_worker_is_nice(start_redis: StartRedis) -> None:
     for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
         name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
         values.append((name, int(fields.split()[16])))
-    assert ("keyspace-amqp", 10) in values
+    assert ("keyspace-amqp", 5) in values
     assert {value for name, value in values if name != "keyspace-amqp"} == {0}
 
 

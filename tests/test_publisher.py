@@ -222,9 +222,9 @@ class Watched(Publisher):
         self._lists_at = self._now
         self._tell_lists()
 
-    def poll(self, *, more: bool) -> list[Action]:
+    def poll(self, *, more: bool, most: int | None = None) -> list[Action]:
         self._tell_lists()
-        return super().poll(more=more)
+        return super().poll(more=more, most=most)
 
     def wake_at(self) -> float | None:
         times = [super().wake_at(), self._lists_at if self._asks else None]
@@ -270,9 +270,9 @@ class Bench:
     def emit(self, count: int = 1, key: bytes = b"k") -> None:
         self.publisher.add([event_of(next(self.numbers), key) for _ in range(count)])
 
-    def poll(self, *, more: bool = False) -> list[Action]:
+    def poll(self, *, more: bool = False, most: int | None = None) -> list[Action]:
         assert_books_balance(self.publisher)
-        actions = self.publisher.poll(more=more)
+        actions = self.publisher.poll(more=more, most=most)
         for action in actions:
             if isinstance(action, Submit):
                 assert self.job is None, "two jobs at once"
@@ -536,6 +536,29 @@ def test_the_window_is_filled_in_chunks() -> None:
     assert sent(bench.poll()) == [module.SEND_CHUNK + 1]
     bench.poll()
     assert not bench.publisher.again
+
+
+def test_no_more_messages_than_are_allowed() -> None:
+    bench = connected(found=2)
+    bench.settle()  # what is in the list counts too
+    bench.ack(2, multiple=True)
+    bench.settle()
+    bench.emit(5)
+    assert sent(bench.poll(most=0)) == []
+    assert sent(bench.poll(most=2)) == [3, 4]
+    bench.publisher.nacked(2 + 2, True)
+    assert bench.count(Stat.NACKED) == 2
+    bench.now += module.REFUSED_MAX
+    assert sent(bench.poll(most=1)) == [3]
+    assert sent(bench.poll(most=2)) == [4, 5]
+    assert bench.count(Stat.FALLBACK_PUSHED) == 0
+
+
+def test_a_stop_sends_all_the_same() -> None:
+    bench = connected()
+    bench.emit(5)
+    bench.publisher.flush(1, 5, Flush.LEAVE)
+    assert sent(bench.poll(most=0)) == [1, 2, 3, 4, 5]
 
 
 def test_the_window_bounds_bytes_too() -> None:
@@ -1908,6 +1931,7 @@ class World:
         self.cut = 0  # elements that fell off the list in the last job
         self.left: set[int] = set()
         self.recovered: set[int] | None = None  # leftovers that are not safe yet
+        self.most: int | None = None  # messages in a turn
         if chance.random() < 0.3:
             count = chance.randrange(60)
             self.list.elements = [to_element(self.new_event()) for _ in range(count)]
@@ -1949,6 +1973,7 @@ class World:
             self.link_is_lost: 2,
             self.broker_blocks: 2,
             self.pressure_changes: 2,
+            self.redis_lacks_processors: 2,
             self.somebody_connects_or_disconnects: 2,
             self.somebody_configures: 1,
             self.connections_fail_at_once: 1,
@@ -1962,7 +1987,7 @@ class World:
 
     def turn(self) -> list[Action]:
         self.take_events()
-        actions = self.publisher.poll(more=bool(self.outside))
+        actions = self.publisher.poll(more=bool(self.outside), most=self.most)
         for action in actions:
             note(f"    {action}")
             self.carry_out(action)
@@ -2171,6 +2196,9 @@ class World:
         if not self.broker.accepts:
             self.link_is_lost(chance)
 
+    def redis_lacks_processors(self, chance: random.Random) -> None:
+        self.most = chance.choice([None, None, 0, 1, 7])
+
     def link_is_lost(self, chance: random.Random) -> None:
         if self.broker.connection is not None or self.broker.opening:
             self.broker.arrives_at_loss = chance.random()
@@ -2270,6 +2298,7 @@ class World:
         self.fails_at_once = False
         self.set_role(primary=True, loading=False)
         self.publisher.set_pressure(False)
+        self.most = None
         self.publisher.link_unblocked()
         if not self.wanted:
             self.publisher.connect()
