@@ -494,11 +494,11 @@ def _merge_numbers(
 
 
 def _merge_nodes(handler: Handler, reply: Reply, outcome: Outcome, rest: Sequence[bytes]) -> Reply:
-    topology = handler.topology
+    topology, here = handler.topology, handler.about()
     rows: list[Reply] = []
     for node in sorted(topology.nodes.values(), key=lambda node: node.address):
         row: dict[bytes, Reply] = {b"id": node.id.encode(), b"address": node.address.encode()}
-        about: Mapping[str, str | int] = handler.about()
+        about: Mapping[str, str | int] = here
         if node.id != topology.myself:
             answered = outcome.answers.get(node.id)
             if isinstance(answered, dict):

@@ -18,7 +18,7 @@ from __future__ import annotations
 # The part of the time for which the main thread ran or wanted to, from which on it
 # counts as busy; and the part for which it may wait while it is.
 BUSY = 0.85
-WAITS = 0.10
+WAITS = 10.0
 # Messages per second: where the brake begins, and where it ends. At each look the
 # brake halves the rate, or raises it by a tenth.
 FASTEST = 100_000.0

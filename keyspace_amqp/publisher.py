@@ -44,13 +44,13 @@ from .stats import Stat
 
 # Messages sent and not confirmed. Fifty thousand confirms a second with twenty
 # milliseconds between message and confirm need a thousand.
-WINDOW = 1000
+WINDOW = 4000
 # And their bytes: with a silent broker this is what pika's buffer may hold. Also
 # of the list's elements that are known and not sent yet, and of those that were
 # confirmed and wait for their trim.
 WINDOW_BYTES = 16 * 1024 * 1024
 # Messages sent in one poll: confirms are read in between.
-SEND_CHUNK = 256
+SEND_CHUNK = 512
 # An event that cannot be sent is stored after this time. In 100 ms it has to be
 # in the list; the other half is for Redis' main thread to get to the job.
 STORE_AFTER = 0.05

@@ -236,7 +236,7 @@ class RedisServer(_Server):
 class RedisCluster:
     """A Redis Cluster on loopback: primaries with one replica each.
 
-    `make` gives a server for a folder and options; each gets those of a cluster node.
+    `make` gives a server with these options, those of a cluster node.
     """
 
     # Until a node that does not answer is declared failing: short, nobody is far away.
@@ -247,10 +247,8 @@ class RedisCluster:
         make: Callable[[Sequence[str]], RedisServer],
         primaries: int = 3,
         replicas: int = 1,
-        cli: str = "redis-cli",
     ) -> None:
         self._make = make
-        self._cli = cli
         self._replicas = replicas
         self.nodes = [self.make_node() for _ in range(primaries * (1 + replicas))]
 
@@ -283,7 +281,7 @@ class RedisCluster:
     def cli(self, command: str, *arguments: str) -> str:
         """Runs redis-cli --cluster; its output. Raises ServerError."""
         done = subprocess.run(
-            [self._cli, "--cluster", command, *arguments],
+            ["redis-cli", "--cluster", command, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import gc
 import os
-import pathlib
 import re
 import secrets
 import struct
@@ -61,9 +60,9 @@ _LENGTH = struct.Struct("=I")
 _PRESSURE_ON = 1 / 2
 _PRESSURE_OFF = 1 / 4
 _OVERFLOW = 7 / 8
-# From so many events a second on, the worker sleeps so many seconds before each turn. The
-# rate is looked at no more often than this (seconds).
-_BUSY = 4000
+# From so many events and confirms a second on, the worker sleeps so many seconds before
+# each turn. The rate is looked at no more often than this (seconds).
+_BUSY = 8000
 _NAP = 0.001
 _COUNT_EVERY = 0.01
 # Bytes of events taken at once.
@@ -119,7 +118,8 @@ class Worker:
         self._requests = lib.shim_requests()
         self._pointer = ffi.new("const char **")
         self._stats = lib.shim_stats()
-        self._shown: dict[int, int | str] = {}
+        self._shown = [0] * len(Stat)
+        self._shown_texts: dict[Text, str] = {}
         self._logged: dict[str, float] = {}
         self._jobs: collections.deque[_Job] = collections.deque()
         # What clients ask may wait for other nodes; what these ask never does, or two
@@ -130,7 +130,9 @@ class Worker:
         # New masks apply to events behind the change, not to those before it.
         self._mask_changes: collections.deque[tuple[int, Matcher]] = collections.deque()
         self._pace = Pace()
-        self._main_thread = pathlib.Path(f"/proc/self/task/{os.getpid()}/schedstat")
+        self._main_thread = -1  # a file in which Linux tells about it
+        with contextlib.suppress(OSError):
+            self._main_thread = os.open(f"/proc/self/task/{os.getpid()}/schedstat", os.O_RDONLY)
         self._counted, self._counted_at, self._busy = 0, 0.0, False  # see _nap
         self._stopped = False
         self._broken = False  # after an exception, until all is repaired
@@ -184,11 +186,12 @@ class Worker:
         now = time.monotonic()
         elapsed = now - self._counted_at
         if elapsed >= _COUNT_EVERY:
-            pushed = int(lib.queue_pushed(self._events))
-            self._busy = pushed - self._counted > _BUSY * elapsed
-            self._counted, self._counted_at = pushed, now
+            # Both events and confirms: these too come one by one if nobody waits.
+            dealt = int(lib.queue_pushed(self._events)) + self._publisher.counts[Stat.CONFIRMED]
+            self._busy = dealt - self._counted > _BUSY * elapsed
+            self._counted, self._counted_at = dealt, now
             with contextlib.suppress(OSError, ValueError):  # a Linux without these numbers
-                ran, waited, _ = self._main_thread.read_text().split()
+                ran, waited, _ = os.pread(self._main_thread, 100, 0).split()
                 self._pace.look(now, int(ran) / 1e9, int(waited) / 1e9)
         limit = int(lib.queue_get_limit(self._events))
         if self._busy and self._memory() < limit * _PRESSURE_OFF:
@@ -257,6 +260,8 @@ class Worker:
                 self._ioloop.poll()
                 self._ioloop.process_timeouts()
         self._show()
+        if self._main_thread >= 0:
+            os.close(self._main_thread)
         for _ in range(self._count_finished_jobs()):
             lib.job_free(self._jobs.popleft()[0])
         with contextlib.suppress(Exception):
@@ -719,10 +724,13 @@ class Worker:
         """Brings the counters and texts up to date."""
         publisher = self._publisher
         publisher.counts[Stat.MESSAGES_REJECTED] = self._spread.rejected
-        numbers: dict[int, int] = dict(enumerate(publisher.counts)) | dict(publisher.gauges())
-        for place, number in numbers.items():
-            if self._shown.get(place) != number:
-                self._shown[place] = self._stats[place] = number
+        numbers = publisher.counts.copy()
+        for stat, number in publisher.gauges().items():
+            numbers[stat] = number
+        for place, (number, shown) in enumerate(zip(numbers, self._shown, strict=True)):
+            if number != shown:
+                self._stats[place] = number
+        self._shown = numbers
         state = publisher.state
         texts = {
             Text.STATE: state,
@@ -730,8 +738,8 @@ class Worker:
             Text.LAST_ERROR: publisher.last_error,
         }
         for text, value in texts.items():
-            if self._shown.get(-1 - text) != value:
-                self._shown[-1 - text] = value
+            if self._shown_texts.get(text) != value:
+                self._shown_texts[text] = value
                 clean = " ".join(value.split()).replace("\0", " ")
                 lib.shim_set_text(text, clean.encode("utf-8", "backslashreplace"))
                 if text is Text.STATE:

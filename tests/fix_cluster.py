@@ -3,12 +3,10 @@ remembers which node has taken what, and the two checks over all nodes."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import signal
 import threading
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import pytest
@@ -54,14 +52,11 @@ class Bench:
         """Sets and books: nothing waits anywhere, every node's books balance, each
         event has arrived, nothing else has, at most `repeated` came again, and the
         first arrivals are in order per node. Returns the sums of STATS."""
-        sums: dict[str, int] = {}
         quiet = {"fallback_length": 0, "queue_length": 0, "in_flight": 0, "dropped": 0}
         for node in self.running:
             with node.client() as client:
-                numbers = settled(client, timeout, **quiet)
-            for name, number in numbers.items():
-                if isinstance(number, int):
-                    sums[name] = sums.get(name, 0) + number
+                settled(client, timeout, **quiet)
+        sums = self.sums()
         self.messages += self.mailbox.receive()
         arrived = [message.event[2] for message in once(self.messages)]
         came, sent = set(arrived), {key for _, key in self.written}
@@ -124,15 +119,6 @@ class Bench:
             keys = (b"of:%d" % number for number in itertools.count())
             mine = (k for k in keys if nodes.get_node_from_slot(slot_of(k)).port == node.port)
             return list(itertools.islice(mine, count))
-
-    @contextlib.contextmanager
-    def paused(self, broker: RabbitServer) -> Iterator[None]:
-        """The broker accepts and says nothing."""
-        broker.signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            broker.signal(signal.SIGCONT)
 
     def role(self, node: RedisServer) -> str:
         """primary or replica, as the server says."""

@@ -132,7 +132,7 @@ def test_a_primary_dies_under_load(own_broker: RabbitServer, start_cluster: Star
     assert maybe <= {message.event[2] for message in bench.messages}
 
 
-# The next but one moves them on Redis 7.0. Valkey's SETSLOT waits for replicas: 5461
+# test_a_node_comes_and_goes moves them on Redis 7.0. Valkey's SETSLOT waits for replicas: 5461
 # slots take it most of a minute.
 @pytest.mark.parametrize("family", ["redis-8.2"])
 def test_all_slots_of_a_node_move_while_the_broker_is_away(

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pathlib
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -27,9 +28,11 @@ from .report import Report
 from .rig import Rig
 
 FLOODS = ("broker", "sink", "masks", "away")
+NOT_QUICK = ("instructions",)
 # The outage is the last: it kills the broker.
 ITEMS = {
     "capture": items.capture,
+    "instructions": items.instructions,
     **dict.fromkeys(FLOODS),
     "steady": items.at_fixed_rate,
     "confirmed": items.confirmed,
@@ -46,13 +49,16 @@ def _options() -> argparse.Namespace:
         prog="python -m tests.bench", description="Benchmarks side by side with a bare server."
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--only", nargs="+", choices=ITEMS, metavar="NAME", default=list(ITEMS),
+    parser.add_argument("--only", nargs="+", choices=ITEMS, metavar="NAME",
                         help=f"of {', '.join(ITEMS)}")  # fmt: skip
     parser.add_argument("--rounds", type=int, help="of each item that has rounds")
     parser.add_argument("--server", choices=FAMILIES, default="redis-7.0")
     parser.add_argument("--json", type=pathlib.Path, default=measure.ROOT / "build/bench.json")
     parser.add_argument("--svg", type=pathlib.Path, help="default: beside the JSON")
     options = parser.parse_args()
+    options.only = options.only or [
+        name for name in ITEMS if not (options.quick and name in NOT_QUICK)
+    ]
     options.svg = options.svg or options.json.with_suffix(".svg")
     return options
 
@@ -73,11 +79,14 @@ def _run(plan: Plan, chosen: Sequence[str], family: str, report: Report) -> list
                         items.floods(rig, plan, report, flooded)
             except LostEvents as error:  # the books cannot be closed: no use in going on
                 rig.losses.append(str(error))
+                print(f"EVENTS LOST: {error}", file=sys.stderr)
             return rig.losses
 
 
 def main() -> int:
     options = _options()
+    # As Ctrl-C: the servers end with the run.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = QUICK if options.quick else FULL
     if options.rounds:
         plan = dataclasses.replace(plan, rounds=options.rounds)
@@ -115,8 +124,8 @@ def main() -> int:
     verdicts = {name: report.names(name) for name in ("met", "missed", "GROSS")}
     for name, rows in verdicts.items():
         print(f"{name}: {', '.join(rows) or 'none'}")
-    for loss in losses:
-        print(f"EVENTS LOST: {loss}", file=sys.stderr)
+    if losses:
+        print(f"EVENTS LOST in {len(losses)} rounds, see above", file=sys.stderr)
     return 2 if losses else int(bool(verdicts["GROSS"]))
 
 

@@ -7,7 +7,7 @@ import html
 import math
 import pathlib
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .report import Report, shown
@@ -27,8 +27,6 @@ GREY, BLUE, ORANGE, RED, INK, PALE = (
 # The chart of the outage: its place, and the decades of its scale of milliseconds.
 LEFT, RIGHT, TOP, BOTTOM = 70, WIDTH - 80, 300, 520
 DECADES = range(-1, 4)
-
-Scale = Callable[[float], float]
 
 
 def write(report: Report, path: pathlib.Path) -> None:
@@ -70,12 +68,13 @@ def _floods(floods: dict[str, dict[str, list[float]]]) -> Iterable[str]:
             yield _bar(left, y, median / most * width, 22, colour)
             yield _line(left + low / most * width, y + 11, left + high / most * width, y + 11, INK)
             yield _text(left + high / most * width + 8, y + 15, shown(median * unit))
+    yield _text(190, TOP - 56, "bars: medians of the rounds; lines: from the least to the most")
 
 
 def _outage(outage: dict[str, Any]) -> Iterable[str]:
     """Times of answers on a logarithmic scale, and the list's length."""
-    end = max(at for at, *_ in outage["intervals"]) / 1e3
-    longest = max(1, *(length for _, length in outage["list"]))
+    end: float = max(at for at, *_ in outage["intervals"]) / 1e3
+    longest: float = max(1, *(length for _, length in outage["list"]))
 
     def x(seconds: float) -> float:
         return LEFT + (RIGHT - LEFT) * seconds / end

@@ -4,18 +4,20 @@ turns, and gives its rows to the report."""
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from keyspace_amqp.message import Event
-from keyspace_amqp.servers import RedisServer, wait_for
+from keyspace_amqp.servers import RedisServer, free_port, wait_for
 
 from ..fix_servers import EXCHANGE, MODULE
 from . import amqp, measure, queue_memory
-from .measure import BenchError, LostEvents, flood, ratios, session_ns, steady, thread_ns
+from .measure import BUILT, BenchError, LostEvents, flood, ratios, session_ns, steady, thread_ns
 from .report import Report
 from .rig import DELIVERY_MODE, MASKS, QUEUE, Rig
 
@@ -24,6 +26,7 @@ DELAY_RATE = 1_000
 DRAIN_RATE = 2_000
 OUTAGE_RATE = 5_000
 MANY_KEYS = 10**9  # hardly any twice
+COUNTED = 20_000  # SETs under valgrind, which is slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +40,18 @@ class Plan:
     confirmed: int  # SETs
     delay: float
     stored: int  # events
+    drains: int  # rounds
     outage: float  # before, during and after
 
 
-FULL = Plan(5, 100_000, 2.0, 2.5, 200_000, 3.0, 1_000_000, 3.0)
-QUICK = Plan(2, 100_000, 0.7, 1.5, 40_000, 1.5, 100_000, 2.0)
+FULL = Plan(
+    rounds=5, capture=100_000, flood=2.0, steady=2.5, confirmed=200_000, delay=3.0,
+    stored=1_000_000, drains=1, outage=3.0,
+)  # fmt: skip
+QUICK = Plan(
+    rounds=2, capture=100_000, flood=0.5, steady=1.2, confirmed=40_000, delay=1.5,
+    stored=40_000, drains=2, outage=1.0,
+)  # fmt: skip
 
 
 def capture(rig: Rig, plan: Plan, report: Report) -> None:
@@ -53,7 +63,7 @@ def capture(rig: Rig, plan: Plan, report: Report) -> None:
     )
     costs: dict[str, list[float]] = {"bare": [], "floor": [], "ours": []}
     rig.aim(rig.nobody, [])
-    with rig.books("capture"):
+    with rig.books("capture", matches=False):
         for number in range(-1, rounds):  # the first is not counted
             names = list(costs)
             for name in names[number % 3 :] + names[: number % 3]:
@@ -77,6 +87,26 @@ def capture(rig: Rig, plan: Plan, report: Report) -> None:
     report.series["capture"] = costs
 
 
+def instructions(rig: Rig, plan: Plan, report: Report) -> None:
+    if shutil.which("valgrind") is None:
+        report.item("instructions", "left out: valgrind is not installed")
+        return
+    report.item("instructions", f"valgrind, in Redis' main thread for each of {COUNTED:,} events")
+    modules: dict[str, list[Any]] = {
+        "bare": [],
+        "floor": [BUILT / "empty.so"],
+        "ours": [MODULE, "A", "127.0.0.1", rig.nobody],
+    }
+    counts = {
+        name: measure.instructions(rig.redis(f"valgrind-{name}", module), COUNTED)
+        for name, module in modules.items()
+    }
+    floor, ours = (counts[name] - counts["bare"] for name in ("floor", "ours"))
+    report.row("instructions.floor", "added by an empty subscriber", "", [floor])
+    report.row("instructions.ours", "added by ours", "", [ours])
+    report.row("instructions.of_floor", "ours / empty subscriber", "", [ours / floor])
+
+
 def floods(rig: Rig, plan: Plan, report: Report, chosen: list[str]) -> None:
     """Item for item the same flood; `chosen`: which of broker, sink, masks, away."""
     ports: dict[str, Callable[[], int]] = {
@@ -87,7 +117,8 @@ def floods(rig: Rig, plan: Plan, report: Report, chosen: list[str]) -> None:
     }
     requests = int(flood(rig.bare.port, 200_000).rate * plan.flood)
     requests -= requests % 1000
-    seen: dict[str, list[_Flooded]] = {name: [] for name in ("bare", "floor", *chosen)}
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in ("bare", "floor", *chosen)}
+    rig.aim(rig.nobody)
     with rig.books("warming up", discard=True):  # keys, buffers, threads
         for server in (rig.bare, rig.floor, rig.ours):
             flood(server.port, 100_000)
@@ -98,15 +129,12 @@ def floods(rig: Rig, plan: Plan, report: Report, chosen: list[str]) -> None:
                 continue
             masks = name == "masks"
             rig.aim(ports[name](), MASKS if masks else ["ALL"])
-            with rig.books(name, discard=True):
+            with rig.books(name, discard=True, matches=not masks):
                 many.append(_flooded(rig, rig.ours, requests, ours=True, filters=masks))
             if name == "broker":
                 rig.empty_queue()
     values = {
-        name: {
-            field.name: [getattr(one, field.name) for one in many]
-            for field in dataclasses.fields(_Flooded)
-        }
+        name: {field: [one[field] for one in many] for field in many[0]}
         for name, many in seen.items()
     }
     report.series["floods"] = values
@@ -142,26 +170,13 @@ def floods(rig: Rig, plan: Plan, report: Report, chosen: list[str]) -> None:
             report.row("masks.wall", "events filtered", "/s", own["taken"])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Flooded:
-    """A flood: SETs per second, milliseconds, CPU in nanoseconds for each SET (main) and
-    in per cent of a core (worker, broker), and events that the worker has dealt with,
-    per second of its CPU (filtered) and of the clock (taken)."""
-
-    rate: float
-    p99: float
-    slowest: float
-    main: float
-    worker: float = 0
-    broker: float = 0
-    filtered: float = 0
-    taken: float = 0
-
-
 def _flooded(
     rig: Rig, server: RedisServer, requests: int, ours: bool = False, filters: bool = False
-) -> _Flooded:
-    """`filters`: wait too until the worker has seen all events."""
+) -> dict[str, float]:
+    """A flood: SETs per second (`rate`), milliseconds (`p99`, `slowest`), CPU in nanoseconds
+    for each SET (`main`) and in per cent of a core (`worker`, `broker`). `filters`: wait
+    too until the worker has seen all events; how many in a second of its CPU (`filtered`)
+    and of the clock (`taken`)."""
     broker = rig.started_broker
 
     def cpu() -> tuple[int, int, int]:
@@ -175,21 +190,19 @@ def _flooded(
     result = flood(server.port, requests)
     seconds = time.monotonic() - start
     main, worker, rabbit = (b - a for a, b in zip(before, cpu(), strict=True))
-    filtered = taken = 0.0
+    numbers = {
+        "rate": result.rate,
+        "p99": result.p99,
+        "slowest": result.slowest,
+        "main": main / requests,
+        "worker": worker / seconds / 1e7,
+        "broker": rabbit / seconds / 1e7,
+    }
     if filters:
         rig.rest()
-        filtered = requests / (cpu()[1] - before[1]) * 1e9
-        taken = requests / (time.monotonic() - start)
-    return _Flooded(
-        rate=result.rate,
-        p99=result.p99,
-        slowest=result.slowest,
-        main=main / requests,
-        worker=worker / seconds / 1e7,
-        broker=rabbit / seconds / 1e7,
-        filtered=filtered,
-        taken=taken,
-    )
+        numbers["filtered"] = requests / (cpu()[1] - before[1]) * 1e9
+        numbers["taken"] = requests / (time.monotonic() - start)
+    return numbers
 
 
 def at_fixed_rate(rig: Rig, plan: Plan, report: Report) -> None:
@@ -265,7 +278,9 @@ def delay(rig: Rig, plan: Plan, report: Report) -> None:
         try:
             with rig.books("delay"):
                 sent = steady(rig.ours.port, DELAY_RATE, plan.delay, "clock")["count"]
-            wait_for(lambda: len(arrivals.delays) >= sent, 30, f"{sent} messages")  # noqa: B023
+            wait_for(lambda: len(arrivals.delays) >= sent)  # noqa: B023
+        except TimeoutError:
+            raise LostEvents(f"delay: of {sent} messages {len(arrivals.delays)} came") from None
         finally:
             arrivals.finish()
         delays = sorted(arrivals.delays)
@@ -281,35 +296,40 @@ def drain(rig: Rig, plan: Plan, report: Report) -> None:
     report.item(
         "drain",
         f"{plan.stored:,} stored events, delivered while load.c makes {DRAIN_RATE:,} SETs/s; "
-        "the same load without a drain before and after",
+        f"the same load for {plan.delay:g} s before and after; rounds: {plan.drains}",
     )
+
+    def calm() -> float:
+        with rig.books("drain"):
+            return float(steady(rig.ours.port, DRAIN_RATE, plan.delay)["p99"])
+
     rig.aim(rig.broker.port)
-    calm = []
-    with rig.books("drain"):
-        calm.append(steady(rig.ours.port, DRAIN_RATE, plan.delay)["p99"])
-    rig.aim(rig.nobody)
-    with rig.books("drain"):
-        flood(rig.ours.port, plan.stored)
-        rig.until(lambda numbers: numbers["queue_length"] == 0)  # all is in the list
-        with measure.Load(rig.ours.port, DRAIN_RATE) as load:
-            before, start = rig.stats(), time.monotonic()
-            rig.aim(rig.broker.port)
-            after = rig.until(lambda numbers: numbers["fallback_length"] == 0)
-            seconds = time.monotonic() - start
-            load.stop()
-    with rig.books("drain"):
-        calm.append(steady(rig.ours.port, DRAIN_RATE, plan.delay)["p99"])
-    rate = (after["confirmed"] - before["confirmed"]) / seconds
-    report.row("drain.rate", "confirmed events while the list is drained", "/s", [rate])
+    without, during, slowest, rates = [calm()], [], [], []
+    for _ in range(plan.drains):
+        rig.aim(rig.nobody)
+        with rig.books("drain"):
+            flood(rig.ours.port, plan.stored)
+            rig.until(lambda numbers: numbers["queue_length"] == 0)  # all is in the list
+            with measure.Load(rig.ours.port, DRAIN_RATE) as load:
+                before, start = rig.stats()["confirmed"], time.monotonic()
+                rig.aim(rig.broker.port)
+                after = rig.until(lambda numbers: numbers["fallback_length"] == 0)
+                rates.append((after["confirmed"] - before) / (time.monotonic() - start))
+                load.stop()
+        during.append(load.whole["p99"])
+        slowest.append(load.whole["max"] / 1e3)
+        rig.empty_queue()
+        without.append(calm())
+    report.row("drain.rate", "confirmed events while the list is drained", "/s", rates)
     if "confirmed.ours" in report.rows:
         usual = report.rows["confirmed.ours"].median
-        report.row("drain.ratio", "of what is confirmed without a list", "", [rate / usual])
-    report.row("drain.calm_p99", "p99 of SET without a drain", "µs", calm)
-    report.row("drain.drain_p99", "p99 of SET meanwhile", "µs", [load.whole["p99"]])
-    ratio = load.whole["p99"] / statistics.mean(calm)
-    report.row("drain.p99", "with / without", "", [ratio])
-    report.row("drain.slowest", "slowest SET meanwhile", "ms", [load.whole["max"] / 1e3])
-    rig.empty_queue()
+        ratio = [rate / usual for rate in rates]
+        report.row("drain.ratio", "of what is confirmed without a list", "", ratio)
+    report.row("drain.without_p99", "99 of 100 SETs without a drain within", "µs", without)
+    report.row("drain.during_p99", "99 of 100 SETs meanwhile within", "µs", during)
+    usual = statistics.mean(without)
+    report.row("drain.p99", "with / without", "", [p99 / usual for p99 in during])
+    report.row("drain.slowest", "slowest SET meanwhile", "ms", slowest)
 
 
 def memory(rig: Rig, plan: Plan, report: Report) -> None:
@@ -332,7 +352,7 @@ def memory(rig: Rig, plan: Plan, report: Report) -> None:
 def load(rig: Rig, plan: Plan, report: Report) -> None:
     report.item("load", "MODULE LOAD into a running server, to the answer to a PING")
     grown: list[float] = []
-    cluster = ["cluster-enabled yes", f"cluster-port {rig.nobody}"]
+    cluster = ["cluster-enabled yes", f"cluster-port {free_port()}"]
     for name, options in (("single", []), ("cluster", cluster)):
         times: list[float] = []
         for number in range(plan.rounds):
@@ -362,35 +382,29 @@ def outage(rig: Rig, plan: Plan, report: Report) -> None:
     with rig.books("outage"), measure.Load(rig.ours.port, OUTAGE_RATE) as load:
         start = time.monotonic()
 
-        def watch(until: Callable[[], bool]) -> None:
+        def watch(mark: str, until: Callable[[], bool]) -> None:
             while not until():
                 samples.append((time.monotonic() - start, rig.stats()["fallback_length"]))
                 time.sleep(0.1)
+            marks[mark] = time.monotonic() - start
 
-        def wait(seconds: float) -> None:
-            end = time.monotonic() + seconds
-            watch(lambda: time.monotonic() >= end)
+        def wait(mark: str) -> None:
+            end = time.monotonic() + plan.outage
+            watch(mark, lambda: time.monotonic() >= end)
 
-        wait(plan.outage)
+        wait("killed")
         rig.broker.kill()
-        marks["killed"] = time.monotonic() - start
-        wait(plan.outage)
+        wait("started")
         rig.broker.spawn()
-        watch(rig.broker.ready)
-        marks["back"] = time.monotonic() - start
-        watch(lambda: rig.stats()["fallback_length"] == 0)
-        marks["drained"] = time.monotonic() - start
-        wait(plan.outage)
+        watch("back", rig.broker.ready)
+        watch("drained", lambda: rig.stats()["fallback_length"] == 0)
+        wait("end")
         load.stop()
     rig.empty_queue()
     report.series["outage"] = {"intervals": load.intervals, "list": samples, "marks": marks}
     longest = max(length for _, length in samples)
     report.row("outage.stored", "events in the list at most", "", [longest])
-    report.row(
-        "outage.drain",
-        "from the broker's return to an empty list",
-        "s",
-        [marks["drained"] - marks["back"]],
-    )
+    drained = marks["drained"] - marks["back"]
+    report.row("outage.drain", "from the broker's return to an empty list", "s", [drained])
     report.row("outage.p99", "p99 of SET, of all", "ms", [load.whole["p99"] / 1e3])
     report.row("outage.slowest", "slowest SET", "ms", [load.whole["max"] / 1e3])

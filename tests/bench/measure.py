@@ -10,14 +10,18 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from keyspace_amqp.servers import RedisServer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = pathlib.Path(__file__).parent
@@ -37,8 +41,9 @@ class LostEvents(Exception):
 
 def build() -> None:
     """Compiles the C programs into build/bench. Raises BenchError."""
-    if shutil.which("cc") is None:
-        raise BenchError("there is no C compiler; `make setup` installs one")
+    for program, package in (("cc", "gcc"), ("redis-benchmark", "redis-tools")):
+        if shutil.which(program) is None:
+            raise BenchError(f"{program} is missing; Debian's {package} has it")
     BUILT.mkdir(parents=True, exist_ok=True)
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"]
     for source, more, output in (
@@ -106,7 +111,8 @@ def machine_busy(seconds: float = 0.5) -> float:
         numbers = [int(word) for word in words]
         return sum(numbers), sum(numbers) - numbers[3] - numbers[4]  # idle, and waiting for I/O
 
-    (all_before, busy_before), _ = jiffies(), time.sleep(seconds)
+    all_before, busy_before = jiffies()
+    time.sleep(seconds)
     all_after, busy_after = jiffies()
     return (busy_after - busy_before) / max(1, all_after - all_before) * 100
 
@@ -123,21 +129,13 @@ class Flood:
     slowest: float
 
 
-def flood_command(port: int, requests: int, keys: int = 100_000) -> list[str]:
-    """redis-benchmark with SETs of random keys."""
-    return [
+def flood(port: int, requests: int, keys: int = 100_000) -> Flood:
+    """Runs redis-benchmark with random ones of so many keys. Raises BenchError."""
+    command = [
         "redis-benchmark", "-p", str(port), "-t", "set", "-n", str(requests), "-r", str(keys),
         "-P", str(PIPELINE), "-c", str(CLIENTS), "--csv",
     ]  # fmt: skip
-
-
-def flood(port: int, requests: int, keys: int = 100_000) -> Flood:
-    """Runs redis-benchmark and waits for its end. Raises BenchError."""
-    try:
-        command = flood_command(port, requests, keys)
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise BenchError("redis-benchmark is missing; Debian's redis-tools has it") from None
+    done = subprocess.run(command, capture_output=True, text=True)
     rows = list(csv.DictReader(done.stdout.splitlines()))
     if done.returncode or len(rows) != 1:
         raise BenchError(f"redis-benchmark failed: {done.stdout}{done.stderr}")
@@ -164,6 +162,23 @@ def pipeline(port: int, requests: int) -> None:
         sender.join()
 
 
+def instructions(server: RedisServer, sets: int) -> float:
+    """Machine instructions of Redis' main thread for an event, all subscribers included,
+    counted by valgrind in a server that is not started yet: a number without noise."""
+    counted = server.folder / "callgrind"
+    words = [
+        "valgrind", "--tool=callgrind", "--toggle-collect=notifyKeyspaceEvent",
+        f"--callgrind-out-file={counted}", *server.command(),
+    ]  # fmt: skip
+    server.command = lambda: words  # type: ignore[method-assign]
+    with server:
+        flood(server.port, sets, keys=1)  # new keys would make events of their own
+    found = re.search(r"^summary: ([0-9]+)", counted.read_text(), re.MULTILINE)
+    if found is None:
+        raise BenchError(f"valgrind has counted nothing: {server.log()}")
+    return int(found[1]) / sets
+
+
 class Load:
     """load.c, which SETs at a fixed rate: in a `with` until its end or `stop`.
 
@@ -174,9 +189,11 @@ class Load:
     def __init__(self, port: int, rate: int, seconds: float = 0, key: str = "number") -> None:
         self.intervals: list[list[float]] = []
         self.whole: dict[str, Any] = {}
+        # Nobody would read a pipe until the end, and the end may be far.
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
         self._process = subprocess.Popen(
             [BUILT / "load", str(port), str(rate), str(seconds), key],
-            stdout=subprocess.PIPE,
+            stdout=self._output,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -187,6 +204,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+        self._output.close()
 
     def stop(self) -> None:
         """Stops it. Raises BenchError."""
@@ -195,10 +213,11 @@ class Load:
 
     def wait(self) -> None:
         """Waits for its end. Raises BenchError."""
-        output, errors = self._process.communicate()
+        _, errors = self._process.communicate()
         if self._process.returncode:
             raise BenchError(errors or "load: commands were not answered")
-        *lines, last = output.splitlines()
+        self._output.seek(0)
+        *lines, last = self._output.readlines()
         self.intervals = [[float(word) for word in line.split()] for line in lines]
         self.whole = json.loads(last)
 

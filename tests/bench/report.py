@@ -30,12 +30,14 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """`met`, `missed`, `GROSS`, or nothing without a target."""
+        """`met`, `missed`, or nothing without a target; `GROSS` when no round comes within
+        a factor of it, so that it cannot be the machine's noise."""
         if self.target is None:
             return ""
         if self.target.met(self.median):
             return "met"
-        return "missed" if self.target.met(self.median, GROSS) else "GROSS"
+        near = any(self.target.met(value, GROSS) for value in self.values)
+        return "missed" if near else "GROSS"
 
     def __str__(self) -> str:
         low, high = min(self.values), max(self.values)
