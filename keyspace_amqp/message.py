@@ -12,6 +12,8 @@ from .config import SHORT_STRING
 # Bits of REDISMODULE_NOTIFY_* by position, as letters of notify-keyspace-events.
 CLASS_LETTERS = "KEg$lshzxetm?dn"
 CONTENT_TYPE = "text/plain"
+# About how many bytes of memory an event takes, its key and its name not counted.
+EVENT_BYTES = 256
 # The first word of an element: a later form of elements will have another.
 _ELEMENT_VERSION = b"1"
 
@@ -30,11 +32,6 @@ class Event:
     letter: str
     name: bytes
     key: bytes
-
-    @property
-    def size(self) -> int:
-        """About how many bytes of memory the event takes."""
-        return len(self.key) + len(self.name) + 256
 
 
 def body(event: Event) -> bytes:

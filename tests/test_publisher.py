@@ -29,6 +29,7 @@ from keyspace_amqp.publisher import (
     Action,
     Close,
     Connect,
+    Entry,
     Flush,
     Flushed,
     Log,
@@ -906,7 +907,7 @@ def test_with_the_list_off_events_wait_in_memory() -> None:
 def test_drop_oldest_gives_up_as_much_as_is_asked() -> None:
     bench = away(fallback_size=-1)
     bench.emit(5)
-    assert bench.publisher.drop_oldest(event_of(1).size + 1) == 2
+    assert bench.publisher.drop_oldest(Entry(event_of(1), 0).size + 1) == 2
     bench.poll()
     assert bench.count(Stat.DROPPED_QUEUE_FULL) == 2
     assert sent(bench.link_up()) == [3, 4, 5]
@@ -2002,7 +2003,7 @@ class World:
             room = publisher.room()
             if self.memory is not None and (room <= 0 or publisher.stuck):
                 inside = publisher.gauges()[Stat.QUEUE_BYTES]
-                over = inside + sum(event.size for event in self.outside) - self.memory
+                over = inside + sum(Entry(event, 0).size for event in self.outside) - self.memory
                 if over >= 0 and publisher.drop_oldest(over + 1):
                     continue
             if room <= 0 or not self.outside:
@@ -2388,7 +2389,7 @@ class NarrowWorld(World):
     """A list with a cap or none at all, little memory, events too large."""
 
     fallback_sizes = (5, 15, 60, -1)
-    memory = 30 * event_of(1).size
+    memory = 30 * Entry(event_of(1), 0).size
     troubles = (None, None, None, CLUSTER_DOWN, PAUSED, WRONG_TYPE)
 
     def __init__(self, chance: random.Random) -> None:
