@@ -21,6 +21,7 @@ Pure; any thread. The shim checks masks, so nothing is refused here.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 
@@ -46,23 +47,30 @@ def compile_masks(masks: Iterable[bytes]) -> Matcher:
     masks = tuple(masks)
     if ALL in masks:
         return lambda data, start, end: True
-    patterns = []
-    others = []
+    texts, patterns, others = [], [], []
     for mask in masks:
         parsed = _Mask(mask)
-        if parsed.only_gaps():
+        if parsed.only_text():
+            texts.append(parsed.pattern())
+        elif parsed.only_gaps():
             patterns.append(parsed.pattern())
         else:
             others.append(parsed)
-    if not patterns and not others:
+    # A regular expression's own start and end are those of the key.
+    matchers: list[Matcher] = []
+    if patterns:
+        matchers.append(re.compile(b"|".join(patterns), re.DOTALL).match)
+    if texts:  # looked for all at once
+        matchers.append(re.compile(b"|".join(texts), re.DOTALL).search)
+    if others:
+        matchers.append(_Automaton(others).matches)
+    if not matchers:
         return lambda data, start, end: False
-    match = re.compile(b"|".join(patterns), re.DOTALL).match
-    if not others:
-        return match  # its own start and end are those of the key
-    automaton = _Automaton(others)
-    if not patterns:
-        return automaton.matches
-    return lambda data, start, end: match(data, start, end) or automaton.matches(data, start, end)
+    return functools.reduce(_either, matchers)
+
+
+def _either(one: Matcher, other: Matcher) -> Matcher:
+    return lambda data, start, end: one(data, start, end) or other(data, start, end)
 
 
 def matches(masks: Iterable[bytes], key: bytes) -> bool:
@@ -88,11 +96,16 @@ class _Mask:
                 self.items.append((_ANY if byte == ord(".") else byte, starred))
             at += 2 if starred else 1
 
+    def only_text(self) -> bool:
+        """Whether it matches wherever a text of fixed length is."""
+        return not (self.at_start or self.at_end or any(starred for _, starred in self.items))
+
     def only_gaps(self) -> bool:
         return all(not starred or byte == _ANY for byte, starred in self.items)
 
     def pattern(self) -> bytes:
-        r"""A regular expression for `match`, without back-tracking into a text.
+        r"""A regular expression for `match`, or for `search` if it is only a text; without
+        back-tracking into a text.
 
         `^ab.*cd` is `ab(?>.*?cd)`; a text that must stand at the end is looked
         for there alone: `.*cd\Z`.
@@ -103,6 +116,8 @@ class _Mask:
                 texts.append(b"")
             else:
                 texts[-1] += b"." if byte == _ANY else re.escape(bytes([byte]))
+        if self.only_text():
+            return texts[0]
         if not self.at_start:
             texts.insert(0, b"")  # a gap before the first text
         first, *rest = texts

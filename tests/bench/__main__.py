@@ -36,6 +36,7 @@ ITEMS = {
     **dict.fromkeys(FLOODS),
     "steady": items.at_fixed_rate,
     "confirmed": items.confirmed,
+    "growth": items.growth,
     "delay": items.delay,
     "drain": items.drain,
     "memory": items.memory,

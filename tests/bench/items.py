@@ -3,6 +3,7 @@ turns, and gives its rows to the report."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import shutil
 import statistics
@@ -237,7 +238,7 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
         f"{amqp.WINDOW:,} unconfirmed; into the same queue",
     )
     rig.aim(rig.broker.port)
-    ours, tight = [], []
+    ours, tight, beside = [], [], []
     key = b"key:000000000000"
     event = Event("0123456789abcdef-100000", int(time.time() * 1000), 0, "$", b"set", key)
     frames = amqp.message(EXCHANGE, QUEUE, event, DELIVERY_MODE)
@@ -245,6 +246,13 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
         seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
         tight.append(plan.confirmed / seconds)
         _arrived(rig, plan.confirmed)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            same_sets = pool.submit(flood, rig.bare.port, plan.confirmed, MANY_KEYS)
+            seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
+            same_sets.result()
+        beside.append(plan.confirmed / seconds)
+        _arrived(rig, plan.confirmed)
+        rig.bare_client.flushall()
         with rig.books("confirmed"):
             wanted = rig.stats()["confirmed"] + plan.confirmed
             start = time.monotonic()
@@ -256,6 +264,38 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
     report.row("confirmed.tight", "the tight publisher, confirmed messages", "/s", tight)
     report.row("confirmed.ours", "ours, confirmed events", "/s", ours)
     report.row("confirmed.ratio", "ours / tight", "", ratios(ours, tight))
+    report.row("confirmed.beside", "tight, with the same SETs to a bare Redis", "/s", beside)
+    report.row("confirmed.of_beside", "ours / that", "", ratios(ours, beside))
+
+
+def growth(rig: Rig, plan: Plan, report: Report) -> None:
+    report.item(
+        "growth",
+        f"CPU of Redis' main thread above bare and of the worker thread, for each of "
+        f"{plan.capture:,} pipelined SETs, by turns; delivered to the sink, or filtered by masks",
+    )
+    cases = [(f"a key of {length:,} bytes", length, 0) for length in (16, 128, 1024)]
+    cases += [(f"{count} masks of which none matches", 16, count) for count in (1, 20, 100)]
+    main: dict[str, list[float]] = {text: [] for text, _, _ in cases}
+    worker: dict[str, list[float]] = {text: [] for text, _, _ in cases}
+    for _ in range(plan.rounds):
+        for text, length, count in cases:
+            masks = [f"{mask}{number}" for number in range(5) for mask in MASKS][:count]
+            rig.aim(rig.sink, masks or ["ALL"])
+            bare = thread_ns(rig.bare.pid)
+            measure.pipeline(rig.bare.port, plan.capture, length)
+            bare = thread_ns(rig.bare.pid) - bare
+            with rig.books("growth", matches=not masks):
+                before = thread_ns(rig.ours.pid), thread_ns(rig.ours.pid, rig.worker)
+                measure.pipeline(rig.ours.port, plan.capture, length)
+                ours = thread_ns(rig.ours.pid) - before[0]
+                rig.rest()
+                ran = thread_ns(rig.ours.pid, rig.worker) - before[1]
+            main[text].append((ours - bare) / plan.capture)
+            worker[text].append(ran / plan.capture / 1e3)
+    for number, (text, _, _) in enumerate(cases):
+        report.row(f"growth.main_{number}", f"main thread, {text}", "ns", main[text])
+        report.row(f"growth.worker_{number}", f"worker, {text}", "µs", worker[text])
 
 
 def _arrived(rig: Rig, count: int) -> None:

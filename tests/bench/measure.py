@@ -144,17 +144,19 @@ def flood(port: int, requests: int, keys: int = 100_000) -> Flood:
 
 
 @functools.lru_cache(1)
-def _commands(requests: int) -> bytes:
+def _commands(requests: int, length: int) -> bytes:
+    head = b"*3\r\n$3\r\nSET\r\n$%d\r\nkey:" % length
+    tail = b"k" * (length - 16) + b"\r\n$3\r\nxxx\r\n"
     return b"".join(
-        b"*3\r\n$3\r\nSET\r\n$16\r\nkey:%012d\r\n$3\r\nxxx\r\n" % (number * 7919 % 100_000)
-        for number in range(requests)
+        b"%b%012d%b" % (head, number * 7919 % 100_000, tail) for number in range(requests)
     )
 
 
-def pipeline(port: int, requests: int) -> None:
-    """As many SETs in one go, on one connection: little else varies from run to run."""
+def pipeline(port: int, requests: int, length: int = 16) -> None:
+    """As many SETs in one go, on one connection: little else varies from run to run.
+    `length`: bytes of a key."""
     with socket.create_connection(("127.0.0.1", port)) as link:
-        sender = threading.Thread(target=link.sendall, args=(_commands(requests),))
+        sender = threading.Thread(target=link.sendall, args=(_commands(requests, length),))
         sender.start()
         left = requests * len(b"+OK\r\n")
         while left:

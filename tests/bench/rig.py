@@ -82,6 +82,10 @@ class Rig:
         return self._stack.enter_context(self.ours.client())
 
     @functools.cached_property
+    def bare_client(self) -> Any:
+        return self._stack.enter_context(self.bare.client())
+
+    @functools.cached_property
     def worker(self) -> int:
         """The thread of the module in `ours`."""
         return measure.worker_thread(self.ours.pid)
