@@ -179,7 +179,8 @@ SETTINGS: tuple[Setting, ...] = (
         0,
         19,
         "a number from 0 to 19",
-        "how far the worker thread stands behind Redis for the processor",
+        "how far the worker thread stands behind Redis for the processor; 0: not at all, "
+        "and messages are not held back for it either",
     ),
 )
 

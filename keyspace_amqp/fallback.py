@@ -127,17 +127,15 @@ def _parse(raw: bytes, at: int) -> tuple[Value, int]:
         return raw[after : after + length], after + length + 2
     values: list[Value] = []
     for _ in range(length):
-        if raw[after : after + 1] == b"$":  # in place: lists of thousands of them come
-            at, after = after + 1, raw.index(b"\r\n", after) + 2
-            size = int(raw[at : after - 2])
-            if size >= 0:
-                values.append(raw[after : after + size])
-                after += size + 2
-                continue
-            value = None
-        else:
+        if raw[after : after + 1] != b"$" or raw[after + 1 : after + 2] == b"-":
             value, after = _parse(raw, after)
-        values.append(value)
+            values.append(value)
+            continue
+        # The same for a text, without the price of a call: they come by the thousand.
+        end = raw.index(b"\r\n", after)
+        size, after = int(raw[after + 1 : end]), end + 2
+        values.append(raw[after : after + size])
+        after += size + 2
     return values, after
 
 

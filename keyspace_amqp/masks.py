@@ -33,8 +33,8 @@ _ANY = -1
 _MAX_STATES = 1024
 
 
-# Whether the key that lies in some bytes between two offsets matches: true or false,
-# of any type.
+# Says of some bytes and two offsets whether the key between them matches: something
+# true or false.
 Matcher = Callable[[bytes, int, int], object]
 
 

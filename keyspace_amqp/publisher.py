@@ -254,8 +254,9 @@ class Publisher:
         self._attempts = 0
         self._retry_at = now
         self._was_up = False
-        # What was sent on this connection, a place for each tag from the oldest on that
-        # has no confirm. Who does not wait for that tag any more has another, or 0.
+        # What was sent on this connection: a place for each tag, from the oldest on that
+        # the broker has not confirmed. Who does not wait for it any more has another tag,
+        # or 0.
         self._tags: collections.deque[Entry] = collections.deque()
         self._next_tag = 1
         self._unconfirmed = 0
@@ -557,7 +558,9 @@ class Publisher:
         given_up = [
             entry
             for entry in (*self._in_window(), *self._refused)
-            if entry.event is not None and len(body(entry.event)) > limit
+            if entry.event is not None
+            and entry.state is not State.DONE
+            and len(body(entry.event)) > limit
         ]
         for entry in given_up:
             if entry.listed:
@@ -1019,14 +1022,15 @@ class Publisher:
         come, else at once."""
         listed, most = self._listed_sent, self._listed_done
         stopping = self._flush is not None and self._flush.stop
-        all_of_them = stopping or most >= len(listed)
+        last = self.link is not Link.UP or not self._listed_waiting
         large = self._listed_done_bytes >= WINDOW_BYTES
-        if not most or not (all_of_them or large or most >= TRIM_ELEMENTS):
+        all_of_them = last and most >= len(listed)
+        if not most or not (stopping or all_of_them or large or most >= TRIM_ELEMENTS):
             return 0
         done = self._confirmed_prefix()
         large = large and _size_of(itertools.islice(listed, done)) >= WINDOW_BYTES
-        worth = large or stopping or done == len(listed) or done >= TRIM_ELEMENTS
-        return done if worth else 0
+        all_of_them = last and done == len(listed)
+        return done if stopping or all_of_them or large or done >= TRIM_ELEMENTS else 0
 
     def _should_store(self) -> bool:
         """Whether what is in memory has to go to the list (rules 9, 12, 13)."""
@@ -1044,7 +1048,7 @@ class Publisher:
 
     def _stalled(self) -> bool:
         """Connected, but the broker confirms nothing."""
-        return self._unconfirmed > 0 and self._now >= self._progress_at + STALLED_AFTER
+        return bool(self._tags) and self._now >= self._progress_at + STALLED_AFTER
 
     def _hopeful(self, flush: _Flush) -> bool:
         """Whether a flush may still wait for the broker."""
@@ -1103,11 +1107,10 @@ class Publisher:
 
     def poll(self, *, more: bool, most: int | None = None) -> list[Action]:
         """What is to be done now. `more`: events wait outside. `most`: no more messages
-        than this are to be sent, unless this is the end."""
+        than this are to be sent, if the others can wait."""
         self._choose_link()
         if self.link is Link.UP:
-            stopping = self._flush is not None and self._flush.stop
-            self._choose_messages(SEND_CHUNK if most is None or stopping else most)
+            self._choose_messages(most if most is not None and self._may_wait else SEND_CHUNK)
         self._choose_job()
         self._forget_lately(self._now - PUSHED_LATELY)
         self._choose_flushed(more)
@@ -1130,6 +1133,19 @@ class Publisher:
         if self._waiting_bytes > WINDOW_BYTES:
             return 0
         return 2 * JOB_ELEMENTS - len(self._waiting)
+
+    @property
+    def _may_wait(self) -> bool:
+        """Whether nothing is lost, and nobody waits, if events wait for a while: they
+        have a place, with room to spare."""
+        size = self._config.fallback_size
+        room = size == 0 or self._length < size // 2
+        return self._storable and room and not self.flushing
+
+    @property
+    def flushing(self) -> bool:
+        """Whether Redis waits for a flush."""
+        return self._flush is not None
 
     @property
     def ahead(self) -> bool:
@@ -1155,7 +1171,7 @@ class Publisher:
                 behind = self._behind or self._listed_waiting or self._refused
                 if self.link is not Link.UP or behind:
                     times.append(max(oldest.at + STORE_AFTER, self._job_retry_at))
-                if self._unconfirmed:
+                if self._tags:
                     times.append(max(self._progress_at + STALLED_AFTER, self._job_retry_at))
         if self._refused and self.link is Link.UP:
             times.append(self._refused_until)
@@ -1163,7 +1179,7 @@ class Publisher:
         if self._flush is not None:
             flush = self._flush
             times.append(flush.grace_until if self._now < flush.grace_until else flush.until)
-            if self._unconfirmed:
+            if self._tags:
                 times.append(self._progress_at + STALLED_AFTER)
         # A time that has passed led to nothing just now; a little later it may.
         return max(min(times), self._now + 0.01) if times else None
@@ -1209,6 +1225,8 @@ class Publisher:
 
     def _choose_messages(self, most: int) -> None:
         """Fills the window, oldest first, with at most so many."""
+        if self._stalled():
+            return  # each that the list's cap lets fall would make room for one more
         batch: list[Entry] = []
         if self._refused:
             # Nothing newer before these have their second chance.
@@ -1239,7 +1257,7 @@ class Publisher:
                 batch += sent
         if not batch:
             return
-        if not self._unconfirmed:
+        if not self._tags:
             self._progress_at = self._now
         first_tag = self._next_tag
         for tag, entry in enumerate(batch, first_tag):

@@ -134,10 +134,11 @@ class Worker:
         # New masks apply to events behind the change, not to those before it.
         self._mask_changes: collections.deque[tuple[int, Matcher]] = collections.deque()
         self._pace = Pace()
-        self._main_thread = -1  # a file in which Linux tells about it
-        with contextlib.suppress(OSError):
-            self._main_thread = os.open(f"/proc/self/task/{os.getpid()}/schedstat", os.O_RDONLY)
-        self._counted, self._counted_at, self._busy = 0, 0.0, False  # see _nap
+        self._schedstat = -1  # in this file Linux tells of the main thread
+        # See _nap.
+        self._counted = 0
+        self._counted_at = 0.0
+        self._busy = False
         self._stopped = False
         self._broken = False  # after an exception, until all is repaired
         self._ioloop = IOLoop()
@@ -168,6 +169,8 @@ class Worker:
     def run(self) -> None:
         """Runs until a flush with stop is done. Never raises."""
         self._ioloop.activate_poller()
+        with contextlib.suppress(OSError):  # a Linux without these numbers
+            self._schedstat = os.open(f"/proc/self/task/{os.getpid()}/schedstat", os.O_RDONLY)
         while not self._stopped:
             try:
                 self._nap()
@@ -194,11 +197,12 @@ class Worker:
             dealt = int(lib.queue_pushed(self._events)) + self._publisher.counts[Stat.CONFIRMED]
             self._busy = dealt - self._counted > _BUSY * elapsed
             self._counted, self._counted_at = dealt, now
-            with contextlib.suppress(OSError, ValueError):  # a Linux without these numbers
-                ran, waited, _ = os.pread(self._main_thread, 100, 0).split()
+            if self._schedstat >= 0:
+                ran, waited, _ = os.pread(self._schedstat, 100, 0).split()
                 self._pace.look(now, int(ran) / 1e9, int(waited) / 1e9)
         limit = int(lib.queue_get_limit(self._events))
-        if self._busy and self._memory() < limit * _PRESSURE_OFF:
+        enough = self._memory() >= limit * _PRESSURE_OFF
+        if self._busy and not enough and not self._publisher.flushing:
             time.sleep(_LONG_NAP if self._publisher.ahead else _NAP)
 
     def _turn(self) -> None:
@@ -222,7 +226,9 @@ class Worker:
                 self._step(lane, lane.running, None)
         self._take_events(pushed)
         failed = False
-        more, most = self._waiting_outside() > 0, self._pace.allows(time.monotonic())
+        more, most = self._waiting_outside() > 0, None
+        if self.config.worker_nice > 0:
+            most = self._pace.allows(time.monotonic())
         for action in self._publisher.poll(more=more, most=most):
             try:
                 if not (failed and is_stale(action)):
@@ -264,8 +270,8 @@ class Worker:
                 self._ioloop.poll()
                 self._ioloop.process_timeouts()
         self._show()
-        if self._main_thread >= 0:
-            os.close(self._main_thread)
+        if self._schedstat >= 0:
+            os.close(self._schedstat)
         for _ in range(self._count_finished_jobs()):
             lib.job_free(self._jobs.popleft()[0])
         with contextlib.suppress(Exception):
@@ -782,7 +788,6 @@ def handler_main() -> int:
         lib.shim_ready(0)
         return -1
     # Events are no cycles; to look at the thousands that wait took 8% of the time.
-    gc.freeze()
     gc.set_threshold(_GARBAGE)
     lib.shim_ready(1)
     worker.run()

@@ -5,7 +5,7 @@
  * chunks of memory, the pushing thread publishes how far a chunk is filled with
  * a release store, and the taking thread reads that with an acquire load. Chunks
  * that were read are kept for the pushing thread instead of being freed, so that
- * a steady flow allocates nothing, nor does a burst after a burst.
+ * a steady flow allocates nothing, nor do bursts of up to SPARES chunks.
  *
  * This file knows neither Redis nor Python; tests/test_queue.py drives it.
  */
@@ -19,12 +19,12 @@
  * thousand events; small enough to stay in a core's own cache. */
 #define CHUNK_BYTES (64 * 1024)
 #define ALIGNMENT 8
-/* Four megabytes: what comes in 0.2 seconds of Redis' highest speed. Fresh memory costs
- * the main thread page faults, about 20 ns for each event. */
+/* Four megabytes, besides the limit: what comes in 0.2 seconds of Redis' highest speed. Fresh
+ * memory costs the main thread page faults, about 20 ns for each event. */
 #define SPARES 64
 
 typedef struct chunk {
-    _Atomic(struct chunk *) next; /* written once by the pushing thread */
+    _Atomic(struct chunk *) next; /* in the queue: written once, by the pushing thread */
     _Atomic(size_t) filled;       /* written by the pushing thread */
     size_t capacity;
     char data[];

@@ -88,7 +88,7 @@ def test_killed_three_times_under_load(
                     60,
                 )
     # What was sent and not confirmed at a kill may come again.
-    delivered(client, mailbox, [b"first", *load.keys], repeated=3 * 1000)
+    delivered(client, mailbox, [b"first", *load.keys], repeated=3 * WINDOW)
 
 
 def _stop_process(broker: RabbitServer) -> Callable[[], object]:

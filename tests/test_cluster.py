@@ -11,6 +11,7 @@ import collections
 import pytest
 
 from keyspace_amqp.cluster import slot_of
+from keyspace_amqp.publisher import WINDOW
 from keyspace_amqp.servers import RabbitServer, as_text, wait_for
 
 from .fix_cluster import Bench, StartCluster, Writer
@@ -100,7 +101,7 @@ def test_failovers_by_command_while_the_broker_is_away(
         bench.all_stored()
     own_broker.start()
     agreed = {node.port for node in pairs[0]}
-    bench.checked(repeated=1200, in_order=agreed)
+    bench.checked(repeated=WINDOW + 200, in_order=agreed)
     theirs = [key for port, key in bench.written if port in agreed]
     again = collections.Counter(message.event[2] for message in bench.messages)
     assert {again[key] for key in theirs} == {1}
@@ -128,7 +129,7 @@ def test_a_primary_dies_under_load(own_broker: RabbitServer, start_cluster: Star
     # as old as the list is behind memory, and no older.
     last = [key for port, key in bench.written if port == dead.port][-50:]
     bench.unsure |= writer.unsure
-    bench.checked(repeated=1000, may_miss=lambda key: key not in kept or key in last)
+    bench.checked(repeated=WINDOW, may_miss=lambda key: key not in kept or key in last)
     assert maybe <= {message.event[2] for message in bench.messages}
 
 

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from keyspace_amqp import fallback, message
+from keyspace_amqp.publisher import WINDOW
 from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
 
 from .fix_faults import delivered
@@ -57,7 +58,7 @@ def test_an_outage(family: str, own_broker: RabbitServer, start_redis: StartRedi
     own_broker.start()
     # Only what was sent and not confirmed when the broker died may come twice.
     delivered(
-        client, mailbox, expected, repeated=1000, confirmed=6001, returned=0, state="connected"
+        client, mailbox, expected, repeated=WINDOW, confirmed=6001, returned=0, state="connected"
     )
     assert list_length(client) == 0
 

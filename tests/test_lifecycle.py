@@ -17,6 +17,7 @@ from redis.retry import Retry
 from keyspace_amqp import fallback
 from keyspace_amqp.config import SETTINGS
 from keyspace_amqp.message import from_element
+from keyspace_amqp.publisher import WINDOW
 from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
 
 from .fix_faults import Load, Proxy, delivered
@@ -145,7 +146,7 @@ def test_unload_counts_what_there_was_no_time_for(
     assert lost > 0
     # What was sent and not confirmed in time counts as lost, and may have arrived.
     arrived = len(mailbox.receive())
-    assert count <= arrived + lost <= count + 1000, (arrived, lost)
+    assert count <= arrived + lost <= count + WINDOW, (arrived, lost)
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
@@ -299,7 +300,7 @@ def test_shutdown(
         expected.append(b"new")
         client.config_set("keyspaceamqp.port", broker.port)
     # What was confirmed and not yet trimmed when the file was written comes again.
-    delivered(client, mailbox, expected, repeated=2000 if there else 0)
+    delivered(client, mailbox, expected, repeated=2 * WINDOW if there else 0)
     assert not list(server.folder.glob("*.leftover"))
 
 

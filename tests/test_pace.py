@@ -53,10 +53,12 @@ def test_a_redis_that_lacks_a_core_brakes_to_the_slowest() -> None:
 
 
 def test_a_moment_is_not_enough() -> None:
-    """One look in which somebody else had the core."""
+    """Linux tells of a wait of 30 ms when it is over."""
     machine = Machine()
-    machine.looks(100, runs=0.99, waits=0.01)
-    assert machine.looks(1, runs=0.8, waits=0.2) is None
+    for _ in range(20):
+        assert machine.looks(47, runs=0.99, waits=0.01) is None
+        assert machine.looks(2, runs=0.0, waits=0.0) is None
+        assert machine.looks(1, runs=0.0, waits=3.0) is None
 
 
 def test_the_brake_goes_step_by_step_while_redis_is_busy() -> None:
@@ -88,7 +90,7 @@ def test_the_brake_finds_what_redis_can_bear() -> None:
         machine.looks(1, runs=1 - waits, waits=waits)
         rates.append(rate)
     settled = sorted(rates[1000:])
-    assert 5_000 < settled[len(settled) // 2] < 30_000
+    assert 10_000 < settled[len(settled) // 2] < 40_000
 
 
 @pytest.mark.parametrize("turn", [0.0001, 0.001, 0.0037])

@@ -555,11 +555,48 @@ def test_no_more_messages_than_are_allowed() -> None:
     assert bench.count(Stat.FALLBACK_PUSHED) == 0
 
 
-def test_a_stop_sends_all_the_same() -> None:
+@pytest.mark.parametrize("mode", Flush)
+def test_a_flush_sends_all_the_same(mode: Flush) -> None:
     bench = connected()
     bench.emit(5)
-    bench.publisher.flush(1, 5, Flush.LEAVE)
+    bench.publisher.flush(1, 5, mode)
     assert sent(bench.poll(most=0)) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("size", "waits"), [(-1, False), (1, False), (0, True), (10, True)])
+def test_who_has_no_place_to_wait_does_not_wait(size: int, waits: bool) -> None:
+    """No list, or one that is half full: events would be lost for the sake of speed."""
+    bench = connected(fallback_size=size)
+    bench.emit(2)
+    assert sent(bench.poll(most=0)) == ([] if waits else [1, 2])
+
+
+def test_a_silent_broker_gets_no_more_than_the_window() -> None:
+    """Also where the list is at its cap, and what was sent falls off it: room in the
+    list is no room in the buffers on the way to the broker."""
+    bench = connected(fallback_size=module.WINDOW // 2)
+    for _ in range(40):
+        bench.emit(module.WINDOW // 4)
+        bench.wait(module.STALLED_AFTER)
+    assert bench.count(Stat.DROPPED_FALLBACK_FULL) > module.WINDOW
+    assert bench.count(Stat.PUBLISHED) <= module.WINDOW
+    assert len(bench.publisher._tags) <= module.WINDOW
+    bench.lose_link()
+    bench.link_up()
+    assert_books_balance(bench.publisher)
+
+
+def test_what_was_refused_and_then_removed_is_not_too_large_as_well() -> None:
+    bench = connected(found=1)
+    bench.settle()
+    bench.publisher.nacked(1, False)
+    bench.list.elements.clear()
+    bench.publisher.touched(b"del", KEY)
+    bench.settle()
+    bench.publisher.too_large(0)
+    assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 1
+    assert bench.count(Stat.DROPPED_TOO_LARGE) == 0
+    assert_books_balance(bench.publisher)
 
 
 def test_the_window_bounds_bytes_too() -> None:
@@ -1043,6 +1080,9 @@ def test_a_trim_takes_nothing_that_it_does_not_know(at: int) -> None:
 def test_a_trim_is_no_larger_than_a_push() -> None:
     """Redis' main thread is held for as long as it takes to look at the elements."""
     bench = connected(found=1)
+    bench.settle()
+    bench.ack(1)
+    bench.actions.clear()
     size = module.JOB_BYTES // 3
     keys = [to_element(event_of(next(bench.numbers), b"k" * size)) for _ in range(9)]
     bench.list.elements += keys
@@ -1052,7 +1092,7 @@ def test_a_trim_is_no_larger_than_a_push() -> None:
     submits = [action for action in bench.actions if isinstance(action, Submit)]
     trims = [submit.job for submit in submits if commands([submit])[:2] == ["LRANGE", "LTRIM"]]
     counts = [int(job.commands[1].arguments[1]) for job in trims]
-    assert sum(counts) == 10
+    assert sum(counts) == 9
     assert max(counts) <= 4
 
 
@@ -2124,6 +2164,8 @@ class World:
             assert len(self.list.elements) - len(before) <= module.JOB_ELEMENTS
             if self.job_keep > 0 and self.result.reply(1) == b"OK":
                 assert len(self.list.elements) <= self.job_keep
+        if "UNLINK" in names:
+            self.cut = len(set(before) - set(self.list.elements))
         if names[:2] == ["LRANGE", "LTRIM"] and not self.shared:
             trimmed = set(map(number_in, before)) - {None, *self.list.numbers}
             dropped = self.publisher.counts[Stat.DROPPED_TOO_LARGE]

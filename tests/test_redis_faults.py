@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from keyspace_amqp import fallback, message
+from keyspace_amqp.publisher import WINDOW
 from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
 
 from .fix_faults import Notifications, Probe, delivered
@@ -298,7 +299,7 @@ def test_stopped_with_a_paused_broker(
         assert "events lost" not in server.log()
         keys = loaded_keys(client)
         assert set(load.answered) <= set(keys)
-        delivered(client, mailbox, keys, repeated=1000)
+        delivered(client, mailbox, keys, repeated=WINDOW)
     print(f"the end took {', '.join(f'{seconds:.2f}' for seconds in took)} s")
     assert max(took) < 15
 

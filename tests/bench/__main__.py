@@ -28,7 +28,7 @@ from .report import Report
 from .rig import Rig
 
 FLOODS = ("broker", "sink", "masks", "away")
-NOT_QUICK = ("instructions",)
+NOT_QUICK = ("instructions", "queues", "growth")
 # The outage is the last: it kills the broker.
 ITEMS = {
     "capture": items.capture,
@@ -36,6 +36,7 @@ ITEMS = {
     **dict.fromkeys(FLOODS),
     "steady": items.at_fixed_rate,
     "confirmed": items.confirmed,
+    "queues": items.queues,
     "growth": items.growth,
     "delay": items.delay,
     "drain": items.drain,

@@ -103,10 +103,10 @@ def _outage(outage: dict[str, Any]) -> Iterable[str]:
     for second in range(0, int(end) + 1, 2 if end < 30 else 5):
         yield _text(x(second), BOTTOM + 18, f"{second} s", "middle")
     marks = {"killed": "kill -9", "back": "it accepts again", "drained": "list empty"}
-    for name, text in marks.items():
+    for number, (name, text) in enumerate(marks.items()):
         at = x(outage["marks"][name])
         yield _line(at, TOP - 4, at, BOTTOM, RED, "4 3")
-        yield _text(at + 4, TOP + 8, text)
+        yield _text(at + 4, TOP + 8 + 16 * (number % 2), text)  # two may be close together
     curves = ((4, ORANGE, "slowest SET in 100 ms"), (3, BLUE, "99th percentile"))
     for number, (column, colour, text) in enumerate(curves):
         points = [(x(row[0] / 1e3), y(row[column] / 1e3)) for row in outage["intervals"] if row[1]]

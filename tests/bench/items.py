@@ -161,6 +161,8 @@ def floods(rig: Rig, plan: Plan, report: Report, chosen: list[str]) -> None:
             report.row(f"{name}.p99", "p99 / bare", "", ratios(own["p99"], bare["p99"]))
             added = [a - b for a, b in zip(own["main"], bare["main"], strict=True)]
             report.row(f"{name}.main", "main thread above bare, for each SET", "ns", added)
+            of_cpu = ratios(bare["main"], own["main"])
+            report.row(f"{name}.of_cpu", "SETs for the same CPU of it / bare", "", of_cpu)
         report.row(f"{name}.slowest", "slowest SET", "ms", own["slowest"])
         if name in chosen:
             report.row(f"{name}.worker", "CPU of the worker thread", "%", own["worker"])
@@ -239,9 +241,7 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
     )
     rig.aim(rig.broker.port)
     ours, tight, beside = [], [], []
-    key = b"key:000000000000"
-    event = Event("0123456789abcdef-100000", int(time.time() * 1000), 0, "$", b"set", key)
-    frames = amqp.message(EXCHANGE, QUEUE, event, DELIVERY_MODE)
+    frames = amqp.message(EXCHANGE, QUEUE, _example(), DELIVERY_MODE)
     for _ in range(plan.rounds):
         seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
         tight.append(plan.confirmed / seconds)
@@ -266,6 +266,39 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
     report.row("confirmed.ratio", "ours / tight", "", ratios(ours, tight))
     report.row("confirmed.beside", "tight, with the same SETs to a bare Redis", "/s", beside)
     report.row("confirmed.of_beside", "ours / that", "", ratios(ours, beside))
+
+
+def queues(rig: Rig, plan: Plan, report: Report) -> None:
+    report.item(
+        "queues",
+        f"the tight publisher of `confirmed`, {plan.confirmed:,} messages into queues of other "
+        "kinds, by turns: what RabbitMQ itself takes",
+    )
+    kinds = [
+        ("a classic queue, delivery-mode 1", {}, 1),
+        ("a classic queue, delivery-mode 2", {}, 2),
+        ("a quorum queue with one member, delivery-mode 2", {"x-queue-type": "quorum"}, 2),
+    ]
+    rates: dict[str, list[float]] = {text: [] for text, _, _ in kinds}
+    for _ in range(plan.rounds):
+        for number, (text, arguments, mode) in enumerate(kinds):
+            name = f"{QUEUE}-{number}"
+            with rig.broker.connection() as connection:
+                channel = connection.channel()
+                channel.queue_declare(name, durable=True, arguments=arguments)
+                channel.queue_bind(name, EXCHANGE, name)
+                frames = amqp.message(EXCHANGE, name, _example(), mode)
+                seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
+                channel.queue_delete(name)
+            rates[text].append(plan.confirmed / seconds)
+    for number, (text, _, _) in enumerate(kinds):
+        report.row(f"queues.{number}", text, "/s", rates[text])
+
+
+def _example() -> Event:
+    """An event of the size that those of redis-benchmark have."""
+    now = int(time.time() * 1000)
+    return Event("0123456789abcdef-100000", now, 0, "$", b"set", b"key:000000000000")
 
 
 def growth(rig: Rig, plan: Plan, report: Report) -> None:
