@@ -37,16 +37,22 @@ class ServerError(Exception):
     """A server is missing, or did not start; the text has the end of its log."""
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """A port that nobody listens on, below those that the system hands out for
-    outgoing connections."""
+    outgoing connections. None that was given before: its server may be about to start."""
     for _ in range(1000):
         port = random.randint(12000, 30000)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.add(port)
             return port
     raise ServerError("no free port between 12000 and 30000")
 
