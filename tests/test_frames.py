@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pika import frame, spec
 
 from keyspace_amqp import broker
+from keyspace_amqp.config import Config
 from keyspace_amqp.frames import Frames
 from keyspace_amqp.message import CONTENT_TYPE, Event, body
 
@@ -139,3 +140,30 @@ def test_confirms_are_heard_as_pika_hears_them(story: list[Any], cuts: list[int]
     assert fast.bytes_received == slow.bytes_received == len(data)
     assert fast.frames_received == slow.frames_received == len(story)
     assert fast._frame_buffer == slow._frame_buffer == b""
+
+
+class Taken:
+    """What a broker needs of a connection with a channel to send on; keeps the pieces."""
+
+    is_open = True
+    channel_number = 1
+    _body_max_length = MOST
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
+        self.pieces += marshaled_frames
+
+
+def test_large_sends_go_in_pieces() -> None:
+    """pika copies what is left of a piece whenever the kernel takes a part of it."""
+    taken: Any = Taken()
+    sender = broker.Broker(taken, taken)
+    sender._connection = sender._channel = taken
+    sender.configure(Config("A", "127.0.0.1", 5672, "guest", "guest"))
+    batch = [Event(f"a-{n}", 1000, 0, "$", b"set", b"k" * 100_000) for n in range(7)]
+    sender.send(batch)
+    whole = Frames(b"amq.direct", b"redis_keyspace_events", 1, 1, MOST).marshal(batch)
+    assert b"".join(taken.pieces) == whole
+    assert max(map(len, taken.pieces)) <= broker._PIECE
