@@ -92,8 +92,7 @@ def start_faulty(
     return server
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("there", "seed"), [(True, 0), (False, 1)], ids=["up", "away"])
 def test_exceptions_anywhere(
     there: bool,
     seed: int,
