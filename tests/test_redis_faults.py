@@ -263,7 +263,7 @@ def test_killed_while_the_list_is_drained(
         server.kill()
         server.start()
     wait_for(lambda: list_length(client) == 0, 30)
-    delivered(client, mailbox, load.keys, repeated=3 * 3000)
+    delivered(client, mailbox, load.keys, repeated=3 * (WINDOW + fallback.JOB_ELEMENTS))
 
 
 @pytest.mark.parametrize("persistence", [RDB, ["appendonly yes"]], ids=["rdb", "aof"])
