@@ -344,7 +344,9 @@ def test_loaded_again_under_load(
         assert waiting == len(load.answered)
         client.config_set("keyspaceamqp.port", broker.port)
     # An element that was confirmed just before the load may be there again after it.
-    delivered(client, mailbox, [*history, *load.keys], repeated=5 * 3000)
+    delivered(
+        client, mailbox, [*history, *load.keys], repeated=5 * (WINDOW + fallback.JOB_ELEMENTS)
+    )
 
 
 # ---- replicas ------------------------------------------------------------------
