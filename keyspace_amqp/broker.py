@@ -32,6 +32,8 @@ HANDSHAKE_TIMEOUT = 8.0
 # And for the channel, and for the goodbye: pika has no limit for them.
 CHANNEL_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 5.0
+# What is sent goes to pika in pieces of so many bytes: it copies all that is left of one
+# whenever the kernel takes a part.
 _PIECE = 128 * 1024
 # How pika's text says that the broker has closed a connection which opens, or
 # that the connection was lost.
@@ -165,7 +167,6 @@ class Broker:
                 connection._body_max_length,
             )
         data = self._frames.marshal(events)
-        # In pieces: pika copies all that is left of one when the kernel takes a part.
         pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
         connection._output_marshaled_frames(pieces)
 

@@ -523,8 +523,7 @@ class Publisher:
         for entry in entries:
             entry.state = _DONE
             if entry.listed:
-                self._listed_done += 1
-                self._listed_done_bytes += entry.size
+                self._book_listed_done(entry)
                 memory -= 1
         self._in_flight -= memory
         self.counts[Stat.CONFIRMED] += len(entries)
@@ -564,8 +563,7 @@ class Publisher:
         ]
         for entry in given_up:
             if entry.listed:
-                self._listed_done += 1
-                self._listed_done_bytes += entry.size
+                self._book_listed_done(entry)
             else:
                 self._leave_memory(entry)
             self._forget(entry)
@@ -681,6 +679,11 @@ class Publisher:
             and self._config.fallback_size >= 0
             and self._now >= self._job_retry_at
         )
+
+    def _book_listed_done(self, entry: Entry) -> None:
+        """An element of the list that we know is DONE."""
+        self._listed_done += 1
+        self._listed_done_bytes += entry.size
 
     def _confirmed_prefix(self) -> int:
         return sum(
@@ -888,8 +891,7 @@ class Publisher:
         self.counts[Stat.FALLBACK_PUSHED] += 1
         entry.listed = True
         if entry.state is State.DONE:
-            self._listed_done += 1
-            self._listed_done_bytes += entry.size
+            self._book_listed_done(entry)
         # The two together are in the list's order: behind an element that is not
         # sent yet, even a sent one waits for its turn (and is not sent again).
         behind = bool(self._listed_waiting) or entry.state is State.WAITING
@@ -1228,19 +1230,19 @@ class Publisher:
         if self._stalled():
             return  # each that the list's cap lets fall would make room for one more
         batch: list[Entry] = []
+        room = max(0, min(SEND_CHUNK, most, self._window - self._unconfirmed))
         if self._refused:
             # Nothing newer before these have their second chance.
             if self._now < self._refused_until:
                 return
             again = [entry for entry in self._refused if entry.state is State.REFUSED]
-            room = max(0, min(SEND_CHUNK, most, self._window - self._unconfirmed))
             self._refused = again[room:]
             batch = again[:room]
             for entry in batch:
                 if not entry.listed:
                     self._leave_waiting(entry)
                     self._in_flight += 1
-        room = min(SEND_CHUNK, most, self._window - self._unconfirmed) - len(batch)
+        room -= len(batch)
         size = self._bytes_in_flight + _size_of(batch)
         if not self._refused:
             listed = _take(self._listed_waiting, room, size)

@@ -200,9 +200,9 @@ class Worker:
             if self._schedstat >= 0:
                 ran, waited, _ = os.pread(self._schedstat, 100, 0).split()
                 self._pace.look(now, int(ran) / 1e9, int(waited) / 1e9)
-        limit = int(lib.queue_get_limit(self._events))
-        enough = self._memory() >= limit * _PRESSURE_OFF
-        if self._busy and not enough and not self._publisher.flushing:
+        if not self._busy or self._publisher.flushing:
+            return
+        if self._memory() < int(lib.queue_get_limit(self._events)) * _PRESSURE_OFF:
             time.sleep(_LONG_NAP if self._publisher.ahead else _NAP)
 
     def _turn(self) -> None:

@@ -30,16 +30,22 @@ class Shim(Protocol):
     lib: Any
 
 
-@pytest.fixture(scope="session")
-def shim() -> Iterator[Shim]:
-    """The shim's `ffi` and `lib`; while it is in use, the handler finds it too."""
-    if not MODULE.exists():
-        pytest.fail(f"{MODULE} is not built: run `make build`")
+def load() -> Shim:
+    """Loads the module into this process."""
     loader = importlib.machinery.ExtensionFileLoader(NAME, str(MODULE))
     spec = importlib.util.spec_from_loader(NAME, loader)
     assert spec is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    sys.modules[NAME] = module
-    yield cast("Shim", module)
+    return cast("Shim", module)
+
+
+@pytest.fixture(scope="session")
+def shim() -> Iterator[Shim]:
+    """The shim's `ffi` and `lib`; while it is in use, the handler finds it too."""
+    if not MODULE.exists():
+        pytest.fail(f"{MODULE} is not built: run `make build`")
+    loaded = load()
+    sys.modules[NAME] = cast("ModuleType", loaded)
+    yield loaded
     del sys.modules[NAME]

@@ -13,16 +13,15 @@ import threading
 import time
 from typing import Any
 
-import pika
 from pika import frame, spec
-
-from keyspace_amqp.message import CONTENT_TYPE, Event, body
 
 # Messages without a confirm, and messages per send: more of either made it no faster.
 WINDOW = 1000
 CHUNK = 500
 # A frame with basic.ack: type, channel, length, class and method, tag, multiple, end.
 _ACK = struct.Struct(">BHIIQ?B")
+# What load.c makes of the clock, as the last line of a message.
+_CLOCK = re.compile(rb"\nload:([0-9]{19})")
 
 
 class Link:
@@ -71,20 +70,6 @@ class Link:
             self._input = self._input[consumed:]
             assert isinstance(found.method, answer), found
             return found.method
-
-
-def message(exchange: str, routing_key: str, event: Event, delivery_mode: int) -> bytes:
-    """The frames of a message as the module sends it."""
-    text = body(event)
-    properties = pika.BasicProperties(
-        content_type=CONTENT_TYPE,
-        delivery_mode=delivery_mode,
-        message_id=event.message_id,
-        timestamp=event.time_ms // 1000,
-    )
-    publish = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
-    frames = (frame.Method(1, publish), frame.Header(1, len(text), properties), frame.Body(1, text))
-    return b"".join(one.marshal() for one in frames)
 
 
 def publish(port: int, one: bytes, count: int) -> float:
@@ -146,6 +131,3 @@ class Arrivals(threading.Thread):
         self._ending.set()
         self.join()
         self._link.socket.close()
-
-
-_CLOCK = re.compile(rb"\nload:([0-9]{19})")

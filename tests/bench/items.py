@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from keyspace_amqp.frames import Frames
 from keyspace_amqp.message import Event
 from keyspace_amqp.servers import RedisServer, free_port, wait_for
 
@@ -85,7 +86,6 @@ def capture(rig: Rig, plan: Plan, report: Report) -> None:
     report.row("capture.ours", "added by ours", "ns", ours)
     of_floor = statistics.median(ours) / statistics.median(floor)
     report.row("capture.of_floor", "ours / empty subscriber, of the medians", "", [of_floor])
-    report.series["capture"] = costs
 
 
 def instructions(rig: Rig, plan: Plan, report: Report) -> None:
@@ -241,7 +241,7 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
     )
     rig.aim(rig.broker.port)
     ours, tight, beside = [], [], []
-    frames = amqp.message(EXCHANGE, QUEUE, _example(), DELIVERY_MODE)
+    frames = _message(QUEUE, DELIVERY_MODE)
     for _ in range(plan.rounds):
         seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
         tight.append(plan.confirmed / seconds)
@@ -287,18 +287,20 @@ def queues(rig: Rig, plan: Plan, report: Report) -> None:
                 channel = connection.channel()
                 channel.queue_declare(name, durable=True, arguments=arguments)
                 channel.queue_bind(name, EXCHANGE, name)
-                frames = amqp.message(EXCHANGE, name, _example(), mode)
-                seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
+                seconds = amqp.publish(rig.broker.port, _message(name, mode), plan.confirmed)
                 channel.queue_delete(name)
             rates[text].append(plan.confirmed / seconds)
     for number, (text, _, _) in enumerate(kinds):
         report.row(f"queues.{number}", text, "/s", rates[text])
 
 
-def _example() -> Event:
-    """An event of the size that those of redis-benchmark have."""
+def _message(routing_key: str, delivery_mode: int) -> bytes:
+    """The frames of a message as the module sends it, for an event of the size that those
+    of redis-benchmark have."""
     now = int(time.time() * 1000)
-    return Event("0123456789abcdef-100000", now, 0, "$", b"set", b"key:000000000000")
+    event = Event("0123456789abcdef-100000", now, 0, "$", b"set", b"key:000000000000")
+    frames = Frames(EXCHANGE.encode(), routing_key.encode(), delivery_mode, 1, 4096)
+    return frames.marshal([event])
 
 
 def growth(rig: Rig, plan: Plan, report: Report) -> None:

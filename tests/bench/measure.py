@@ -84,14 +84,10 @@ def session_ns(pid: int) -> int:
 
 def worker_thread(pid: int) -> int:
     """The id of the module's thread in a Redis."""
-    for task in _tasks(pid):
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
         if (task / "comm").read_text().strip() == WORKER:
             return int(task.name)
     raise BenchError(f"process {pid} has no thread with the name {WORKER}")
-
-
-def _tasks(pid: int) -> list[pathlib.Path]:
-    return list(pathlib.Path(f"/proc/{pid}/task").iterdir())
 
 
 def resident(pid: int | str) -> int:

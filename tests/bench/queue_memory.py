@@ -3,10 +3,7 @@ its own: what an earlier measurement had freed would be used again unseen."""
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
-
-from ..fix_shim import MODULE, NAME
+from ..fix_shim import load
 from .measure import resident
 
 EVENTS = 500_000
@@ -15,11 +12,7 @@ EVENT, KEY = b"set", b"key:000000000000"
 
 def measure() -> float:
     """Resident memory for each event, all of it: records, chunks, what malloc adds."""
-    loader = importlib.machinery.ExtensionFileLoader(NAME, str(MODULE))
-    spec = importlib.util.spec_from_loader(NAME, loader)
-    assert spec is not None
-    shim = importlib.util.module_from_spec(spec)
-    loader.exec_module(shim)
+    shim = load()
     queue = shim.lib.queue_new(0)
     head = shim.ffi.new("record_t *", {"payload_len": len(KEY), "name_len": len(EVENT)})
     before = resident("self")
