@@ -445,6 +445,11 @@ class RabbitServer(_Server):
             text=True,
         ).stdout
 
+    def keep(self) -> None:
+        """Has the broker write its queues and bindings to disk: killed, it forgets what it
+        has heard of them in the last seconds."""
+        self.ctl("eval", "mnesia:sync_log().")
+
     @contextlib.contextmanager
     def connection(self, **parameters: Any) -> Iterator[pika.BlockingConnection]:
         """A connection of its own, closed at the end."""

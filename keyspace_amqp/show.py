@@ -261,6 +261,7 @@ class Show:
             channel = connection.channel()
             channel.queue_declare(QUEUE, durable=True)
             channel.queue_bind(QUEUE, EXCHANGE, ROUTING_KEY)
+        self._broker.keep()
         self._consumer = self._thread(Consumer(self._broker))
 
     def _say_loadmodule(self) -> None:

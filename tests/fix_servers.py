@@ -112,9 +112,8 @@ class Mailbox:
             channel.queue_bind(self.name, EXCHANGE, self.routing_key)
 
     def keep(self) -> Mailbox:
-        """Has the broker write the queue and its binding to disk: a broker that is
-        killed forgets what it has heard in the last seconds."""
-        self.broker.ctl("eval", "mnesia:sync_log().")
+        """See RabbitServer.keep."""
+        self.broker.keep()
         return self
 
     def count(self) -> int:
