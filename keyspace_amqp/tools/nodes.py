@@ -1,0 +1,88 @@
+"""The servers that a tool talks to: one, or all nodes of its cluster."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+
+# A node that is stopped must not stop the tool.
+TIMEOUT = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A server; `address` is `host:port` as the cluster knows it."""
+
+    address: str
+    client: redis.Redis
+
+
+class ToolError(Exception):
+    """What a tool cannot do; the text says what to do about it."""
+
+
+def connect(options: argparse.Namespace) -> redis.Redis:
+    """A client of the server that the options name (see cli.py). Raises ToolError when
+    it does not answer."""
+    client = redis.Redis.from_url(
+        options.redis,
+        password=os.environ.get("REDISCLI_AUTH"),
+        socket_timeout=TIMEOUT,
+        socket_connect_timeout=TIMEOUT,
+        protocol=3,
+    )
+    try:
+        client.ping()
+    except (redis.RedisError, OSError) as error:
+        raise ToolError(f"{options.redis} does not answer: {error}") from None
+    return client
+
+
+@contextlib.contextmanager
+def all_nodes(options: argparse.Namespace) -> Iterator[list[Node]]:
+    """The server that the options name and, if it is in a cluster, all other nodes, whether
+    they answer or not; in the order of their addresses. Closed at the end."""
+    first = connect(options)
+    with contextlib.ExitStack() as stack:
+        stack.callback(first.close)
+        own = first.connection_pool.connection_kwargs
+        nodes = [Node(f"{own.get('host', 'localhost')}:{own.get('port', 6379)}", first)]
+        if first.info("cluster").get("cluster_enabled"):
+            nodes = []
+            for address in sorted(_addresses(first)):
+                host, _, port = address.rpartition(":")
+                # Of the same class too, or TLS would be left out.
+                pool = redis.ConnectionPool(
+                    connection_class=first.connection_pool.connection_class,
+                    **{**own, "host": host, "port": int(port)},
+                )
+                client = redis.Redis.from_pool(pool)
+                stack.callback(client.close)
+                nodes.append(Node(address, client))
+        yield nodes
+
+
+def _addresses(client: Any) -> Iterator[str]:
+    """`ip:port@bus[,hostname]` of each line of CLUSTER NODES, without what follows."""
+    reply = client.execute_command("CLUSTER NODES", NEVER_DECODE=True)
+    for line in bytes(reply).decode().splitlines():
+        _, address, flags, *_ = line.split()
+        if "noaddr" not in flags:
+            yield address.partition("@")[0]
+
+
+def stats(client: Any) -> dict[str, Any]:
+    """KEYSPACEAMQP.STATS: texts as str, numbers as int. Raises redis.RedisError."""
+    reply = client.execute_command("KEYSPACEAMQP.STATS")
+    if not isinstance(reply, dict):  # RESP2 has no maps
+        reply = dict(zip(reply[::2], reply[1::2], strict=True))
+    return {
+        name.decode(): value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        for name, value in reply.items()
+    }
