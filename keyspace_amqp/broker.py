@@ -9,9 +9,11 @@ a new one.
 from __future__ import annotations
 
 import functools
+import random
 import re
+import ssl
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import pika
@@ -23,7 +25,8 @@ from pika.adapters.select_connection import IOLoop, SelectConnection
 from . import __version__
 from .config import Config
 from .frames import Frames
-from .message import Event
+from .message import Event, Form
+from .target import Target, address, is_text, target
 
 # Seconds for the TCP connection, and for all of it with the AMQP handshake: a
 # broker that accepts and never answers is given up after that.
@@ -39,6 +42,13 @@ _PIECE = 128 * 1024
 # that the connection was lost.
 _CLOSED = re.compile(r"""\((\d+)\) (["'])(.*)\2""")
 _LOST = re.compile(r"""StreamLostError: \((["'])(.*)\1,\)""")
+# The end of OpenSSL's texts: the line of its source.
+_SOURCE_LINE = re.compile(r" \(_ssl\.c:\d+\)$")
+# An unanswered question of TCP's keepalive is asked again after this part of the time
+# without traffic, and so often.
+_KEEPALIVE_PROBES = 3
+# More than any password that RabbitMQ takes.
+_PASSWORD_FILE_BYTES = 64 * 1024
 # RabbitMQ's words for a message above its max_message_size.
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
 # Frames of basic.ack (AMQP 0-9-1, 2.3.5 and 1.8.3.13) on the first channel: type 1,
@@ -87,8 +97,16 @@ class _Connection(SelectConnection):  # type: ignore[misc]
         super()._on_data_available(data_in)
 
 
+class ConnectError(Exception):
+    """Why no connection can even be tried; the text is for people."""
+
+
 class Broker:
-    """The connection to RabbitMQ: none, or one that opens, is open or closes."""
+    """The connection to RabbitMQ: none, or one that opens, is open or closes.
+
+    Of several servers one after the other is tried, in a random order, before the
+    listener hears that the link is down.
+    """
 
     def __init__(self, ioloop: IOLoop, listener: Listener) -> None:
         self._ioloop = ioloop
@@ -99,34 +117,35 @@ class Broker:
         self._closing: SelectConnection | None = None
         self._channel_timer: object = None
         self._config: Config | None = None
+        self._form: Form | None = None
         self._frames: Frames | None = None
+        self._untried: list[tuple[str, int]] = []
+        self._reasons: list[str] = []  # of those that were tried
+        self._make: Callable[[str, int], pika.ConnectionParameters] | None = None
+        self.server = ""  # the one of the connection, or of the last attempt
 
-    def configure(self, config: Config) -> None:
+    def configure(self, config: Config, form: Form) -> None:
         """Parameters of messages: from the next one on."""
         self._config = config
+        self._form = form
         self._frames = None
 
-    def connect(self, config: Config) -> None:
-        """Starts to open a connection; link_up or link_down follows."""
-        parameters = pika.ConnectionParameters(
-            host=config.host,
-            port=config.port,
-            # As the bytes that they are: pika would refuse to encode others than
-            # UTF-8, and name the byte.
-            credentials=pika.PlainCredentials(
-                config.username.encode("utf-8", "surrogateescape"),
-                config.password.encode("utf-8", "surrogateescape"),
-            ),
-            heartbeat=config.heartbeat,
-            connection_attempts=1,
-            socket_timeout=CONNECT_TIMEOUT,
-            stack_timeout=HANDSHAKE_TIMEOUT,
-            client_properties={
-                "connection_name": "keyspace-amqp",
-                "product": "keyspace-amqp",
-                "version": __version__,
-            },
-        )
+    def connect(self, config: Config, properties: Mapping[str, str]) -> None:
+        """Starts to open a connection; link_up or link_down follows. `properties`: what
+        RabbitMQ's tools show of it. Raises ConnectError if a file cannot be used."""
+        goal = target(config)
+        if not is_text(goal.vhost):
+            raise ConnectError("RabbitMQ's names of virtual hosts are UTF-8, and vhost is not")
+        self._make = functools.partial(_parameters, goal, _login(goal), _tls(goal), properties)
+        self._untried = random.sample(goal.servers, len(goal.servers))
+        self._reasons = []
+        self._try_next()
+
+    def _try_next(self) -> None:
+        host, port = self._untried.pop()
+        self.server = address(host, port)
+        assert self._make is not None
+        parameters = self._make(host, port)
         self._connection = _Connection(
             parameters,
             on_open_callback=self._on_open,
@@ -138,6 +157,7 @@ class Broker:
     def close(self) -> None:
         """Closes the connection; nothing of it is heard any more."""
         connection, self._connection, self._channel = self._connection, None, None
+        self._untried = []
         if connection is None:
             return
         self._closing = connection
@@ -159,12 +179,9 @@ class Broker:
             return  # its end is on the way to the publisher
         if self._frames is None:
             assert self._config is not None
+            assert self._form is not None
             self._frames = Frames(
-                self._config.exchange.encode("utf-8", "surrogateescape"),
-                self._config.routing_key.encode("utf-8", "surrogateescape"),
-                self._config.delivery_mode,
-                channel.channel_number,
-                connection._body_max_length,
+                self._config, self._form, channel.channel_number, connection._body_max_length
             )
         data = self._frames.marshal(events)
         pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
@@ -177,6 +194,8 @@ class Broker:
             if connection.is_open:
                 connection.close()
             return
+        self._untried = []
+        self._reasons = []
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._channel_timer = self._ioloop.call_later(
@@ -253,7 +272,91 @@ class Broker:
     def _on_failed(self, connection: Any, reason: BaseException) -> None:
         if connection is self._connection:
             self._connection = self._channel = None
-            self._listener.link_down(describe(reason))
+            self._reasons.append(f"{self.server}: {describe(reason)}")
+            if self._untried:
+                self._try_next()
+            elif len(self._reasons) > 1:
+                self._listener.link_down("; ".join(self._reasons))
+            else:  # `broker` says which
+                self._listener.link_down(describe(reason))
+
+
+def _parameters(
+    goal: Target,
+    login: Any,
+    tls: ssl.SSLContext | None,
+    properties: Mapping[str, str],
+    host: str,
+    port: int,
+) -> pika.ConnectionParameters:
+    """For one of the servers."""
+    keepalive = {}
+    if goal.keepalive:
+        every = max(1, goal.keepalive // _KEEPALIVE_PROBES)
+        keepalive = {
+            "TCP_KEEPIDLE": goal.keepalive,
+            "TCP_KEEPINTVL": every,
+            "TCP_KEEPCNT": _KEEPALIVE_PROBES,
+        }
+    return pika.ConnectionParameters(
+        host=host,
+        port=port,
+        virtual_host=goal.vhost,
+        credentials=login,
+        heartbeat=goal.heartbeat,
+        connection_attempts=1,
+        socket_timeout=CONNECT_TIMEOUT,
+        stack_timeout=HANDSHAKE_TIMEOUT,
+        ssl_options=tls and pika.SSLOptions(tls, goal.server_name or host),
+        tcp_options=keepalive or None,
+        client_properties={"product": "keyspace-amqp", "version": __version__, **properties},
+    )
+
+
+def _login(goal: Target) -> Any:
+    """pika's credentials. Names and passwords are the bytes that they are: pika would
+    refuse to encode others than UTF-8, and name the byte."""
+    if goal.external:
+        return pika.credentials.ExternalCredentials()
+    password = goal.password
+    if password is None:
+        try:
+            with open(goal.password_file, "rb") as file:  # noqa: PTH123  # bytes of any kind
+                password = file.read(_PASSWORD_FILE_BYTES).split(b"\n")[0].rstrip(b"\r")
+        except OSError as error:
+            raise ConnectError(f"password-file cannot be read: {error}") from None
+    return pika.PlainCredentials(goal.username, password)
+
+
+def _tls(goal: Target) -> ssl.SSLContext | None:
+    """The files are read anew for each connection, so that certificates can be renewed."""
+    if not goal.tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=goal.ca_file or None)
+    except OSError as error:  # ssl.SSLError among them
+        raise ConnectError(f"tls-ca-file {goal.ca_file} cannot be used: {_plain(error)}") from None
+    if goal.cert_file or goal.key_file:
+        try:
+            # Without an answer OpenSSL would ask on the terminal.
+            context.load_cert_chain(goal.cert_file, goal.key_file or None, password=lambda: "")
+        except OSError as error:
+            files = f"tls-cert-file {goal.cert_file}"
+            files += f" with tls-key-file {goal.key_file}" if goal.key_file else ""
+            raise ConnectError(f"{files} cannot be used: {_plain(error)}") from None
+    if not goal.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _plain(error: OSError) -> str:
+    """OpenSSL's words without its numbers and lines."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the broker's certificate is refused: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    return _SOURCE_LINE.sub("", str(error))
 
 
 def _end(connection: Any, reason: str = "no goodbye from the broker") -> None:
@@ -276,6 +379,8 @@ def describe(error: BaseException) -> str:
         error = inner
     if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
         return f"{error.reply_code} {error.reply_text}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {_plain(error)}"
     if isinstance(error, pika.exceptions.AuthenticationError):
         return f"the broker does not offer the authentication {error}"
     if isinstance(error, pika.exceptions.ConnectionOpenAborted):  # by our timeout

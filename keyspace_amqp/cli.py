@@ -21,7 +21,7 @@ from .config import SETTINGS, Kind, Setting, format_masks, quoted
 MODULE_FILE = "libredis_keyspace_amqp.so"
 
 # The module knows which of these its server has.
-_EVENT_LETTERS = frozenset("g$lshzxeAtdmn")
+_EVENT_LETTERS = frozenset("g$lshzxeAtdmnoc")
 _INTEGER = re.compile(r"-?[0-9]+")
 
 
@@ -66,6 +66,7 @@ def _checked(setting: Setting, text: str) -> bytes:
             good = bool(value)
         case Kind.TEXT:
             good = setting.minimum <= len(value) <= setting.maximum
+            good = good and (not setting.pattern or bool(re.fullmatch(setting.pattern, text)))
     if good and b"\0" not in value:
         return value
     shown = "this value" if setting.sensitive else repr(text)

@@ -604,7 +604,7 @@ def _config(call: _Call, rest: Sequence[bytes]) -> Steps:
     if subcommand == "GET" and len(arguments) == 1:
         pattern = arguments[0].decode("utf-8", "replace").lower()
         return {
-            setting.name.encode(): b"(hidden)" if setting.sensitive else value
+            setting.name.encode(): b"(hidden)" if setting.sensitive and value else value
             for setting, value in zip(SETTINGS, call.handler.raw_config, strict=True)
             if fnmatch.fnmatchcase(setting.name, pattern)
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 class Kind(enum.Enum):
@@ -26,8 +26,10 @@ class Kind(enum.Enum):
 class Setting:
     """A parameter.
 
-    `minimum` and `maximum` bound an integer, or a text's length in bytes.
-    `position` counts the module's arguments from 1; None: only by name.
+    `minimum` and `maximum` bound an integer, or a text's length in bytes; `pattern` is a
+    regular expression that a text matches as a whole, in what POSIX (the shim) and Python
+    (the command line) have in common. `position` counts the module's arguments from 1;
+    None: only by name.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Setting:
     help: str
     position: int | None = None
     sensitive: bool = False
+    pattern: str = ""
 
 
 INT64_MAX = 2**63 - 1
@@ -48,6 +51,24 @@ SHORT_STRING = 255
 # shim/settings.c too.
 MASKS_BYTES = 64 * 1024
 MASK_BYTES = 1024
+# A path of Linux.
+PATH_BYTES = 4096
+# What a message takes along of a value at most: it is copied on Redis' main thread.
+VALUE_BYTES = 1024 * 1024
+
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+# A name or IPv4 address, or an IPv6 address in brackets, with a port or without.
+_SERVER = rf"([^][@/?#,: ]+|\[[0-9A-Fa-f:.]+(%[^][@/?#,: ]+)?\])(:{_PORT})?"
+_BARE_IPV6 = "[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[^][@/?#,: ]+)?"
+_ANY_SERVER = f"({_SERVER}|{_BARE_IPV6})"
+_QUERY = (
+    "(heartbeat=[0-9]{1,5}|auth_mechanism=(plain|external)|verify=verify_(peer|none)"
+    "|(cacertfile|certfile|keyfile|server_name_indication)=[^&# ]*)"
+)
+_URL = f"(amqps?://([^@/?#, ]*@)?{_SERVER}(,{_SERVER})*(/[^/?# ]*)?(\\?{_QUERY}(&{_QUERY})*)?)?"
+_SWITCH = "on|off"
+_DATABASES = "ALL|[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*"
+_TEMPLATE = "([^{}]|[{][{]|[}][}]|[{](db|event|class|key|node|key:[1-9][0-9]?|key:[*])[}])*"
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(
@@ -56,7 +77,7 @@ SETTINGS: tuple[Setting, ...] = (
         "xe",
         1,
         64,
-        "letters of g $ l s h z x e A, and t d m n where the server has them",
+        "letters of g $ l s h z x e A, and t d m n o c where the server has them",
         "classes of keyspace events, as in notify-keyspace-events; `A` is `g$lshzxe` and the "
         "server's `t` and `d`",
         position=1,
@@ -66,10 +87,13 @@ SETTINGS: tuple[Setting, ...] = (
         Kind.TEXT,
         "127.0.0.1",
         1,
-        255,
-        "a name or an address of 1 to 255 bytes",
-        "where RabbitMQ is",
+        1024,
+        "names or addresses with commas between them, each with :port or without, IPv6 with one "
+        "as [::1]:5672",
+        "where RabbitMQ is; of several, which are tried in a random order, one that answers is "
+        "taken",
         position=2,
+        pattern=f"{_ANY_SERVER}(,{_ANY_SERVER})*",
     ),
     Setting(
         "port",
@@ -78,7 +102,7 @@ SETTINGS: tuple[Setting, ...] = (
         1,
         65535,
         "a number from 1 to 65535",
-        "RabbitMQ's port",
+        "RabbitMQ's port, where `host` has none",
         position=3,
     ),
     Setting(
@@ -128,9 +152,11 @@ SETTINGS: tuple[Setting, ...] = (
         "redis_keyspace_events",
         0,
         SHORT_STRING,
-        f"a text of up to {SHORT_STRING} bytes",
-        "routing key of every message",
+        f"a text of up to {SHORT_STRING} bytes, with {{db}} {{event}} {{class}} {{key}} {{key:1}} "
+        "{key:*} {node} or without; {{ and }} for braces",
+        "routing key of the messages, or a [template](#the-routing-key) for it",
         position=8,
+        pattern=_TEMPLATE,
     ),
     Setting(
         "delivery-mode",
@@ -182,6 +208,223 @@ SETTINGS: tuple[Setting, ...] = (
         "how far the worker thread stands behind Redis for the processor; 0: not at all, "
         "and messages are not held back for it either",
     ),
+    # ---- reaching the broker
+    Setting(
+        "url",
+        Kind.TEXT,
+        "",
+        0,
+        2048,
+        "amqp[s]://[user[:password]@]host[:port][,host...][/vhost][?name=value&...], names: "
+        "heartbeat auth_mechanism verify cacertfile certfile keyfile server_name_indication",
+        "all about the connection in one; what it says wins over the single parameters",
+        sensitive=True,
+        pattern=_URL,
+    ),
+    Setting(
+        "vhost",
+        Kind.TEXT,
+        "/",
+        0,
+        SHORT_STRING,
+        f"a name of up to {SHORT_STRING} bytes",
+        "RabbitMQ's virtual host",
+    ),
+    Setting(
+        "password-file",
+        Kind.TEXT,
+        "",
+        0,
+        PATH_BYTES,
+        f"a path of up to {PATH_BYTES} bytes",
+        "file with the password in its first line, read again for each connection; empty: "
+        "`password` holds",
+    ),
+    Setting(
+        "auth-mechanism",
+        Kind.TEXT,
+        "plain",
+        1,
+        8,
+        "plain or external",
+        "`plain`: user and password; `external`: the client certificate tells who it is",
+        pattern="plain|external",
+    ),
+    Setting(
+        "tls",
+        Kind.TEXT,
+        "off",
+        1,
+        3,
+        "on or off",
+        "TLS to the broker, whose port for it is usually 5671",
+        pattern=_SWITCH,
+    ),
+    Setting(
+        "tls-ca-file",
+        Kind.TEXT,
+        "",
+        0,
+        PATH_BYTES,
+        f"a path of up to {PATH_BYTES} bytes",
+        "certificates (PEM) of those who may vouch for the broker; empty: the system's",
+    ),
+    Setting(
+        "tls-cert-file",
+        Kind.TEXT,
+        "",
+        0,
+        PATH_BYTES,
+        f"a path of up to {PATH_BYTES} bytes",
+        "our own certificate (PEM), if the broker asks for one",
+    ),
+    Setting(
+        "tls-key-file",
+        Kind.TEXT,
+        "",
+        0,
+        PATH_BYTES,
+        f"a path of up to {PATH_BYTES} bytes",
+        "its key (PEM, not encrypted); empty: it is in `tls-cert-file`",
+    ),
+    Setting(
+        "tls-server-name",
+        Kind.TEXT,
+        "",
+        0,
+        255,
+        "a name of up to 255 bytes",
+        "name that the broker's certificate must have; empty: the one in `host`",
+    ),
+    Setting(
+        "tls-verify",
+        Kind.TEXT,
+        "on",
+        1,
+        3,
+        "on or off",
+        "whether the broker's certificate is checked; `off` is for trials only",
+        pattern=_SWITCH,
+    ),
+    Setting(
+        "tcp-keepalive",
+        Kind.INTEGER,
+        "60",
+        0,
+        32767,
+        "a number of seconds from 0 (off) to 32767",
+        "seconds without traffic after which TCP asks whether the broker's machine is there",
+    ),
+    Setting(
+        "node-name",
+        Kind.TEXT,
+        "",
+        0,
+        128,
+        "a text of up to 128 bytes",
+        "what this server is called in RabbitMQ's tools, `{node}` and messages; empty: the "
+        "machine's name and the server's port, in a cluster the address that the nodes use",
+    ),
+    # ---- messages
+    Setting(
+        "format",
+        Kind.TEXT,
+        "text",
+        1,
+        16,
+        "text, json or cloudevents",
+        "form of the [message](#the-message)",
+        pattern="text|json|cloudevents",
+    ),
+    Setting(
+        "headers",
+        Kind.TEXT,
+        "off",
+        1,
+        3,
+        "on or off",
+        "headers `db`, `event`, `class`, `node` and `sequence`",
+        pattern=_SWITCH,
+    ),
+    Setting(
+        "value",
+        Kind.INTEGER,
+        "0",
+        0,
+        VALUE_BYTES,
+        f"a number of bytes from 0 (off) to {VALUE_BYTES}",
+        "bytes of the key's [value](#values) that a message has, in the formats `json` and "
+        "`cloudevents`",
+    ),
+    Setting(
+        "mandatory",
+        Kind.TEXT,
+        "on",
+        1,
+        3,
+        "on or off",
+        "whether the broker tells of messages that reach no queue, to be counted as `returned`",
+        pattern=_SWITCH,
+    ),
+    Setting(
+        "app-id",
+        Kind.TEXT,
+        "",
+        0,
+        SHORT_STRING,
+        f"a text of up to {SHORT_STRING} bytes",
+        "property `app_id`; empty: none",
+    ),
+    Setting(
+        "message-type",
+        Kind.TEXT,
+        "",
+        0,
+        SHORT_STRING,
+        f"a text of up to {SHORT_STRING} bytes",
+        "property `type`; empty: none",
+    ),
+    Setting(
+        "priority",
+        Kind.TEXT,
+        "",
+        0,
+        3,
+        "a number from 0 to 255, or nothing",
+        "property `priority`, for queues that have priorities; empty: none",
+        pattern="([0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])?",
+    ),
+    Setting(
+        "expiration",
+        Kind.TEXT,
+        "",
+        0,
+        10,
+        "a number of milliseconds from 0 to 3999999999, or nothing",
+        "property `expiration`: how long a message may wait in its queue; empty: for ever",
+        pattern="(0|[1-9][0-9]{0,8}|[1-3][0-9]{9})?",
+    ),
+    Setting(
+        "deduplication-header",
+        Kind.TEXT,
+        "off",
+        1,
+        3,
+        "on or off",
+        "header `x-deduplication-header` with the message's id, for RabbitMQ's plugin that leaves "
+        "repeated messages out",
+        pattern=_SWITCH,
+    ),
+    Setting(
+        "databases",
+        Kind.TEXT,
+        "ALL",
+        1,
+        1024,
+        "ALL, or numbers and ranges with commas between them, like 0,2,8-15",
+        "databases whose events are forwarded",
+        pattern=_DATABASES,
+    ),
 )
 
 INDEX = {setting.name: index for index, setting in enumerate(SETTINGS)}
@@ -207,20 +450,55 @@ class Config:
     masks: tuple[bytes, ...] = (b"ALL",)
     queue_limit: int = 64 * 1024 * 1024
     worker_nice: int = 5
+    url: str = dataclasses.field(default="", repr=False)
+    vhost: str = "/"
+    password_file: str = ""
+    auth_mechanism: str = "plain"
+    tls: bool = False
+    tls_ca_file: str = ""
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    tls_server_name: str = ""
+    tls_verify: bool = True
+    tcp_keepalive: int = 60
+    node_name: str = ""
+    format: str = "text"
+    headers: bool = False
+    value: int = 0
+    mandatory: bool = True
+    app_id: str = ""
+    message_type: str = ""
+    priority: str = ""
+    expiration: str = ""
+    deduplication_header: bool = False
+    databases: str = "ALL"
 
     @classmethod
     def from_values(cls, values: Sequence[bytes]) -> Config:
         """Makes a configuration from raw values in the table's order."""
-        fields: dict[str, str | int | tuple[bytes, ...]] = {}
+        fields: dict[str, str | int | tuple[bytes, ...]] = {}  # a bool is an int
         for setting, value in zip(SETTINGS, values, strict=True):
             field = setting.name.replace("-", "_")
             if setting.kind is Kind.INTEGER:
                 fields[field] = int(value)
             elif setting.kind is Kind.MASKS:
                 fields[field] = parse_masks(value)
+            elif setting.pattern == _SWITCH:
+                fields[field] = value == b"on"
             else:
                 fields[field] = value.decode("utf-8", "surrogateescape")
         return cls(**fields)  # type: ignore[arg-type]  # one dict, fields of several types
+
+
+def parse_databases(value: str) -> Callable[[int], bool] | None:
+    """Whether a database is among those of a checked value; None: all are."""
+    if value == "ALL":
+        return None
+    ranges = []
+    for part in value.split(","):
+        first, _, last = part.partition("-")
+        ranges.append(range(int(first), int(last or first) + 1))
+    return lambda db: any(db in numbers for numbers in ranges)
 
 
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(\\))")

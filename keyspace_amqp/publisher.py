@@ -41,6 +41,7 @@ from .config import Config
 from .fallback import JOB_BYTES, JOB_ELEMENTS, Job, JobError, JobResult
 from .message import EVENT_BYTES, Event, body, from_element, to_element
 from .stats import Stat
+from .target import target
 
 # Messages sent and not confirmed: what RabbitMQ confirms in about 60 ms at its fastest,
 # so that it has always something to do while the worker does something else.
@@ -316,8 +317,8 @@ class Publisher:
     def configure(self, config: Config) -> None:
         """New parameters. Those of the connection make a new connection."""
         old, self._config = self._config, config
-        connection = ("host", "port", "username", "password", "heartbeat")
-        if any(getattr(old, name) != getattr(config, name) for name in connection):
+        # The password file may have another password, whatever its name.
+        if target(old) != target(config) or old.node_name != config.node_name:
             self._attempts = 0
             self._retry_at = self._now
             if self.link not in (Link.OFF, Link.WAITING):

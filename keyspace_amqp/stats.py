@@ -30,17 +30,18 @@ class Stat(enum.IntEnum):
     RECONNECTS = 14
     HANDLER_ERRORS = 15
     MESSAGES_REJECTED = 16
-    DROPPED_QUEUE_FULL = 17
-    DROPPED_FALLBACK_FULL = 18
-    DROPPED_FALLBACK_EVICTED = 19
-    DROPPED_FALLBACK_EXPIRED = 20
-    DROPPED_FALLBACK_FLUSHED = 21
-    DROPPED_FALLBACK_REMOVED = 22
-    DROPPED_PURGED = 23
-    DROPPED_UNREADABLE = 24
-    DROPPED_STOPPED = 25
-    DROPPED_TOO_LARGE = 26
-    DROPPED_HANDLER_ERROR = 27
+    ROUTING_KEYS_CUT = 17
+    DROPPED_QUEUE_FULL = 18
+    DROPPED_FALLBACK_FULL = 19
+    DROPPED_FALLBACK_EVICTED = 20
+    DROPPED_FALLBACK_EXPIRED = 21
+    DROPPED_FALLBACK_FLUSHED = 22
+    DROPPED_FALLBACK_REMOVED = 23
+    DROPPED_PURGED = 24
+    DROPPED_UNREADABLE = 25
+    DROPPED_STOPPED = 26
+    DROPPED_TOO_LARGE = 27
+    DROPPED_HANDLER_ERROR = 28
 
 
 class Text(enum.IntEnum):
@@ -78,6 +79,7 @@ HELP: dict[Stat, str] = {
     Stat.HANDLER_ERRORS: "unexpected exceptions in the handler; the log has the tracebacks",
     Stat.MESSAGES_REJECTED: "messages of other nodes of the cluster that were garbage, of an "
     "unknown version, or more than fit",
+    Stat.ROUTING_KEYS_CUT: "routing keys longer than 255 bytes, which end with `~` and a hash",
     Stat.DROPPED_QUEUE_FULL: "memory limit reached, and the list off or out of reach",
     Stat.DROPPED_FALLBACK_FULL: "oldest elements, when the list had fallback-size",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",

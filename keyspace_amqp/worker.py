@@ -18,6 +18,7 @@ import gc
 import os
 import re
 import secrets
+import socket
 import struct
 import time
 import traceback
@@ -29,11 +30,11 @@ from pika.adapters.select_connection import IOLoop
 from . import __version__, commands, log
 from .broker import Broker
 from .cluster import Topology, Watch
-from .config import Config
+from .config import Config, parse_databases
 from .fallback import Command, Job, JobResult, Lengths, Message, SetParameters
 from .leftovers import Leftovers
 from .masks import Matcher, compile_masks
-from .message import CLASS_LETTERS, Event
+from .message import CLASS_LETTERS, Event, Form
 from .pace import Pace
 from .publisher import (
     Action,
@@ -50,6 +51,7 @@ from .publisher import (
 )
 from .spread import Apply, Register, Run, Spread, Transmit
 from .stats import Stat, Text
+from .target import address, target
 
 # record_t in shim/api.h
 _HEAD = struct.Struct("=IIQiHBB")
@@ -131,8 +133,8 @@ class Worker:
         self._clients, self._peers = _Lane(), _Lane()
         # Whoever sets parameters, and who wants to after that.
         self._setting: collections.deque[commands.Resume] = collections.deque()
-        # New masks apply to events behind the change, not to those before it.
-        self._mask_changes: collections.deque[tuple[int, Matcher]] = collections.deque()
+        # New masks and databases apply to events behind the change, not to those before it.
+        self._filter_changes: collections.deque[tuple[int, Config]] = collections.deque()
         self._pace = Pace()
         self._schedstat = -1  # in this file Linux tells of the main thread
         # See _nap.
@@ -151,7 +153,7 @@ class Worker:
             elif kind == lib.RECORD_CONFIG:
                 self.raw_config = list(_counted(payload, 8))
         self.config = Config.from_values(self.raw_config)
-        self._masks = compile_masks(self.config.masks)
+        self._set_filter(self.config)
         self.clustered = bool(lib.shim_clustered())
         self._publisher = Publisher(self.config, time.monotonic, clustered=self.clustered)
         self._publisher.set_role(primary=primary, loading=loading)
@@ -159,7 +161,9 @@ class Worker:
         self._watch.set_role(writable=primary and not loading)
         self._spread = Spread(self._run_id, time.monotonic, lambda: int(time.time() * 1000))
         self._broker = Broker(self._ioloop, self._publisher)
-        self._broker.configure(self.config)
+        self._node = ""
+        self._form = Form(self.config, self._node)
+        self._name_node()
         self._set_nice()
         self._leftovers = Leftovers(lib.shim_port())
         self._recover()
@@ -307,8 +311,8 @@ class Worker:
                 self._submit(job, self._publisher.job_done)
             case Connect():
                 try:
-                    self._broker.connect(self.config)
-                except Exception as error:  # a value that pika does not like
+                    self._broker.connect(self.config, self._client_properties())
+                except Exception as error:  # a file, or a value that pika does not like
                     self._publisher.link_down(f"cannot connect: {error}")
             case Close():
                 self._broker.close()
@@ -422,14 +426,45 @@ class Worker:
         if values == self.raw_config:
             return
         old, new = self.config, Config.from_values(values)
-        if new.masks != old.masks:
-            self._mask_changes.append((pushed, compile_masks(new.masks)))
+        if (new.masks, new.databases) != (old.masks, old.databases):
+            self._filter_changes.append((pushed, new))
         self.raw_config = values
         self.config = new
         if self.config.worker_nice != old.worker_nice:
             self._set_nice()
-        self._broker.configure(self.config)
+        self._node = ""
+        self._name_node()
         self._publisher.configure(self.config)
+
+    def _set_filter(self, config: Config) -> None:
+        self._masks: Matcher = compile_masks(config.masks)
+        self._wants_db = parse_databases(config.databases)
+
+    def _name_node(self) -> None:
+        """Finds out what this server is called; a cluster tells it after a while, and may
+        call it another name later."""
+        name = self.config.node_name
+        if not name:
+            topology = self._watch.topology
+            own = topology.nodes.get(topology.myself)
+            address = own.address if own is not None else ""
+            host, _, port = address.rpartition(":")
+            name = f"{host or socket.gethostname()}:{port or lib.shim_port()}"
+        if name != self._node:
+            self._node = name
+            cut = self._form.cut
+            self._form = Form(self.config, name)
+            self._form.cut = cut
+            self._broker.configure(self.config, self._form)
+
+    def _client_properties(self) -> dict[str, str]:
+        """What RabbitMQ's tools show of the connection."""
+        cluster = f"node {self._watch.topology.myself}" if self.clustered else "none"
+        return {
+            "connection_name": f"keyspace-amqp {self._node}",
+            "node": self._node,
+            "cluster": cluster,
+        }
 
     def _set_nice(self) -> None:
         error = ffi.new("char[128]")
@@ -445,8 +480,8 @@ class Worker:
         publisher has room for, through the masks."""
         limit = int(lib.queue_get_limit(self._events))
         while True:
-            if self._mask_changes and self._taken >= self._mask_changes[0][0]:
-                self._masks = self._mask_changes.popleft()[1]
+            if self._filter_changes and self._taken >= self._filter_changes[0][0]:
+                self._set_filter(self._filter_changes.popleft()[1])
                 continue
             room = self._publisher.room()
             memory = self._memory()
@@ -463,8 +498,8 @@ class Worker:
             size = lib.queue_take(self._events, self._pointer)
             if size == 0:
                 break
-            if self._mask_changes:
-                room = min(room, self._mask_changes[0][0] - self._taken)
+            if self._filter_changes:
+                room = min(room, self._filter_changes[0][0] - self._taken)
             # Given back when they are safe: an exception before that loses nothing.
             events, at, count = self._parse(ffi.buffer(self._pointer[0], size), size, room)
             self._publisher.add(events)
@@ -488,6 +523,7 @@ class Worker:
         """Parses at most so many records: the events that a mask lets through, and
         the number of bytes and records that were parsed."""
         events: list[Event] = []
+        wants_db = self._wants_db
         unpack, head, matches, run_id = _HEAD.unpack_from, _HEAD.size, self._masks, self._run_id
         at = count = 0
         # In bytes too: with keys of a megabyte a few events are a lot.
@@ -497,7 +533,7 @@ class Worker:
                 name_at = at + head
                 key_at = name_at + name_len
                 end = key_at + key_len
-                if matches(data, key_at, end):
+                if (wants_db is None or wants_db(db)) and matches(data, key_at, end):
                     message_id = f"{run_id}-{self._taken + count + 1}"
                     letter, name, key = CLASS_LETTERS[bit], data[name_at:key_at], data[key_at:end]
                     events.append(Event(message_id, time_ms, db, letter, name, key))
@@ -619,7 +655,7 @@ class Worker:
 
     def reset_stats(self) -> None:
         self._publisher.reset_stats()
-        self._spread.rejected = 0
+        self._spread.rejected = self._form.cut = 0
         lib.shim_reset_numbers()
 
     @property
@@ -685,6 +721,7 @@ class Worker:
         if job is not None:
             self._submit(job, self._watch.done)
         self._spread.set_topology(self._watch.topology)
+        self._name_node()
         for action in self._spread.poll():
             match action:
                 case Transmit(target=target, data=data):
@@ -734,6 +771,7 @@ class Worker:
         """Brings the counters and texts up to date."""
         publisher = self._publisher
         publisher.counts[Stat.MESSAGES_REJECTED] = self._spread.rejected
+        publisher.counts[Stat.ROUTING_KEYS_CUT] = self._form.cut
         numbers = publisher.counts.copy()
         for stat, number in publisher.gauges().items():
             numbers[stat] = number
@@ -744,7 +782,7 @@ class Worker:
         state = publisher.state
         texts = {
             Text.STATE: state,
-            Text.BROKER: f"{self.config.host}:{self.config.port}",
+            Text.BROKER: self._broker.server or address(*target(self.config).servers[0]),
             Text.LAST_ERROR: publisher.last_error,
         }
         for text, value in texts.items():

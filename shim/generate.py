@@ -37,7 +37,8 @@ def number(value: int) -> str:
 def settings() -> str:
     rows = [
         f"    {{{quoted(s.name)}, {s.kind.value}, {quoted(s.default)}, {number(s.minimum)}, "
-        f"{number(s.maximum)}, {int(s.sensitive)}, {quoted(s.accepted)}}},"
+        f"{number(s.maximum)}, {int(s.sensitive)}, {quoted(s.accepted)}, "
+        f"{quoted(f'^({s.pattern})$' if s.pattern else '')}}},"
         for s in SETTINGS
     ]
     places = [

@@ -11,6 +11,7 @@ typedef struct {
     long long minimum, maximum; /* of an integer; of a text's length in bytes */
     int sensitive;
     const char *accepted; /* for people: what the parameter takes */
+    const char *pattern;  /* of a whole text, POSIX extended; empty: any text */
 } setting_t;
 
 #include "tables.h" /* SETTINGS[], SETTINGS_COUNT, STATS[], COMMANDS[] and so on */

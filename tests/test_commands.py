@@ -347,8 +347,8 @@ def test_config_get_a_pattern() -> None:
     reply = Run(FakeHandler(), CONFIG, b"GET", b"*").reply
     assert list(reply) == [setting.name.encode() for setting in SETTINGS]
     assert list(Run(FakeHandler(), CONFIG, b"GET", b"ho?t").reply) == [b"host"]
-    assert list(Run(FakeHandler(), CONFIG, b"GET", b"*-*e").reply) == [
-        b"delivery-mode", b"fallback-size", b"worker-nice",
+    assert list(Run(FakeHandler(), CONFIG, b"GET", b"*r*-*e").reply) == [
+        b"delivery-mode", b"worker-nice", b"password-file", b"tls-cert-file", b"tls-server-name",
     ]  # fmt: skip
 
 
@@ -357,6 +357,12 @@ def test_config_get_hides_the_password(pattern: bytes) -> None:
     reply = Run(FakeHandler(password=b"hunter2"), CONFIG, b"GET", pattern).reply
     assert reply[b"password"] == b"(hidden)"
     assert b"hunter2" not in encode(reply)
+
+
+def test_config_get_hides_the_url_if_there_is_one() -> None:
+    assert Run(FakeHandler(), CONFIG, b"GET", b"url").reply == {b"url": b""}
+    handler = FakeHandler(url=b"amqp://guest:hunter2@h")
+    assert Run(handler, CONFIG, b"GET", b"url").reply == {b"url": b"(hidden)"}
 
 
 def test_config_set() -> None:

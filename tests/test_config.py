@@ -61,8 +61,8 @@ def test_names_are_unique_and_lower_case() -> None:
     assert all(SETTINGS[place].name == name for name, place in INDEX.items())
 
 
-def test_only_the_password_is_a_secret() -> None:
-    assert [s.name for s in SETTINGS if s.sensitive] == ["password"]
+def test_only_these_are_secrets() -> None:
+    assert [s.name for s in SETTINGS if s.sensitive] == ["password", "url"]
 
 
 def test_bounds_are_bounds() -> None:
@@ -113,6 +113,9 @@ def test_from_values_takes_every_value_to_its_place() -> None:
     config = Config.from_values([
         b"g$", b"broker.example", b"5671", b"app", b"pass word", b"0", b"ex", b"rk", b"2", b"-1",
         b"^a.*$ b\\x20c", b"2097152", b"19",
+        b"amqp://h", b"v", b"/p", b"external", b"on", b"/ca", b"/cert", b"/key", b"name", b"off",
+        b"0", b"node", b"json", b"on", b"7", b"off", b"app", b"type", b"9", b"60000", b"on",
+        b"0,2-3",
     ])  # fmt: skip
     assert config == Config(
         events="g$",
@@ -128,6 +131,28 @@ def test_from_values_takes_every_value_to_its_place() -> None:
         masks=(b"^a.*$", b"b c"),
         queue_limit=2097152,
         worker_nice=19,
+        url="amqp://h",
+        vhost="v",
+        password_file="/p",
+        auth_mechanism="external",
+        tls=True,
+        tls_ca_file="/ca",
+        tls_cert_file="/cert",
+        tls_key_file="/key",
+        tls_server_name="name",
+        tls_verify=False,
+        tcp_keepalive=0,
+        node_name="node",
+        format="json",
+        headers=True,
+        value=7,
+        mandatory=False,
+        app_id="app",
+        message_type="type",
+        priority="9",
+        expiration="60000",
+        deduplication_header=True,
+        databases="0,2-3",
     )
 
 
@@ -148,11 +173,11 @@ def test_a_wrong_number_of_values_is_refused(count: int) -> None:
 
 
 def test_a_password_is_not_shown() -> None:
-    config = Config.from_values(values(password=b"hunter2"))
+    config = Config.from_values(values(password=b"hunter2", url=b"amqp://u:hunter2@h"))
     assert config.password == "hunter2"
     for text in (repr(config), str(config), f"{config}"):
         assert "hunter2" not in text
-        assert "password" not in text
+        assert "password=" not in text
 
 
 # ---- the value of `masks` -----------------------------------------------------

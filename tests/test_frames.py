@@ -3,6 +3,7 @@ confirms read many at a time, against pika's reading of them one by one."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from pika import frame, spec
 from keyspace_amqp import broker
 from keyspace_amqp.config import Config
 from keyspace_amqp.frames import Frames
-from keyspace_amqp.message import CONTENT_TYPE, Event, body
+from keyspace_amqp.message import Event, Form, Value, body
 
 MOST = 131072 - 8
 
@@ -28,7 +29,38 @@ events = st.builds(
     letter=st.just("$"),
     name=st.binary(max_size=50),
     key=st.binary(max_size=200),
+    value=st.one_of(
+        st.none(),
+        st.builds(
+            Value,
+            type=st.just("string"),
+            length=st.just(300),
+            data=st.binary(max_size=300),
+            before=st.booleans(),
+        ),
+    ),
 )
+PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
+configs = st.builds(
+    dataclasses.replace,
+    st.just(PLAIN),
+    exchange=st.text(max_size=60),
+    routing_key=st.sampled_from(["", "fixed", "redis.{db}.{event}.{key:*}", "{key}{{{node}"]),
+    delivery_mode=st.sampled_from([1, 2]),
+    mandatory=st.booleans(),
+    format=st.sampled_from(["text", "json", "cloudevents"]),
+    headers=st.booleans(),
+    deduplication_header=st.booleans(),
+    app_id=st.sampled_from(["", "app", "caf\udce9"]),
+    message_type=st.sampled_from(["", "event"]),
+    priority=st.sampled_from(["", "0", "255"]),
+    expiration=st.sampled_from(["", "0", "60000"]),
+)
+
+
+def frames_of(config: Config, most: int) -> tuple[Frames, Form]:
+    form = Form(config, "here:6379")
+    return Frames(config, form, 1, most), form
 
 
 class Written(pika.connection.Connection):
@@ -41,15 +73,27 @@ class Written(pika.connection.Connection):
     def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
         self.stream.writelines(marshaled_frames)
 
-    def publish(self, event: Event, exchange: bytes, routing_key: bytes, mode: int) -> None:
+    def publish(self, event: Event, config: Config, form: Form) -> None:
+        def raw(text: str) -> bytes | None:
+            return text.encode("utf-8", "surrogateescape") or None
+
         properties = pika.BasicProperties(
-            content_type=CONTENT_TYPE,
-            delivery_mode=mode,
+            content_type="text/plain" if config.format == "text" else "application/json",
+            headers=form.headers(event) if form.headers else None,
+            delivery_mode=config.delivery_mode,
+            priority=int(config.priority) if config.priority else None,
+            expiration=config.expiration or None,
             message_id=event.message_id,
             timestamp=event.time_ms // 1000,
+            type=raw(config.message_type),
+            app_id=raw(config.app_id),
         )
-        method: Any = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
-        self._send_message(1, method, (properties, body(event)))
+        method: Any = spec.Basic.Publish(
+            exchange=config.exchange.encode(),
+            routing_key=form.routing_key(event),
+            mandatory=config.mandatory,
+        )
+        self._send_message(1, method, (properties, form.body(event)))
 
     # What pika's connection wants of those who derive from it; nobody connects here.
     def _adapter_call_later(self, *_: Any) -> Any: ...
@@ -60,34 +104,27 @@ class Written(pika.connection.Connection):
     def _adapter_emit_data(self, *_: Any) -> None: ...
 
 
-def written(batch: Sequence[Event], exchange: bytes, key: bytes, mode: int, most: int) -> bytes:
+def written(batch: Sequence[Event], config: Config, form: Form, most: int) -> bytes:
     connection = Written(most)
     for event in batch:
-        connection.publish(event, exchange, key, mode)
+        connection.publish(event, config, form)
     return connection.stream.getvalue()
 
 
-@given(
-    st.lists(events, max_size=5),
-    st.binary(max_size=255),
-    st.binary(max_size=255),
-    st.sampled_from([1, 2]),
-    st.sampled_from([16, 40, 100, MOST]),
-)
-def test_every_byte_is_as_pika_writes_it(
-    batch: list[Event], exchange: bytes, key: bytes, mode: int, most: int
-) -> None:
-    frames = Frames(exchange, key, mode, 1, most)
-    assert frames.marshal(batch) == written(batch, exchange, key, mode, most)
-    assert frames.marshal(batch) == written(batch, exchange, key, mode, most)
+@settings(max_examples=300)
+@given(st.lists(events, max_size=5), configs, st.sampled_from([16, 40, 100, MOST]))
+def test_every_byte_is_as_pika_writes_it(batch: list[Event], config: Config, most: int) -> None:
+    frames, form = frames_of(config, most)
+    assert frames.marshal(batch) == written(batch, config, form, most)
+    assert frames.marshal(batch) == written(batch, config, form, most)
 
 
 @pytest.mark.parametrize("size", [MOST - 1, MOST, MOST + 1, 2 * MOST, 2 * MOST + 1])
 def test_a_body_of_more_than_one_frame(size: int) -> None:
     event = Event("a-1", 1000, 0, "$", b"set", b"k" * (size - len(b"0\nset\n")))
     assert len(body(event)) == size
-    laid_out = Frames(b"", b"q", 2, 1, MOST).marshal([event])
-    assert laid_out == written([event], b"", b"q", 2, MOST)
+    frames, form = frames_of(PLAIN, MOST)
+    assert frames.marshal([event]) == written([event], PLAIN, form, MOST)
 
 
 class Heard(broker._Connection):
@@ -161,9 +198,9 @@ def test_large_sends_go_in_pieces() -> None:
     taken: Any = Taken()
     sender = broker.Broker(taken, taken)
     sender._connection = sender._channel = taken
-    sender.configure(Config("A", "127.0.0.1", 5672, "guest", "guest"))
+    frames, form = frames_of(PLAIN, MOST)
+    sender.configure(PLAIN, form)
     batch = [Event(f"a-{n}", 1000, 0, "$", b"set", b"k" * 100_000) for n in range(7)]
     sender.send(batch)
-    whole = Frames(b"amq.direct", b"redis_keyspace_events", 1, 1, MOST).marshal(batch)
-    assert b"".join(taken.pieces) == whole
+    assert b"".join(taken.pieces) == frames.marshal(batch)
     assert max(map(len, taken.pieces)) <= broker._PIECE

@@ -226,9 +226,10 @@ def test_connections_that_nobody_answers_on(
 
 
 def test_every_parameter_changed_under_load(
-    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
     """Whatever is set, and set right again: nothing is lost."""
+    (tmp_path / "password").write_text("guest")
     other = f"other-{mailbox.routing_key}"
     with broker.connection() as connection:
         connection.channel().queue_bind(mailbox.name, EXCHANGE, other)
@@ -248,6 +249,28 @@ def test_every_parameter_changed_under_load(
         "masks": ["^load: ^other", "^load", "ALL"],
         "queue-limit": [1 << 22, 1 << 26],
         "worker-nice": [0, 10],
+        "url": ["amqps://nobody@localhost:1/no", f"amqp://guest:guest@localhost:{broker.port}", ""],
+        "vhost": ["none", "/"],
+        "password-file": ["/there/is/none", str(tmp_path / "password"), ""],
+        "auth-mechanism": ["external", "plain"],
+        "tls": ["on", "off"],
+        "tls-ca-file": ["/there/is/none", ""],
+        "tls-cert-file": ["/there/is/none", ""],
+        "tls-key-file": ["/there/is/none", ""],
+        "tls-server-name": ["other", ""],
+        "tls-verify": ["off", "on"],
+        "tcp-keepalive": [0, 1],
+        "node-name": ["other", ""],
+        "format": ["text"],
+        "headers": ["on", "off"],
+        "value": [1, 0],
+        "mandatory": ["off", "on"],
+        "app-id": ["app", ""],
+        "message-type": ["type", ""],
+        "priority": [9, ""],
+        "expiration": [600000, ""],
+        "deduplication-header": ["on", "off"],
+        "databases": ["0-3", "ALL"],
     }
     assert list(changes) == [setting.name for setting in SETTINGS]
     with Load(server, batch=10, pause=0.005) as load:

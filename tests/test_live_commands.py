@@ -93,7 +93,7 @@ def test_config(family: str, start_redis: StartRedis) -> None:
     assert [name.decode() for name in everything] == [setting.name for setting in SETTINGS]
     assert everything[b"password"] == b"(hidden)"
     assert run(client, "CONFIG SET port 1000 host example.org LOCAL") == b"OK"
-    assert run(client, "CONFIG GET *o*t LOCAL") == {b"host": b"example.org", b"port": b"1000"}
+    assert run(client, "CONFIG GET [hp]o*t LOCAL") == {b"host": b"example.org", b"port": b"1000"}
     assert client.config_get("keyspaceamqp.port") in (
         {"keyspaceamqp.port": "1000"},
         {b"keyspaceamqp.port": b"1000"},

@@ -188,16 +188,16 @@ def test_a_crash_shows_no_password(family: str, tmp_path: pathlib.Path) -> None:
 
 BROKEN = {
     "at load": """
-def configure(self, config):
+def configure(self, config, form):
     raise RuntimeError(f"broken on purpose: {config} {config!r}")
 Broker.configure = configure
 """,
     "at a change": """
 before = Broker.configure
-def configure(self, config):
+def configure(self, config, form):
     if config.host == "broken":
         raise RuntimeError(f"broken on purpose: {config} {config!r}")
-    before(self, config)
+    before(self, config, form)
 Broker.configure = configure
 """,
     "at a connection": """

@@ -26,10 +26,11 @@ from tests.fix_shim import Shim
 BITS = {
     "g": 1 << 2, "$": 1 << 3, "l": 1 << 4, "s": 1 << 5, "h": 1 << 6, "z": 1 << 7,
     "x": 1 << 8, "e": 1 << 9, "t": 1 << 10, "m": 1 << 11, "d": 1 << 13, "n": 1 << 14,
+    "o": 1 << 15, "c": 1 << 16,  # of Redis 8.2
 }  # fmt: skip
 EVERY_CLASS = sum(BITS.values())
 # What a server's own `A` stands for: all but misses and new keys.
-ALIAS = EVERY_CLASS & ~(BITS["m"] | BITS["n"])
+ALIAS = EVERY_CLASS & ~(BITS["m"] | BITS["n"] | BITS["o"] | BITS["c"])
 # Room as in the module: no message may be longer.
 ERROR_BYTES = 1024
 # Redis shows so much of a refused CONFIG SET (CONFIG_ERR_SIZE).
@@ -66,8 +67,10 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
         [b"", b"K", b"E", b"KEA", b"a", b"X", b"x e", b"xe ", b"x,e", b"\xff", b"x\n", b"0", b"?"],
     ),
     "host": (
-        [b"h", b"127.0.0.1", b"::1", b"broker.example", b"h" * 255],
-        [b"", b"h" * 256],
+        [b"h", b"127.0.0.1", b"::1", b"broker.example", b"h" * 255, b"a,b:5671", b"a:1,[::1]:65535",
+         b"::1,b", b"fe80::1%eth0", b"[fe80::1%eth0]:5672", b"\xc3\xbc.example"],
+        [b"", b"h" * 1025, b"a b", b"a:", b"a:0", b"a:65536", b"a,", b",a", b"a,,b", b"[::1",
+         b"a:b", b"user@a", b"a/b", b"amqp://a"],
     ),
     "port": (
         [b"1", b"5672", b"65535", b"00080"],
@@ -78,7 +81,12 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
     "password": ([b"", b"guest", b"p" * 1024, b"with blank", b"\xff\n"], [b"p" * 1025]),
     "heartbeat": ([b"0", b"30", b"65535"], [b"", b"-1", b"65536", b"30s"]),
     "exchange": ([b"", b"amq.direct", b"e" * 255], [b"e" * 256]),
-    "routing-key": ([b"", b"key", b"k" * 255], [b"k" * 256]),
+    "routing-key": (
+        [b"", b"key", b"k" * 255, b"redis.{db}.{event}.{class}.{key}.{node}", b"{key:1}{key:99}",
+         b"{key:*}", b"{{}}", b"{{key}}{db}", b"caf\xe9 \n"],
+        [b"k" * 256, b"{", b"}", b"{}", b"{keys}", b"{key:0}", b"{key:100}", b"{key:}", b"{db}}",
+         b"{{db}", b"{ db}"],
+    ),
     "delivery-mode": ([b"1", b"2"], [b"", b"0", b"3", b"-1", b"12", b"persistent"]),
     "fallback-size": (
         [b"0", b"1", b"-1", b"%d" % INT64_MAX, b"%d" % (-INT64_MAX - 1)],
@@ -96,6 +104,41 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
         [b"", b"0", b"1048575", b"1099511627777", b"-1", b"64mb"],
     ),
     "worker-nice": ([b"0", b"10", b"19"], [b"", b"-1", b"20"]),
+    "url": (
+        [b"", b"amqp://h", b"amqps://u:p%40%2f@h:5671/v%2fh", b"amqp://u@h,i:1,[::1]:2/",
+         b"amqp://:p@h?heartbeat=7&verify=verify_none", b"amqp://h/v?auth_mechanism=external",
+         b"amqps://h?cacertfile=/a/b.pem&certfile=c&keyfile=d&server_name_indication=e"],
+        [b"amqp://", b"http://h", b"h", b"amqp://h/a/b", b"amqp://h:0", b"amqp://h?x=1",
+         b"amqp://h?heartbeat", b"amqp://h?verify=no", b"amqp://a@b@h", b" amqp://h", b"amqp://h ",
+         b"amqp://h" + b"h" * 2041],
+    ),
+    "vhost": ([b"", b"/", b"v" * 255, b"\xff\n"], [b"v" * 256]),
+    "password-file": ([b"", b"/run/secrets/amqp", b"f" * 4096], [b"f" * 4097]),
+    "auth-mechanism": ([b"plain", b"external"], [b"", b"PLAIN", b"plain ", b"amqplain"]),
+    "tls": ([b"on", b"off"], [b"", b"yes", b"On", b"1", b"on\n", b"onoff"]),
+    "tls-ca-file": ([b"", b"/etc/ca.pem", b"f" * 4096], [b"f" * 4097]),
+    "tls-cert-file": ([b"", b"/etc/cert.pem", b"f" * 4096], [b"f" * 4097]),
+    "tls-key-file": ([b"", b"/etc/key.pem", b"f" * 4096], [b"f" * 4097]),
+    "tls-server-name": ([b"", b"broker.example", b"n" * 255], [b"n" * 256]),
+    "tls-verify": ([b"on", b"off"], [b"", b"no"]),
+    "tcp-keepalive": ([b"0", b"60", b"32767"], [b"", b"-1", b"32768", b"on"]),
+    "node-name": ([b"", b"redis-1.example:6379", b"n" * 128], [b"n" * 129]),
+    "format": ([b"text", b"json", b"cloudevents"], [b"", b"JSON", b"xml", b"textjson"]),
+    "headers": ([b"on", b"off"], [b"", b"all"]),
+    "value": ([b"0", b"1", b"1048576"], [b"", b"-1", b"1048577", b"1kb"]),
+    "mandatory": ([b"on", b"off"], [b"", b"true"]),
+    "app-id": ([b"", b"a" * 255], [b"a" * 256]),
+    "message-type": ([b"", b"t" * 255], [b"t" * 256]),
+    "priority": ([b"", b"0", b"9", b"10", b"255"], [b"256", b"-1", b"00", b"1000", b"9 ", b"x"]),
+    "expiration": (
+        [b"", b"0", b"60000", b"999999999", b"3999999999"],
+        [b"-1", b"4000000000", b"01", b"1s", b"10000000000", b" 1"],
+    ),
+    "deduplication-header": ([b"on", b"off"], [b"", b"x"]),
+    "databases": (
+        [b"ALL", b"0", b"0,1", b"0,2,8-15", b"999999999"],
+        [b"", b"all", b"0,", b",0", b"-1", b"1-", b"0 1", b"ALL,0", b"1-2-3", b"9999999999"],
+    ),
 }
 # fmt: on
 
@@ -127,7 +170,7 @@ def test_the_bounds_are_those_of_the_table(check: Check, setting: Setting) -> No
         inside, outside = [s.minimum, s.maximum], [s.minimum - 1, s.maximum + 1]
         assert all(check(s.name, b"%d" % number) is None for number in inside)
         assert all(check(s.name, b"%d" % number) for number in outside)
-    else:
+    elif not s.pattern:
         longest = b"x " * (s.maximum // 2) if s.kind is Kind.MASKS else b"x" * s.maximum
         assert check(s.name, longest) is None
         assert check(s.name, b"x" * s.minimum) is None
@@ -145,7 +188,9 @@ def test_a_text_longer_than_the_table_allows_is_refused(check: Check, name: str)
 
 
 integers = pytest.mark.parametrize("name", [s.name for s in SETTINGS if s.kind is Kind.INTEGER])
-texts = pytest.mark.parametrize("name", [s.name for s in SETTINGS if s.kind is Kind.TEXT])
+any_texts = [s.name for s in SETTINGS if s.kind is Kind.TEXT and not s.pattern]
+texts = pytest.mark.parametrize("name", any_texts)
+patterns = pytest.mark.parametrize("name", [s.name for s in SETTINGS if s.pattern])
 
 
 @integers
@@ -172,6 +217,26 @@ def test_a_text_is_any_bytes_of_the_right_number(check: Check, name: str, value:
     setting = SETTINGS[INDEX[name]]
     inside = setting.minimum <= len(value) <= setting.maximum
     assert (check(name, value) is None) is inside
+
+
+@patterns
+@given(data=st.data())
+def test_a_pattern_means_the_same_to_posix_and_to_python(
+    check: Check, name: str, data: st.DataObject
+) -> None:
+    """The shim checks with the one, the command line with the other."""
+    setting = SETTINGS[INDEX[name]]
+    pieces = [v for values in VALUES[name] for v in values if len(v) < 60]
+    drawn = st.lists(
+        st.one_of(st.sampled_from(pieces), st.sampled_from([b"{", b"}", b":", b",", b"/", b"\\"])),
+        max_size=4,
+    )
+    value = b"".join(data.draw(st.one_of(drawn, st.lists(st.binary(max_size=9)))))
+    value = value.replace(b"\0", b"?")
+    fits = setting.minimum <= len(value) <= setting.maximum
+    text = value.decode("utf-8", "surrogateescape")
+    fits = fits and re.fullmatch(setting.pattern, text) is not None
+    assert (check(name, value) is None) is fits
 
 
 near_escapes = st.lists(
