@@ -135,7 +135,11 @@ class Entry:
         self.tag = 0  # of the connection, while its confirm is waited for
         self.listed = False
         # bytes of memory, about
-        self.size = 0 if event is None else len(event.key) + len(event.name) + EVENT_BYTES
+        self.size = 0
+        if event is not None:
+            self.size = len(event.key) + len(event.name) + EVENT_BYTES
+            if event.value is not None and event.value.data is not None:
+                self.size += len(event.value.data)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ from .config import Config, parse_databases
 from .fallback import Command, Job, JobResult, Lengths, Message, SetParameters
 from .leftovers import Leftovers
 from .masks import Matcher, compile_masks
-from .message import CLASS_LETTERS, Event, Form
+from .message import CLASS_LETTERS, Event, Form, Value
 from .pace import Pace
 from .publisher import (
     Action,
@@ -56,6 +56,10 @@ from .target import address, target
 # record_t in shim/api.h
 _HEAD = struct.Struct("=IIQiHBB")
 _LENGTH = struct.Struct("=I")
+# valued_t there: length, key's length, type, before, whether it is a string
+_VALUED = struct.Struct("=QIBB?x")
+# REDISMODULE_KEYTYPE_* as TYPE calls them
+_TYPES = ("none", "string", "list", "hash", "set", "zset", "module", "stream")
 # The queue's filling, in parts of its limit: from here on events go to the list
 # even if the broker is there, from there on they do not, and from there on the
 # oldest are given up because nothing else has helped.
@@ -523,20 +527,25 @@ class Worker:
         """Parses at most so many records: the events that a mask lets through, and
         the number of bytes and records that were parsed."""
         events: list[Event] = []
-        wants_db = self._wants_db
+        wants_db, valued = self._wants_db, int(lib.RECORD_VALUED)
         unpack, head, matches, run_id = _HEAD.unpack_from, _HEAD.size, self._masks, self._run_id
         at = count = 0
         # In bytes too: with keys of a megabyte a few events are a lot.
         while at < size and count < most and at < _TAKE_BYTES:
-            total, key_len, time_ms, db, name_len, _, bit = unpack(data, at)
+            total, key_len, time_ms, db, name_len, kind, bit = unpack(data, at)
             try:
                 name_at = at + head
                 key_at = name_at + name_len
                 end = key_at + key_len
+                value = None
+                if kind == valued:
+                    value, key_at, end = _read_value(data, key_at, end)
                 if (wants_db is None or wants_db(db)) and matches(data, key_at, end):
                     message_id = f"{run_id}-{self._taken + count + 1}"
-                    letter, name, key = CLASS_LETTERS[bit], data[name_at:key_at], data[key_at:end]
-                    events.append(Event(message_id, time_ms, db, letter, name, key))
+                    letter, name = CLASS_LETTERS[bit], data[name_at : name_at + name_len]
+                    events.append(
+                        Event(message_id, time_ms, db, letter, name, data[key_at:end], value)
+                    )
             except Exception:
                 if count:  # those before it first; then it is the first
                     break
@@ -809,6 +818,16 @@ def _counted(payload: bytes, at: int) -> Iterator[bytes]:
         at += _LENGTH.size
         yield payload[at : at + length]
         at += length
+
+
+def _read_value(data: ffi.buffer, at: int, end: int) -> tuple[Value, int, int]:
+    """The value in the payload of a RECORD_VALUED, and where its key begins and ends."""
+    length, key_len, kind, before, is_string = _VALUED.unpack_from(data, at)
+    key_at = at + _VALUED.size
+    key_end = key_at + key_len
+    content = data[key_end:end] if is_string else None
+    name = _TYPES[kind] if kind < len(_TYPES) else "unknown"
+    return Value(name, length, content, bool(before)), key_at, key_end
 
 
 def _sink(level: str, line: str) -> None:

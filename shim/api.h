@@ -20,7 +20,8 @@ enum {
     RECORD_ROLE = 3,    /* payload: u8 primary, u8 loading, u8 writes are paused */
     RECORD_FLUSH = 4,   /* payload: u32 id, u32 milliseconds, u8 mode (FLUSH_*) */
     RECORD_TOUCHED = 5, /* payload: what somebody else did, which list (empty: any), counted */
-    RECORD_MESSAGE = 6  /* payload: the id of the node that sent it, counted, and its text */
+    RECORD_MESSAGE = 6, /* payload: the id of the node that sent it, counted, and its text */
+    RECORD_VALUED = 7   /* an event with what its key holds; payload: valued_t, key, data */
 };
 
 /* What a flush is for. STORE: a save follows. The others end the worker: LEAVE,
@@ -39,6 +40,15 @@ typedef struct {
     uint8_t kind;      /* RECORD_* */
     uint8_t class_bit; /* position of the event's class in REDISMODULE_NOTIFY_* */
 } record_t;
+
+typedef struct {
+    uint64_t length; /* bytes of a string, elements of others */
+    uint32_t key_len;
+    uint8_t type;     /* REDISMODULE_KEYTYPE_* */
+    uint8_t before;   /* what was there before the event */
+    uint8_t has_data; /* only strings do */
+    uint8_t padding;
+} valued_t;
 
 typedef struct queue queue_t;
 

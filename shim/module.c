@@ -60,8 +60,10 @@ static int primary, loading, capturing;
 static long long now_ms;
 static uint64_t announced;
 static int job_running;
-static int flushed;   /* all data, in this turn of the event loop */
-static int accepting; /* the worker runs and was not told to stop */
+static size_t value_bytes; /* of a value go with its event; 0: off */
+static int watching_keys;  /* for values that are about to go */
+static int flushed;        /* all data, in this turn of the event loop */
+static int accepting;      /* the worker runs and was not told to stop */
 static pthread_t worker;
 static int worker_started;
 static uint32_t flush_id;
@@ -484,7 +486,7 @@ static int flush_worker(RedisModuleCtx *ctx, int mode, int ms) {
     }
 }
 
-/* ---- the event callback: the hot path ------------------------------------- */
+/* ---- keys ------------------------------------------------------------------ */
 
 static int is_own_key(const char *key, size_t len) {
     const size_t prefix = sizeof(OWN_KEY_PREFIX) - 1, suffix = sizeof(OWN_KEY_SUFFIX) - 1;
@@ -497,6 +499,117 @@ static void count(_Atomic int64_t *counter) {
     atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1,
                           memory_order_relaxed);
 }
+
+/* ---- values: only if they were asked for ---------------------------------- */
+
+/* What a key held that has just been deleted, expired or evicted (Redis 7.2 and later
+ * say so before they do it, and send the event afterwards); key.len 0: none. */
+static struct {
+    int db;
+    buffer_t key, payload; /* payload as of RECORD_VALUED */
+} gone;
+
+/* Events after which there is no key; to look for it would count as a miss. */
+static int is_end(const char *event) {
+    static const char *const ENDS[] = {"del", "expired", "evicted", "rename_from", "move_from"};
+    for (size_t i = 0; i < sizeof(ENDS) / sizeof(ENDS[0]); i++)
+        if (strcmp(event, ENDS[i]) == 0) return 1;
+    return 0;
+}
+
+static void value_write(buffer_t *payload, RedisModuleKey *open, int before, const char *key,
+                        size_t key_len, const char *data, size_t data_len) {
+    int type = RedisModule_KeyType(open);
+    valued_t head = {.length = RedisModule_ValueLength(open),
+                     .key_len = (uint32_t)key_len,
+                     .type = (uint8_t)type,
+                     .before = (uint8_t)before,
+                     .has_data = data != NULL};
+    payload->len = 0;
+    buffer_add(payload, &head, sizeof(head));
+    buffer_add(payload, key, key_len);
+    buffer_add(payload, data, data_len);
+}
+
+/* A key is about to go. */
+static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
+    static const char CLASSES[][2] = {"g", "x", "e"}; /* deleted, expired, evicted */
+    (void)event;
+    if (!capturing || subevent > REDISMODULE_SUBEVENT_KEY_EVICTED) return;
+    if (!(settings_classes(CLASSES[subevent], 1) & wanted_classes)) return;
+    RedisModuleKey *open = ((RedisModuleKeyInfo *)data)->key;
+    size_t len, size = 0;
+    const char *key = RedisModule_StringPtrLen(RedisModule_GetKeyNameFromModuleKey(open), &len);
+    if (is_own_key(key, len)) return;
+    const char *bytes = NULL;
+    /* This may decode the string in its place; but it goes anyway. */
+    if (RedisModule_KeyType(open) == REDISMODULE_KEYTYPE_STRING)
+        bytes = RedisModule_StringDMA(open, &size, REDISMODULE_READ);
+    value_write(&gone.payload, open, 1, key, len, bytes, size < value_bytes ? size : value_bytes);
+    gone.db = RedisModule_GetSelectedDb(ctx);
+    gone.key.len = 0;
+    buffer_add(&gone.key, key, len);
+}
+
+/* What goes with the event, or NULL: what the key holds now, or what it held. */
+static buffer_t *value_of(RedisModuleCtx *ctx, const char *event, RedisModuleString *key,
+                          const char *name, size_t len) {
+    static buffer_t now;
+    buffer_t *found = NULL;
+    if (is_end(event)) {
+        if (gone.payload.len && gone.db == RedisModule_GetSelectedDb(ctx) && gone.key.len == len &&
+            memcmp(gone.key.data, name, len) == 0)
+            found = &gone.payload;
+        return found;
+    }
+    capturing = 0; /* what Redis says of our own look is no event */
+    RedisModuleKey *open =
+        RedisModule_OpenKey(ctx, key,
+                            REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOTOUCH |
+                                REDISMODULE_OPEN_KEY_NONOTIFY | REDISMODULE_OPEN_KEY_NOSTATS |
+                                REDISMODULE_OPEN_KEY_NOEXPIRE | REDISMODULE_OPEN_KEY_NOEFFECTS);
+    if (open != NULL) {
+        RedisModuleCallReply *reply = NULL;
+        const char *bytes = NULL;
+        size_t size = 0;
+        /* Not StringDMA: it would turn short strings and numbers into longer objects. */
+        if (RedisModule_KeyType(open) == REDISMODULE_KEYTYPE_STRING)
+            reply = RedisModule_Call(ctx, "GETRANGE", "sll", key, 0LL, (long long)value_bytes - 1);
+        if (reply != NULL) bytes = RedisModule_CallReplyStringPtr(reply, &size);
+        value_write(&now, open, 0, name, len, bytes, bytes ? size : 0);
+        if (reply != NULL) RedisModule_FreeCallReply(reply);
+        RedisModule_CloseKey(open);
+        found = &now;
+    }
+    capturing = 1;
+    return found;
+}
+
+/* Sends an event with a value, if there is one. 0, or -1 if the queue is full. */
+static int push_valued(RedisModuleCtx *ctx, record_t *head, const char *event,
+                       RedisModuleString *key, const char *name, size_t len) {
+    buffer_t *payload = value_of(ctx, event, key, name, len);
+    if (payload == NULL) return queue_push(events, head, event, name);
+    head->kind = RECORD_VALUED;
+    head->payload_len = (uint32_t)payload->len;
+    int result = queue_push(events, head, event, payload->data);
+    gone.payload.len = 0;
+    return result;
+}
+
+/* Takes the parameter over. */
+static void watch_values(RedisModuleCtx *ctx) {
+    RedisModuleEvent event = {REDISMODULE_EVENT_KEY, 1};
+    const char *bytes = RedisModule_StringPtrLen(values[SETTING_INDEX_VALUE], NULL);
+    const char *format = RedisModule_StringPtrLen(values[SETTING_INDEX_FORMAT], NULL);
+    /* The form `text` has no place for it. */
+    value_bytes = strcmp(format, "text") == 0 ? 0 : strtoul(bytes, NULL, 10);
+    if ((value_bytes > 0) == watching_keys) return;
+    watching_keys = value_bytes > 0;
+    RedisModule_SubscribeToServerEvent(ctx, event, watching_keys ? on_key : NULL);
+}
+
+/* ---- the event callback ---------------------------------------------------- */
 
 /* A key has changed: copy, and return (rule 1). */
 static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModuleString *key) {
@@ -516,7 +629,9 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
                      .kind = RECORD_EVENT,
                      .class_bit = (uint8_t)__builtin_ctz((unsigned)(type & wanted_classes))};
     count(&seen);
-    if (queue_push(events, &head, event, name) != 0) count(&refused);
+    int full = value_bytes ? push_valued(ctx, &head, event, key, name, len)
+                           : queue_push(events, &head, event, name);
+    if (full) count(&refused);
     if (queue_pushed(events) % ANNOUNCE_EVERY == 0) announce();
     return REDISMODULE_OK;
 }
@@ -700,6 +815,7 @@ static int config_apply(RedisModuleCtx *ctx, void *data, RedisModuleString **err
     size_t len;
     const char *classes = RedisModule_StringPtrLen(values[SETTING_INDEX_EVENTS], &len);
     subscribe(ctx, settings_classes(classes, len));
+    watch_values(ctx);
     set_limit();
     send_config();
     return REDISMODULE_OK;
@@ -1149,6 +1265,9 @@ static int prepare(RedisModuleCtx *ctx) {
     memset(&texts_draft, 0, sizeof(texts_draft));
     memset(texts_shown, 0, sizeof(*texts_shown));
     subscribed_classes = wanted_classes = 0;
+    value_bytes = 0;
+    watching_keys = 0;
+    gone.payload.len = 0;
     announced = seen_by_worker = 0;
     atomic_store(&worker_waits, 0);
     atomic_store(&worker_ready, 0);

@@ -42,6 +42,9 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 #define REDISMODULE_OPEN_KEY_NOTOUCH (1 << 16)
 #define REDISMODULE_OPEN_KEY_NONOTIFY (1 << 17)
 #define REDISMODULE_OPEN_KEY_NOSTATS (1 << 18)
+#define REDISMODULE_OPEN_KEY_NOEXPIRE (1 << 19)
+#define REDISMODULE_OPEN_KEY_NOEFFECTS (1 << 20)
+#define REDISMODULE_KEYTYPE_STRING 1
 #define REDISMODULE_KEYTYPE_LIST 2
 
 /* Cluster */
@@ -76,6 +79,10 @@ typedef struct {
 #define REDISMODULE_EVENT_EVENTLOOP 15
 #define REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP 0
 #define REDISMODULE_SUBEVENT_EVENTLOOP_AFTER_SLEEP 1
+#define REDISMODULE_EVENT_KEY 17 /* since 7.2 */
+#define REDISMODULE_SUBEVENT_KEY_DELETED 0
+#define REDISMODULE_SUBEVENT_KEY_EXPIRED 1
+#define REDISMODULE_SUBEVENT_KEY_EVICTED 2
 
 typedef struct {
     uint64_t version;
@@ -88,6 +95,11 @@ typedef struct {
     int32_t dbnum_first;
     int32_t dbnum_second;
 } RedisModuleSwapDbInfo;
+
+typedef struct {
+    uint64_t version;
+    RedisModuleKey *key; /* open for reading */
+} RedisModuleKeyInfo;
 
 /* COMMAND DOCS */
 typedef enum {
@@ -203,6 +215,9 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, KeyType, int, (RedisModuleKey *))                                                       \
     X(700, ValueLength, size_t, (RedisModuleKey *))                                                \
     X(700, ListGet, RedisModuleString *, (RedisModuleKey *, long))                                 \
+    X(700, StringDMA, char *, (RedisModuleKey *, size_t *, int))                                   \
+    X(700, GetKeyNameFromModuleKey, const RedisModuleString *, (RedisModuleKey *))                 \
+    X(700, CallReplyStringPtr, const char *, (RedisModuleCallReply *, size_t *))                   \
     X(700, CreateCommand, int,                                                                     \
       (RedisModuleCtx *, const char *, RedisModuleCmdFunc, const char *, int, int, int))           \
     X(700, GetCommand, RedisModuleCommand *, (RedisModuleCtx *, const char *))                     \
