@@ -369,24 +369,48 @@ def as_text(client: redis.Redis, command: str) -> str:
 
 
 class RabbitServer(_Server):
-    """A RabbitMQ broker with a name, ports, data and an epmd of its own."""
+    """A RabbitMQ broker with a name, ports, data and an epmd of its own.
+
+    `options`: lines of rabbitmq.conf; `plugins`: their names; `first`: another broker, of
+    whose cluster this one can become a member (see `join`).
+    """
 
     name = "rabbitmq"
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        options: Sequence[str] = (),
+        plugins: Sequence[str] = (),
+        first: RabbitServer | None = None,
+    ) -> None:
         super().__init__(folder)
         self.port = free_port()
         self._dist_port = free_port()
-        self._epmd_port = free_port()
+        self._epmd_port: int = free_port() if first is None else first._epmd_port
+        self._first = first
         self._epmd: subprocess.Popen[bytes] | None = None
-        (folder / "enabled_plugins").write_text("[].\n")
+        (folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
+        (folder / "rabbitmq.conf").write_text("".join(f"{line}\n" for line in options))
+
+    @property
+    def node(self) -> str:
+        return f"keyspace-amqp-{self.port}@localhost"
+
+    def join(self) -> None:
+        """Makes a running broker a member of its first one's cluster."""
+        assert self._first is not None
+        self.ctl("stop_app")
+        self.ctl("join_cluster", self._first.node)
+        self.ctl("start_app")
+        self.wait_ready()
 
     def command(self) -> Sequence[str]:
         return [RABBITMQ_SERVER]
 
     def environment(self) -> Mapping[str, str]:
         return os.environ | {
-            "RABBITMQ_NODENAME": f"keyspace-amqp-{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(self._dist_port),
@@ -395,17 +419,18 @@ class RabbitServer(_Server):
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
             "RABBITMQ_CONF_ENV_FILE": str(self.folder / "none"),
-            "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
             # Schedulers that spin for work would take the cores from everybody else.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(self._epmd_port),
-            "HOME": str(self.folder),
+            # Members of a cluster share the secret that is there.
+            "HOME": str(self.folder if self._first is None else self._first.folder),
         }
 
     def spawn(self) -> None:
         # In the foreground and ours: the broker would leave a daemon behind.
-        if self._epmd is None:
+        if self._epmd is None and self._first is None:
             epmd = shutil.which("epmd")
             if epmd is None or not pathlib.Path(RABBITMQ_SERVER).exists():
                 raise ServerError(

@@ -63,7 +63,7 @@ def _with_url(single: Target, url: str) -> Target:
     """See https://www.rabbitmq.com/docs/uri-spec and .../uri-query-parameters."""
     scheme, _, rest = url.partition("://")
     rest, _, query = rest.partition("?")
-    authority, slash, vhost = rest.partition("/")
+    authority, _, vhost = rest.partition("/")
     login, _, servers = authority.rpartition("@")
     tls = scheme == "amqps"
     changes: dict[str, object] = {
@@ -75,7 +75,7 @@ def _with_url(single: Target, url: str) -> Target:
         changes["username"] = _unquoted(username)
         if colon:
             changes["password"] = _unquoted(password)
-    if slash:
+    if vhost:  # a slash alone would be the host with the empty name, which nobody means
         changes["vhost"] = _unquoted(vhost).decode("utf-8", "surrogateescape")
     for pair in query.split("&") if query else ():
         name, _, value = pair.partition("=")

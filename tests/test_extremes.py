@@ -204,13 +204,13 @@ def test_an_eviction_storm(
         client.config_set("maxmemory", 0)
     expected = [body for body in bodies_of(told) if b"\nevicted\n" in body]
     assert len(expected) > 10_000
-    assert len(expected) == client.info("stats")["evicted_keys"] or away
     go(client, broker.port)
-    if not away:
+    numbers = settled(client, fallback_length=0, queue_length=0, in_flight=0)
+    if not numbers["dropped"]:
+        assert len(expected) == client.info("stats")["evicted_keys"]
         delivered(client, mailbox, expected, what=event_body)
         return
-    numbers = settled(client, fallback_length=0, queue_length=0, in_flight=0)
-    # The list is a key among others here.
+    # The list is a key among others here; there is one if the broker is away, or so slow.
     assert numbers["dropped"] == numbers["dropped_fallback_evicted"]
     arrived = [message.body for message in mailbox.receive()]
     assert len(arrived) == len(expected) - numbers["dropped"]
