@@ -154,7 +154,7 @@ SETTINGS: tuple[Setting, ...] = (
         SHORT_STRING,
         f"a text of up to {SHORT_STRING} bytes, with {{db}} {{event}} {{class}} {{key}} {{key:1}} "
         "{key:*} {node} or without; {{ and }} for braces",
-        "routing key of the messages, or a [template](#the-routing-key) for it",
+        "routing key of the messages, or a template for it",
         position=8,
         pattern=_TEMPLATE,
     ),
@@ -333,7 +333,7 @@ SETTINGS: tuple[Setting, ...] = (
         1,
         16,
         "text, json or cloudevents",
-        "form of the [message](#the-message)",
+        "form of the messages",
         pattern="text|json|cloudevents",
     ),
     Setting(
@@ -353,8 +353,7 @@ SETTINGS: tuple[Setting, ...] = (
         0,
         VALUE_BYTES,
         f"a number of bytes from 0 (off) to {VALUE_BYTES}",
-        "bytes of the key's [value](#values) that a message has, in the formats `json` and "
-        "`cloudevents`",
+        "bytes of the key's value that a message has, in the formats `json` and `cloudevents`",
     ),
     Setting(
         "mandatory",

@@ -1,4 +1,4 @@
-"""The README says what the code does.
+"""The README and the pages in docs say what the code does.
 
 Its tables of parameters, commands and numbers are made from the code's tables;
 `python -m tests.test_readme` writes them anew. Each example of a mask is tried.
@@ -19,7 +19,7 @@ from keyspace_amqp.config import SETTINGS, parse_masks
 from keyspace_amqp.stats import HELP, TEXT_HELP, Stat, Text
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 END = "<!-- end -->"
 
 CODE = re.compile(r"`([^`]+)`")
@@ -46,7 +46,13 @@ def parameters() -> str:
     positions = {s.name: str(s.position or "") for s in SETTINGS}
     positions["masks"] += "…"
     rows = [
-        (positions[s.name], f"`{s.name}`", f"`{s.default}`", _cell(s.accepted), _cell(s.help))
+        (
+            positions[s.name],
+            f"`{s.name}`",
+            f"`{s.default}`" if s.default else "",
+            _cell(s.accepted),
+            _cell(s.help),
+        )
         for s in SETTINGS
     ]
     return _table(("position", "name", "default", "accepted", "meaning"), *rows)
@@ -77,34 +83,35 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def _place(text: str, marker: str) -> slice:
-    """What stands between the line with a marker and the next end."""
-    before, found, _ = text.partition(f"<!-- {marker}")
-    assert found, f"README.md has no marker {marker!r}"
-    start = text.index("\n", len(before)) + 1
-    return slice(start, text.index(END, start))
+def _place(marker: str) -> tuple[pathlib.Path, str, slice]:
+    """What stands between the line with a marker and the next end: the page, its text, and
+    where."""
+    for page in PAGES:
+        text = page.read_text()
+        before, found, _ = text.partition(f"<!-- {marker}")
+        if found:
+            start = text.index("\n", len(before)) + 1
+            return page, text, slice(start, text.index(END, start))
+    raise AssertionError(f"no page has the marker {marker!r}")
 
 
-def written(text: str) -> str:
-    """The README with its tables made anew."""
+def write() -> None:
+    """Makes the tables anew."""
     for name, table in TABLES.items():
-        place = _place(text, f"table: {name} ")
-        text = f"{text[: place.start]}{table()}\n{text[place.stop :]}"
-    return text
+        page, text, place = _place(f"table: {name} ")
+        page.write_text(f"{text[: place.start]}{table()}\n{text[place.stop :]}")
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_table(name: str) -> None:
-    text = README.read_text()
-    assert text[_place(text, f"table: {name} ")] == TABLES[name]() + "\n", (
-        "run: .venv/bin/python -m tests.test_readme"
-    )
+    _, text, place = _place(f"table: {name} ")
+    assert text[place] == TABLES[name]() + "\n", "run: .venv/bin/python -m tests.test_readme"
 
 
 def _mask_examples() -> Iterator[tuple[bytes, bytes, bool]]:
     r"""(mask, key, whether it matches); \xHH in a key is a byte."""
-    text = README.read_text()
-    for line in text[_place(text, "masks: ")].splitlines()[2:]:
+    _, text, place = _place("masks: ")
+    for line in text[place].splitlines()[2:]:
         _, mask, matching, other, *_ = line.split("|")
         for cell, matches in ((matching, True), (other, False)):
             for key in CODE.findall(cell):
@@ -116,21 +123,35 @@ def test_mask_example(mask: bytes, key: bytes, matches: bool) -> None:
     assert masks.matches([mask], key) is matches
 
 
-def test_links_lead_to_headings() -> None:
-    text = README.read_text()
-    headings = {
+def _headings(page: pathlib.Path) -> set[str]:
+    return {
         re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        for heading in re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     }
-    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings
 
 
-def test_the_python_example_compiles() -> None:
-    examples = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: pathlib.Path) -> None:
+    for link in re.findall(r"\]\(([^)]*)\)", page.read_text()):
+        if "://" in link:
+            continue
+        path, _, heading = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not heading or heading in _headings(target), link
+
+
+def test_the_readme_is_read_in_ten_minutes() -> None:
+    assert len(PAGES[0].read_text().split()) < 2500
+
+
+def test_the_python_examples_compile() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    examples = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert examples
     for example in examples:
-        compile(example, "README.md", "exec")
+        compile(example, "example", "exec")
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text()))
+    write()
