@@ -136,9 +136,9 @@ COMMANDS: tuple[CommandSpec, ...] = (
             "KEYMASK SET mask [mask ...]",
             "KEYMASK DEL mask [mask ...]",
             "KEYMASK CLEAR",
-            "KEYMASK TEST key",
+            "KEYMASK TEST key [WHY]",
         ),
-        "Shows, changes or tries the key masks",
+        "Shows, changes or tries the key masks; a ! before a mask makes it exclude",
         (
             Argument(
                 "subcommand",
@@ -150,7 +150,11 @@ COMMANDS: tuple[CommandSpec, ...] = (
                     _token("DEL", Argument("mask", multiple=True)),
                     _token("CLEAR"),
                     # A string, not a key: nothing is read, and a cluster must not redirect.
-                    _token("TEST", Argument("key")),
+                    _token(
+                        "TEST",
+                        Argument("key"),
+                        Argument("why", "PURE_TOKEN", token="WHY", optional=True),
+                    ),
                 ),
             ),
             _LOCAL,
@@ -624,6 +628,8 @@ def _checked(given: Sequence[bytes]) -> Sequence[bytes]:
     for mask in given:
         if not mask:
             raise CommandError("a mask cannot be empty; ALL matches every key")
+        if mask == masks.EXCLUDES:
+            raise CommandError("nothing stands behind the ! of a mask; !^tmp: excludes ^tmp:")
     return given
 
 
@@ -635,6 +641,9 @@ def _keymask(call: _Call, rest: Sequence[bytes]) -> Steps:
             return list(present)
         case "TEST", 1:
             return int(masks.matches(present, arguments[0]))
+        case "TEST", 2 if arguments[1].upper() == b"WHY":
+            forwarded, why = masks.explain(present, arguments[0])
+            return [int(forwarded), why]
         case "CLEAR", 0:
             changed: list[bytes] = []
         case "SET", count if count > 0:

@@ -740,8 +740,10 @@ static int register_settings(RedisModuleCtx *ctx, RedisModuleString **argv, int 
         if (i < SETTING_INDEX_MASKS) {
             failed = settings_check(i, value, len, classes, message, sizeof(message));
         } else {
-            failed = len == 0;
-            snprintf(message, sizeof(message), "masks: '' is not accepted; give ALL for every key");
+            failed = len == 0 || (len == 1 && value[0] == '!');
+            snprintf(message, sizeof(message), "masks: '%s' is not accepted; give %s",
+                     failed ? value : "",
+                     len == 0 ? "ALL for every key" : "!^tmp: to exclude ^tmp:, say");
             if (!failed) used = settings_append_mask(masks, used, capacity, value, len);
         }
         if (failed) {
