@@ -381,6 +381,15 @@ class Publisher:
             if length:
                 self._others[key] = length
 
+    def imported(self, key: bytes, length: int, count: int) -> None:
+        """So many elements were put to the end of a list of ours, which had `length` then:
+        to be told between the results of the jobs that ran before and after that."""
+        for now in (length - count, length):
+            if key != self.key:
+                self.found({key: now})
+            elif self.writable:
+                self._set_length(now)
+
     def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
         """All lists have been looked for. `home`: where a new one belongs; None: this
         node has no slot. `serves`: whether a key is in its slots."""

@@ -69,8 +69,8 @@ HELP: dict[Stat, str] = {
     Stat.FALLBACK_LENGTH: "events that wait in the fallback list",
     Stat.FALLBACK_PUSHED: "elements pushed to the list",
     Stat.FALLBACK_DRAINED: "elements removed from the list after their confirm",
-    Stat.FALLBACK_FOUND: "elements in the list that this load of the module did not push, less "
-    "those handed over when this node became a replica",
+    Stat.FALLBACK_FOUND: "elements in the list that this load of the module did not push or "
+    "that it took over (FALLBACK IMPORT), less those handed over when this node became a replica",
     Stat.QUEUE_LENGTH: "events in memory that are not sent yet",
     Stat.QUEUE_BYTES: "memory of these",
     Stat.IN_FLIGHT: "events in memory that are sent and not confirmed yet",

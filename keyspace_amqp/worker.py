@@ -617,6 +617,11 @@ class Worker:
     def purge(self, done: commands.Resume) -> None:
         self._publisher.purge(done)
 
+    def imported(self, key: bytes, length: int, count: int) -> None:
+        self._publisher.imported(key, length, count)
+        if key != self._publisher.key:
+            self._watch.touched(key)
+
     def reset_stats(self) -> None:
         self._publisher.reset_stats()
         self._spread.rejected = 0

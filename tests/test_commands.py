@@ -165,6 +165,9 @@ class FakeHandler:
         self.calls.append("purge")
         done(self.purged)
 
+    def imported(self, key: bytes, length: int, count: int) -> None:
+        self.calls.append(f"imported {key.decode()} {length} {count}")
+
     def reset_stats(self) -> None:
         self.calls.append("reset_stats")
 

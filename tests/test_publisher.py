@@ -1113,6 +1113,23 @@ def test_what_somebody_pushes_is_found_and_delivered() -> None:
     assert bench.count(Stat.FALLBACK_FOUND) == 1
 
 
+def test_what_is_imported_is_found_at_once() -> None:
+    bench = away(found=2)
+    bench.settle()
+    bench.list.elements += [to_element(event_of(number)) for number in (8, 9)]
+    bench.publisher.imported(KEY, 4, 2)
+    assert bench.count(Stat.FALLBACK_FOUND) == 4
+    assert bench.publisher.gauges()[Stat.FALLBACK_LENGTH] == 4
+    bench.list.elements = [to_element(event_of(9))]  # somebody else was faster
+    bench.publisher.imported(KEY, 1, 1)
+    assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 4
+    assert bench.count(Stat.FALLBACK_FOUND) == 5
+    other = SimulatedSlots.KEYS[1]
+    bench.publisher.imported(other, 3, 3)
+    assert bench.count(Stat.FALLBACK_FOUND) == 8
+    assert_books_balance(bench.publisher)
+
+
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
@@ -2448,6 +2465,27 @@ class NarrowWorld(World):
         self.outside.extend(self.new_event(b"k" * 1000) for _ in range(chance.choice([1, 3])))
 
 
+class ImportWorld(World):
+    """Elements of another list are put to the end of ours, by jobs of their own."""
+
+    def steps(self) -> dict[Step, int]:
+        return super().steps() | {self.somebody_imports: 3}
+
+    def somebody_imports(self, chance: random.Random) -> None:
+        if self.result is not None or self.list.trouble is not None:
+            return
+        count = chance.choice([1, 3, 10])
+        self.list.elements += [to_element(self.new_event()) for _ in range(count)]
+        length = len(self.list.elements)
+        if chance.random() < 0.5:
+            self.run_job()  # its result comes behind that of the import
+        self.publisher.imported(KEY, length, count)
+
+    def check(self) -> None:
+        super().check()
+        assert dropped_of(self.publisher) == 0 or self.stopped
+
+
 class SharedWorld(World):
     """Others change the list too."""
 
@@ -2700,7 +2738,7 @@ stories = st.integers(0, 300).flatmap(
 
 
 @pytest.mark.parametrize(
-    "kind", [LosslessWorld, ClusterWorld, NarrowWorld, SharedWorld, SlotsWorld]
+    "kind", [LosslessWorld, ClusterWorld, NarrowWorld, ImportWorld, SharedWorld, SlotsWorld]
 )
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), story=stories)
