@@ -8,6 +8,7 @@ Pure: imports nothing.
 from __future__ import annotations
 
 import enum
+import itertools
 
 
 class Stat(enum.IntEnum):
@@ -30,17 +31,34 @@ class Stat(enum.IntEnum):
     RECONNECTS = 14
     HANDLER_ERRORS = 15
     MESSAGES_REJECTED = 16
-    DROPPED_QUEUE_FULL = 17
-    DROPPED_FALLBACK_FULL = 18
-    DROPPED_FALLBACK_EVICTED = 19
-    DROPPED_FALLBACK_EXPIRED = 20
-    DROPPED_FALLBACK_FLUSHED = 21
-    DROPPED_FALLBACK_REMOVED = 22
-    DROPPED_PURGED = 23
-    DROPPED_UNREADABLE = 24
-    DROPPED_STOPPED = 25
-    DROPPED_TOO_LARGE = 26
-    DROPPED_HANDLER_ERROR = 27
+    CONFIRM_MS_LE_1 = 17
+    CONFIRM_MS_LE_2 = 18
+    CONFIRM_MS_LE_5 = 19
+    CONFIRM_MS_LE_10 = 20
+    CONFIRM_MS_LE_25 = 21
+    CONFIRM_MS_LE_50 = 22
+    CONFIRM_MS_LE_100 = 23
+    CONFIRM_MS_LE_250 = 24
+    CONFIRM_MS_LE_500 = 25
+    CONFIRM_MS_LE_1000 = 26
+    CONFIRM_MS_LE_5000 = 27
+    CONFIRM_MS_LE_INF = 28
+    CONFIRM_MS_SUM = 29
+    DROPPED_QUEUE_FULL = 30
+    DROPPED_FALLBACK_FULL = 31
+    DROPPED_FALLBACK_EVICTED = 32
+    DROPPED_FALLBACK_EXPIRED = 33
+    DROPPED_FALLBACK_FLUSHED = 34
+    DROPPED_FALLBACK_REMOVED = 35
+    DROPPED_PURGED = 36
+    DROPPED_UNREADABLE = 37
+    DROPPED_STOPPED = 38
+    DROPPED_TOO_LARGE = 39
+    DROPPED_HANDLER_ERROR = 40
+
+
+# Milliseconds. An event counts in the first of CONFIRM_MS_LE_* that it is not above.
+CONFIRM_BOUNDS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 5000)
 
 
 class Text(enum.IntEnum):
@@ -78,6 +96,13 @@ HELP: dict[Stat, str] = {
     Stat.HANDLER_ERRORS: "unexpected exceptions in the handler; the log has the tracebacks",
     Stat.MESSAGES_REJECTED: "messages of other nodes of the cluster that were garbage, of an "
     "unknown version, or more than fit",
+    Stat.CONFIRM_MS_LE_1: "events that the broker confirmed within 1 ms of their emission",
+    **{
+        Stat(Stat.CONFIRM_MS_LE_1 + place): f"within {bound} ms, and not within {before}"
+        for place, (before, bound) in enumerate(itertools.pairwise(CONFIRM_BOUNDS), 1)
+    },
+    Stat.CONFIRM_MS_LE_INF: f"not within {CONFIRM_BOUNDS[-1]} ms",
+    Stat.CONFIRM_MS_SUM: "milliseconds from the emission of events to their confirms, added up",
     Stat.DROPPED_QUEUE_FULL: "memory limit reached, and the list off or out of reach",
     Stat.DROPPED_FALLBACK_FULL: "oldest elements, when the list had fallback-size",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",

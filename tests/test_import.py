@@ -70,6 +70,7 @@ def test_an_element_is_the_body_of_its_message(db: int, name: bytes, key: bytes)
     element = b"%d\n%b\n%b" % (db, name, key)
     event = from_legacy(element, "id-1", 17)
     assert event is not None
+    assert (event.db, event.name, event.key) == (db, name, key)
     assert body(event) == element
     assert from_element(to_element(event)) == event
 

@@ -47,8 +47,16 @@ Step = Callable[[random.Random], None]
 DEFAULTS = Config("xe", "127.0.0.1", 5672, "guest", "guest")
 
 
+# Unix time in milliseconds when a test begins, at 1000 seconds of its clock.
+BEGIN_MS = 1_700_000_000_000
+
+
+def wall_at(now: float) -> int:
+    return BEGIN_MS + round((now - 1000) * 1000)
+
+
 def event_of(number: int, key: bytes = b"k") -> Event:
-    return Event(f"t-{number}", 1_700_000_000_000, 0, "g", b"del", key)
+    return Event(f"t-{number}", BEGIN_MS, 0, "g", b"del", key)
 
 
 def number_of(event: Event) -> int:
@@ -77,6 +85,9 @@ def assert_books_balance(publisher: Publisher) -> None:
         gauges[stat] for stat in (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
     )
     assert came == counts[Stat.CONFIRMED] + dropped_of(publisher) + waiting
+    buckets = range(Stat.CONFIRM_MS_LE_1, Stat.CONFIRM_MS_LE_INF + 1)
+    timed = sum(counts[bucket] for bucket in buckets) + len(publisher._confirmed)
+    assert timed == counts[Stat.CONFIRMED]
     assert min(gauges.values()) >= 0
     # What was handed over to another node is subtracted from what was found.
     assert min(counts[stat] for stat in Stat if stat is not Stat.FALLBACK_FOUND) >= 0
@@ -261,10 +272,13 @@ class Bench:
         self.list.writable = primary
         self.list.elements = [to_element(event_of(next(self.numbers))) for _ in range(found)]
         self.config = dataclasses.replace(DEFAULTS, **parameters)
-        self.publisher = Watched(self.config, lambda: self.now, lambda: jitter)
+        self.publisher = Watched(self.config, lambda: self.now, self.wall, lambda: jitter)
         self.publisher.set_role(primary=primary, loading=False)
         self.job: Job | None = None
         self.actions: list[Action] = []  # all so far
+
+    def wall(self) -> int:
+        return wall_at(self.now)
 
     # The world's side
 
@@ -1319,7 +1333,7 @@ class SlotsBench(Bench):
         for key, length in (lengths or {}).items():
             elements = [to_element(event_of(next(self.numbers))) for _ in range(length)]
             self.list.here[key].elements = elements
-        self.publisher = Publisher(self.config, lambda: self.now, lambda: 1.0)
+        self.publisher = Publisher(self.config, lambda: self.now, self.wall, lambda: 1.0)
         self.publisher.set_role(primary=True, loading=False)
 
     def tell(self, home: bytes | None) -> list[Action]:
@@ -2003,7 +2017,7 @@ class World:
         return SimulatedList()
 
     def make_publisher(self, chance: random.Random) -> Watched:
-        return Watched(self.config, lambda: self.now, chance.random)
+        return Watched(self.config, lambda: self.now, lambda: wall_at(self.now), chance.random)
 
     def new_event(self, key: bytes = b"k") -> Event:
         number = len(self.born) + 1
@@ -2721,7 +2735,7 @@ class WatchedSlots(Watched):
     """Told by its world what is there, as soon as there is a moment for it."""
 
     def __init__(self, world: SlotsWorld, chance: random.Random) -> None:
-        super().__init__(world.config, lambda: world.now, chance.random)
+        super().__init__(world.config, lambda: world.now, lambda: wall_at(world.now), chance.random)
         self._world = world
 
     def tell_lists(self) -> None:
