@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keyspace_amqp import commands, fallback
@@ -66,6 +66,7 @@ def bodies(elements: Sequence[bytes]) -> list[bytes]:
     st.binary(min_size=1, max_size=20).filter(lambda name: b"\n" not in name),
     st.binary(max_size=20),
 )
+@example(0, b"set", b"a\nb\n\n")
 def test_an_element_is_the_body_of_its_message(db: int, name: bytes, key: bytes) -> None:
     element = b"%d\n%b\n%b" % (db, name, key)
     event = from_legacy(element, "id-1", 17)

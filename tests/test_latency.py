@@ -4,19 +4,22 @@ the module, in Redis' own LATENCY."""
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 
+import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
 from keyspace_amqp.config import INT64_MAX
 from keyspace_amqp.message import Event, to_element
-from keyspace_amqp.publisher import STORE_AFTER, Send
-from keyspace_amqp.servers import RabbitServer, wait_for
+from keyspace_amqp.publisher import STALLED_AFTER, STORE_AFTER, STORE_GRACE, Send
+from keyspace_amqp.servers import RabbitServer, free_port, wait_for
 from keyspace_amqp.stats import CONFIRM_BOUNDS, FIRST_REASON, HELP, Stat
 
 from .fix_faults import Proxy
-from .fix_servers import Mailbox, StartRedis, arguments_for, settled, stats
+from .fix_servers import MODULE, Mailbox, StartRedis, arguments_for, list_length, settled, stats
 from .test_publisher import Bench, away, connected, event_of, wall_at
 
 BUCKETS = [stat for stat in Stat if stat.name.startswith("CONFIRM_MS_LE_")]
@@ -158,3 +161,59 @@ def test_stats_tell_of_an_outage(
         numbers = settled(client, confirmed=0, confirm_ms_sum=0)
         assert sum(numbers[name] for name in NAMES) == 0
         wait_for(lambda: stats(client)["fallback_length"] == 0, 10)
+
+
+# ---- Redis' own LATENCY ---------------------------------------------------------------
+
+
+def watched(client: redis.Redis) -> dict[str, int]:
+    """What Redis has noted of the module: per event the longest time in milliseconds."""
+    found = {name.decode(): longest for name, _, _, longest, *_ in client.latency_latest()}
+    return {name: longest for name, longest in found.items() if name.startswith("keyspaceamqp")}
+
+
+@pytest.mark.parametrize("threshold", [1, 0])
+def test_a_long_job(family: str, threshold: int, start_redis: StartRedis) -> None:
+    """An element of 25 MB has to be copied by the main thread. 0: nobody wants to know."""
+    client = start_redis(family, arguments_for(free_port(), events="$")).client()
+    client.config_set("latency-monitor-threshold", threshold)
+    client.set("small", 1)
+    wait_for(lambda: list_length(client) == 1, 10)
+    client.set(b"k" * 25_000_000, 1)
+    wait_for(lambda: list_length(client) == 2, 30)
+    if threshold == 0:
+        assert watched(client) == {}
+    else:
+        assert watched(client)["keyspaceamqp-job"] >= 1
+        assert len(client.latency_history("keyspaceamqp-job")) >= 1
+
+
+def test_waits_for_the_handler(
+    family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """A save and an unload give a broker that is silent some time."""
+    server = start_redis(family, None)
+    client = server.client()
+    client.config_set("latency-monitor-threshold", 1)
+    with Proxy(broker.port) as proxy:
+        arguments = [str(a) for a in arguments_for(proxy.port, mailbox, events="$")]
+        client.execute_command("MODULE", "LOAD", str(MODULE), *arguments)
+        assert watched(client)["keyspaceamqp-load"] >= 1
+        client.set("a", 1)
+        settled(client, confirmed=1)
+        for wait, command, least in (
+            ("save", ("SAVE",), STORE_GRACE),
+            ("unload", ("MODULE", "UNLOAD", "keyspaceamqp"), STALLED_AFTER),
+        ):
+            proxy.deaf = True
+            client.set("b", 1)
+            wait_for(lambda: stats(client)["in_flight"] == 1, 10)
+            begin = time.monotonic()
+            client.execute_command(*command)
+            longest = (time.monotonic() - begin) * 1000
+            assert least * 1000 / 2 <= watched(client)[f"keyspaceamqp-{wait}"] <= longest
+            proxy.deaf = False
+            if wait == "save":
+                settled(client, fallback_length=0, in_flight=0)
+        client.execute_command("MODULE", "LOAD", str(MODULE), *arguments)
+        settled(client, fallback_length=0, queue_length=0, in_flight=0)

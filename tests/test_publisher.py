@@ -1141,6 +1141,7 @@ def test_what_is_imported_is_found_at_once() -> None:
     other = SimulatedSlots.KEYS[1]
     bench.publisher.imported(other, 3, 3)
     assert bench.count(Stat.FALLBACK_FOUND) == 8
+    assert bench.publisher.gauges()[Stat.FALLBACK_LENGTH] == 4
     assert_books_balance(bench.publisher)
 
 
