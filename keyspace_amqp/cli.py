@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from . import __version__
 from .config import SETTINGS, Kind, Setting, format_masks, quoted
+from .masks import EXCLUDES
 
 MODULE_FILE = "libredis_keyspace_amqp.so"
 
@@ -63,14 +64,15 @@ def _checked(setting: Setting, text: str) -> bytes:
         case Kind.EVENTS:
             good = bool(text) and _EVENT_LETTERS.issuperset(text)
         case Kind.MASKS:  # one of them; the length of all is checked later
-            good = bool(value)
+            good = value not in (b"", EXCLUDES)
         case Kind.TEXT:
             good = setting.minimum <= len(value) <= setting.maximum
             good = good and (not setting.pattern or bool(re.fullmatch(setting.pattern, text)))
     if good and b"\0" not in value:
         return value
     shown = "this value" if setting.sensitive else repr(text)
-    accepted = "a mask, or ALL for every key" if setting.kind is Kind.MASKS else setting.accepted
+    mask = "a mask, with ! before it one that excludes, or ALL for every key"
+    accepted = mask if setting.kind is Kind.MASKS else setting.accepted
     raise argparse.ArgumentTypeError(f"{shown} is not accepted; give {accepted}")
 
 
@@ -83,7 +85,8 @@ def _add_setting(parser: argparse.ArgumentParser, setting: Setting) -> None:
             action="append",
             type=check,
             metavar="MASK",
-            help="a key mask; give the option once for each (default: ALL, every key)",
+            help="a key mask, with ! before it one that excludes; give the option once for each "
+            "(default: ALL, every key)",
         )
         return
     parser.add_argument(

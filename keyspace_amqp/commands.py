@@ -17,23 +17,35 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import itertools
 import re
+import secrets
 import struct
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from . import masks
 from .cluster import LOOK_KEYS, SLOTS, Topology, key_of
 from .config import INDEX, SETTINGS, Config, format_masks
 from .fallback import (
+    JOB_BYTES,
+    JOB_ELEMENTS,
     KEY,
+    NOT_SERVED,
+    READ_ONLY,
+    Command,
     Job,
     JobError,
     SetParameters,
+    is_own_key,
     lengths_job,
+    move_job,
     peek_job,
     read_elements,
 )
+from .legacy import from_legacy
+from .message import to_element
 from .spread import LINK, Outcome, Register
 from .stats import Stat
 
@@ -136,9 +148,9 @@ COMMANDS: tuple[CommandSpec, ...] = (
             "KEYMASK SET mask [mask ...]",
             "KEYMASK DEL mask [mask ...]",
             "KEYMASK CLEAR",
-            "KEYMASK TEST key",
+            "KEYMASK TEST key [WHY]",
         ),
-        "Shows, changes or tries the key masks",
+        "Shows, changes or tries the key masks; a ! before a mask makes it exclude",
         (
             Argument(
                 "subcommand",
@@ -150,7 +162,11 @@ COMMANDS: tuple[CommandSpec, ...] = (
                     _token("DEL", Argument("mask", multiple=True)),
                     _token("CLEAR"),
                     # A string, not a key: nothing is read, and a cluster must not redirect.
-                    _token("TEST", Argument("key")),
+                    _token(
+                        "TEST",
+                        Argument("key"),
+                        Argument("why", "PURE_TOKEN", token="WHY", optional=True),
+                    ),
                 ),
             ),
             _LOCAL,
@@ -159,8 +175,15 @@ COMMANDS: tuple[CommandSpec, ...] = (
     ),
     CommandSpec(
         "FALLBACK",
-        ("FALLBACK LEN", "FALLBACK PEEK [count]", "FALLBACK DRAIN", "FALLBACK PURGE"),
-        "Looks at the fallback list, has it delivered now, or deletes it",
+        (
+            "FALLBACK LEN",
+            "FALLBACK PEEK [count]",
+            "FALLBACK DRAIN",
+            "FALLBACK PURGE",
+            "FALLBACK IMPORT key",
+        ),
+        "Looks at the fallback list, has it delivered now, deletes it, or takes over the list of "
+        "the older C module",
         (
             Argument(
                 "subcommand",
@@ -170,11 +193,13 @@ COMMANDS: tuple[CommandSpec, ...] = (
                     _token("PEEK", Argument("count", "INTEGER", optional=True)),
                     _token("DRAIN"),
                     _token("PURGE"),
+                    # A string, as with KEYMASK TEST: whichever node has it takes it over.
+                    _token("IMPORT", Argument("key")),
                 ),
             ),
             _LOCAL,
         ),
-        "O(N) where N is the number of elements shown or deleted",
+        "O(N) where N is the number of elements shown, deleted or taken over",
     ),
     CommandSpec(
         "STATS",
@@ -216,6 +241,13 @@ PEEK_DEFAULT = 10
 PEEK_MAX = 10_000
 PEEK_BYTES = 64 * 1024 * 1024
 PEEK_ASKED_BYTES = 1024 * 1024
+
+
+# Seconds of one IMPORT: the node that asks waits for ASK_TIMEOUT (spread.py), and the
+# client for COMMAND_TIMEOUT_MS (shim/module.c).
+IMPORT_SECONDS = 1.5
+# What an error shows of an element.
+SHOWN_BYTES = 64
 
 
 class CommandError(Exception):
@@ -314,6 +346,10 @@ class Handler(Protocol):
         """Deletes the list; `done` gets the number of elements, or a JobError."""
         ...
 
+    def imported(self, key: bytes, length: int, count: int) -> None:
+        """So many elements were put to the end of a list of ours; it has `length` now."""
+        ...
+
     def reset_stats(self) -> None: ...
 
 
@@ -332,9 +368,14 @@ class _Call:
     registers: dict[str, Register] = dataclasses.field(default_factory=dict)
 
     @property
+    def for_all(self) -> bool:
+        """Whether the other nodes carry it out too."""
+        return self.asked or not self.local
+
+    @property
     def is_copy(self) -> bool:
         """Whether the list here is another node's, which will answer for it itself."""
-        return (self.asked or not self.local) and not self.handler.writable
+        return self.for_all and not self.handler.writable
 
 
 def answer(handler: Handler, arguments: Sequence[bytes], *, asked: bool = False) -> Steps:
@@ -350,7 +391,7 @@ def answer(handler: Handler, arguments: Sequence[bytes], *, asked: bool = False)
         raise CommandError(f"there is no command {first.decode('utf-8', 'backslashreplace')!r}")
     rest = list(arguments[1:])
     local = asked or not handler.clustered
-    if rest and rest[-1].upper() == b"LOCAL" and not _is_test_of_local(rest):
+    if rest and rest[-1].upper() == b"LOCAL" and not _is_key_local(rest):
         rest.pop()
         local = True
     call = _Call(handler, local, asked)
@@ -520,6 +561,7 @@ _MERGED: dict[tuple[str, str], _Merge] = {
     ("FALLBACK", "PEEK"): _merge_elements,
     ("FALLBACK", "DRAIN"): _merge_sum,
     ("FALLBACK", "PURGE"): _merge_sum,
+    ("FALLBACK", "IMPORT"): _merge_sum,
     ("STATS", "RESET"): _merge_same,
     ("STATS", "CLUSTER"): _merge_numbers,
     ("CLUSTER", ""): _merge_nodes,
@@ -529,9 +571,9 @@ _MERGED: dict[tuple[str, str], _Merge] = {
 # ---- the commands -----------------------------------------------------------------
 
 
-def _is_test_of_local(rest: Sequence[bytes]) -> bool:
-    """KEYMASK TEST with a key that is named like the word."""
-    return len(rest) == 2 and rest[0].upper() == b"TEST"
+def _is_key_local(rest: Sequence[bytes]) -> bool:
+    """KEYMASK TEST or FALLBACK IMPORT with a key that is named like the word."""
+    return len(rest) == 2 and rest[0].upper() in (b"TEST", b"IMPORT")
 
 
 def _usage(command: str) -> CommandError:
@@ -624,6 +666,8 @@ def _checked(given: Sequence[bytes]) -> Sequence[bytes]:
     for mask in given:
         if not mask:
             raise CommandError("a mask cannot be empty; ALL matches every key")
+        if mask == masks.EXCLUDES:
+            raise CommandError("nothing stands behind the ! of a mask; !^tmp: excludes ^tmp:")
     return given
 
 
@@ -635,6 +679,9 @@ def _keymask(call: _Call, rest: Sequence[bytes]) -> Steps:
             return list(present)
         case "TEST", 1:
             return int(masks.matches(present, arguments[0]))
+        case "TEST", 2 if arguments[1].upper() == b"WHY":
+            forwarded, why = masks.explain(present, arguments[0])
+            return [int(forwarded), why]
         case "CLEAR", 0:
             changed: list[bytes] = []
         case "SET", count if count > 0:
@@ -713,8 +760,86 @@ def _fallback(call: _Call, rest: Sequence[bytes]) -> Steps:
                     # A message between nodes is no place for an element without a bound.
                     elements += read[:-1] if call.asked and room < 0 else read
             return elements
+        case "IMPORT", 1:
+            return (yield from _import(call, arguments[0]))
         case _:
             raise _usage("FALLBACK")
+
+
+def _import(call: _Call, source: bytes) -> Steps:
+    """Takes over the list of the older C module, for a while: how many elements. The
+    command is to be given again until there are none."""
+    if is_own_key(source):
+        raise CommandError("this is a list of this module; give the key of the older one's")
+    if call.is_copy:
+        return 0
+    if not call.handler.writable:
+        raise CommandError(READ_ONLY)
+    prefix, numbers = secrets.token_hex(8), itertools.count(1)
+    ids = (f"{prefix}-{number}" for number in numbers)
+    until = time.monotonic() + IMPORT_SECONDS
+    taken = 0
+    try:
+        while time.monotonic() < until:
+            some = yield from _import_some(call, source, ids)
+            if not some:
+                break
+            taken += some
+    except CommandError as error:
+        if not taken:
+            raise
+        raise CommandError(f"{error} ({taken} elements before it were taken over)") from None
+    return taken
+
+
+def _import_some(call: _Call, source: bytes, ids: Iterator[str]) -> Generator[Wait, Any, int]:
+    """Takes over as many elements as a job may move, in their order; up to the first
+    that is no event, which is refused when it is the first."""
+    handler = call.handler
+    size, target = handler.config.fallback_size, next(iter(handler.list_keys or ()), None)
+    look = [*peek_job(source, 0, JOB_ELEMENTS, JOB_BYTES).commands]
+    if target is not None:
+        look.append(Command("LLEN", [target]))
+    result = yield Job(look)
+    length = result.reply(1)
+    if isinstance(length, JobError) and str(length) == NOT_SERVED and call.for_all:
+        return 0  # the node that has it does it
+    waiting = _int(length)
+    if not waiting:
+        return 0
+    if size < 0:
+        raise CommandError(f"there is no fallback list to take them: fallback-size is {size}")
+    if target is None:
+        raise CommandError("the fallback list is being looked for; try again in a moment")
+    listed = _int(result.reply(2))
+    if 0 < size < listed + waiting:
+        raise CommandError(
+            f"{waiting} elements do not fit: {listed} of fallback-size {size} are taken"
+        )
+    elements, moved = list(read_elements(result)), []
+    now = int(time.time() * 1000)
+    for element in elements:
+        event = from_legacy(element, next(ids), now)
+        if event is None:
+            break
+        moved.append(to_element(event))
+    if not moved:
+        shown = elements[0][:SHOWN_BYTES].decode("utf-8", "backslashreplace")
+        raise CommandError(
+            f"the first element, {shown!r}, is not db, event and key with newlines between; mend "
+            "it (LSET) or take it away (LPOP) and give the command again. Nothing was lost"
+        )
+    result = yield move_job(source, elements[: len(moved)], target, moved)
+    length, cut = result.reply(1), result.reply(2)
+    if isinstance(length, int):
+        handler.imported(target, length, len(moved))
+    if cut != b"OK":
+        errors = [
+            str(error) for error in map(result.reply, range(3)) if isinstance(error, JobError)
+        ]
+        why = next(filter(None, errors), "somebody else changes the list at the same time")
+        raise CommandError(why)
+    return len(moved)
 
 
 def _stats(call: _Call, rest: Sequence[bytes]) -> Steps:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 # The list of a server that is not in a cluster; cluster.py has the other keys. The
 # shim knows keys of this form as ours (OWN_KEY_* in shim/module.c).
 KEY = b"keyspaceamqp:{0}:fallback"
+_OWN_PREFIX, _OWN_SUFFIX = b"keyspaceamqp:{", b"}:fallback"
 
 # Elements of one push or read, and about how many bytes, however large a single
 # one is: Redis' main thread is held for less than a millisecond.
@@ -68,13 +69,14 @@ class JobError(Exception):
     """A command of a job failed: Redis' own words, or why it was not run."""
 
 
+NOT_SERVED = "the list's slot is not served by this node"
 READ_ONLY = "READONLY this server is a replica or is loading its data set"
 # What stands behind the errno values that the shim or RedisModule_Call gives.
 _ERRNO = {
     errno.EROFS: READ_ONLY,
     errno.ESHUTDOWN: "the server or the module ends",
     errno.EBUSY: "writes are paused (CLIENT PAUSE, a failover, or a shutdown)",
-    errno.EPERM: "the list's slot is not served by this node",
+    errno.EPERM: NOT_SERVED,
     errno.ENETDOWN: "the cluster is down",
 }
 
@@ -139,6 +141,12 @@ def _parse(raw: bytes, at: int) -> tuple[Value, int]:
     return values, after
 
 
+def is_own_key(key: bytes) -> bool:
+    """Whether the shim takes a key for one of ours."""
+    middle = len(key) - len(_OWN_PREFIX) - len(_OWN_SUFFIX)
+    return middle >= 0 and key.startswith(_OWN_PREFIX) and key.endswith(_OWN_SUFFIX)
+
+
 def push_job(key: bytes, elements: Sequence[bytes], keep: int) -> Job:
     """Appends elements; a positive `keep` then leaves only so many, the newest."""
     commands = [Command("RPUSH", [key, *elements], write=True)]
@@ -168,14 +176,24 @@ def trim_job(key: bytes, elements: Sequence[bytes]) -> Job:
     may have changed the list, also without a change of its length or its ends
     (LSET, LREM and LINSERT): what nobody has read must not go. Then its length.
     """
+    return Job([_expect(key, elements), _cut(key, elements), Command("LLEN", [key])])
+
+
+def move_job(source: bytes, elements: Sequence[bytes], target: bytes, as_: Sequence[bytes]) -> Job:
+    """Takes these elements from the head of one list, if just they are there, and puts
+    others for them at the end of another; first that."""
+    push = Command("RPUSH", [target, *as_], write=True)
+    return Job([_expect(source, elements), push, _cut(source, elements)])
+
+
+def _expect(key: bytes, elements: Sequence[bytes]) -> Command:
+    """Ends the job unless the list begins with these elements."""
     there = b"*%d\r\n" % len(elements) + b"".join(map(_bulk, elements))
-    return Job(
-        [
-            Command("LRANGE", [key, b"0", b"%d" % (len(elements) - 1)], expected=there),
-            Command("LTRIM", [key, b"%d" % len(elements), b"-1"], write=True),
-            Command("LLEN", [key]),
-        ]
-    )
+    return Command("LRANGE", [key, b"0", b"%d" % (len(elements) - 1)], expected=there)
+
+
+def _cut(key: bytes, elements: Sequence[bytes]) -> Command:
+    return Command("LTRIM", [key, b"%d" % len(elements), b"-1"], write=True)
 
 
 def purge_job(keys: Sequence[bytes]) -> Job:

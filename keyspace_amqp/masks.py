@@ -7,6 +7,9 @@ before it is a literal, so are a `^` that is not first and a `$` that is not
 last, and a mask matches anywhere in the key unless anchored. Keys are bytes: NUL
 and newline are bytes like others.
 
+A `!` in front of a mask makes it exclude what it matches, wherever it stands among
+the others; a second one is a byte. Masks that only exclude leave every other key in.
+
 The original matcher goes back and tries again, which takes exponential time for
 some masks. Here a mask becomes one of two things that never go back:
 
@@ -23,9 +26,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 ALL = b"ALL"
+EXCLUDES = b"!"
 
 _ANY = -1
 # Remembered states of the automaton: enough for any mask that people write; a
@@ -39,12 +43,28 @@ Matcher = Callable[[bytes, int, int], object]
 
 
 def compile_masks(masks: Iterable[bytes]) -> Matcher:
-    """A function that tells whether a key matches any of the masks. The key is given as
-    a place in a larger piece of memory, so that nobody copies keys that do not match.
+    """A function that tells whether the masks let a key through: one of them matches it,
+    and none excludes it. The key is given as a place in a larger piece of memory, so
+    that nobody copies keys that do not match.
 
     `ALL` among them matches every key; no masks match none.
     """
+    including, excluding = _parted(masks)
+    if not excluding:
+        return _compile(including)
+    included, excluded = _compile(including or (ALL,)), _compile(excluding)
+    return lambda data, start, end: included(data, start, end) and not excluded(data, start, end)
+
+
+def _parted(masks: Iterable[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
+    """The masks that include, and those that exclude without their sign."""
     masks = tuple(masks)
+    including = [mask for mask in masks if not mask.startswith(EXCLUDES)]
+    return including, [mask[1:] for mask in masks if mask.startswith(EXCLUDES)]
+
+
+def _compile(masks: Sequence[bytes]) -> Matcher:
+    """Tells whether any of the masks matches, none of them being one that excludes."""
     if ALL in masks:
         return lambda data, start, end: True
     texts, patterns, others = [], [], []
@@ -74,8 +94,25 @@ def _either(one: Matcher, other: Matcher) -> Matcher:
 
 
 def matches(masks: Iterable[bytes], key: bytes) -> bool:
-    """Whether a key matches any of the masks."""
+    """Whether the masks let a key through."""
     return bool(compile_masks(masks)(key, 0, len(key)))
+
+
+def explain(masks: Iterable[bytes], key: bytes) -> tuple[bool, bytes]:
+    """Whether the masks let a key through; and why, for people."""
+    including, excluding = _parted(masks)
+    if (mask := _first(excluding, key)) is not None:
+        return False, b"mask %b%b excludes it" % (EXCLUDES, mask)
+    if (mask := _first(including, key)) is not None:
+        return True, b"mask %b matches it" % mask
+    if excluding and not including:
+        return True, b"no mask excludes it"
+    return False, b"no mask matches it" if including else b"there are no masks"
+
+
+def _first(masks: Sequence[bytes], key: bytes) -> bytes | None:
+    """The first mask that matches."""
+    return next((mask for mask in masks if _compile([mask])(key, 0, len(key))), None)
 
 
 class _Mask:

@@ -29,6 +29,7 @@ queue_length + in_flight`.
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import enum
@@ -37,10 +38,10 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from . import fallback
-from .config import Config
+from .config import INT64_MAX, Config
 from .fallback import JOB_BYTES, JOB_ELEMENTS, Job, JobError, JobResult
 from .message import EVENT_BYTES, Event, body, from_element, to_element
-from .stats import Stat
+from .stats import CONFIRM_BOUNDS, Stat
 from .target import target
 
 # Messages sent and not confirmed: what RabbitMQ confirms in about 60 ms at its fastest,
@@ -234,12 +235,13 @@ class _Flush:
 
 
 class Publisher:
-    """See the module's text. `clock` gives monotonic seconds."""
+    """See the module's text. `clock`: monotonic seconds; `wall`: Unix time in ms."""
 
     def __init__(
         self,
         config: Config,
         clock: Callable[[], float],
+        wall: Callable[[], int],
         jitter: Callable[[], float] = random.random,
         *,
         clustered: bool = True,
@@ -250,6 +252,7 @@ class Publisher:
         self.last_error = ""
         self.again = False  # poll has more to do as soon as confirms were read
         self._clock = clock
+        self._wall = wall
         self._jitter = jitter
         self._config = config
         self._actions: list[Action] = []
@@ -267,6 +270,10 @@ class Publisher:
         self._unconfirmed = 0
         self._bytes_in_flight = 0
         self._progress_at = now
+        # When those events were emitted that were confirmed since the last poll, and when
+        # the first of them was confirmed.
+        self._confirmed: list[int] = []
+        self._confirmed_at = 0
         self._refused: list[Entry] = []
         self._refused_until = now
         self._refusals = 0
@@ -386,6 +393,15 @@ class Publisher:
             if length:
                 self._others[key] = length
 
+    def imported(self, key: bytes, length: int, count: int) -> None:
+        """So many elements were put to the end of a list of ours, which had `length` then:
+        to be told between the results of the jobs that ran before and after that."""
+        for now in (length - count, length):
+            if key != self.key:
+                self.found({key: now})
+            elif self.writable:
+                self._set_length(now)
+
     def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
         """All lists have been looked for. `home`: where a new one belongs; None: this
         node has no slot. `serves`: whether a key is in its slots."""
@@ -464,8 +480,29 @@ class Publisher:
         """Counters start again; what is still on its way is carried over."""
         for stat in Stat:
             self.counts[stat] = 0
+        self._confirmed.clear()
         self.counts[Stat.EVENTS_MATCHED] = self._waiting_count + self._in_flight
         self.counts[Stat.FALLBACK_FOUND] = self.gauges()[Stat.FALLBACK_LENGTH]
+
+    def _count_times(self) -> None:
+        """How long events took from their emission to their confirm. All of a turn at once:
+        they are in order, or nearly, and a few looks say how many are in which bucket."""
+        times, now = sorted(self._confirmed), self._confirmed_at
+        self._confirmed.clear()
+        if times[-1] > now:  # the clock was set back, or somebody else's is ahead
+            times = [min(time, now) for time in times]
+        total = self.counts[Stat.CONFIRM_MS_SUM] + len(times) * now - sum(times)
+        self.counts[Stat.CONFIRM_MS_SUM] = min(total, INT64_MAX)
+        end = len(times)
+        for place in range(
+            bisect.bisect_left(CONFIRM_BOUNDS, now - times[-1]), len(CONFIRM_BOUNDS)
+        ):
+            start = bisect.bisect_left(times, now - CONFIRM_BOUNDS[place], 0, end)
+            self.counts[Stat.CONFIRM_MS_LE_1 + place] += end - start
+            end = start
+            if not end:
+                return
+        self.counts[Stat.CONFIRM_MS_LE_INF] += end
 
     # ---- the link ----------------------------------------------------------
 
@@ -532,6 +569,9 @@ class Publisher:
                 memory -= 1
         self._in_flight -= memory
         self.counts[Stat.CONFIRMED] += len(entries)
+        if not self._confirmed:
+            self._confirmed_at = self._wall()
+        self._confirmed += [e.event.time_ms for e in entries if e.event is not None]
         sent = self._sent
         while sent and sent[0].state is _DONE:
             sent.popleft()
@@ -1121,6 +1161,8 @@ class Publisher:
         self._choose_job()
         self._forget_lately(self._now - PUSHED_LATELY)
         self._choose_flushed(more)
+        if self._confirmed:
+            self._count_times()
         while self._leftovers and (
             self._leftovers[0].state is State.DONE or self._leftovers[0].listed
         ):

@@ -8,6 +8,7 @@ Pure: imports nothing.
 from __future__ import annotations
 
 import enum
+import itertools
 
 
 class Stat(enum.IntEnum):
@@ -31,17 +32,34 @@ class Stat(enum.IntEnum):
     HANDLER_ERRORS = 15
     MESSAGES_REJECTED = 16
     ROUTING_KEYS_CUT = 17
-    DROPPED_QUEUE_FULL = 18
-    DROPPED_FALLBACK_FULL = 19
-    DROPPED_FALLBACK_EVICTED = 20
-    DROPPED_FALLBACK_EXPIRED = 21
-    DROPPED_FALLBACK_FLUSHED = 22
-    DROPPED_FALLBACK_REMOVED = 23
-    DROPPED_PURGED = 24
-    DROPPED_UNREADABLE = 25
-    DROPPED_STOPPED = 26
-    DROPPED_TOO_LARGE = 27
-    DROPPED_HANDLER_ERROR = 28
+    CONFIRM_MS_LE_1 = 18
+    CONFIRM_MS_LE_2 = 19
+    CONFIRM_MS_LE_5 = 20
+    CONFIRM_MS_LE_10 = 21
+    CONFIRM_MS_LE_25 = 22
+    CONFIRM_MS_LE_50 = 23
+    CONFIRM_MS_LE_100 = 24
+    CONFIRM_MS_LE_250 = 25
+    CONFIRM_MS_LE_500 = 26
+    CONFIRM_MS_LE_1000 = 27
+    CONFIRM_MS_LE_5000 = 28
+    CONFIRM_MS_LE_INF = 29
+    CONFIRM_MS_SUM = 30
+    DROPPED_QUEUE_FULL = 31
+    DROPPED_FALLBACK_FULL = 32
+    DROPPED_FALLBACK_EVICTED = 33
+    DROPPED_FALLBACK_EXPIRED = 34
+    DROPPED_FALLBACK_FLUSHED = 35
+    DROPPED_FALLBACK_REMOVED = 36
+    DROPPED_PURGED = 37
+    DROPPED_UNREADABLE = 38
+    DROPPED_STOPPED = 39
+    DROPPED_TOO_LARGE = 40
+    DROPPED_HANDLER_ERROR = 41
+
+
+# Milliseconds. An event counts in the first of CONFIRM_MS_LE_* that it is not above.
+CONFIRM_BOUNDS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 5000)
 
 
 class Text(enum.IntEnum):
@@ -70,8 +88,8 @@ HELP: dict[Stat, str] = {
     Stat.FALLBACK_LENGTH: "events that wait in the fallback list",
     Stat.FALLBACK_PUSHED: "elements pushed to the list",
     Stat.FALLBACK_DRAINED: "elements removed from the list after their confirm",
-    Stat.FALLBACK_FOUND: "elements in the list that this load of the module did not push, less "
-    "those handed over when this node became a replica",
+    Stat.FALLBACK_FOUND: "elements in the list that this load of the module did not push or "
+    "that it took over (FALLBACK IMPORT), less those handed over when this node became a replica",
     Stat.QUEUE_LENGTH: "events in memory that are not sent yet",
     Stat.QUEUE_BYTES: "memory of these",
     Stat.IN_FLIGHT: "events in memory that are sent and not confirmed yet",
@@ -80,6 +98,13 @@ HELP: dict[Stat, str] = {
     Stat.MESSAGES_REJECTED: "messages of other nodes of the cluster that were garbage, of an "
     "unknown version, or more than fit",
     Stat.ROUTING_KEYS_CUT: "routing keys longer than 255 bytes, which end with `~` and a hash",
+    Stat.CONFIRM_MS_LE_1: "events that the broker confirmed within 1 ms of their emission",
+    **{
+        Stat(Stat.CONFIRM_MS_LE_1 + place): f"within {bound} ms, and not within {before}"
+        for place, (before, bound) in enumerate(itertools.pairwise(CONFIRM_BOUNDS), 1)
+    },
+    Stat.CONFIRM_MS_LE_INF: f"not within {CONFIRM_BOUNDS[-1]} ms",
+    Stat.CONFIRM_MS_SUM: "milliseconds from the emission of events to their confirms, added up",
     Stat.DROPPED_QUEUE_FULL: "memory limit reached, and the list off or out of reach",
     Stat.DROPPED_FALLBACK_FULL: "oldest elements, when the list had fallback-size",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",

@@ -159,11 +159,11 @@ class Worker:
         self.config = Config.from_values(self.raw_config)
         self._set_filter(self.config)
         self.clustered = bool(lib.shim_clustered())
-        self._publisher = Publisher(self.config, time.monotonic, clustered=self.clustered)
+        self._publisher = Publisher(self.config, time.monotonic, _unix_ms, clustered=self.clustered)
         self._publisher.set_role(primary=primary, loading=loading)
         self._watch = Watch(self._publisher, time.monotonic, clustered=self.clustered)
         self._watch.set_role(writable=primary and not loading)
-        self._spread = Spread(self._run_id, time.monotonic, lambda: int(time.time() * 1000))
+        self._spread = Spread(self._run_id, time.monotonic, _unix_ms)
         self._broker = Broker(self._ioloop, self._publisher)
         self._node = ""
         self._form = Form(self.config, self._node)
@@ -662,6 +662,11 @@ class Worker:
     def purge(self, done: commands.Resume) -> None:
         self._publisher.purge(done)
 
+    def imported(self, key: bytes, length: int, count: int) -> None:
+        self._publisher.imported(key, length, count)
+        if key != self._publisher.key:
+            self._watch.touched(key)
+
     def reset_stats(self) -> None:
         self._publisher.reset_stats()
         self._spread.rejected = self._form.cut = 0
@@ -803,6 +808,10 @@ class Worker:
                     self._log_seldom("notice", f"{state} ({texts[Text.BROKER]})")
                 elif text is Text.LAST_ERROR and value:
                     self._log_seldom("warning", clean)
+
+
+def _unix_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _reply(handle: int, reply: commands.Reply | commands.CommandError) -> None:

@@ -109,10 +109,31 @@ static void silence(int fd) {
     }
 }
 
-static long long clock_ms(void) {
+static long long clock_us(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+    return now.tv_sec * 1000000LL + now.tv_nsec / 1000;
+}
+
+static long long clock_ms(void) { return clock_us() / 1000; }
+
+/* Tells Redis' LATENCY what has held the main thread since `began` (microseconds), if it
+ * is to watch that. The server compares a module's sample with its threshold, but not
+ * whether that is 0, which turns the monitor off; so we ask, where there is something to
+ * tell. */
+static void add_latency(RedisModuleCtx *ctx, const char *event, long long began) {
+    static const char OFF[] = "$1\r\n0\r\n";
+    long long ms = (clock_us() - began) / 1000;
+    if (ms == 0) return;
+    RedisModuleCallReply *reply =
+        RedisModule_Call(ctx, "CONFIG", "cc", "GET", "latency-monitor-threshold");
+    if (reply == NULL) return;
+    size_t len;
+    const char *proto = RedisModule_CallReplyProto(reply, &len);
+    size_t off_len = sizeof(OFF) - 1;
+    if (proto[0] != '-' && len > off_len && memcmp(proto + len - off_len, OFF, off_len) != 0)
+        RedisModule_LatencyAddSample(event, ms);
+    RedisModule_FreeCallReply(reply);
 }
 
 static int is_word(RedisModuleString *argument, const char *word) {
@@ -443,6 +464,7 @@ static void jobs_run(RedisModuleCtx *ctx) {
     }
     RedisModule_SelectDb(ctx, 0);
     job_running = 1;
+    long long began = clock_us();
     while (oldest != NULL) {
         job_t *next = oldest->next; /* the worker may free the job once it is done */
         for (command_t *command = oldest->first; command != NULL; command = command->next)
@@ -452,6 +474,7 @@ static void jobs_run(RedisModuleCtx *ctx) {
     }
     job_running = 0;
     bell(wake_fd);
+    add_latency(ctx, MODULE_NAME "-job", began);
 }
 
 /* Event loop callback of job_fd: having woken the loop is all it has to do. The
@@ -704,14 +727,17 @@ static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t
     (void)data;
     /* The save of a FLUSHALL may be within a transaction on keys of one slot, and servers
      * with a table per slot would put our list into that one's. */
-    if (subevent == REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START && capturing &&
-        !(clustered && flushed) &&
-        !(RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF) &&
-        !RedisModule_AvoidReplicaTraffic() && !flush_worker(ctx, FLUSH_STORE, STORE_TIMEOUT_MS))
+    if (subevent != REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START || !capturing ||
+        (clustered && flushed) || (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF) ||
+        RedisModule_AvoidReplicaTraffic())
+        return;
+    long long began = clock_us();
+    if (!flush_worker(ctx, FLUSH_STORE, STORE_TIMEOUT_MS))
         RedisModule_Log(ctx, "warning",
                         "the save starts with events still in memory: the handler did not store "
                         "them within %d ms",
                         STORE_TIMEOUT_MS + PATIENCE_MS);
+    add_latency(ctx, MODULE_NAME "-save", began);
 }
 
 static void on_flush_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
@@ -856,8 +882,10 @@ static int register_settings(RedisModuleCtx *ctx, RedisModuleString **argv, int 
         if (i < SETTING_INDEX_MASKS) {
             failed = settings_check(i, value, len, classes, message, sizeof(message));
         } else {
-            failed = len == 0;
-            snprintf(message, sizeof(message), "masks: '' is not accepted; give ALL for every key");
+            failed = len == 0 || (len == 1 && value[0] == '!');
+            snprintf(message, sizeof(message), "masks: '%s' is not accepted; give %s",
+                     failed ? value : "",
+                     len == 0 ? "ALL for every key" : "!^tmp: to exclude ^tmp:, say");
             if (!failed) used = settings_append_mask(masks, used, capacity, value, len);
         }
         if (failed) {
@@ -1318,6 +1346,7 @@ static int refuse_load(RedisModuleCtx *ctx, const char *reason) {
 __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ctx,
                                                               RedisModuleString **argv, int argc) {
     char error[4096];
+    long long began = clock_us();
     const char *missing = redis_api_load(ctx);
     if (missing != NULL) {
         if (RedisModule_Log != NULL)
@@ -1367,6 +1396,7 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
     config_apply(ctx, NULL, NULL);
     subscribe_to_server(ctx);
     RedisModule_Log(ctx, "notice", "version %s, %s", MODULE_VERSION, python_describe());
+    add_latency(ctx, MODULE_NAME "-load", began);
     return REDISMODULE_OK;
 }
 
@@ -1377,7 +1407,9 @@ __attribute__((visibility("default"))) int RedisModule_OnUnload(RedisModuleCtx *
      * UNLOAD, as any other, if the data set has changed meanwhile, and replicas
      * would lose the module. */
     closed = 1;
+    long long began = clock_us();
     if (accepting) flush_worker(ctx, FLUSH_LEAVE, STOP_TIMEOUT_MS);
+    add_latency(ctx, MODULE_NAME "-unload", began);
     accepting = capturing = 0;
     log_refused(ctx);
     if (worker_started && !atomic_load(&worker_exited)) {

@@ -205,6 +205,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, GetSelectedDb, int, (RedisModuleCtx *))                                                 \
     X(700, SelectDb, int, (RedisModuleCtx *, int))                                                 \
     X(700, Milliseconds, long long, (void))                                                        \
+    X(700, LatencyAddSample, void, (const char *, long long))                                      \
     X(700, Log, void, (RedisModuleCtx *, const char *, const char *, ...))                         \
     X(700, CreateString, RedisModuleString *, (RedisModuleCtx *, const char *, size_t))            \
     X(700, FreeString, void, (RedisModuleCtx *, RedisModuleString *))                              \

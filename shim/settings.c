@@ -83,15 +83,21 @@ static int hex_digit(char c) {
  * busy for long when it is compiled. */
 #define MASK_BYTES 1024
 
-/* A list of masks: blanks between them, and a backslash only in \\ and \xHH.
- * Returns what is wrong, or NULL. */
+/* A list of masks: blanks between them, a backslash only in \\ and \xHH, and something
+ * behind the ! (which may be written \x21) of a mask that excludes. Returns what is
+ * wrong, or NULL. */
 static const char *check_masks(const char *value, size_t len) {
     size_t mask_len = 0;
-    for (size_t i = 0; i < len; i++) {
-        mask_len++;
-        if (strchr(" \t\r\n\v\f", value[i]) != NULL)
+    int excludes = 0; /* the mask begins with ! */
+    for (size_t i = 0; i <= len; i++) {
+        if (i == len || strchr(" \t\r\n\v\f", value[i]) != NULL) {
+            if (excludes && mask_len == 1) return "nothing stands behind a !";
             mask_len = 0;
-        else if (value[i] != '\\')
+            continue;
+        }
+        if (++mask_len == 1)
+            excludes = value[i] == '!' || (len - i >= 4 && memcmp(value + i, "\\x21", 4) == 0);
+        if (value[i] != '\\')
             ;
         else if (i + 1 < len && value[i + 1] == '\\')
             i += 1;

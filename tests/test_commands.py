@@ -165,6 +165,9 @@ class FakeHandler:
         self.calls.append("purge")
         done(self.purged)
 
+    def imported(self, key: bytes, length: int, count: int) -> None:
+        self.calls.append(f"imported {key.decode()} {length} {count}")
+
     def reset_stats(self) -> None:
         self.calls.append("reset_stats")
 
@@ -319,7 +322,21 @@ def test_keymask_test() -> None:
     assert Run(FakeHandler(), KEYMASK, b"TEST", b"").reply == 1
 
 
+def test_keymask_test_why() -> None:
+    handler = FakeHandler(masks=b"^a !^a\\x00")
+    assert Run(handler, KEYMASK, b"TEST", b"a").reply == 1
+    assert Run(handler, KEYMASK, b"TEST", b"a\0b").reply == 0
+    assert Run(handler, KEYMASK, b"TEST", b"a", b"WHY").reply == [1, b"mask ^a matches it"]
+    why = [0, b"mask !^a\0 excludes it"]
+    assert Run(handler, KEYMASK, b"TEST", b"a\0b", b"why").reply == why
+    assert Run(handler, KEYMASK, b"TEST", b"LOCAL", b"WHY").reply == [0, b"no mask matches it"]
+    assert Run(handler, KEYMASK, b"TEST", b"WHY").reply == 0
+
+
 def test_keymask_refusals() -> None:
+    for words in ([b"ADD", b"a", b"!"], [b"SET", b"!"]):
+        assert "nothing stands behind the !" in refused(KEYMASK, *words)
+    assert "nothing stands behind the !" in refused(CONNECT, *[b"1"] * 9, b"!")
     assert "cannot be empty" in refused(KEYMASK, b"ADD", b"a", b"")
     assert "cannot be empty" in refused(KEYMASK, b"SET", b"")
     message = refused(KEYMASK, b"DEL", b"ALL", b"no\xffne")

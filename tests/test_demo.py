@@ -68,7 +68,7 @@ def test_the_printed_lines_load(tmp_path: pathlib.Path) -> None:
         "--mask",
         "^a b$",
         "--mask",
-        "c",
+        "!^a bc",
         "--fallback-size",
         "-1",
     )
@@ -82,7 +82,7 @@ def test_the_printed_lines_load(tmp_path: pathlib.Path) -> None:
     expected = {f"keyspaceamqp.{setting.name}": setting.default for setting in SETTINGS} | {
         "keyspaceamqp.host": "broker.example",
         "keyspaceamqp.password": 'p "w',
-        "keyspaceamqp.masks": r"^a\x20b$ c",
+        "keyspaceamqp.masks": r"^a\x20b$ !^a\x20bc",
         "keyspaceamqp.fallback-size": "-1",
     }
     assert found == expected
@@ -94,3 +94,6 @@ def test_a_wrong_option() -> None:
     assert "port" in ended.stderr
     assert "70000" in ended.stderr
     assert "1 to 65535" in ended.stderr
+    ended = command_line("loadmodule", "--mask", "!")
+    assert ended.returncode != 0
+    assert "'!' is not accepted; give a mask" in ended.stderr

@@ -6,6 +6,7 @@ what there was to forward.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import time
@@ -14,9 +15,9 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from keyspace_amqp.servers import RabbitServer, RedisServer, wait_for
+from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
 
-from .fix_servers import Mailbox, StartRedis, arguments_for, settled, stats
+from .fix_servers import MODULE, Mailbox, StartRedis, arguments_for, settled, stats
 
 NOTIFY = ["notify-keyspace-events KEA", "client-output-buffer-limit pubsub 0 0 0"]
 CHANNEL = re.compile(rb"__keyevent@(\d+)__:(.*)", re.DOTALL)
@@ -277,6 +278,50 @@ def test_masks_decide(
     assert [m.event[2] for m in mailbox.receive(4)] == [b"user:1", b"a x y b", b"user:\n", b"\\n"]
     numbers = settled(client, confirmed=4)
     assert (numbers["events_seen"], numbers["events_matched"]) == (6, 4)
+
+
+def test_masks_that_exclude(
+    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """From the load's arguments, the parameter (a reload of redis.conf among them) and
+    KEYMASK."""
+    server = start_redis(arguments=arguments_for(broker, mailbox, masks=("!^tmp:", "^!", "^a")))
+    client = server.client()
+    for key in ("a", "!b", "tmp:1", "c"):
+        client.set(key, 1)
+    client.config_set("keyspaceamqp.masks", "\\x21^tmp:")
+    for key in ("tmp:2", "d"):
+        client.set(key, 1)
+    client.config_rewrite()
+    server.stop()
+    server.start()
+    client = server.client()
+    keymask = functools.partial(client.execute_command, "KEYSPACEAMQP.KEYMASK")
+    assert keymask("LIST") == [b"!^tmp:"]
+    for key in ("tmp:3", "e"):
+        client.set(key, 1)
+    settled(client, confirmed=1)
+    assert keymask("ADD", "!!", "^!f") == 3
+    assert keymask("TEST", "!f", "WHY") == [0, b"mask !! excludes it"]
+    assert keymask("DEL", "!!") == 2
+    assert keymask("TEST", "!f", "WHY") == [1, b"mask ^!f matches it"]
+    for key in ("!f", "g"):
+        client.set(key, 1)
+    settled(client, confirmed=2)
+    assert [m.event[2] for m in mailbox.receive()] == [b"a", b"!b", b"d", b"e", b"!f"]
+
+
+def test_a_sign_that_excludes_nothing_is_refused(start_redis: StartRedis) -> None:
+    server = start_redis(arguments=None)
+    client = server.client()
+    given = [*map(str, arguments_for(free_port())), "^a", "!"]
+    with pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command("MODULE", "LOAD", str(MODULE), *given)
+    assert "argument 12, masks: '!' is not accepted; give !^tmp: to exclude" in server.log()
+    client.execute_command("MODULE", "LOAD", str(MODULE))
+    with pytest.raises(redis.exceptions.ResponseError, match="nothing stands behind a !"):
+        client.config_set("keyspaceamqp.masks", "^a \\x21")
+    assert client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST") == [b"ALL"]
 
 
 def test_a_change_of_masks_is_in_order_with_events(

@@ -11,7 +11,9 @@ ONE, TWO, THREE = (key_of(slot) for slot in (1, 2, 3))
 
 
 def publisher_with(lengths: dict[bytes, int]) -> Publisher:
-    publisher = Publisher(Config.from_values([s.default.encode() for s in SETTINGS]), lambda: 0.0)
+    publisher = Publisher(
+        Config.from_values([s.default.encode() for s in SETTINGS]), lambda: 0.0, lambda: 0
+    )
     publisher.set_role(primary=True, loading=False)
     publisher.found(lengths)
     return publisher

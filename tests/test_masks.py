@@ -105,7 +105,10 @@ def test_several_masks_match_what_any_of_them_matches(
         assert matches(key) is expected
 
 
-@given(st.binary(max_size=6).filter(lambda mask: mask != b"ALL"), st.binary(max_size=6))
+@given(
+    st.binary(max_size=6).filter(lambda mask: mask != b"ALL" and mask[:1] != b"!"),
+    st.binary(max_size=6),
+)
 def test_any_bytes(mask: bytes, key: bytes) -> None:
     assert compile_masks([mask])(key) is reference(mask, key)
     assert compile_masks([mask + b"z*"])(key) is reference(mask + b"z*", key)
@@ -197,6 +200,90 @@ def test_no_masks_match_nothing() -> None:
     matches = compile_masks([])
     assert matches(b"") is False
     assert matches(b"ALL") is False
+
+
+# ---- masks that exclude --------------------------------------------------------
+
+
+def naive(several: Iterable[bytes], key: bytes) -> bool:
+    """The rule as people read it; a mask for itself, one after the other."""
+    several = list(several)
+
+    def hits(mask: bytes) -> bool:
+        return mask == b"ALL" or reference(mask, key)
+
+    wanted = [mask for mask in several if mask[:1] != b"!"]
+    unwanted = [mask[1:] for mask in several if mask[:1] == b"!"]
+    if any(hits(mask) for mask in unwanted):
+        return False
+    return any(hits(mask) for mask in wanted) or (not wanted and bool(unwanted))
+
+
+signed = st.tuples(
+    st.sampled_from([b"", b"!", b"!!"]), st.one_of(some_mask, st.just(b"ALL"), st.just(b"^!"))
+).map(b"".join)
+key_with_sign = st.one_of(small_key, st.lists(st.sampled_from(b"ab!"), max_size=4).map(bytes))
+
+
+@settings(max_examples=1000)
+@given(
+    st.lists(signed.filter(lambda mask: mask != b"!"), max_size=5),
+    st.lists(key_with_sign, min_size=1, max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_masks_that_exclude(several: list[bytes], keys: list[bytes], order: random.Random) -> None:
+    """Against the naive reading, in whatever order the masks stand."""
+    shuffled = order.sample(several, len(several))
+    for key in keys:
+        expected = naive(several, key)
+        assert compile_masks(several)(key) is expected
+        assert compile_masks(shuffled)(key) is expected
+
+
+@settings(max_examples=500)
+@given(st.lists(signed.filter(lambda mask: mask != b"!"), max_size=9), key_with_sign)
+def test_the_reason_names_a_mask_that_decides(several: list[bytes], key: bytes) -> None:
+    forwarded, why = masks.explain(several, key)
+    assert forwarded is naive(several, key)
+    assert masks.matches(several, key) is forwarded
+    excluding = [mask for mask in several if mask[:1] == b"!" and not naive([mask], key)]
+    including = [mask for mask in several if mask[:1] != b"!" and naive([mask], key)]
+    if excluding:
+        assert why == b"mask %b excludes it" % excluding[0]
+    elif including:
+        assert why == b"mask %b matches it" % including[0]
+    elif not several:
+        assert why == b"there are no masks"
+    else:
+        assert why == (b"no mask excludes it" if forwarded else b"no mask matches it")
+
+
+@pytest.mark.parametrize(
+    ("several", "match", "differ"),
+    [
+        ([b"!^tmp:"], [b"a", b"", b"a:tmp:"], [b"tmp:", b"tmp:1"]),
+        ([b"^a", b"!z$"], [b"a", b"ab"], [b"az", b"b", b"z"]),
+        ([b"ALL", b"!^tmp:"], [b"a"], [b"tmp:"]),
+        ([b"!a", b"a"], [], [b"a", b"ba", b"b"]),
+        # ALL is the word behind the sign too
+        ([b"!ALL"], [], [b"", b"a", b"ALL"]),
+        ([b"ALL", b"!ALL"], [], [b"", b"a"]),
+        ([b"!.*ALL"], [b"", b"AL"], [b"ALL", b"xALLx"]),
+        # the second sign is a byte, and so is one that is not first
+        ([b"!!x"], [b"x", b"!", b"!ax"], [b"!x", b"a!x"]),
+        ([b"^!"], [b"!", b"!x"], [b"x!", b""]),
+        ([b".*!x"], [b"!x", b"a!xb"], [b"x", b"!"]),
+        ([b"a!"], [b"a!", b"ba!c"], [b"a", b"!"]),
+        ([b"!^!"], [b"a!", b""], [b"!", b"!a"]),
+    ],
+    ids=repr,
+)
+def test_examples_that_exclude(
+    several: list[bytes], match: list[bytes], differ: list[bytes]
+) -> None:
+    matches = compile_masks(several)
+    assert [key for key in match if not matches(key)] == []
+    assert [key for key in differ if matches(key)] == []
 
 
 def test_masks_may_come_from_an_iterator() -> None:

@@ -47,8 +47,16 @@ Step = Callable[[random.Random], None]
 DEFAULTS = Config("xe", "127.0.0.1", 5672, "guest", "guest")
 
 
+# Unix time in milliseconds when a test begins, at 1000 seconds of its clock.
+BEGIN_MS = 1_700_000_000_000
+
+
+def wall_at(now: float) -> int:
+    return BEGIN_MS + round((now - 1000) * 1000)
+
+
 def event_of(number: int, key: bytes = b"k") -> Event:
-    return Event(f"t-{number}", 1_700_000_000_000, 0, "g", b"del", key)
+    return Event(f"t-{number}", BEGIN_MS, 0, "g", b"del", key)
 
 
 def number_of(event: Event) -> int:
@@ -77,6 +85,9 @@ def assert_books_balance(publisher: Publisher) -> None:
         gauges[stat] for stat in (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
     )
     assert came == counts[Stat.CONFIRMED] + dropped_of(publisher) + waiting
+    buckets = range(Stat.CONFIRM_MS_LE_1, Stat.CONFIRM_MS_LE_INF + 1)
+    timed = sum(counts[bucket] for bucket in buckets) + len(publisher._confirmed)
+    assert timed == counts[Stat.CONFIRMED]
     assert min(gauges.values()) >= 0
     # What was handed over to another node is subtracted from what was found.
     assert min(counts[stat] for stat in Stat if stat is not Stat.FALLBACK_FOUND) >= 0
@@ -261,10 +272,13 @@ class Bench:
         self.list.writable = primary
         self.list.elements = [to_element(event_of(next(self.numbers))) for _ in range(found)]
         self.config = dataclasses.replace(DEFAULTS, **parameters)
-        self.publisher = Watched(self.config, lambda: self.now, lambda: jitter)
+        self.publisher = Watched(self.config, lambda: self.now, self.wall, lambda: jitter)
         self.publisher.set_role(primary=primary, loading=False)
         self.job: Job | None = None
         self.actions: list[Action] = []  # all so far
+
+    def wall(self) -> int:
+        return wall_at(self.now)
 
     # The world's side
 
@@ -1113,6 +1127,24 @@ def test_what_somebody_pushes_is_found_and_delivered() -> None:
     assert bench.count(Stat.FALLBACK_FOUND) == 1
 
 
+def test_what_is_imported_is_found_at_once() -> None:
+    bench = away(found=2)
+    bench.settle()
+    bench.list.elements += [to_element(event_of(number)) for number in (8, 9)]
+    bench.publisher.imported(KEY, 4, 2)
+    assert bench.count(Stat.FALLBACK_FOUND) == 4
+    assert bench.publisher.gauges()[Stat.FALLBACK_LENGTH] == 4
+    bench.list.elements = [to_element(event_of(9))]  # somebody else was faster
+    bench.publisher.imported(KEY, 1, 1)
+    assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 4
+    assert bench.count(Stat.FALLBACK_FOUND) == 5
+    other = SimulatedSlots.KEYS[1]
+    bench.publisher.imported(other, 3, 3)
+    assert bench.count(Stat.FALLBACK_FOUND) == 8
+    assert bench.publisher.gauges()[Stat.FALLBACK_LENGTH] == 4
+    assert_books_balance(bench.publisher)
+
+
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
@@ -1302,7 +1334,7 @@ class SlotsBench(Bench):
         for key, length in (lengths or {}).items():
             elements = [to_element(event_of(next(self.numbers))) for _ in range(length)]
             self.list.here[key].elements = elements
-        self.publisher = Publisher(self.config, lambda: self.now, lambda: 1.0)
+        self.publisher = Publisher(self.config, lambda: self.now, self.wall, lambda: 1.0)
         self.publisher.set_role(primary=True, loading=False)
 
     def tell(self, home: bytes | None) -> list[Action]:
@@ -1986,7 +2018,7 @@ class World:
         return SimulatedList()
 
     def make_publisher(self, chance: random.Random) -> Watched:
-        return Watched(self.config, lambda: self.now, chance.random)
+        return Watched(self.config, lambda: self.now, lambda: wall_at(self.now), chance.random)
 
     def new_event(self, key: bytes = b"k") -> Event:
         number = len(self.born) + 1
@@ -2448,6 +2480,27 @@ class NarrowWorld(World):
         self.outside.extend(self.new_event(b"k" * 1000) for _ in range(chance.choice([1, 3])))
 
 
+class ImportWorld(World):
+    """Elements of another list are put to the end of ours, by jobs of their own."""
+
+    def steps(self) -> dict[Step, int]:
+        return super().steps() | {self.somebody_imports: 3}
+
+    def somebody_imports(self, chance: random.Random) -> None:
+        if self.result is not None or self.list.trouble is not None:
+            return
+        count = chance.choice([1, 3, 10])
+        self.list.elements += [to_element(self.new_event()) for _ in range(count)]
+        length = len(self.list.elements)
+        if chance.random() < 0.5:
+            self.run_job()  # its result comes behind that of the import
+        self.publisher.imported(KEY, length, count)
+
+    def check(self) -> None:
+        super().check()
+        assert dropped_of(self.publisher) == 0 or self.stopped
+
+
 class SharedWorld(World):
     """Others change the list too."""
 
@@ -2683,7 +2736,7 @@ class WatchedSlots(Watched):
     """Told by its world what is there, as soon as there is a moment for it."""
 
     def __init__(self, world: SlotsWorld, chance: random.Random) -> None:
-        super().__init__(world.config, lambda: world.now, chance.random)
+        super().__init__(world.config, lambda: world.now, lambda: wall_at(world.now), chance.random)
         self._world = world
 
     def tell_lists(self) -> None:
@@ -2700,7 +2753,7 @@ stories = st.integers(0, 300).flatmap(
 
 
 @pytest.mark.parametrize(
-    "kind", [LosslessWorld, ClusterWorld, NarrowWorld, SharedWorld, SlotsWorld]
+    "kind", [LosslessWorld, ClusterWorld, NarrowWorld, ImportWorld, SharedWorld, SlotsWorld]
 )
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), story=stories)

@@ -94,10 +94,12 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
     ),
     "masks": (
         [b"", b"ALL", b"^a.*$ b*", b"a\\x20b", b"\\\\", b"\\x00\\xFF", b"\t a\n", b"\xff",
-         b"m" * MASK_BYTES, b"\\x41" * MASK_BYTES, b"mm " * (MASKS_BYTES // 3)],
+         b"m" * MASK_BYTES, b"\\x41" * MASK_BYTES, b"mm " * (MASKS_BYTES // 3),
+         b"!a", b"a! !^tmp:", b"!!", b"\\x21a", b"!\\x20", b"!\\\\", b"!ALL"],
         [b"\\", b"a\\", b"\\n", b"\\x", b"\\x2", b"\\xg0", b"\\x0g", b"\\X20", b"\\\\\\",
          b"\\x 20", b"m" * (MASK_BYTES + 1), b"a " + b"m" * (MASK_BYTES + 1),
-         b"m " * (MASKS_BYTES // 2 + 1)],
+         b"m " * (MASKS_BYTES // 2 + 1),
+         b"!", b"\\x21", b"a !", b"! a", b"a !\tb", b"\\x21\n", b"a \\x21"],
     ),
     "queue-limit": (
         [b"1048576", b"67108864", b"1099511627776"],
@@ -240,14 +242,17 @@ def test_a_pattern_means_the_same_to_posix_and_to_python(
 
 
 near_escapes = st.lists(
-    st.sampled_from([b"\\", b"x", b"2", b"F", b"g", b" ", b"\n", b"\xff", b"*"]), max_size=10
+    st.sampled_from([b"\\", b"x", b"2", b"F", b"g", b" ", b"\n", b"\xff", b"*", b"!", b"\\x21"]),
+    max_size=10,
 ).map(b"".join)
 
 
 @given(value=near_escapes)
 @example(b"\\\\x2")
-def test_masks_are_refused_for_lone_backslashes_only(check: Check, value: bytes) -> None:
+@example(b"\\x2")
+def test_masks_are_refused_for_lone_backslashes_and_signs_only(check: Check, value: bytes) -> None:
     fine = re.fullmatch(rb"([^\\]|\\\\|\\x[0-9a-fA-F]{2})*", value) is not None
+    fine = fine and b"!" not in parse_masks(value)
     assert (check("masks", value) is None) is fine
     if fine:
         assert b"" not in parse_masks(value)
@@ -376,10 +381,14 @@ def test_a_letter_of_no_class_is_told_from_one_the_server_lacks(check: Check) ->
 
 
 @given(
-    masks=st.lists(st.one_of(st.binary(min_size=1, max_size=12), near_escapes.filter(bool))),
+    masks=st.lists(
+        st.one_of(st.binary(min_size=1, max_size=12), near_escapes.filter(bool)).filter(
+            lambda mask: mask != b"!"
+        )
+    ),
     spare=st.integers(0, 20),
 )
-@example([bytes([byte]) for byte in range(256)], 0)
+@example([bytes([byte]) for byte in range(256) if byte != ord("!")], 0)
 def test_appended_masks_come_back(shim: Shim, check: Check, masks: list[bytes], spare: int) -> None:
     ffi, lib = shim.ffi, shim.lib
     capacity = sum(4 * len(mask) + 2 for mask in masks) + 1 + spare
