@@ -89,6 +89,11 @@ class _File:
         elif self._path.exists() and not append:
             raise ToolError(f"{path} exists; --append goes on at its end")
 
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a write has failed, and was told
+                self._file.close()
+
     def write(self, elements: Iterable[bytes]) -> None:
         """Returns when all of them are on disk. Raises OSError, ToolError."""
         if self._file is None:
@@ -158,11 +163,11 @@ def _check_away(node: Node) -> None:
 def drain(options: argparse.Namespace) -> int:
     """Moves the elements of all lists into a file; 1 if a node does not answer. Raises
     ToolError, OSError, redis.RedisError."""
-    file = _File(options.to, append=options.append)
     check = _check_away if not options.force else lambda node: None
     work: list[tuple[Node, dict[bytes, int]]] = []
     code = taken = 0
-    with all_nodes(options) as nodes:
+    file = _File(options.to, append=options.append)
+    with contextlib.closing(file), all_nodes(options) as nodes:
         for node in nodes:
             try:
                 work.append((node, _lists(node.client)))
