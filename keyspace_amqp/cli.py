@@ -284,6 +284,8 @@ def _tool(module: str, function: str, options: argparse.Namespace) -> int:
         return int(run(options))
     except (nodes.ToolError, nodes.redis.RedisError, OSError) as error:
         raise _Failure(str(error)) from None
+    except KeyboardInterrupt:
+        return 130
 
 
 def _path(_options: argparse.Namespace) -> int:
