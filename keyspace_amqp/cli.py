@@ -282,7 +282,7 @@ def _tool(module: str, function: str, options: argparse.Namespace) -> int:
         ) from None
     try:
         return int(run(options))
-    except (nodes.ToolError, nodes.redis.RedisError, OSError) as error:
+    except nodes.ToolError as error:
         raise _Failure(str(error)) from None
     except KeyboardInterrupt:
         return 130

@@ -160,9 +160,19 @@ def _check_away(node: Node) -> None:
         )
 
 
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong with Redis or a file is for the user."""
+    try:
+        yield
+    except (redis.RedisError, OSError) as error:
+        raise ToolError(str(error)) from None
+
+
+@_told()
 def drain(options: argparse.Namespace) -> int:
     """Moves the elements of all lists into a file; 1 if a node does not answer. Raises
-    ToolError, OSError, redis.RedisError."""
+    ToolError."""
     check = _check_away if not options.force else lambda node: None
     work: list[tuple[Node, dict[bytes, int]]] = []
     code = taken = 0
@@ -215,9 +225,9 @@ def _remove(client: Any, key: bytes, elements: Sequence[bytes]) -> bool:
     return bool(client.eval(_REMOVE, 1, key, *elements))
 
 
+@_told()
 def replay(options: argparse.Namespace) -> int:
-    """Appends the elements of a file to the list. Raises ToolError, OSError,
-    redis.RedisError."""
+    """Appends the elements of a file to the list. Raises ToolError."""
     pushed = 0
     with pathlib.Path(options.file).open("rb") as file, all_nodes(options) as nodes:
         count = sum(1 for _ in _elements(file))
