@@ -316,6 +316,7 @@ def test_a_file_is_never_overwritten(start_redis: StartRedis, tmp_path: pathlib.
         b'["element"]\n',
         b'{"element": 1}\n',
         b'{"element": "?"}\n',
+        to_line(to_element(Event("a-1", 1, 0, "$", b"set", b"k"))).replace(b"M", b"M!", 1),
         to_line(b"garbage"),
         to_line(to_element(Event("a-1", 1, 0, "$", b"set", b"k")))[:-30],
         b"\n",

@@ -89,8 +89,6 @@ class _File:
         self._file: IO[bytes] | None = None
         if self._path is None:
             self._file = open(sys.stdout.fileno(), "wb", closefd=False)  # noqa: SIM115
-        elif self._path.exists() and not append:
-            raise ToolError(f"{path} exists; --append goes on at its end")
 
     def close(self) -> None:
         if self._file is not None:
@@ -101,7 +99,10 @@ class _File:
         """Returns when all of them are on disk. Raises OSError, ToolError."""
         if self._file is None:
             assert self._path is not None
-            self._file = self._path.open("a+b" if self._append else "xb")
+            try:
+                self._file = self._path.open("a+b" if self._append else "xb")
+            except FileExistsError:
+                raise ToolError(f"{self._path} exists; --append goes on at its end") from None
             if self._append:
                 _end_last_line(self._file)
             folder = os.open(self._path.parent, os.O_RDONLY)
@@ -187,9 +188,6 @@ def drain(options: argparse.Namespace) -> int:
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 _tell(f"{node.address} does not answer; its list, if any, stays there: {error}")
                 code = 1
-        for node, lists in work:
-            if lists:
-                check(node)
         try:
             for node, lists in work:
                 for key, length in lists.items():
