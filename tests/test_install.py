@@ -60,6 +60,7 @@ def test_pip_install(python: str, tmp_path: pathlib.Path, mailbox: Mailbox) -> N
     assert __version__ in run("--version")
     path = pathlib.Path(run("path"))
     assert path.is_relative_to(environment)
+    assert (path.parent / "tools" / "grafana.json").is_file()
     lines = run(
         "loadmodule",
         "--port",

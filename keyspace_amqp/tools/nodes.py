@@ -11,6 +11,8 @@ from typing import Any
 
 import redis
 
+from ..cluster import ALONE, Topology, read_topology
+
 # A node that is stopped must not stop the tool.
 TIMEOUT = 5.0
 
@@ -55,8 +57,10 @@ def all_nodes(options: argparse.Namespace) -> Iterator[list[Node]]:
         nodes = [Node(f"{own.get('host', 'localhost')}:{own.get('port', 6379)}", first)]
         if first.info("cluster").get("cluster_enabled"):
             nodes = []
-            for address in sorted(_addresses(first)):
+            for address in sorted(node.address for node in topology(first).nodes.values()):
                 host, _, port = address.rpartition(":")
+                if not host:  # nobody knows where it is
+                    continue
                 # Of the same class too, or TLS would be left out.
                 pool = redis.ConnectionPool(
                     connection_class=first.connection_pool.connection_class,
@@ -68,15 +72,6 @@ def all_nodes(options: argparse.Namespace) -> Iterator[list[Node]]:
         yield nodes
 
 
-def _addresses(client: Any) -> Iterator[str]:
-    """`ip:port@bus[,hostname]` of each line of CLUSTER NODES, without what follows."""
-    reply = client.execute_command("CLUSTER NODES", NEVER_DECODE=True)
-    for line in bytes(reply).decode().splitlines():
-        _, address, flags, *_ = line.split()
-        if "noaddr" not in flags:
-            yield address.partition("@")[0]
-
-
 def stats(client: Any) -> dict[str, Any]:
     """KEYSPACEAMQP.STATS: texts as str, numbers as int. Raises redis.RedisError."""
     reply = client.execute_command("KEYSPACEAMQP.STATS")
@@ -86,3 +81,12 @@ def stats(client: Any) -> dict[str, Any]:
         name.decode(): value.decode("utf-8", "replace") if isinstance(value, bytes) else value
         for name, value in reply.items()
     }
+
+
+def topology(client: Any) -> Topology:
+    """The cluster of a node, as this node sees it. Raises redis.RedisError."""
+    if not client.info("cluster").get("cluster_enabled"):
+        return ALONE
+    # As one word it would be parsed by redis-py.
+    reply = client.execute_command("CLUSTER", "NODES")
+    return read_topology(bytes(reply).decode("utf-8", "replace"))
