@@ -86,6 +86,14 @@ def test_the_password_is_a_secret(
         last_error("ACCESS_REFUSED")
         client.execute_command("KEYSPACEAMQP.CONNECT", "no.invalid", 1, "user", "secret-connect")
         wait_for(lambda: "ACCESS_REFUSED" not in stats(client)["last_error"], 30)
+        url = f"amqps://user:secret-url@127.0.0.1:{broker.port}/%2f?verify=verify_none"
+        client.execute_command(*ours, "url", url)
+        last_error("TLS")
+        client.execute_command(*ours, "url", url.replace("amqps", "amqp"))
+        last_error("ACCESS_REFUSED")
+        assert parameters(client)["url"] == url.replace("amqps", "amqp")
+        client.execute_command(*ours, "url", "")
+        wait_for(lambda: "ACCESS_REFUSED" not in stats(client)["last_error"], 30)
         too_long = "secret-" + "x" * 1100
         answers = [
             refusal(client, *ours, "password", too_long),
@@ -94,6 +102,8 @@ def test_the_password_is_a_secret(
             refusal(client, *ours, "port", "x", "password", "secret-behind"),
             refusal(client, *ours, "password", "secret-odd", "port"),
             refusal(client, *ours, "passwrd", "secret-slip"),
+            refusal(client, *ours, "url", "amqp://u:secret-url1@h:0"),
+            refusal(client, *ours, "url", "amqp://u:secret-url2@h", "port", "x"),
             refusal(client, "KEYSPACEAMQP.CONNECT", "h", "x", "user", "secret-wrong"),
             refusal(client, "KEYSPACEAMQP.CONNECT", "h", 1, "user", too_long),
             refusal(client, "KEYSPACEAMQP.CONNECT", "h", 1, "u", "secret-more", "x"),
@@ -308,7 +318,7 @@ def test_categories(family: str, start_redis: StartRedis) -> None:
 
 def test_the_lines_of_the_readme(family: str, start_redis: StartRedis) -> None:
     """Each of its users may do what it says, and nothing else of ours."""
-    text = (ROOT / "README.md").read_text().partition("### Access control")[2]
+    text = (ROOT / "docs/commands.md").read_text().partition("### Access control")[2]
     block = text.partition("```text\n")[2].partition("```")[0]
     parts = re.findall(r"^# (.*)\n((?:ACL SETUSER .*\n)+)", block, re.MULTILINE)
     versions = [head.partition(":")[0] for head, _ in parts]
