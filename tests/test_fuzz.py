@@ -33,7 +33,12 @@ from .test_masks import naive
 
 NAMES = [setting.name for setting in SETTINGS]
 # Who needs a name server finds none here, and at once.
-HOSTS = [b"127.0.0.1", b"::1", b"localhost", b"..", b"a..b", b"\xff\xfe", b"x" * 255]
+HOSTS = [b"127.0.0.1", b"::1", b"localhost", b"..", b"a..b", b"\xff\xfe", b"x" * 255,
+         b"127.0.0.1,[::1]:1,localhost:65535"]  # fmt: skip
+URLS = [b"", b"amqp://localhost", b"amqps://u:p@127.0.0.1:1,[::1]/v?verify=verify_none&heartbeat=1",
+        b"amqp://%ff:%00@localhost/%2f%ff", b"amqps://localhost?cacertfile=/none"]  # fmt: skip
+SWITCH = [b"on", b"off"]
+PATHS = [b"", b"/there/is/none", b"\xff", b"/dev/null", b"."]
 GOOD = {
     "events": [b"xe", b"A", b"g$lshzxetdmn", b"AAAA", b"x" * 64],
     "host": HOSTS,
@@ -48,6 +53,28 @@ GOOD = {
     "masks": [b"", b"ALL", b"^a b$", b"\\x20 \\\\", b" a ", b"m" * 1024, b"\xff", b"!^a \\x21!"],
     "queue-limit": [b"1048576", b"1099511627776"],
     "worker-nice": [b"10", b"19"],
+    "url": URLS,
+    "vhost": [b"", b"/", b"\xff", b"v v"],
+    "password-file": PATHS,
+    "auth-mechanism": [b"plain", b"external"],
+    "tls": SWITCH,
+    "tls-ca-file": PATHS,
+    "tls-cert-file": PATHS,
+    "tls-key-file": PATHS,
+    "tls-server-name": [b"", b"..", b"a name", b"\xff"],
+    "tls-verify": SWITCH,
+    "tcp-keepalive": [b"0", b"32767"],
+    "node-name": [b"", b"one", b"\xff\n"],
+    "format": [b"text", b"json", b"cloudevents"],
+    "headers": SWITCH,
+    "value": [b"0", b"1", b"1048576"],
+    "mandatory": SWITCH,
+    "app-id": [b"", b"\xff", b"a" * 255],
+    "message-type": [b"", b"\xff", b"t" * 255],
+    "priority": [b"", b"0", b"255"],
+    "expiration": [b"", b"0", b"3999999999"],
+    "deduplication-header": SWITCH,
+    "databases": [b"ALL", b"0", b"9-3,1", b"0-999999999"],
 }
 # All that a refusal may say. Each names what is accepted.
 REASON = re.compile(
@@ -92,9 +119,10 @@ def value(chance: random.Random, name: str) -> bytes:
     if kind < 0.7:
         at = chance.randrange(len(good) + 1)
         good = good[:at] + chance.choice([b"\0", b" ", b"\\", b"\xff", b"9", b"-"]) + good[at:]
-    elif name != "host":
+    elif name not in ("host", "url"):
         good = noise(chance)
-    return b"" if name == "host" and fits(name, good) and good not in HOSTS else good
+    elsewhere = name in ("host", "url") and fits(name, good) and good not in (*HOSTS, *URLS)
+    return GOOD[name][0] if elsewhere else good
 
 
 def fits(name: str, given: bytes) -> bool:
@@ -107,6 +135,10 @@ def fits(name: str, given: bytes) -> bool:
         return bool(is_number) and setting.minimum <= int(given) <= setting.maximum
     if setting.kind is Kind.EVENTS:
         return 1 <= len(given) <= 64 and set(given) <= set(b"g$lshzxetdmnA")
+    if setting.pattern and not re.fullmatch(
+        setting.pattern, given.decode("utf-8", "surrogateescape")
+    ):
+        return False
     if setting.kind is Kind.MASKS:
         bare = re.sub(rb"\\\\|\\x[0-9a-fA-F]{2}", b"m", given)
         return (
