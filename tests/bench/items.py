@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from keyspace_amqp.config import Config
 from keyspace_amqp.frames import Frames
-from keyspace_amqp.message import Event
+from keyspace_amqp.message import Event, Form
 from keyspace_amqp.servers import RedisServer, free_port, wait_for
 
 from ..fix_servers import EXCHANGE, MODULE
@@ -299,8 +300,13 @@ def _message(routing_key: str, delivery_mode: int) -> bytes:
     of redis-benchmark have."""
     now = int(time.time() * 1000)
     event = Event("0123456789abcdef-100000", now, 0, "$", b"set", b"key:000000000000")
-    frames = Frames(EXCHANGE.encode(), routing_key.encode(), delivery_mode, 1, 4096)
-    return frames.marshal([event])
+    config = dataclasses.replace(
+        Config("A", "127.0.0.1", 5672, "guest", "guest"),
+        exchange=EXCHANGE,
+        routing_key=routing_key,
+        delivery_mode=delivery_mode,
+    )
+    return Frames(config, Form(config, ""), 1, 4096).marshal([event])
 
 
 def growth(rig: Rig, plan: Plan, report: Report) -> None:
