@@ -316,6 +316,7 @@ def test_a_file_is_never_overwritten(start_redis: StartRedis, tmp_path: pathlib.
         b'["element"]\n',
         b'{"element": 1}\n',
         b'{"element": "?"}\n',
+        to_line(to_element(Event("a-1", 1, 0, "$", b"set", b"k"))).replace(b"M", b"M!", 1),
         to_line(b"garbage"),
         to_line(to_element(Event("a-1", 1, 0, "$", b"set", b"k")))[:-30],
         b"\n",
@@ -361,7 +362,7 @@ def test_replay_does_not_push_what_would_be_cut_off(
 
 def test_other_servers(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     """A replica is refused; one without the module is not: nobody delivers there."""
-    primary = start_redis(arguments=None)
+    primary = start_redis(arguments=None, options=["repl-diskless-sync-delay 0"])
     replica = start_redis(arguments=None, options=[f"replicaof 127.0.0.1 {primary.port}"])
     elements: Sequence[bytes] = [to_element(Event("a-1", 1, 0, "$", b"set", b"k"))]
     primary.client().rpush(fallback.KEY, *elements)
