@@ -1,9 +1,9 @@
-"""The command line: `keyspace-amqp path | loadmodule | exporter | drain | replay | demo`.
+"""The command line: `keyspace-amqp path | loadmodule | status | tail | doctor | exporter | drain |
+replay | demo`.
 
 Never imported inside Redis. The options of `loadmodule` come from the table of
 parameters, and it refuses what the module would refuse. Needs the standard
-library alone; the demo and the tools have packages of their own and are imported when
-they run.
+library alone; tools and demos need packages and are imported when they run.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import __version__
 from .config import SETTINGS, Kind, Setting, format_masks, quoted
 from .masks import EXCLUDES
+from .tools import ToolError
 
 MODULE_FILE = "libredis_keyspace_amqp.so"
 
@@ -29,7 +30,7 @@ _EVENT_LETTERS = frozenset("g$lshzxeAtdmnoc")
 _INTEGER = re.compile(r"-?[0-9]+")
 
 
-class _Failure(Exception):
+class _Failure(ToolError):
     """What a command cannot do; the text says what to do about it."""
 
 
@@ -155,17 +156,48 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _redis_options() -> argparse.ArgumentParser:
-    """The options of all commands that talk to a running Redis."""
+    """The options of all tools that talk to Redis, as a parent of their parsers; see
+    tools/nodes.py."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument(
         "--redis",
         metavar="URL",
         default=os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
-        help="the server, or any node of the cluster; rediss:// for TLS (default: the "
-        "environment's REDIS_URL, else redis://127.0.0.1:6379/0). A password may also come "
-        "from the environment's REDISCLI_AUTH",
+        help="a server, or any node of a cluster: redis://, rediss:// (TLS) or unix:// "
+        "(default: REDIS_URL from the environment, or redis://127.0.0.1:6379/0); the password "
+        "may be in the environment variable REDISCLI_AUTH",
     )
     return parent
+
+
+def _amqp_options() -> argparse.ArgumentParser:
+    """The same for those that talk to the broker; see tools/amqp.py."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(
+        "--amqp",
+        metavar="URL",
+        default=os.environ.get("AMQP_URL") or None,
+        help="the broker: amqp://user:password@host:port/vhost, or amqps:// (default: AMQP_URL "
+        "from the environment, or the module's, with the password in AMQP_PASSWORD or guest)",
+    )
+    parent.add_argument("--exchange", metavar="NAME", help="default: the module's")
+    parent.add_argument(
+        "--routing-key",
+        metavar="KEY",
+        action="append",
+        help="may be given again; with wildcards for a topic exchange (default: the module's)",
+    )
+    return parent
+
+
+def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+
+    return number
 
 
 def _listen(text: str) -> tuple[str, int]:
@@ -181,19 +213,92 @@ def _listen(text: str) -> tuple[str, int]:
 
 
 def _add_tools(commands: Any) -> None:
-    """The commands that look into a running module, or take its list out."""
-    exporter = commands.add_parser(
+    redis_options, amqp_options = _redis_options(), _amqp_options()
+
+    def add(name: str, summary: str, description: str, epilog: str, *parents: Any) -> Any:
+        parser = commands.add_parser(
+            name,
+            parents=parents,
+            help=summary,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        parser.set_defaults(run=functools.partial(_tool, name, "run"))
+        return parser
+
+    status = add(
+        "status",
+        "how all nodes are, in one table",
+        "Shows state and counters of the server, or of all nodes of its cluster, until Ctrl-C.",
+        """\
+example: keyspace-amqp status --redis redis://10.0.0.1:6379
+         keyspace-amqp status --json | jq '.nodes[].stats.dropped'
+
+exit code: with --once and --json 0 if all nodes have answered, 1 if not; 130 after Ctrl-C""",
+        redis_options,
+    )
+    status.add_argument(
+        "--interval",
+        metavar="SECONDS",
+        type=_positive(float),
+        default=1.0,
+        help="between two looks (default: 1)",
+    )
+    once = status.add_mutually_exclusive_group()
+    once.add_argument("--once", action="store_true", help="one look; so it is too in a pipe")
+    once.add_argument("--json", action="store_true", help="one look, all of STATS, as JSON")
+
+    tail = add(
+        "tail",
+        "print events as they arrive at the broker",
+        "Prints time, database, event, key, message id and flags of the messages that arrive at\n"
+        "the exchange, until Ctrl-C. It reads a queue of its own, so nobody misses a message.\n"
+        "What is not given is taken from the module in --redis.",
+        """\
+example: keyspace-amqp tail --count 10
+         keyspace-amqp tail --amqp amqp://events@rabbit.example --exchange ks \\
+           --routing-key '*.expired' --json
+
+exit code: 0 after --count messages, 130 after Ctrl-C, 1 if it cannot begin""",
+        redis_options,
+        amqp_options,
+    )
+    tail.add_argument("--count", metavar="N", type=_positive(int), help="end after N messages")
+    form = tail.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a line")
+    form.add_argument("--body", action="store_true", help="the messages' bodies as they are")
+
+    doctor = add(
+        "doctor",
+        "say what is wrong, and what to do about it",
+        "Looks at the server, or at all nodes of its cluster, at the module, the broker and the\n"
+        "settings. Changes nothing; the broker is sent a message that it has to refuse.",
+        """\
+example: AMQP_PASSWORD=secret keyspace-amqp doctor --redis redis://10.0.0.1:6379
+
+exit code: 0 if there is no problem (there may be warnings), 1 if there is""",
+        redis_options,
+        amqp_options,
+    )
+    doctor.add_argument("--json", action="store_true", help="the findings as JSON")
+    doctor.set_defaults(module_path=module_path)
+
+    exporter = add(
         "exporter",
-        parents=[_redis_options()],
-        help="metrics for Prometheus, and a dashboard for Grafana",
-        description="Serves the numbers of STATS as metrics for Prometheus, until SIGTERM or "
-        "Ctrl-C: of one server, or of all nodes of its cluster, which are looked up anew at each "
-        "scrape. A node that does not answer has keyspace_amqp_up 0 and delays a scrape by a few "
-        "seconds at most. The user of Redis needs +info and +cluster|nodes.",
-        epilog="example: keyspace-amqp exporter --redis redis://127.0.0.1:6379 --listen "
-        "127.0.0.1:9808, then in prometheus.yml: {job_name: keyspace-amqp, static_configs: "
-        "[{targets: ['127.0.0.1:9808']}]}; and keyspace-amqp exporter --dashboard > grafana.json",
-        allow_abbrev=False,
+        "metrics for Prometheus, and a dashboard for Grafana",
+        "Serves the numbers of STATS as metrics for Prometheus, until SIGTERM or Ctrl-C: of one\n"
+        "server, or of all nodes of its cluster, which are looked up anew at each scrape. A node\n"
+        "that does not answer has keyspace_amqp_up 0, and delays a scrape by a few seconds at\n"
+        "most. The user of Redis needs +info and +cluster|nodes.",
+        """\
+example: keyspace-amqp exporter --redis redis://10.0.0.1:6379 --listen 127.0.0.1:9808
+         then in prometheus.yml, under scrape_configs:
+           - job_name: keyspace-amqp
+             static_configs: [{targets: ["127.0.0.1:9808"]}]
+         keyspace-amqp exporter --dashboard > keyspace-amqp.json""",
+        redis_options,
     )
     exporter.add_argument(
         "--listen",
@@ -213,25 +318,30 @@ def _add_tools(commands: Any) -> None:
         action="store_true",
         help="print a dashboard to import into Grafana 10 or later, and end",
     )
-    exporter.set_defaults(run=functools.partial(_tool, "exporter", "run"))
 
-    drain = commands.add_parser(
+    drain = add(
         "drain",
-        parents=[_redis_options()],
-        help="take the fallback list out of Redis, into a file",
-        description="Moves what waits in the fallback list into a file, oldest first, for "
-        "instance when Redis needs the memory during a long outage of the broker. In a cluster: "
-        "the lists of all primaries. A batch is written to the file and on disk before it is "
-        "removed from Redis, and only those elements are removed that were written. So nothing "
-        "is lost if this is interrupted; what was just being removed may then be in the file and "
-        "in Redis. Start it again with --append. What comes into the list meanwhile stays there. "
-        "The module counts what was taken out as dropped, in dropped_fallback_removed. It is "
-        "refused while the module delivers its list: give KEYSPACEAMQP.DISCONNECT before. If "
-        "the broker comes back meanwhile, this stops.",
-        epilog="The file has a JSON object per line: `element` in base64 is the element of the "
-        "list as it was; the rest is for people and jq. Example: keyspace-amqp drain --to "
-        "events.jsonl && jq .key events.jsonl; to put it back: keyspace-amqp replay events.jsonl",
-        allow_abbrev=False,
+        "take the fallback list out of Redis, into a file",
+        "Moves what waits in the fallback list into a file, oldest first, for instance when Redis\n"
+        "needs the memory in a long outage of the broker. In a cluster: the lists of all\n"
+        "primaries.\n\n"
+        "A batch is on disk before it is removed from Redis, and only those elements are removed\n"
+        "that were written. So nothing is lost if this is interrupted; what was just being\n"
+        "removed may then be in the file and in Redis. Start it again with --append. What comes\n"
+        "into the list meanwhile stays there.\n\n"
+        "The module counts what was taken out as dropped, in dropped_fallback_removed. While it\n"
+        "delivers its list, this is refused: give KEYSPACEAMQP.DISCONNECT before. If the broker\n"
+        "comes back meanwhile, this stops.",
+        """\
+The file has a JSON object a line: `element` in base64 is the element of the list as it
+was, the rest is for people and jq.
+
+example: keyspace-amqp drain --to events.jsonl
+         jq .key events.jsonl
+         keyspace-amqp replay events.jsonl
+
+exit code: 0, or 1 if something is left because a node or a file fails""",
+        redis_options,
     )
     drain.add_argument(
         "--to",
@@ -250,17 +360,16 @@ def _add_tools(commands: Any) -> None:
     )
     drain.set_defaults(run=functools.partial(_tool, "elements", "drain"))
 
-    replay = commands.add_parser(
+    replay = add(
         "replay",
-        parents=[_redis_options()],
-        help="put a file of drain back into the fallback list",
-        description="Appends the elements in a file of `drain` to the fallback list; the module "
-        "delivers them, counts them as fallback_found, and they keep their message_id. In a "
-        "cluster, one primary gets them all. The whole file is checked before: if a line is not "
-        "sound, nothing is pushed. If this is interrupted, repeat it: what was pushed already "
-        "comes twice then, with the same message_id.",
-        epilog="example: keyspace-amqp replay events.jsonl",
-        allow_abbrev=False,
+        "put a file of drain back into the fallback list",
+        "Appends the elements in a file of `drain` to the fallback list. The module delivers\n"
+        "them, counts them as fallback_found, and they keep their message_id. In a cluster, one\n"
+        "primary gets them all. The whole file is checked before: if a line is not sound,\n"
+        "nothing is pushed. If this is interrupted, repeat it: what was pushed already comes\n"
+        "twice then, with the same message_id.",
+        "example: keyspace-amqp replay events.jsonl",
+        redis_options,
     )
     replay.add_argument("file", metavar="FILE", help="what `drain --to FILE` has written")
     replay.add_argument(
@@ -272,24 +381,22 @@ def _add_tools(commands: Any) -> None:
     replay.set_defaults(run=functools.partial(_tool, "elements", "replay"))
 
 
-def _tool(module: str, function: str, options: argparse.Namespace) -> int:
-    """Runs a function of a module in `tools`."""
+def _tool(name: str, function: str, options: argparse.Namespace) -> int:
+    """Runs a tool of the folder tools/."""
     try:
-        nodes = importlib.import_module(".tools.nodes", __package__)
-        run = getattr(importlib.import_module(f".tools.{module}", __package__), function)
+        tool = importlib.import_module(f"keyspace_amqp.tools.{name}")
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in ("redis", "rich", "prometheus_client"):
-            raise
-        raise _Failure(
-            f"the Python package {package} is missing: pip install 'keyspace-amqp[tools]'"
-        ) from None
-    try:
-        return int(run(options))
-    except nodes.ToolError as error:
-        raise _Failure(str(error)) from None
-    except KeyboardInterrupt:
-        return 130
+        raise _missing_package(error, "tools") from None
+    return int(getattr(tool, function)(options))
+
+
+def _missing_package(error: ModuleNotFoundError, extra: str) -> Exception:
+    package = (error.name or "").partition(".")[0]
+    if package not in ("pika", "redis", "rich", "prometheus_client"):
+        return error
+    return _Failure(
+        f"the Python package {package} is missing: pip install 'keyspace-amqp[{extra}]'"
+    )
 
 
 def _path(_options: argparse.Namespace) -> int:
@@ -317,12 +424,7 @@ def _demo(options: argparse.Namespace) -> int:
     try:
         from . import demo, demo_cluster
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in ("pika", "redis", "rich"):
-            raise
-        raise _Failure(
-            f"the Python package {package} is missing: pip install 'keyspace-amqp[demo]'"
-        ) from None
+        raise _missing_package(error, "demo") from None
     run = demo_cluster.run if options.cluster else demo.run
     return run(module_path(), keep=options.keep)
 
@@ -332,9 +434,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         return int(options.run(options))
-    except _Failure as failure:
+    except ToolError as failure:
         print(f"keyspace-amqp: {failure}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # of stdout: who reads it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as if SIGPIPE had ended it
 
 
 if __name__ == "__main__":

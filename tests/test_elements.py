@@ -362,7 +362,7 @@ def test_replay_does_not_push_what_would_be_cut_off(
 
 def test_other_servers(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     """A replica is refused; one without the module is not: nobody delivers there."""
-    primary = start_redis(arguments=None)
+    primary = start_redis(arguments=None, options=["repl-diskless-sync-delay 0"])
     replica = start_redis(arguments=None, options=[f"replicaof 127.0.0.1 {primary.port}"])
     elements: Sequence[bytes] = [to_element(Event("a-1", 1, 0, "$", b"set", b"k"))]
     primary.client().rpush(fallback.KEY, *elements)

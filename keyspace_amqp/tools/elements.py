@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from ..cluster import ALONE, Lists, key_of
 from ..fallback import JOB_BYTES, JOB_ELEMENTS
@@ -234,7 +232,6 @@ def replay(options: argparse.Namespace) -> int:
         count = sum(1 for _ in _elements(file))
         node, key = _home(nodes)
         client: Any = node.client
-        client.set_retry(Retry(NoBackoff(), 0))  # a push that is repeated is there twice
         length, most = client.llen(key), _fallback_size(client)
         if 0 < most < length + count and not options.force:
             raise ToolError(

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
-from typing import Any
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ..cluster import ALONE, Topology, read_topology
+from . import ToolError as ToolError
 
 # A node that is stopped must not stop the tool.
 TIMEOUT = 5.0
+# Nodes that are asked at the same time.
+_THREADS = 64
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,62 +35,120 @@ class Node:
     client: redis.Redis
 
 
-class ToolError(Exception):
-    """What a tool cannot do; the text says what to do about it."""
-
-
-def connect(options: argparse.Namespace) -> redis.Redis:
+def connect(options: argparse.Namespace, timeout: float = TIMEOUT) -> redis.Redis:
     """A client of the server that the options name (see cli.py). Raises ToolError when
     it does not answer."""
-    client = redis.Redis.from_url(
-        options.redis,
-        password=os.environ.get("REDISCLI_AUTH"),
-        socket_timeout=TIMEOUT,
-        socket_connect_timeout=TIMEOUT,
-        protocol=3,
-    )
     try:
-        client.ping()
-    except (redis.RedisError, OSError) as error:
-        raise ToolError(f"{options.redis} does not answer: {error}") from None
+        client = redis.Redis.from_url(
+            options.redis,
+            password=os.environ.get("REDISCLI_AUTH"),  # one in the URL goes before
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            # Again and again would take several times as long.
+            retry=Retry(NoBackoff(), 0),
+            protocol=3,
+        )
+        with contextlib.suppress(redis.ResponseError):  # that is an answer too
+            client.ping()
+    except (redis.RedisError, OSError, ValueError) as error:
+        raise ToolError(f"{without_secrets(options.redis)}: {reason(error)}") from None
     return client
 
 
-@contextlib.contextmanager
-def all_nodes(options: argparse.Namespace) -> Iterator[list[Node]]:
+class Group:
     """The server that the options name and, if it is in a cluster, all other nodes, whether
-    they answer or not; in the order of their addresses. Closed at the end."""
-    first = connect(options)
-    with contextlib.ExitStack() as stack:
-        stack.callback(first.close)
-        own = first.connection_pool.connection_kwargs
-        nodes = [Node(f"{own.get('host', 'localhost')}:{own.get('port', 6379)}", first)]
-        if first.info("cluster").get("cluster_enabled"):
-            nodes = []
-            for address in sorted(node.address for node in topology(first).nodes.values()):
-                host, _, port = address.rpartition(":")
-                if not host:  # nobody knows where it is
-                    continue
-                # Of the same class too, or TLS would be left out.
-                pool = redis.ConnectionPool(
-                    connection_class=first.connection_pool.connection_class,
-                    **{**own, "host": host, "port": int(port)},
-                )
-                client = redis.Redis.from_pool(pool)
-                stack.callback(client.close)
-                nodes.append(Node(address, client))
-        yield nodes
+    they answer or not; in the order of their addresses. In a `with`."""
+
+    def __init__(self, options: argparse.Namespace, timeout: float = TIMEOUT) -> None:
+        self._first = connect(options, timeout)
+        self._own = self._first.connection_pool.connection_kwargs
+        where = self._own.get("path") or f"{self._host}:{self._own.get('port', 6379)}"
+        self.nodes = [Node(where, self._first)]
+        try:
+            self.renew(self._first)
+            self.clustered = True
+        except redis.ResponseError as error:
+            if "cluster support disabled" not in str(error):
+                raise ToolError(f"CLUSTER NODES: {reason(error)}") from None
+            self.clustered = False
+        except (redis.RedisError, OSError) as error:
+            raise ToolError(f"CLUSTER NODES: {reason(error)}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for node in self.nodes:
+            node.client.close()
+        self._first.close()
+
+    def renew(self, client: Any) -> None:
+        """Takes in which nodes the cluster has now, as one of them says. Raises what
+        redis-py does."""
+        reply = client.execute_command("CLUSTER NODES")
+        known = {node.address: node for node in self.nodes}
+        nodes = []
+        for host, port in sorted(_addresses(reply)):
+            address = f"{host or self._host}:{port}"
+            known_one = known.pop(address) if address in known else None
+            nodes.append(known_one or self._node(address, host, port))
+        self.nodes = nodes
+        for node in known.values():
+            node.client.close()
+
+    @property
+    def _host(self) -> str:
+        return str(self._own.get("host", "localhost"))
+
+    def _node(self, address: str, host: str, port: int) -> Node:
+        kind = self._first.connection_pool.connection_class
+        own = {**self._own, "host": host or self._host, "port": port}
+        if own.pop("path", None) is not None:
+            kind = redis.Connection
+        # Of the same class, or TLS would be left out.
+        pool = redis.ConnectionPool(connection_class=kind, **own)
+        return Node(address, redis.Redis.from_pool(pool))
+
+
+@contextlib.contextmanager
+def all_nodes(options: argparse.Namespace, timeout: float = TIMEOUT) -> Iterator[list[Node]]:
+    """The nodes of a `Group` as they are now. Closed at the end."""
+    with Group(options, timeout) as group:
+        yield group.nodes
+
+
+def _addresses(reply: Any) -> Iterator[tuple[str, int]]:
+    """Host and port of each node in CLUSTER NODES as redis-py reads it; a node that has met
+    no other does not know its host."""
+    for address, node in reply.items():
+        if not {"noaddr", "handshake"} & set(node["flags"].split(",")):
+            host, _, port = address.rpartition(":")
+            yield host, int(port)
+
+
+def ask(
+    nodes: Sequence[Node], question: Callable[[Node], _Answer]
+) -> list[tuple[Node, _Answer | Exception]]:
+    """What each node answers, or why it does not; all are asked at the same time."""
+
+    def one(node: Node) -> _Answer | Exception:
+        try:
+            return question(node)
+        except (redis.RedisError, OSError) as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(min(len(nodes), _THREADS)) as pool:
+        return list(zip(nodes, pool.map(one, nodes), strict=True))
 
 
 def stats(client: Any) -> dict[str, Any]:
     """KEYSPACEAMQP.STATS: texts as str, numbers as int. Raises redis.RedisError."""
-    reply = client.execute_command("KEYSPACEAMQP.STATS")
-    if not isinstance(reply, dict):  # RESP2 has no maps
-        reply = dict(zip(reply[::2], reply[1::2], strict=True))
-    return {
-        name.decode(): value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        for name, value in reply.items()
-    }
+    return mapping(client.execute_command("KEYSPACEAMQP.STATS"))
 
 
 def topology(client: Any) -> Topology:
@@ -90,3 +158,35 @@ def topology(client: Any) -> Topology:
     # As one word it would be parsed by redis-py.
     reply = client.execute_command("CLUSTER", "NODES")
     return read_topology(bytes(reply).decode("utf-8", "replace"))
+
+
+def mapping(reply: Any) -> dict[str, Any]:
+    """A reply that is a map, with texts as str."""
+    if not isinstance(reply, dict):  # RESP2 has no maps
+        reply = dict(zip(reply[::2], reply[1::2], strict=True))
+    return {text(name): text(value) for name, value in reply.items()}
+
+
+def text(value: Any) -> Any:
+    """Bytes as str, anything else as it is."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def reason(error: Exception) -> str:
+    """Why a server did not answer, for people."""
+    if isinstance(error, redis.TimeoutError):
+        return "no answer in time"
+    words = str(error) or type(error).__name__
+    if isinstance(error, redis.AuthenticationError) and words.startswith("HELLO"):
+        return "it wants a password, in the URL or in REDISCLI_AUTH"
+    if words.lower().startswith("unknown command") and "keyspaceamqp" in words.lower():
+        return "the module is not loaded"
+    return words
+
+
+def without_secrets(url: str) -> str:
+    """A URL that may be shown."""
+    parts = urllib.parse.urlsplit(url)
+    user, _, where = parts.netloc.rpartition("@")
+    user = user.partition(":")[0]
+    return parts._replace(netloc=f"{user}@{where}" if user else where, query="").geturl()

@@ -1,0 +1,477 @@
+"""`keyspace-amqp doctor`: what is wrong, and what to do about it.
+
+Changes nothing in Redis. The broker is sent one message, with a property that it has to
+refuse after it has checked who may publish: so nobody gets it, whatever is bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import enum
+import importlib.util
+import json
+import platform
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pika
+import redis
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import __version__
+from ..config import SETTINGS
+from ..stats import FIRST_REASON, HELP, Stat
+from . import ToolError, amqp, nodes
+
+# Bytes that an element of the list takes, with a key of 30 bytes.
+_ELEMENT = 80
+# From these parts on, memory and the list are nearly full.
+_NEARLY = 0.9
+_SERVER_SETTINGS = (
+    "save",
+    "enable-module-command",
+    "stop-writes-on-bgsave-error",
+    "min-replicas-to-write",
+)
+
+
+class Level(enum.StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+OK, WARNING, PROBLEM = Level
+COLOURS = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What was found `about` something, and what to do about it."""
+
+    about: str
+    level: Level
+    text: str
+    advice: str = ""
+
+
+@dataclasses.dataclass
+class Facts:
+    """What a node has told; empty: nothing."""
+
+    info: dict[str, Any] = dataclasses.field(default_factory=dict)
+    settings: dict[str, str] = dataclasses.field(default_factory=dict)
+    arguments: list[str] | None = None  # of the module; None: it is not loaded
+    stats: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: dict[str, str] = dataclasses.field(default_factory=dict)
+    refused: dict[str, str] = dataclasses.field(default_factory=dict)  # command: why
+
+
+def gather(node: nodes.Node) -> Facts:
+    """Asks a node for everything. Raises what redis-py does if it does not answer."""
+    facts, client = Facts(), node.client
+
+    def attempt(what: str, *words: str) -> Any:
+        try:
+            return client.execute_command(what, *words)  # type: ignore[no-untyped-call]
+        except (redis.ResponseError, redis.TimeoutError) as error:
+            if isinstance(error, redis.TimeoutError) and not facts.info:
+                raise
+            facts.refused[what] = nodes.reason(error)
+            return None
+
+    facts.info = attempt("INFO", "everything") or {}
+    facts.settings = nodes.mapping(attempt("CONFIG GET", *_SERVER_SETTINGS) or {})
+    for reply in attempt("MODULE LIST") or ():
+        module = nodes.mapping(reply)
+        if module["name"] == "keyspaceamqp":
+            facts.arguments = [nodes.text(word) for word in module.get("args", ())]
+            facts.stats = nodes.mapping(attempt("KEYSPACEAMQP.STATS") or {})
+            facts.parameters = nodes.mapping(attempt("KEYSPACEAMQP.CONFIG GET", "*") or {})
+    return facts
+
+
+# ---- a node ------------------------------------------------------------------------
+
+
+def server(facts: Facts) -> Iterator[Finding]:
+    name, oldest = ("Redis", (7, 0))
+    if facts.info.get("server_name") == "valkey":
+        name, oldest = ("Valkey", (7, 2))
+    version = str(facts.info.get(f"{name.lower()}_version", ""))
+    if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < oldest:
+        advice = "the module needs Redis 7.0 or Valkey 7.2, or later"
+        yield Finding("server", PROBLEM, f"{name} {version} is too old", advice)
+    elif version:
+        yield Finding("server", OK, f"{name} {version}")
+    listens = set(facts.parameters.get("events", ""))
+    if (name, version) == ("Valkey", "8.1.8") and listens & {"g", "A"}:
+        text = "with events of class g, it uses the wrong database after MOVE and COPY … DB"
+        advice = "leave g and A out of events, do without these commands, or take a later Valkey"
+        yield Finding("server", WARNING, text, advice)
+
+
+def refused(facts: Facts) -> Iterator[Finding]:
+    for command, why in facts.refused.items():
+        if command.startswith("KEYSPACEAMQP") and not why.startswith("NOPERM"):
+            advice = "look at the server's log; a restart starts the handler again"
+            yield Finding("handler", PROBLEM, f"{command}: {why}", advice)
+        else:
+            advice = "what it would tell is not looked at; let the user of --redis give it"
+            yield Finding("access", WARNING, f"{command}: {why}", advice)
+
+
+def module(facts: Facts) -> Iterator[Finding]:
+    loaded = facts.info.get("keyspaceamqp_version")
+    if loaded == __version__:
+        yield Finding("module", OK, f"version {loaded}")
+    elif loaded is not None:
+        text = f"version {loaded}, and this command line is {__version__}"
+        advice = "install the same version, and restart the server"
+        yield Finding("module", WARNING, text, advice)
+    if (facts.arguments or [])[4:5] not in ([], ["guest"]):
+        text = "its arguments have the broker's password, which shows in MODULE LIST"
+        advice = "set keyspaceamqp.password instead (`keyspace-amqp loadmodule` prints the lines)"
+        yield Finding("module", WARNING, text, advice)
+    if facts.parameters.get("delivery-mode") == "1":
+        text = "delivery-mode is 1: the broker forgets messages when it restarts"
+        yield Finding("module", WARNING, text, "set keyspaceamqp.delivery-mode to 2")
+
+
+def role(facts: Facts) -> Iterator[Finding]:
+    info = facts.info
+    if info.get("role") == "master":
+        yield Finding("role", OK, "primary")
+        fewest = int(facts.settings.get("min-replicas-to-write", 0))
+        good = int(info.get("min_slaves_good_slaves", fewest))
+        if good < fewest:
+            text = f"{good} replicas, and min-replicas-to-write {fewest}: writes are refused"
+            advice = "start the replicas, or lower min-replicas-to-write"
+            yield Finding("role", PROBLEM, text, advice)
+    elif "role" in info:
+        primary = f"{info['master_host']}:{info['master_port']}"
+        yield Finding("role", OK, f"replica of {primary}, where events are captured")
+        if info["master_link_status"] != "up":
+            text = f"no link to {primary}: the copy of the list is not up to date"
+            yield Finding("role", WARNING, text, "look at that server, and the network")
+
+
+_STATES = {
+    "connected": (OK, ""),
+    "idle": (OK, ""),
+    "replica": (OK, ""),
+    "blocked": (PROBLEM, "the broker lacks memory or disk space: see its alarms"),
+    "disconnected": (PROBLEM, "see broker; after DISCONNECT it stays so until CONNECT"),
+}
+
+
+def state(facts: Facts) -> Iterator[Finding]:
+    if facts.stats:
+        now, last = facts.stats["state"], facts.stats["last_error"]
+        level, advice = _STATES.get(now, (WARNING, "look again in a moment"))
+        if last:
+            now += f"; {'over' if level is OK else 'why'}: {last}"
+        yield Finding("state", level, now, advice)
+
+
+_LOSSES: dict[Stat, tuple[Level, str]] = {
+    Stat.RETURNED: (PROBLEM, "bind a queue to the exchange with the routing key"),
+    Stat.NACKED: (WARNING, "a queue that has a limit and reject-publish is full"),
+    Stat.HANDLER_ERRORS: (PROBLEM, "a defect of the module: the server's log has more"),
+    Stat.MESSAGES_REJECTED: (WARNING, "see the log: have all nodes the same version?"),
+    Stat.DROPPED_QUEUE_FULL: (PROBLEM, "more queue-limit, or a smaller worker-nice"),
+    Stat.DROPPED_FALLBACK_FULL: (PROBLEM, "more fallback-size"),
+    Stat.DROPPED_FALLBACK_EVICTED: (PROBLEM, "a maxmemory-policy without allkeys"),
+    Stat.DROPPED_TOO_LARGE: (PROBLEM, "more max_message_size in the broker"),
+}
+
+
+def losses(facts: Facts) -> Iterator[Finding]:
+    found = [stat for stat in Stat if facts.stats.get(stat.name.lower())]
+    found = [stat for stat in found if stat in _LOSSES or stat >= FIRST_REASON]
+    for stat in found:
+        level, advice = _LOSSES.get(stat, (PROBLEM, "the server's log says when"))
+        text = f"{stat.name.lower()} {facts.stats[stat.name.lower()]:,}: {HELP[stat]}"
+        yield Finding("losses", level, text, f"{advice}. KEYSPACEAMQP.STATS RESET forgets it")
+    if facts.stats and not found:
+        yield Finding("losses", OK, "none since the module's load or STATS RESET")
+
+
+def fallback(facts: Facts) -> Iterator[Finding]:
+    """The list against its cap, and against Redis' memory."""
+    if not facts.parameters or not facts.stats:
+        return
+    size, length = int(facts.parameters["fallback-size"]), facts.stats["fallback_length"]
+    room = facts.info.get("maxmemory") or facts.info.get("total_system_memory")
+    left = room - facts.info["used_memory"] if room else None
+    need = (size - length) * _ELEMENT
+    advice = "set keyspaceamqp.fallback-size lower, or give Redis more memory"
+    if size < 0:
+        text = "there is none: events wait in memory only, up to queue-limit"
+        yield Finding("list", WARNING, text, "set keyspaceamqp.fallback-size")
+    elif size and length >= _NEARLY * size:
+        text = f"{length:,} elements; at {size:,} the oldest are dropped"
+        yield Finding("list", WARNING, text, "bring the broker back, or set fallback-size higher")
+    elif left is not None and (size == 0 or need > left):
+        most = f"may take another {_bytes(need)}" if size else "has no limit"
+        yield Finding("list", WARNING, f"it {most}, and Redis has {_bytes(left)}", advice)
+    else:
+        most = f", at most {size:,}" if size else ""
+        yield Finding("list", OK, f"{length:,} elements{most}")
+
+
+def persistence(facts: Facts) -> Iterator[Finding]:
+    info, save = facts.info, facts.settings.get("save")
+    if "aof_enabled" not in info or save is None:
+        return
+    advice = "the server's log says why: is the disk full, may it write to its dir?"
+    stops = facts.settings.get("stop-writes-on-bgsave-error") == "yes"
+    if save and info["rdb_last_bgsave_status"] != "ok":
+        also = ", and clients' writes are refused (stop-writes-on-bgsave-error)" if stops else ""
+        yield Finding("persistence", PROBLEM, f"RDB saves fail{also}", advice)
+    elif info["aof_enabled"] and info["aof_last_write_status"] != "ok":
+        text = "the append-only file cannot be written, and clients' writes are refused"
+        yield Finding("persistence", PROBLEM, text, advice)
+    elif save or info["aof_enabled"]:
+        kinds = ["RDB saves"] * bool(save) + ["append-only file"] * bool(info["aof_enabled"])
+        yield Finding("persistence", OK, ", ".join(kinds))
+    else:
+        text = "neither RDB saves nor an append-only file: the list ends with the process"
+        yield Finding("persistence", WARNING, text, "set appendonly to yes, or save")
+
+
+def memory(facts: Facts) -> Iterator[Finding]:
+    limit, policy = facts.info.get("maxmemory", 0), facts.info.get("maxmemory_policy", "")
+    if limit and policy.startswith("allkeys"):
+        text = f"maxmemory-policy {policy} can evict the list, all at once"
+        yield Finding("memory", WARNING, text, "noeviction or a volatile policy")
+    elif "maxmemory" in facts.info:
+        yield Finding("memory", OK, f"maxmemory-policy {policy}" if limit else "no maxmemory")
+    if limit and facts.info["used_memory"] >= _NEARLY * limit:
+        text = f"{facts.info['used_memory'] / limit:.0%} of maxmemory {_bytes(limit)} is used"
+        yield Finding("memory", WARNING, text, "more maxmemory: the list grows above it")
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def unloaded(facts: Facts, module_path: Callable[[], Any]) -> Iterator[Finding]:
+    """The module is not there: how to load it, and whether this Python could run it."""
+    try:
+        path = str(module_path())
+    except ToolError:
+        path = "PATH"
+    advice = f"put `loadmodule {path}` and its parameters into the server's configuration file "
+    advice += "(`keyspace-amqp loadmodule` prints the lines) and restart it"
+    if facts.settings.get("enable-module-command", "no") == "no":
+        advice += ". MODULE LOADEX cannot do it: enable-module-command is no"
+    else:
+        advice += f", or give MODULE LOADEX {path}"
+    yield Finding("module", PROBLEM, "is not loaded", advice)
+    lacking = [name for name in ("cffi", "pika") if importlib.util.find_spec(name) is None]
+    lacking += ["a shared libpython"] * (not sysconfig.get_config_var("Py_ENABLE_SHARED"))
+    if lacking:
+        advice = "install the package with pip, with a Python that has a shared libpython"
+        text = f"{sys.executable} lacks {', '.join(lacking)}"
+        yield Finding("python", PROBLEM, text, advice)
+    else:
+        yield Finding("python", OK, f"{platform.python_version()}, {sys.executable}")
+
+
+_CHECKS = (server, refused, module, role, state, losses, fallback, persistence, memory)
+
+
+def examine(facts: Facts, module_path: Callable[[], Any]) -> Iterator[Finding]:
+    for check in _CHECKS:
+        yield from check(facts)
+    if facts.arguments is None and "MODULE LIST" not in facts.refused:
+        yield from unloaded(facts, module_path)
+
+
+# ---- the cluster and the broker ------------------------------------------------------
+
+
+def cluster(client: Any) -> Iterator[Finding]:
+    """What the nodes say of each other, as one of them tells."""
+    try:
+        down = client.cluster("info").get("cluster_state") != "ok"
+        rows = [nodes.mapping(row) for row in client.execute_command("KEYSPACEAMQP.CLUSTER")]
+    except (redis.RedisError, OSError) as error:
+        yield Finding("cluster", PROBLEM, f"KEYSPACEAMQP.CLUSTER: {nodes.reason(error)}")
+        return
+    if down:
+        text = "its state is fail: lists can be neither written nor read"
+        yield Finding("cluster", PROBLEM, text, "`redis-cli --cluster check`")
+    known = [row for row in rows if row["state"] != "unknown"]
+    for row in rows:
+        if row not in known:
+            text = f"missing: {row['address']}: {row['last_error']}"
+            advice = "is it up, is the module loaded there?"
+            yield Finding("cluster", PROBLEM, text, advice)
+    if not down and len(known) == len(rows):
+        yield Finding("cluster", OK, f"all {len(rows)} nodes know each other")
+    for name, level, advice in (
+        ("version", PROBLEM, "restart the nodes that have the older one"),
+        ("config_version", WARNING, "look again in a moment; the nodes tell each other"),
+    ):
+        of = {row["address"]: row[name] for row in known}
+        if len(set(of.values())) > 1:
+            each = ", ".join(f"{address} {value}" for address, value in of.items())
+            yield Finding("cluster", level, f"{name} differs: {each}", advice)
+
+
+def broker(target: amqp.Target, *, connected: bool, remote: bool) -> Iterator[Finding]:
+    """Whether one can get there from here, and publish. `connected`: the module is;
+    `remote`: its server is on another machine."""
+    try:
+        connection = target.connect()
+    except ToolError as error:
+        advice = "is it up, are host and port right? User and password (here: --amqp or "
+        advice += "AMQP_PASSWORD)? guest may by default log in from the broker's own machine only"
+        if remote and amqp.loopback(target):
+            advice = "the module's broker is on its own machine: run this there, or give --amqp"
+        level = WARNING if connected else PROBLEM
+        text = f"{error}{' (from here; the module is connected)' if connected else ''}"
+        yield Finding("broker", level, text, advice)
+        return
+    try:
+        amqp.end_after(connection, amqp.TIMEOUT)
+        yield Finding("broker", OK, f"{target.shown} lets us in")
+        yield from _exchange(connection, target)
+    except pika.exceptions.AMQPError as error:
+        advice = "it blocks who publishes when it lacks memory or disk space: see its alarms"
+        yield Finding("broker", PROBLEM, f"{target.shown}: {amqp.explain(error)}", advice)
+    finally:
+        amqp.close(connection)
+
+
+def _exchange(connection: Any, target: amqp.Target) -> Iterator[Finding]:
+    name, (key, *_) = target.exchange, target.routing_keys
+    shown = f"{name!r}" if name else f"the default one, queue {key!r}"
+    channel = connection.channel()
+    try:
+        if name:
+            channel.exchange_declare(name, passive=True)
+        else:  # its messages go to the queue of that name
+            channel.queue_declare(key, passive=True)
+        yield Finding("exchange", OK, shown)
+    except pika.exceptions.ChannelClosed as error:
+        advice = "declare it in the broker, or change keyspaceamqp.exchange"
+        yield Finding("exchange", PROBLEM, amqp.explain(error), advice)
+        return
+    channel = connection.channel()
+    channel.confirm_delivery()
+    try:
+        # Its expiration is no number: RabbitMQ refuses that, after it has looked at the
+        # user's permissions.
+        channel.basic_publish(name, key, b"", pika.BasicProperties(expiration="none"))
+    except pika.exceptions.ChannelClosed as error:
+        if error.reply_code == 403:
+            user = target.parameters[0].credentials.username
+            advice = f"`rabbitmqctl set_permissions` has to let {user} write to it"
+            yield Finding("publishing", PROBLEM, amqp.explain(error), advice)
+            return
+    yield Finding("publishing", OK, f"{target.parameters[0].credentials.username} may")
+
+
+# ---- all together --------------------------------------------------------------------
+
+Findings = dict[Finding, list[str]]  # with the nodes that it is about
+
+
+def diagnose(options: argparse.Namespace) -> tuple[Findings, int]:
+    """What was found, and the number of nodes."""
+    found: Findings = {}
+
+    def add(findings: Iterable[Finding], *addresses: str) -> None:
+        for finding in findings:
+            found.setdefault(finding, []).extend(addresses)
+
+    with nodes.Group(options) as group:
+        answers = nodes.ask(group.nodes, gather)
+        told: dict[str, Facts] = {}
+        for node, facts in answers:
+            if isinstance(facts, Exception):
+                text = f"does not answer: {nodes.reason(facts)}"
+                add([Finding("server", PROBLEM, text, "is it up?")], node.address)
+            else:
+                told[node.address] = facts
+                add(examine(facts, options.module_path), node.address)
+        loaded = [node for node, _ in answers if told.get(node.address, Facts()).parameters]
+        if group.clustered and loaded:
+            add(cluster(loaded[0].client))
+        for findings, addresses in _brokers(options, told):
+            add(findings, *addresses)
+        return found, len(answers)
+
+
+def _brokers(
+    options: argparse.Namespace, told: Mapping[str, Facts]
+) -> Iterator[tuple[Iterable[Finding], Sequence[str]]]:
+    """Each broker with exchange and key that a node has, once."""
+    defaults = {setting.name: setting.default for setting in SETTINGS}
+    targets: dict[tuple[Any, ...], tuple[amqp.Target, list[str]]] = {}
+    for address, facts in told.items():
+        if facts.parameters or options.amqp:
+            try:
+                target = amqp.target(options, facts.parameters or defaults)
+            except ToolError as error:
+                yield [Finding("broker", WARNING, f"not tried: {error}")], [address]
+                continue
+            key = (target.shown, target.exchange, target.routing_keys)
+            targets.setdefault(key, (target, []))[1].append(address)
+    for target, addresses in targets.values():
+        theirs = options.amqp is None
+        connected = theirs and any(told[n].stats.get("state") == "connected" for n in addresses)
+        local = ("127.", "localhost:", "::1:", "/")
+        remote = theirs and not addresses[0].startswith(local)
+        yield broker(target, connected=connected, remote=remote), addresses
+
+
+def report(found: Findings, count: int) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding, addresses in found.items():
+        text = Text(finding.text)
+        if count > 1 and addresses:
+            where = "all nodes" if len(addresses) == count else ", ".join(addresses)
+            text.append(f"  [{where}]", "dim")
+        if finding.advice and finding.level is not OK:
+            text.append(f"\n→ {finding.advice}", "italic")
+        table.add_row(Text(finding.level, COLOURS[finding.level]), finding.about, text)
+    return table
+
+
+_ORDER = (
+    *("server", "python", "access", "handler", "module", "role", "state", "losses", "list"),
+    *("persistence", "memory", "cluster", "broker", "exchange", "publishing"),
+)
+
+
+def run(options: argparse.Namespace) -> int:
+    found, count = diagnose(options)
+    found = dict(sorted(found.items(), key=lambda item: _ORDER.index(item[0].about)))
+    number = {level: sum(finding.level is level for finding in found) for level in Level}
+    if options.json:
+        findings = [
+            {**dataclasses.asdict(finding), "nodes": addresses}
+            for finding, addresses in found.items()
+        ]
+        print(json.dumps({**number, "findings": findings}, indent=2))
+    else:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = 1000  # no line is broken in a pipe
+        console.print(report(found, count))
+        counts = [f"{number[level]} {level}{'s' * (number[level] != 1)}" for level in COLOURS]
+        console.print(f"\n{', '.join(counts[:0:-1])}")
+    return 1 if number[PROBLEM] else 0
