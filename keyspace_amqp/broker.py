@@ -134,9 +134,7 @@ class Broker:
         """Starts to open a connection; link_up or link_down follows. `properties`: what
         RabbitMQ's tools show of it. Raises ConnectError if a file cannot be used."""
         goal = target(config)
-        if not is_text(goal.vhost):
-            raise ConnectError("RabbitMQ's names of virtual hosts are UTF-8, and vhost is not")
-        self._make = functools.partial(_parameters, goal, _login(goal), _tls(goal), properties)
+        self._make = parameters_for(goal, properties)
         self._untried = random.sample(goal.servers, len(goal.servers))
         self._reasons = []
         self._try_next()
@@ -281,15 +279,13 @@ class Broker:
                 self._listener.link_down(describe(reason))
 
 
-def _parameters(
-    goal: Target,
-    login: Any,
-    tls: ssl.SSLContext | None,
-    properties: Mapping[str, str],
-    host: str,
-    port: int,
-) -> pika.ConnectionParameters:
-    """For one of the servers."""
+def parameters_for(
+    goal: Target, properties: Mapping[str, str]
+) -> Callable[[str, int], pika.ConnectionParameters]:
+    """What pika wants for a host and port. Raises ConnectError if a file cannot be used."""
+    if not is_text(goal.vhost):
+        raise ConnectError("RabbitMQ's names of virtual hosts are UTF-8, and vhost is not")
+    login, tls = _login(goal), _tls(goal)
     keepalive = {}
     if goal.keepalive:
         every = max(1, goal.keepalive // _KEEPALIVE_PROBES)
@@ -298,19 +294,23 @@ def _parameters(
             "TCP_KEEPINTVL": every,
             "TCP_KEEPCNT": _KEEPALIVE_PROBES,
         }
-    return pika.ConnectionParameters(
-        host=host,
-        port=port,
-        virtual_host=goal.vhost,
-        credentials=login,
-        heartbeat=goal.heartbeat,
-        connection_attempts=1,
-        socket_timeout=CONNECT_TIMEOUT,
-        stack_timeout=HANDSHAKE_TIMEOUT,
-        ssl_options=tls and pika.SSLOptions(tls, goal.server_name or host),
-        tcp_options=keepalive or None,
-        client_properties={"product": "keyspace-amqp", "version": __version__, **properties},
-    )
+
+    def make(host: str, port: int) -> pika.ConnectionParameters:
+        return pika.ConnectionParameters(
+            host=host,
+            port=port,
+            virtual_host=goal.vhost,
+            credentials=login,
+            heartbeat=goal.heartbeat,
+            connection_attempts=1,
+            socket_timeout=CONNECT_TIMEOUT,
+            stack_timeout=HANDSHAKE_TIMEOUT,
+            ssl_options=tls and pika.SSLOptions(tls, goal.server_name or host),
+            tcp_options=keepalive or None,
+            client_properties={"product": "keyspace-amqp", "version": __version__, **properties},
+        )
+
+    return make
 
 
 def _login(goal: Target) -> Any:

@@ -7,16 +7,19 @@ import contextlib
 import dataclasses
 import logging
 import os
-import ssl
+import re
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pika
 import redis
 from pika.adapters.utils import connection_workflow
 
-from ..broker import describe
+from ..broker import ConnectError, describe, parameters_for
+from ..config import INDEX, SETTINGS, Config
+from ..target import address
+from ..target import target as read_target
 from . import ToolError, nodes
 
 # For TCP, for all of the handshake, and for an answer.
@@ -36,6 +39,11 @@ class Target:
     parameters: tuple[pika.ConnectionParameters, ...] = dataclasses.field(repr=False)
     exchange: str
     routing_keys: tuple[str, ...]
+
+    @property
+    def user(self) -> str:
+        login = self.parameters[0].credentials
+        return getattr(login, "username", b"the certificate's user").decode("utf-8", "replace")
 
     def connect(self) -> pika.BlockingConnection:
         """A connection. Raises ToolError."""
@@ -89,15 +97,14 @@ def target(options: argparse.Namespace, config: Mapping[str, str] | None = None)
         exchange = config["exchange"]
     if keys is None and config is not None:
         keys = [config["routing-key"]]
-    if options.amqp is not None:
-        parameters = (_from_url(options.amqp),)
-    else:
-        assert config is not None
-        parameters = tuple(_from_config(config))
+    try:
+        goal = read_target(_broker_config(options.amqp, config or {}))
+        make = parameters_for(goal, {"connection_name": "keyspace-amqp (tool)"})
+    except ConnectError as error:
+        raise ToolError(f"{error}; the module's files may be on its machine, give --amqp") from None
+    parameters = tuple(make(*server) for server in goal.servers)
     for each in parameters:
         each.socket_timeout = each.stack_timeout = each.blocked_connection_timeout = TIMEOUT
-        each.connection_attempts = 1
-        each.client_properties = {"connection_name": "keyspace-amqp (tool)"}
     return Target(", ".join(map(_shown, parameters)), parameters, exchange or "", tuple(keys))
 
 
@@ -112,64 +119,35 @@ def module_config(client: Any) -> dict[str, str]:
         ) from None
 
 
-def _from_url(url: str) -> Any:
-    """pika's reading of a URL, but for user and password: the password may be elsewhere,
-    and no error shows it."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
-            raise ValueError("it has the form amqp://user:password@host:port/vhost")
-        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2])
-        parameters = pika.URLParameters(bare.geturl())
-    except ValueError as error:
-        raise ToolError(f"the broker's URL cannot be read: {error}") from None
-    password = None if parts.password is None else urllib.parse.unquote(parts.password)
-    parameters.credentials = _credentials(urllib.parse.unquote(parts.username or ""), password)
-    return parameters
-
-
-def _from_config(config: Mapping[str, str]) -> Iterator[Any]:
-    """The broker, or each of several, as the module's parameters say."""
-    if config.get("url"):
-        raise ToolError("the module's broker is in its parameter url, which is hidden; give --amqp")
-    tls = None
-    if config.get("tls", "off") == "on":
-        try:
-            tls = ssl.create_default_context(cafile=config.get("tls-ca-file") or None)
-            if config.get("tls-verify") == "off":
-                tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
-            if config.get("tls-cert-file"):
-                tls.load_cert_chain(config["tls-cert-file"], config.get("tls-key-file") or None)
-        except OSError as error:
-            raise ToolError(f"the module's TLS files: {error}; give --amqp") from None
-    for server in config["host"].split(","):
-        # IPv6 addresses have brackets if they have a port.
-        host, colon, port = server.rpartition(":")
-        if not colon or ":" in host.partition("]")[2] or (":" in host and "[" not in host):
-            host, port = server, config["port"]
-        host = host.strip("[]")
-        yield pika.ConnectionParameters(
-            host,
-            int(port),
-            config.get("vhost", "/"),
-            _credentials(config["username"]),
-            ssl_options=tls and pika.SSLOptions(tls, config.get("tls-server-name") or host),
-        )
-
-
-def _credentials(user: str, password: str | None = None) -> Any:
-    if password is None:
-        password = os.environ.get("AMQP_PASSWORD", "guest")
-    return pika.PlainCredentials(user or "guest", password)
+def _broker_config(url: str | None, parameters: Mapping[str, str]) -> Config:
+    """The configuration with the options' URL, or else that of the module, which tells no
+    secrets: the password is in the URL or elsewhere."""
+    values = {setting.name: setting.default for setting in SETTINGS}
+    if url is None:
+        if parameters.get("url"):
+            raise ToolError(
+                "the module's broker is in its parameter url, which is hidden; give --amqp"
+            )
+        values |= {name: value for name, value in parameters.items() if name in values}
+    else:
+        if not url or not re.fullmatch(SETTINGS[INDEX["url"]].pattern, url):
+            raise ToolError(
+                "the broker's URL cannot be read: it has the form "
+                "amqp://user:password@host:port/vhost"
+            )
+        values["url"] = url
+    values["password"] = os.environ.get("AMQP_PASSWORD", "guest")
+    values["password-file"] = ""
+    return Config.from_values([os.fsencode(values[setting.name]) for setting in SETTINGS])
 
 
 def _shown(parameters: Any) -> str:
     scheme = "amqps" if parameters.ssl_options else "amqp"
-    host = f"[{parameters.host}]" if ":" in parameters.host else parameters.host
     vhost = urllib.parse.quote(parameters.virtual_host, safe="")
-    user = urllib.parse.quote(parameters.credentials.username, safe="")
+    login = parameters.credentials  # EXTERNAL has no user
+    user = urllib.parse.quote(getattr(login, "username", b""), safe="")
     path = "" if vhost == "%2F" else vhost
-    return f"{scheme}://{user}@{host}:{parameters.port}/{path}"
+    return f"{scheme}://{user}@{address(parameters.host, parameters.port)}/{path}"
 
 
 def loopback(target: Target) -> bool:

@@ -374,11 +374,10 @@ def _exchange(connection: Any, target: amqp.Target) -> Iterator[Finding]:
         channel.basic_publish(name, key, b"", pika.BasicProperties(expiration="none"))
     except pika.exceptions.ChannelClosed as error:
         if error.reply_code == 403:
-            user = target.parameters[0].credentials.username
-            advice = f"`rabbitmqctl set_permissions` has to let {user} write to it"
+            advice = f"`rabbitmqctl set_permissions` has to let {target.user} write to it"
             yield Finding("publishing", PROBLEM, amqp.explain(error), advice)
             return
-    yield Finding("publishing", OK, f"{target.parameters[0].credentials.username} may")
+    yield Finding("publishing", OK, f"{target.user} may")
 
 
 # ---- all together --------------------------------------------------------------------
