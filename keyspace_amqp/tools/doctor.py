@@ -33,6 +33,8 @@ from . import ToolError, amqp, nodes
 _ELEMENT = 80
 # From these parts on, memory and the list are nearly full.
 _NEARLY = 0.9
+# So many nodes are counted; fewer are named.
+_MANY = 3
 _SERVER_SETTINGS = (
     "save",
     "enable-module-command",
@@ -443,7 +445,9 @@ def report(found: Findings, count: int) -> Table:
     for finding, addresses in found.items():
         text = Text(finding.text)
         if count > 1 and addresses:
-            where = "all nodes" if len(addresses) == count else ", ".join(addresses)
+            where = ", ".join(addresses)
+            if len(addresses) > _MANY:
+                where = f"{len(addresses)} of {count} nodes"
             text.append(f"  [{where}]", "dim")
         if finding.advice and finding.level is not OK:
             text.append(f"\n→ {finding.advice}", "italic")
