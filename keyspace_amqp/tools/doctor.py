@@ -29,6 +29,8 @@ from ..config import SETTINGS
 from ..stats import FIRST_REASON, HELP, Stat
 from . import ToolError, amqp, nodes
 
+# The module gives its handler as long to answer.
+TIMEOUT = 5.0
 # Bytes that an element of the list takes, with a key of 30 bytes.
 _ELEMENT = 80
 # From these parts on, memory and the list are nearly full.
@@ -85,7 +87,8 @@ def gather(node: nodes.Node) -> Facts:
         except (redis.ResponseError, redis.TimeoutError) as error:
             if isinstance(error, redis.TimeoutError) and not facts.info:
                 raise
-            facts.refused[what] = nodes.reason(error)
+            denied = isinstance(error, redis.exceptions.NoPermissionError)
+            facts.refused[what] = "NOPERM " * denied + nodes.reason(error)
             return None
 
     facts.info = attempt("INFO", "everything") or {}
@@ -396,7 +399,7 @@ def diagnose(options: argparse.Namespace) -> tuple[Findings, int]:
         for finding in findings:
             found.setdefault(finding, []).extend(addresses)
 
-    with nodes.Group(options) as group:
+    with nodes.Group(options, TIMEOUT) as group:
         answers = nodes.ask(group.nodes, gather)
         told: dict[str, Facts] = {}
         for node, facts in answers:
