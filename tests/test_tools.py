@@ -3,6 +3,7 @@ say when something is away, and how they end."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -12,18 +13,22 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pika
 import pytest
+import redis
+import trustme
 
 from keyspace_amqp import cli
 from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
-from keyspace_amqp.tools import doctor
+from keyspace_amqp.tools import doctor, nodes
 
 from .fix_cluster import StartCluster
+from .fix_faults import Proxy
 from .fix_servers import (
     ROOT,
     Mailbox,
@@ -91,6 +96,8 @@ class Running:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=stderr,
+                # The tests may run where Ctrl-C is ignored: in the background of a script.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
         self._shown = b""
 
@@ -174,6 +181,37 @@ def test_no_server(tool: str, given: str, run: Run) -> None:
     assert "s3cret" not in err
 
 
+def test_a_server_that_hangs(start_redis: StartRedis) -> None:
+    """It is not asked again and again, which would take several times as long."""
+    server = start_redis()
+    with Proxy(server.port) as link:
+        options = argparse.Namespace(redis=f"redis://127.0.0.1:{link.port}")
+        with nodes.connect(options, timeout=0.3) as client:
+            assert nodes.stats(client)["state"] == "idle"
+            link.deaf = True
+            with pytest.raises(redis.TimeoutError):
+                nodes.stats(client)
+            link.deaf = False
+            assert nodes.stats(client)["state"] == "idle"
+        assert link.links == 2
+
+
+def test_nodes_are_asked_at_the_same_time() -> None:
+    """Whatever one takes, and whatever becomes of it."""
+    barrier = threading.Barrier(3)
+
+    def question(node: nodes.Node) -> str:
+        barrier.wait(SOON)
+        if node.address == "b":
+            raise redis.TimeoutError
+        return node.address
+
+    group = [nodes.Node(name, redis.Redis()) for name in "abc"]
+    first, second, third = [answer for _, answer in nodes.ask(group, question)]
+    assert (first, third) == ("a", "c")
+    assert isinstance(second, redis.TimeoutError)
+
+
 def test_ways_to_a_server(
     start_redis: StartRedis, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +233,56 @@ def test_ways_to_a_server(
     assert "the module is not loaded" in out
     with server.client(password="pw") as client:
         client.config_set("requirepass", "")  # for the end of the test
+
+
+def test_tls_to_a_server(start_redis: StartRedis, run: Run, tmp_path: pathlib.Path) -> None:
+    """With the certificates that the URL names; a server whose certificate nobody vouches
+    for is not talked to."""
+    authority, port = trustme.CA(), free_port()
+    mine = authority.issue_cert("127.0.0.1")
+    files = {name: str(tmp_path / name) for name in ("ca", "cert", "key")}
+    authority.cert_pem.write_to_path(files["ca"])
+    mine.cert_chain_pems[0].write_to_path(files["cert"])
+    mine.private_key_pem.write_to_path(files["key"])
+    start_redis(
+        options=[
+            f"tls-port {port}",
+            *(f"tls-{name}-file {files[name]}" for name in ("cert", "key")),
+            f"tls-ca-cert-file {files['ca']}",
+            "tls-auth-clients no",
+        ]
+    )
+    code, out, _ = run("status", "--redis", f"rediss://127.0.0.1:{port}?ssl_ca_certs={files['ca']}")
+    assert code == 0
+    assert rows(out)[f"127.0.0.1:{port}"]["state"] == "idle"
+    code, _, err = run("status", "--redis", f"rediss://127.0.0.1:{port}")
+    assert code == 1
+    assert "CERTIFICATE_VERIFY_FAILED" in err
+
+
+def test_nodes_come_and_go(start_redis: StartRedis) -> None:
+    """A group takes in what the cluster is now; who is alone does not know its own host."""
+    options = ["cluster-enabled yes", "cluster-config-file nodes.conf"]
+    one, two = (
+        start_redis(arguments=None, options=[*options, f"cluster-port {free_port()}"])
+        for _ in range(2)
+    )
+    with nodes.Group(argparse.Namespace(redis=url(one))) as group, one.client() as client:
+
+        def known(*servers: RedisServer) -> bool:
+            group.renew(client)
+            addresses = sorted(f"127.0.0.1:{server.port}" for server in servers)
+            return [node.address for node in group.nodes] == addresses
+
+        assert known(one)
+        bus = two.options[-1].split()[1]
+        client.execute_command("CLUSTER", "MEET", "127.0.0.1", two.port, bus)
+        wait_for(lambda: known(one, two), SOON, "there are two")
+        answers = nodes.ask(group.nodes, lambda node: node.client.info("server")["tcp_port"])
+        assert sorted(port for _, port in answers) == sorted([one.port, two.port])
+        with two.client() as other:
+            client.execute_command("CLUSTER", "FORGET", other.execute_command("CLUSTER MYID"))
+        wait_for(lambda: known(one), SOON, "there is one")
 
 
 # ---- status --------------------------------------------------------------------------
@@ -291,7 +379,7 @@ def test_a_cluster(
 
     code, out, _ = run("doctor", "--redis", socket)
     assert code == 0, out
-    assert re.search(r"^ok +server +Redis [\d.]+  \[all nodes\]", out, re.MULTILINE)
+    assert re.search(r"^ok +server +Redis [\d.]+  \[6 of 6 nodes\]", out, re.MULTILINE)
     assert re.search(r"^ok +cluster +all 6 nodes know each other", out, re.MULTILINE)
     assert len(re.findall(r"^ok +broker", out, re.MULTILINE)) == 1  # one for all
     assert re.search(r"^ok +role +primary  \[[\d.:]+, [\d.:]+, [\d.:]+\]", out, re.MULTILINE)
@@ -301,11 +389,8 @@ def test_a_cluster(
     down.kill()
     hangs.signal(signal.SIGSTOP)
     try:
-        began = time.monotonic()
         code, out, _ = run("status", "--redis", url(primary))
-        took = time.monotonic() - began
         assert code == 1
-        assert took < 10  # both at once, and none again and again
         shown = rows(out)
         assert shown["sum"]["role"] == "4 of 6"
         assert re.search(rf":{down.port} .*no answer .*Connection refused", out)
@@ -677,20 +762,20 @@ def test_doctor_with_few_rights(
 ) -> None:
     """What it may not ask it says, and goes on with the rest; status needs little."""
     server = start_redis(arguments=arguments_for(broker))
-    rights = ["+ping", "+info", "+cluster|nodes", "+keyspaceamqp.stats"]
+    rights = ["+ping", "+info", "+cluster|nodes", "+keyspaceamqp.stats", "+module|list"]
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", "watcher", "on", ">pw", *rights)
     place = f"redis://watcher:pw@127.0.0.1:{server.port}"
     assert run("status", "--redis", place)[0] == 0
     code, out, _ = run("doctor", "--redis", place)
     assert code == 0
-    for command in ("CONFIG GET", "MODULE LIST"):
-        assert re.search(f"^warning +access +{command}: .*no permissions", out, re.MULTILINE)
+    for command in ("CONFIG GET", "KEYSPACEAMQP.CONFIG GET"):
+        assert re.search(f"^warning +access +{command}: NOPERM", out, re.MULTILINE)
     assert re.search("^ok +server +Redis", out, re.MULTILINE)
 
 
 def test_doctor_and_a_handler_that_hangs(
-    broker: RabbitServer, tmp_path: pathlib.Path, run: Run
+    broker: RabbitServer, tmp_path: pathlib.Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told apart from a server that hangs."""
     path = handler_copy(tmp_path / "copy")
@@ -704,6 +789,7 @@ def test_doctor_and_a_handler_that_hangs(
     with server:
         hang = server.folder / "hang"
         hang.touch()
+        monkeypatch.setattr(doctor, "TIMEOUT", 1.0)
         code, bad, good = findings(run, server)
         hang.unlink()
     assert code == 1

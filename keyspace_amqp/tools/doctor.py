@@ -29,10 +29,14 @@ from ..config import SETTINGS
 from ..stats import FIRST_REASON, HELP, Stat
 from . import ToolError, amqp, nodes
 
+# The module gives its handler as long to answer.
+TIMEOUT = 5.0
 # Bytes that an element of the list takes, with a key of 30 bytes.
 _ELEMENT = 80
 # From these parts on, memory and the list are nearly full.
 _NEARLY = 0.9
+# So many nodes are counted; fewer are named.
+_MANY = 3
 _SERVER_SETTINGS = (
     "save",
     "enable-module-command",
@@ -83,7 +87,8 @@ def gather(node: nodes.Node) -> Facts:
         except (redis.ResponseError, redis.TimeoutError) as error:
             if isinstance(error, redis.TimeoutError) and not facts.info:
                 raise
-            facts.refused[what] = nodes.reason(error)
+            denied = isinstance(error, redis.exceptions.NoPermissionError)
+            facts.refused[what] = "NOPERM " * denied + nodes.reason(error)
             return None
 
     facts.info = attempt("INFO", "everything") or {}
@@ -393,7 +398,7 @@ def diagnose(options: argparse.Namespace) -> tuple[Findings, int]:
         for finding in findings:
             found.setdefault(finding, []).extend(addresses)
 
-    with nodes.Group(options) as group:
+    with nodes.Group(options, TIMEOUT) as group:
         answers = nodes.ask(group.nodes, gather)
         told: dict[str, Facts] = {}
         for node, facts in answers:
@@ -442,7 +447,9 @@ def report(found: Findings, count: int) -> Table:
     for finding, addresses in found.items():
         text = Text(finding.text)
         if count > 1 and addresses:
-            where = "all nodes" if len(addresses) == count else ", ".join(addresses)
+            where = ", ".join(addresses)
+            if len(addresses) > _MANY:
+                where = f"{len(addresses)} of {count} nodes"
             text.append(f"  [{where}]", "dim")
         if finding.advice and finding.level is not OK:
             text.append(f"\n→ {finding.advice}", "italic")

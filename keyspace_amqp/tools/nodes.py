@@ -13,8 +13,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from ..cluster import ALONE, Topology, read_topology
 from . import ToolError as ToolError
@@ -44,8 +42,6 @@ def connect(options: argparse.Namespace, timeout: float = TIMEOUT) -> redis.Redi
             password=os.environ.get("REDISCLI_AUTH"),  # one in the URL goes before
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
-            # Again and again would take several times as long.
-            retry=Retry(NoBackoff(), 0),
             protocol=3,
         )
         with contextlib.suppress(redis.ResponseError):  # that is an answer too
@@ -112,7 +108,7 @@ class Group:
             kind = redis.Connection
         # Of the same class, or TLS would be left out.
         pool = redis.ConnectionPool(connection_class=kind, **own)
-        return Node(address, redis.Redis.from_pool(pool))
+        return Node(address, redis.Redis(connection_pool=pool))
 
 
 @contextlib.contextmanager
