@@ -165,6 +165,7 @@ class Worker:
         self._watch.set_role(writable=primary and not loading)
         self._spread = Spread(self._run_id, time.monotonic, _unix_ms)
         self._broker = Broker(self._ioloop, self._publisher)
+        self._topology = self._watch.topology
         self._node = ""
         self._form = Form(self.config, self._node)
         self._name_node()
@@ -734,8 +735,10 @@ class Worker:
         job = self._watch.poll()
         if job is not None:
             self._submit(job, self._watch.done)
-        self._spread.set_topology(self._watch.topology)
-        self._name_node()
+        if self._watch.topology is not self._topology:
+            self._topology = self._watch.topology
+            self._name_node()
+        self._spread.set_topology(self._topology)
         for action in self._spread.poll():
             match action:
                 case Transmit(target=target, data=data):
