@@ -972,6 +972,7 @@ static void on_info(RedisModuleInfoCtx *ctx, int for_crash_report) {
     const texts_t *texts = current_texts();
     RedisModule_InfoAddSection(ctx, "");
     RedisModule_InfoAddFieldCString(ctx, "version", MODULE_VERSION);
+    RedisModule_InfoAddFieldCString(ctx, "python", python_version());
     for (int i = 0; i < TEXTS_COUNT; i++)
         RedisModule_InfoAddFieldCString(ctx, TEXT_NAMES[i], texts->text[i]);
     for (int i = 0; i < STATS_COUNT; i++)

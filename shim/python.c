@@ -34,6 +34,7 @@ static int started;
 static char program[PATH_MAX];        /* the interpreter whose environment is used */
 static char package_parent[PATH_MAX]; /* the folder that holds keyspace_amqp/ */
 static char description[PATH_MAX + 256];
+static char version[32];
 
 /* Writes a message and returns -1, so that a failure is one line. */
 static int fail(char *error, size_t capacity, const char *format, ...) {
@@ -116,6 +117,7 @@ static int promote_libpython(char *error, size_t capacity) {
     if (dlopen(info.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD) == NULL)
         return fail(error, capacity, "cannot make the symbols of %s global: %s", info.dli_fname,
                     dlerror());
+    snprintf(version, sizeof(version), "%.*s", (int)strcspn(Py_GetVersion(), " "), Py_GetVersion());
     snprintf(description, sizeof(description), "Python %.32s, %s, %s", Py_GetVersion(), program,
              info.dli_fname);
     char *blank = strchr(description + strlen("Python "), ' ');
@@ -225,5 +227,7 @@ int python_start(char *error, size_t capacity) {
 }
 
 const char *python_describe(void) { return description; }
+
+const char *python_version(void) { return version; }
 
 int python_run_worker(void) { return handler_enter(); }

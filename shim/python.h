@@ -15,6 +15,8 @@
 int python_start(char *error, size_t capacity);
 /* The interpreter's version and path, for the log; valid after python_start. */
 const char *python_describe(void);
+/* The interpreter's version alone; valid after python_start. */
+const char *python_version(void);
 /* Worker thread. Runs the handler until it is told to stop; takes the GIL while
  * it runs Python. Returns 0, or -1 if it could not start. */
 int python_run_worker(void);

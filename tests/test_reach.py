@@ -6,7 +6,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import json
 import pathlib
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +21,7 @@ import trustme
 
 from keyspace_amqp import __version__
 from keyspace_amqp.config import Config
-from keyspace_amqp.servers import RabbitServer, free_port, wait_for
+from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.target import Target, target
 
 from .fix_faults import Load, delivered
@@ -158,6 +161,31 @@ def test_what_the_broker_knows_of_us(broker: RabbitServer, client: redis.Redis) 
     )
 
 
+def keepalive_timers(server: RedisServer, port: int) -> list[float]:
+    """Seconds until TCP asks whether the other side is there, for the server's connections
+    to a port; from the kernel's table, whose times are in hundredths of a second."""
+    rows = pathlib.Path(f"/proc/{server.pid}/net/tcp").read_text().splitlines()[1:]
+    timers = []
+    for _, _, remote, state, _, timer, *_ in map(str.split, rows):
+        kind, _, left = timer.partition(":")
+        if state == "01" and remote.endswith(f":{port:04X}") and kind == "02":
+            timers.append(int(left, 16) / 100)
+    return timers
+
+
+def test_tcp_keepalive(broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis) -> None:
+    server = start_redis(arguments=arguments_for(broker, mailbox))
+    client = server.client()
+    connected(client)
+    wait_for(lambda: any(7 < left <= 60 for left in keepalive_timers(server, broker.port)))
+    config_set(client, tcp_keepalive=7)
+    connected(client)
+    wait_for(lambda: any(0 < left <= 7 for left in keepalive_timers(server, broker.port)))
+    config_set(client, tcp_keepalive=0)
+    connected(client)
+    wait_for(lambda: not keepalive_timers(server, broker.port))
+
+
 # ---- TLS -------------------------------------------------------------------
 
 
@@ -200,10 +228,11 @@ def secured() -> Iterator[Secured]:
     with tempfile.TemporaryDirectory(prefix="keyspace-amqp-") as name:
         folder = pathlib.Path(name)
         ours, other = Authority(folder / "ours"), Authority(folder / "other")
-        cert, key = ours.issue("server", "localhost", "127.0.0.1")
+        cert, key = ours.issue("server", "localhost", "127.0.0.1", "::1")
         port = free_port()
         options = [
-            f"listeners.ssl.default = 127.0.0.1:{port}",
+            f"listeners.ssl.4 = 127.0.0.1:{port}",
+            f"listeners.ssl.6 = ::1:{port}",
             f"ssl_options.cacertfile = {ours.file}",
             f"ssl_options.certfile = {cert}",
             f"ssl_options.keyfile = {key}",
@@ -258,7 +287,7 @@ def test_tls(secured: Secured, start_redis: StartRedis, tmp_path: pathlib.Path) 
     refused(client, "certificate is refused", "IP address mismatch")
     config_set(client, tls_server_name="other.example")
     connected(client, fallback_length=0)
-    secured.present("localhost", "127.0.0.1")
+    secured.present("localhost", "127.0.0.1", "::1")
     config_set(client, tls_server_name="")
     connected(client, fallback_length=0)
 
@@ -276,6 +305,20 @@ def test_tls(secured: Secured, start_redis: StartRedis, tmp_path: pathlib.Path) 
     client.set("a", 1)
     numbers = settled(client, state="connected", confirmed=numbers["confirmed"] + 1)
     assert len(mailbox.receive()) == numbers["confirmed"]
+
+    # A tool gets there by the same URL, and an IPv6 address is a name as any other.
+    url = f"amqps://[::1]:{secured.port}/?cacertfile={secured.ours.file}&certfile={cert}"
+    url += f"&keyfile={key}&auth_mechanism=external"
+    command = [sys.executable, "-m", "keyspace_amqp.cli", "tail", "--amqp", url, "--json"]
+    command += ["--exchange", "amq.fanout", "--routing-key", "", "--count", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tail:
+        assert tail.stderr is not None
+        assert b"amq.fanout" in tail.stderr.readline()
+        config_set(client, exchange="amq.fanout", url=url)
+        client.set("a", 1)
+        out, err = tail.communicate(timeout=30)
+    assert json.loads(out)["key"] == "a", err
+    settled(client, state="connected", broker=f"[::1]:{secured.port}")
 
 
 def test_tls_under_load(secured: Secured, start_redis: StartRedis) -> None:

@@ -598,9 +598,9 @@ def test_doctor_finds_nothing(
             code, bad, good = findings(run, server)
             assert (code, bad) == (0, [])
             assert stats(client) == before
-        for about in ("server", "module", "role", "state", "losses", "list", "persistence"):
+        for about in ("server", "python", "module", "role", "state", "losses", "list"):
             assert f"ok {about} " in good
-        for about in ("memory", "broker", "exchange", "publishing"):
+        for about in ("persistence", "memory", "broker", "exchange", "publishing"):
             assert f"ok {about} " in good
         assert mailbox.count() == 1
         channel.exchange_delete("tools-all")

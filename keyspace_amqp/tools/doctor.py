@@ -134,6 +134,8 @@ def refused(facts: Facts) -> Iterator[Finding]:
 
 def module(facts: Facts) -> Iterator[Finding]:
     loaded = facts.info.get("keyspaceamqp_version")
+    if "keyspaceamqp_python" in facts.info:
+        yield Finding("python", OK, str(facts.info["keyspaceamqp_python"]))
     if loaded == __version__:
         yield Finding("module", OK, f"version {loaded}")
     elif loaded is not None:
