@@ -1089,6 +1089,8 @@ class Publisher:
         due = self._now >= oldest.at + STORE_AFTER or len(self._waiting) >= JOB_ELEMENTS
         if self.link is not Link.UP:
             return due
+        if self._unread and self._sent and not (self._pressure or self._refused or self._stalled()):
+            return False  # behind elements that are not read it would be sent once more
         if self._behind or self._listed_waiting:
             return due  # behind the list
         return self._pressure or self._stalled() or (bool(self._refused) and due)

@@ -26,6 +26,7 @@ from .fix_servers import (
     StartRedis,
     arguments_for,
     list_length,
+    once,
     settled,
 )
 from .test_commands import FakeHandler, Run, refused, to_resp
@@ -256,8 +257,10 @@ def test_with_the_broker_there_and_events_that_flow(
     messages = mailbox.receive()
     keys = [message.event[2] for message in messages]
     assert [key for key in keys if key.startswith(b"old:")] == expected
-    assert [key for key in keys if not key.startswith(b"old:")] == [b"load", *load.keys]
-    assert len({message.properties.message_id for message in messages}) == len(messages)
+    # If the broker stands still for a moment, what was on its way may go once more.
+    first = [message.event[2] for message in once(messages)]
+    assert [key for key in first if not key.startswith(b"old:")] == [b"load", *load.keys]
+    assert len(first) == 120_001 + len(load.keys)
 
 
 def test_events_of_the_old_list_are_events(

@@ -1145,6 +1145,21 @@ def test_what_is_imported_is_found_at_once() -> None:
     assert_books_balance(bench.publisher)
 
 
+def test_what_is_on_its_way_at_an_import_is_not_sent_again() -> None:
+    bench = connected()
+    bench.emit(2)
+    assert sent(bench.settle()) == [1, 2]
+    bench.list.elements += [to_element(event_of(number)) for number in range(100, 9100)]
+    bench.publisher.imported(KEY, 9000, 9000)
+    bench.emit(1)
+    bench.wait(module.STORE_AFTER)
+    assert not {1, 2, 3} & set(bench.stored)
+    bench.ack(2, multiple=True)
+    bench.wait(module.STORE_AFTER)
+    assert bench.stored[-1] == 3
+    assert not {1, 2} & set(bench.stored)
+
+
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
