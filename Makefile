@@ -11,6 +11,8 @@ VENV := .venv/bin
 MODULE := build/libredis_keyspace_amqp.so
 C_FILES := $(wildcard shim/*.c shim/*.h)
 PYTEST_ARGS ?=
+# Tests wait more than they compute; a file's tests stay together, for their servers.
+PYTEST_JOBS ?= 2
 MINUTES ?= 10
 
 .PHONY: help setup venv build demo demo-cluster test soak bench bench-quick lint format clean
@@ -25,7 +27,7 @@ demo-cluster: build ## the same with a Redis Cluster, a failover and slots that 
 	@$(VENV)/python -m keyspace_amqp.cli demo --cluster $(DEMO_ARGS)
 
 test: build ## unit, shim and integration tests
-	$(VENV)/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 soak: build ## random faults over real servers; MINUTES=10, SEED=… to repeat a run
 	$(VENV)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

@@ -37,14 +37,17 @@ class ServerError(Exception):
     """A server is missing, or did not start; the text has the end of its log."""
 
 
+# Below those that the system hands out for outgoing connections.
+PORTS = range(12000, 30000)
+
 _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody listens on, below those that the system hands out for
-    outgoing connections. None that was given before: its server may be about to start."""
+    """A port that nobody listens on, of PORTS. None that was given before: its server may be
+    about to start."""
     for _ in range(1000):
-        port = random.randint(12000, 30000)
+        port = random.choice(PORTS)
         if port in _given:
             continue
         with socket.socket() as probe:
@@ -54,7 +57,7 @@ def free_port() -> int:
                 continue
             _given.add(port)
             return port
-    raise ServerError("no free port between 12000 and 30000")
+    raise ServerError(f"no free port between {PORTS.start} and {PORTS.stop - 1}")
 
 
 def wait_for(condition: Callable[[], Any], timeout: float = START_TIMEOUT, what: str = "") -> Any:

@@ -1,8 +1,18 @@
 """Fixtures are in the fix_* modules; this file says which there are."""
 
+import os
+
 from hypothesis import settings
 
+from keyspace_amqp import servers
+
 pytest_plugins = ["tests.fix_servers", "tests.fix_faults", "tests.fix_shim", "tests.fix_cluster"]
+
+# Test processes that run side by side take their ports from different ranges.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _WORKER:
+    _NUMBER = int(_WORKER.removeprefix("gw")) % 6
+    servers.PORTS = range(15000 + 2500 * _NUMBER, 15000 + 2500 * (_NUMBER + 1))
 
 # A shared machine may stand still for longer than an example may take.
 settings.register_profile("shared", deadline=None)

@@ -343,7 +343,7 @@ class Probe:
         return statistics.median(self.slowest)
 
 
-_RUNS = pytest.StashKey[dict[str, list[float]]]()
+_SLOWEST = "slowest PING"
 
 
 @pytest.fixture
@@ -354,13 +354,18 @@ def probe(request: pytest.FixtureRequest) -> Iterator[Probe]:
     yield result
     if not result.slowest:
         return
-    runs = request.config.stash.setdefault(_RUNS, {})
-    runs[request.node.nodeid.rpartition("::")[2]] = result.slowest
+    # Reports take this along, also from another process.
+    request.node.user_properties.append((_SLOWEST, result.slowest))
     assert result.median < PROBE_BOUND, f"Redis took {result.slowest} seconds to answer"
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    runs = config.stash.get(_RUNS, {})
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    runs = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            found = dict(getattr(report, "user_properties", ()))
+            if _SLOWEST in found:
+                runs[report.nodeid.rpartition("::")[2]] = found[_SLOWEST]
     if runs:
         terminalreporter.section("slowest answer of Redis to a PING meanwhile")
         for name, slowest in runs.items():
