@@ -13,7 +13,7 @@ C_FILES := $(wildcard shim/*.c shim/*.h)
 PYTEST_ARGS ?=
 MINUTES ?= 10
 
-.PHONY: help setup venv build demo demo-cluster test soak bench bench-quick lint format clean
+.PHONY: help setup venv build demo demo-cluster test test-containers soak bench bench-quick lint format clean
 
 help: ## this text
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
@@ -26,6 +26,10 @@ demo-cluster: build ## the same with a Redis Cluster, a failover and slots that 
 
 test: build ## unit, shim and integration tests
 	$(VENV)/python -m pytest $(PYTEST_ARGS)
+
+test-containers: venv ## tests of the image, and of a cluster of containers; needs Docker
+	tests/containers/base_images
+	$(VENV)/python -m pytest -m containers $(PYTEST_ARGS) tests/test_containers.py
 
 soak: build ## random faults over real servers; MINUTES=10, SEED=… to repeat a run
 	$(VENV)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
