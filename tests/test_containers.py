@@ -13,6 +13,7 @@ import functools
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 import threading
 import uuid
@@ -173,6 +174,8 @@ class Broker(Member):
 
     def ready(self) -> bool:
         try:
+            # Before it listens, pika would fill the log.
+            socket.create_connection((self.ip, 5672), 5).close()
             with self.connection():
                 return True
         except (pika.exceptions.AMQPError, OSError):
