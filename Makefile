@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 PYTEST_JOBS ?= 2
 MINUTES ?= 10
 
-.PHONY: help setup venv build demo demo-cluster test soak bench bench-quick lint format clean
+.PHONY: help setup venv build demo demo-cluster test test-containers soak bench bench-quick lint format clean
 
 help: ## this text
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
@@ -28,6 +28,10 @@ demo-cluster: build ## the same with a Redis Cluster, a failover and slots that 
 
 test: build ## unit, shim and integration tests
 	$(VENV)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-containers: venv ## tests of the image, and of a cluster of containers; needs Docker
+	tests/containers/base_images
+	$(VENV)/python -m pytest -m containers $(PYTEST_ARGS) tests/test_containers.py
 
 soak: build ## random faults over real servers; MINUTES=10, SEED=… to repeat a run
 	$(VENV)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

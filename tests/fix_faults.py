@@ -296,7 +296,7 @@ class Proxy:
 # In a process of its own: threads of the test would wait for each other.
 _PING = """
 import select, socket, sys, time
-link = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+link = socket.create_connection((sys.argv[1], int(sys.argv[2])))
 slowest = count = 0
 print("ready", flush=True)
 while not select.select([sys.stdin], [], [], 0.001)[0] or count <= 10:
@@ -320,9 +320,9 @@ class Probe:
         self.slowest: list[float] = []
 
     @contextlib.contextmanager
-    def __call__(self, server: RedisServer) -> Iterator[None]:
+    def __call__(self, server: Any, host: str = "127.0.0.1") -> Iterator[None]:
         with subprocess.Popen(
-            [sys.executable, "-c", _PING, str(server.port)],
+            [sys.executable, "-c", _PING, host, str(server.port)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
