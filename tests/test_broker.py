@@ -5,6 +5,7 @@ pika's callbacks are called by hand here; real brokers are in test_broker_faults
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pika.exceptions
@@ -17,7 +18,9 @@ from pika.adapters.utils.connection_workflow import (
     AMQPConnectorSocketConnectError,
 )
 
+from keyspace_amqp import broker as broker_module
 from keyspace_amqp.broker import Broker, describe
+from keyspace_amqp.config import Config
 
 
 class Listener:
@@ -129,3 +132,82 @@ def test_a_message_that_is_too_large_is_named(broker: Any) -> None:
 )
 def test_errors_in_a_line_for_people(error: BaseException, text: str) -> None:
     assert describe(error) == text
+
+
+# ---- several servers ---------------------------------------------------------
+
+
+class Attempts:
+    """Stands for the class of connections: writes down which were asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[Attempts.Connection] = []
+        monkeypatch.setattr(broker_module, "_Connection", self)
+
+    class Connection:
+        is_open = is_closed = False
+
+        def __init__(self, parameters: Any) -> None:
+            self.port = parameters.port
+
+        def _terminate_stream(self, reason: BaseException) -> None:
+            self.is_closed = True
+
+    def __call__(self, parameters: Any, **_: Any) -> Connection:
+        self.made.append(Attempts.Connection(parameters))
+        return self.made[-1]
+
+
+THREE = Config("A", "h:1,h:2,h:3", 5672, "guest", "guest")
+REFUSED = pika.exceptions.StreamLostError("refused")
+
+
+def test_each_server_is_tried_once_in_any_order(
+    broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = Attempts(monkeypatch)
+    orders = set()
+    for _ in range(200):
+        attempts.made.clear()
+        broker.connect(THREE, {})
+        for _ in range(3):
+            assert broker._listener.heard == []
+            assert broker.server == f"h:{attempts.made[-1].port}"
+            broker._on_failed(attempts.made[-1], REFUSED)
+        ports = [made.port for made in attempts.made]
+        reasons = "; ".join(f"h:{port}: refused" for port in ports)
+        assert broker._listener.heard == [("link_down", reasons)]
+        broker._listener.heard.clear()
+        orders.add(tuple(ports))
+    assert orders == set(itertools.permutations([1, 2, 3]))
+
+
+def test_whoever_disconnects_ends_all_attempts(
+    broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = Attempts(monkeypatch)
+    broker.connect(THREE, {})
+    first = attempts.made[0]
+    broker.close()
+    broker._on_failed(first, REFUSED)
+    assert attempts.made == [first]
+    assert broker._listener.heard == []
+
+
+def test_a_connection_that_was_open_is_not_continued_elsewhere(
+    broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The publisher has to hear of its end first: what was sent on it is sent again."""
+
+    class Opened(Attempts.Connection):
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: None
+
+    attempts = Attempts(monkeypatch)
+    monkeypatch.setattr(Attempts, "Connection", Opened)
+    broker.connect(THREE, {})
+    broker._on_failed(attempts.made[0], REFUSED)
+    broker._on_open(attempts.made[1])
+    broker._on_failed(attempts.made[1], REFUSED)
+    assert len(attempts.made) == 2
+    assert [what for what, *_ in broker._listener.heard] == ["link_down"]
