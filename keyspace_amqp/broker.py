@@ -155,7 +155,6 @@ class Broker:
     def close(self) -> None:
         """Closes the connection; nothing of it is heard any more."""
         connection, self._connection, self._channel = self._connection, None, None
-        self._untried = []
         if connection is None:
             return
         self._closing = connection

@@ -113,7 +113,39 @@ def test_a_damaged_element_is_an_event_or_none(
             made.headers(found)
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (b"2 a1-7 1 3 x 2 3 string 9 0 4 ab", b"2 a1-7 1 3 x 2 4 string 9 0 4 ab"),
+        (b" 9 0 4 ", b" 9 0 5 "),
+        (b" 9 0 4 ", b" 9 0 -2 "),
+        (b" 9 0 4 ", b" 3 0 4 "),
+        (b" 9 0 4 ", b" 9 0 99 "),
+        (b"2 a1-7", b"3 a1-7"),
+    ],
+)
+def test_lengths_of_an_element_that_do_not_agree(right: bytes, wrong: bytes) -> None:
+    element = b"2 a1-7 1 3 x 2 3 string 9 0 4 ab key data"
+    found = from_element(element)
+    assert found is not None
+    assert (found.name, found.key) == (b"ab", b"key")
+    assert found.value == Value("string", 9, b"data", before=False)
+    assert right in element
+    assert from_element(element.replace(right, wrong)) is None
+
+
 # ---- formats -----------------------------------------------------------------
+
+
+@given(st.integers(0, 2**63 - 1))
+@example(253_402_300_800_000)
+@example(2**63 - 1)
+def test_a_cloudevent_of_any_time(time_ms: int) -> None:
+    """Anybody can push an element with any time."""
+    made = form(format="cloudevents").headers
+    assert made is not None
+    headers = made(event(time_ms=time_ms))
+    assert ("cloudEvents:time" in headers) is (time_ms < 253_402_300_800_000)
 
 
 @given(words, words, values, st.integers(0, 2**63 - 1))
