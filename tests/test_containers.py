@@ -593,4 +593,4 @@ def test_compose(images: dict[str, str]) -> None:
         except TimeoutError:
             pytest.fail(compose("logs", "--no-color", **common))
     finally:
-        compose("down", "--volumes", "--timeout", "5", **common)
+        compose("down", "--volumes", "--timeout", "2", **common)
