@@ -9,6 +9,7 @@ a new one.
 from __future__ import annotations
 
 import functools
+import os
 import random
 import re
 import ssl
@@ -61,13 +62,14 @@ class Listener(Protocol):
     """What hears of the broker: the publisher."""
 
     def link_up(self) -> None: ...
+    def attempt_failed(self, reason: str) -> None: ...
     def link_down(self, reason: str) -> None: ...
     def link_blocked(self, reason: str) -> None: ...
     def link_unblocked(self) -> None: ...
     def acked(self, tag: int, multiple: bool) -> None: ...
     def nacked(self, tag: int, multiple: bool) -> None: ...
     def returned(self) -> None: ...
-    def too_large(self, limit: int) -> None: ...
+    def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None: ...
 
 
 class _Connection(SelectConnection):  # type: ignore[misc]
@@ -262,8 +264,8 @@ class Broker:
             self.close()
             text = describe(reason)
             limit = _TOO_LARGE.search(text)
-            if limit is not None:
-                self._listener.too_large(int(limit[1]))
+            if limit is not None and self._form is not None:
+                self._listener.too_large(int(limit[1]), self._form.body)
             self._listener.link_down(text)
 
     def _on_failed(self, connection: Any, reason: BaseException) -> None:
@@ -271,6 +273,7 @@ class Broker:
             self._connection = self._channel = None
             self._reasons.append(f"{self.server}: {describe(reason)}")
             if self._untried:
+                self._listener.attempt_failed(self._reasons[-1])
                 self._try_next()
             elif len(self._reasons) > 1:
                 self._listener.link_down("; ".join(self._reasons))
@@ -320,7 +323,9 @@ def _login(goal: Target) -> Any:
     password = goal.password
     if password is None:
         try:
-            with open(goal.password_file, "rb") as file:  # noqa: PTH123  # bytes of any kind
+            # A pipe that nobody writes to would hold up the worker.
+            descriptor = os.open(goal.password_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
                 password = file.read(_PASSWORD_FILE_BYTES).split(b"\n")[0].rstrip(b"\r")
         except OSError as error:
             raise ConnectError(f"password-file cannot be read: {error}") from None

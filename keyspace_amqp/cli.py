@@ -74,7 +74,8 @@ def _checked(setting: Setting, text: str) -> bytes:
             good = good and (not setting.pattern or bool(re.fullmatch(setting.pattern, text)))
     if good and b"\0" not in value:
         return value
-    shown = "this value" if setting.sensitive else repr(text)
+    # A URL in the wrong place may have a password too.
+    shown = "this value" if setting.sensitive or "@" in text else repr(text)
     mask = "a mask, with ! before it one that excludes, or ALL for every key"
     accepted = mask if setting.kind is Kind.MASKS else setting.accepted
     raise argparse.ArgumentTypeError(f"{shown} is not accepted; give {accepted}")

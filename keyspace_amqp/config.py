@@ -489,14 +489,19 @@ class Config:
         return cls(**fields)  # type: ignore[arg-type]  # one dict, fields of several types
 
 
+def raw(text: str) -> bytes:
+    """The bytes of a text in a configuration."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def parse_databases(value: str) -> Callable[[int], bool] | None:
     """Whether a database is among those of a checked value; None: all are."""
     if value == "ALL":
         return None
     ranges = []
     for part in value.split(","):
-        first, _, last = part.partition("-")
-        ranges.append(range(int(first), int(last or first) + 1))
+        first, *last = sorted(map(int, part.split("-")))
+        ranges.append(range(first, max(last, default=first) + 1))
     return lambda db: any(db in numbers for numbers in ranges)
 
 

@@ -17,7 +17,7 @@ import pika.data
 import pika.frame
 import pika.spec
 
-from .config import Config
+from .config import Config, raw
 from .message import Event, Form
 
 # The values of the example. The timestamp follows the id, and together they are
@@ -33,11 +33,6 @@ _NO_TABLE = bytes(4)
 _Pack = Callable[[bytes, int, bytes, bytes, int, bytes, int], bytes]
 
 
-def _bytes(text: str) -> bytes | None:
-    """A text as pika takes bytes; None for what a message is not to have."""
-    return text.encode("utf-8", "surrogateescape") or None
-
-
 class Frames:
     """The frames of messages of a configuration, on one channel.
 
@@ -49,7 +44,7 @@ class Frames:
         self._channel = channel
         self._most = most
         publish = pika.spec.Basic.Publish(
-            exchange=_bytes(config.exchange) or b"",  # bytes: pika takes them as they are
+            exchange=raw(config.exchange),  # bytes: pika takes them as they are
             routing_key=form.fixed_key or b"",
             mandatory=config.mandatory,
         )
@@ -59,8 +54,8 @@ class Frames:
             "delivery_mode": config.delivery_mode,
             "priority": int(config.priority) if config.priority else None,
             "expiration": config.expiration or None,
-            "type": _bytes(config.message_type),
-            "app_id": _bytes(config.app_id),
+            "type": raw(config.message_type) or None,
+            "app_id": raw(config.app_id) or None,
         }
         self._layouts: dict[int, tuple[_Pack, bytes, bytes, bytes]] = {}
 
@@ -73,10 +68,10 @@ class Frames:
             **self._properties,
         )
         header = pika.frame.Header(self._channel, _SIZE, properties).marshal()
-        first, rest = header.split(struct.pack(">Q", _SIZE))
+        first, _, rest = header.partition(struct.pack(">Q", _SIZE))
         if self._form.fixed_key is not None:
             first = self._method + first
-        second, third = rest.split(_ID.encode() * id_length + struct.pack(">Q", _TIMESTAMP))
+        second, _, third = rest.partition(_ID.encode() * id_length + struct.pack(">Q", _TIMESTAMP))
         third += pika.frame.Body(self._channel, b"").marshal()[:3]  # type and channel
         form = f">{len(first)}sQ{len(second)}s{id_length}sQ{len(third)}sI"
         layout = struct.Struct(form).pack, first, second, third

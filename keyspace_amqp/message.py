@@ -16,7 +16,7 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
-from .config import SHORT_STRING, Config
+from .config import SHORT_STRING, Config, raw
 
 # Bits of REDISMODULE_NOTIFY_* by position, as letters of notify-keyspace-events.
 CLASS_LETTERS = "KEg$lshzxetm?dnoc"
@@ -101,11 +101,8 @@ class Form:
         self._parts = [_FIELDS[part[0]](part[1]) if not isinstance(part, bytes) else part
                        for part in parts]  # fmt: skip
         self.fixed_key = b"".join(p for p in parts if isinstance(p, bytes)) if fixed else None
-        wanted = (
-            config.headers, config.deduplication_header, config.format == "cloudevents"
-        )  # fmt: skip
         self.headers: Callable[[Event], dict[str, Any]] | None = None
-        if any(wanted):
+        if config.headers or config.deduplication_header or config.format == "cloudevents":
             self.headers = self._headers
 
     def routing_key(self, event: Event) -> bytes:
@@ -221,15 +218,11 @@ def _parse_template(template: str) -> list[bytes | tuple[str, str]]:
     parts: list[bytes | tuple[str, str]] = []
     at = 0
     for match in _FIELD.finditer(template):
-        parts.append(_bytes(template[at : match.start()]))
-        parts.append((match[1], match[2] or "") if match[1] else _bytes(match[0][:1]))
+        parts.append(raw(template[at : match.start()]))
+        parts.append((match[1], match[2] or "") if match[1] else raw(match[0][:1]))
         at = match.end()
-    parts.append(_bytes(template[at:]))
+    parts.append(raw(template[at:]))
     return [part for part in parts if part]
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _escape(data: bytes) -> bytes:
@@ -256,7 +249,7 @@ _FIELDS: dict[str, Callable[[str], Callable[[Event, str], bytes]]] = {
     "db": lambda _: lambda event, node: b"%d" % event.db,
     "event": lambda _: lambda event, node: _escaped_name(event.name),
     "class": lambda _: lambda event, node: class_name(event).encode(),
-    "node": lambda _: lambda event, node: _escaped_name(_bytes(node)),
+    "node": lambda _: lambda event, node: _escaped_name(raw(node)),
     "key": _key_field,
 }
 

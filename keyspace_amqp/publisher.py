@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from . import fallback
 from .config import INT64_MAX, Config
 from .fallback import JOB_BYTES, JOB_ELEMENTS, Job, JobError, JobResult
-from .message import EVENT_BYTES, Event, body, from_element, to_element
+from .message import EVENT_BYTES, Event, from_element, to_element
 from .stats import CONFIRM_BOUNDS, Stat
 from .target import target
 
@@ -328,7 +328,6 @@ class Publisher:
     def configure(self, config: Config) -> None:
         """New parameters. Those of the connection make a new connection."""
         old, self._config = self._config, config
-        # The password file may have another password, whatever its name.
         if target(old) != target(config) or old.node_name != config.node_name:
             self._attempts = 0
             self._retry_at = self._now
@@ -515,6 +514,10 @@ class Publisher:
         self.counts[Stat.RECONNECTS] += self._was_up
         self._was_up = True
 
+    def attempt_failed(self, reason: str) -> None:
+        """One of several brokers; the others are tried now."""
+        self.last_error = reason
+
     def link_down(self, reason: str) -> None:
         """An attempt has failed, or the connection or its channel is gone."""
         self.last_error = reason
@@ -596,7 +599,7 @@ class Publisher:
                 self._refused_until = self._now + delay
                 self._window = max(1, self._window // 2)
 
-    def too_large(self, limit: int) -> None:
+    def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None:
         """The broker takes no messages above so many bytes: it would close the
         channel over each of them for ever."""
         given_up = [
@@ -604,7 +607,7 @@ class Publisher:
             for entry in (*self._in_window(), *self._refused)
             if entry.event is not None
             and entry.state is not State.DONE
-            and len(body(entry.event)) > limit
+            and len(make_body(entry.event)) > limit
         ]
         for entry in given_up:
             if entry.listed:

@@ -9,7 +9,7 @@ import dataclasses
 import re
 import urllib.parse
 
-from .config import Config
+from .config import Config, raw
 
 PORT, TLS_PORT = 5672, 5671
 
@@ -42,8 +42,8 @@ def target(config: Config) -> Target:
     something."""
     single = Target(
         servers=_servers(config.host, config.port),
-        username=_bytes(config.username),
-        password=None if config.password_file else _bytes(config.password),
+        username=raw(config.username),
+        password=None if config.password_file else raw(config.password),
         password_file=config.password_file,
         external=config.auth_mechanism == "external",
         vhost=config.vhost,
@@ -119,9 +119,5 @@ def is_text(text: str) -> bool:
     return not any("\udc80" <= character <= "\udcff" for character in text)
 
 
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
 def _unquoted(text: str) -> bytes:
-    return urllib.parse.unquote_to_bytes(_bytes(text))
+    return urllib.parse.unquote_to_bytes(raw(text))

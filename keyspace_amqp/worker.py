@@ -30,7 +30,7 @@ from pika.adapters.select_connection import IOLoop
 from . import __version__, commands, log
 from .broker import Broker
 from .cluster import Topology, Watch
-from .config import Config, parse_databases
+from .config import Config, parse_databases, raw
 from .fallback import Command, Job, JobResult, Lengths, Message, SetParameters
 from .leftovers import Leftovers
 from .masks import Matcher, compile_masks
@@ -448,7 +448,8 @@ class Worker:
     def _name_node(self) -> None:
         """Finds out what this server is called; a cluster tells it after a while, and may
         call it another name later."""
-        name = self.config.node_name
+        # RabbitMQ and JSON want text.
+        name = raw(self.config.node_name).decode("utf-8", "backslashreplace")
         if not name:
             topology = self._watch.topology
             own = topology.nodes.get(topology.myself)

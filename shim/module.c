@@ -525,11 +525,15 @@ static void count(_Atomic int64_t *counter) {
 
 /* ---- values: only if they were asked for ---------------------------------- */
 
+/* Buffers that are larger are not kept. */
+#define LARGE_BUFFER ((size_t)4 * 1024 * 1024)
+
 /* What a key held that has just been deleted, expired or evicted (Redis 7.2 and later
- * say so before they do it, and send the event afterwards); key.len 0: none. */
+ * say so before they do it, and send the event afterwards); payload.len 0: none. */
 static struct {
     int db;
-    buffer_t key, payload; /* payload as of RECORD_VALUED */
+    size_t key_len;
+    buffer_t payload; /* of a RECORD_VALUED: the key is behind its head */
 } gone;
 
 /* Events after which there is no key; to look for it would count as a miss. */
@@ -540,26 +544,33 @@ static int is_end(const char *event) {
     return 0;
 }
 
-static void value_write(buffer_t *payload, RedisModuleKey *open, int before, const char *key,
-                        size_t key_len, const char *data, size_t data_len) {
-    int type = RedisModule_KeyType(open);
-    valued_t head = {.length = RedisModule_ValueLength(open),
-                     .key_len = (uint32_t)key_len,
-                     .type = (uint8_t)type,
-                     .before = (uint8_t)before,
-                     .has_data = data != NULL};
+static valued_t value_head(RedisModuleKey *open, size_t key_len, int before) {
+    return (valued_t){.length = RedisModule_ValueLength(open),
+                      .key_len = (uint32_t)key_len,
+                      .type = (uint8_t)RedisModule_KeyType(open),
+                      .before = (uint8_t)before};
+}
+
+/* Writes the payload of a RECORD_VALUED over what was in the buffer. */
+static void value_write(buffer_t *payload, valued_t head, const char *key, const char *data,
+                        size_t data_len) {
+    head.has_data = data != NULL;
+    if (payload->capacity > LARGE_BUFFER) { /* of a key of megabytes, once */
+        free(payload->data);
+        *payload = (buffer_t){0};
+    }
     payload->len = 0;
     buffer_add(payload, &head, sizeof(head));
-    buffer_add(payload, key, key_len);
+    buffer_add(payload, key, head.key_len);
     buffer_add(payload, data, data_len);
 }
 
 /* A key is about to go. */
 static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
-    static const char CLASSES[][2] = {"g", "x", "e"}; /* deleted, expired, evicted */
+    static const char *const CLASSES[] = {"g", "gx", "e"}; /* deleted, expired, evicted */
     (void)event;
-    if (!capturing || subevent > REDISMODULE_SUBEVENT_KEY_EVICTED) return;
-    if (!(settings_classes(CLASSES[subevent], 1) & wanted_classes)) return;
+    if (!capturing || !value_bytes || subevent > REDISMODULE_SUBEVENT_KEY_EVICTED) return;
+    if (!(settings_classes(CLASSES[subevent], strlen(CLASSES[subevent])) & wanted_classes)) return;
     RedisModuleKey *open = ((RedisModuleKeyInfo *)data)->key;
     size_t len, size = 0;
     const char *key = RedisModule_StringPtrLen(RedisModule_GetKeyNameFromModuleKey(open), &len);
@@ -568,10 +579,10 @@ static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subeven
     /* This may decode the string in its place; but it goes anyway. */
     if (RedisModule_KeyType(open) == REDISMODULE_KEYTYPE_STRING)
         bytes = RedisModule_StringDMA(open, &size, REDISMODULE_READ);
-    value_write(&gone.payload, open, 1, key, len, bytes, size < value_bytes ? size : value_bytes);
+    value_write(&gone.payload, value_head(open, len, 1), key, bytes,
+                size < value_bytes ? size : value_bytes);
     gone.db = RedisModule_GetSelectedDb(ctx);
-    gone.key.len = 0;
-    buffer_add(&gone.key, key, len);
+    gone.key_len = len;
 }
 
 /* What goes with the event, or NULL: what the key holds now, or what it held. */
@@ -580,11 +591,14 @@ static buffer_t *value_of(RedisModuleCtx *ctx, const char *event, RedisModuleStr
     static buffer_t now;
     buffer_t *found = NULL;
     if (is_end(event)) {
-        if (gone.payload.len && gone.db == RedisModule_GetSelectedDb(ctx) && gone.key.len == len &&
-            memcmp(gone.key.data, name, len) == 0)
+        if (gone.payload.len && gone.db == RedisModule_GetSelectedDb(ctx) && gone.key_len == len &&
+            memcmp(gone.payload.data + sizeof(valued_t), name, len) == 0)
             found = &gone.payload;
         return found;
     }
+    /* Redis 7.0 would delete a key whose time is over (SET … PXAT 1) when we look at it, tell
+     * nobody of that, and replicate the deletion before the command. */
+    if (RedisModule_GetOpenKeyModesAll == NULL && strcmp(event, "expire") == 0) return NULL;
     capturing = 0; /* what Redis says of our own look is no event */
     RedisModuleKey *open =
         RedisModule_OpenKey(ctx, key,
@@ -592,16 +606,18 @@ static buffer_t *value_of(RedisModuleCtx *ctx, const char *event, RedisModuleStr
                                 REDISMODULE_OPEN_KEY_NONOTIFY | REDISMODULE_OPEN_KEY_NOSTATS |
                                 REDISMODULE_OPEN_KEY_NOEXPIRE | REDISMODULE_OPEN_KEY_NOEFFECTS);
     if (open != NULL) {
+        valued_t head = value_head(open, len, 0);
+        /* Before anything else happens: it must not outlive the key. */
+        RedisModule_CloseKey(open);
         RedisModuleCallReply *reply = NULL;
         const char *bytes = NULL;
         size_t size = 0;
         /* Not StringDMA: it would turn short strings and numbers into longer objects. */
-        if (RedisModule_KeyType(open) == REDISMODULE_KEYTYPE_STRING)
+        if (head.type == REDISMODULE_KEYTYPE_STRING)
             reply = RedisModule_Call(ctx, "GETRANGE", "sll", key, 0LL, (long long)value_bytes - 1);
         if (reply != NULL) bytes = RedisModule_CallReplyStringPtr(reply, &size);
-        value_write(&now, open, 0, name, len, bytes, bytes ? size : 0);
+        value_write(&now, head, name, bytes, bytes ? size : 0);
         if (reply != NULL) RedisModule_FreeCallReply(reply);
-        RedisModule_CloseKey(open);
         found = &now;
     }
     capturing = 1;
@@ -609,15 +625,18 @@ static buffer_t *value_of(RedisModuleCtx *ctx, const char *event, RedisModuleStr
 }
 
 /* Sends an event with a value, if there is one. 0, or -1 if the queue is full. */
-static int push_valued(RedisModuleCtx *ctx, record_t *head, const char *event,
+static int push_valued(RedisModuleCtx *ctx, const record_t *head, const char *event,
                        RedisModuleString *key, const char *name, size_t len) {
     buffer_t *payload = value_of(ctx, event, key, name, len);
-    if (payload == NULL) return queue_push(events, head, event, name);
-    head->kind = RECORD_VALUED;
-    head->payload_len = (uint32_t)payload->len;
-    int result = queue_push(events, head, event, payload->data);
-    gone.payload.len = 0;
-    return result;
+    if (payload != NULL) {
+        record_t valued = *head;
+        valued.kind = RECORD_VALUED;
+        valued.payload_len = (uint32_t)payload->len;
+        int full = queue_push(events, &valued, event, payload->data);
+        gone.payload.len = 0;
+        if (!full) return 0;
+    }
+    return queue_push(events, head, event, name); /* rather without its value than not at all */
 }
 
 /* Takes the parameter over. */
@@ -627,9 +646,10 @@ static void watch_values(RedisModuleCtx *ctx) {
     const char *format = RedisModule_StringPtrLen(values[SETTING_INDEX_FORMAT], NULL);
     /* The form `text` has no place for it. */
     value_bytes = strcmp(format, "text") == 0 ? 0 : strtoul(bytes, NULL, 10);
-    if ((value_bytes > 0) == watching_keys) return;
-    watching_keys = value_bytes > 0;
-    RedisModule_SubscribeToServerEvent(ctx, event, watching_keys ? on_key : NULL);
+    /* For good: this may run in a callback of another server event, and the server's list of
+     * subscribers does not bear that one goes meanwhile. */
+    if (value_bytes > 0 && !watching_keys) RedisModule_SubscribeToServerEvent(ctx, event, on_key);
+    watching_keys = watching_keys || value_bytes > 0;
 }
 
 /* ---- the event callback ---------------------------------------------------- */
@@ -1041,6 +1061,11 @@ static void free_reply(RedisModuleCtx *ctx, void *reply) {
  * with the admin flag. What stands where a parameter's name should stand may be a
  * slip, and the secret be there or behind it. */
 static void redact(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    for (int i = 1; i < argc; i++) { /* a URL in the wrong place */
+        size_t len;
+        const char *text = RedisModule_StringPtrLen(argv[i], &len);
+        if (settings_is_url(text, len)) RedisModule_RedactClientCommandArgument(ctx, i);
+    }
     if (is_word(argv[0], MODULE_NAME ".connect")) {
         int password = SETTING_INDEX_PASSWORD; /* argv[1] is the host, parameter 1 */
         if (argc > password) RedisModule_RedactClientCommandArgument(ctx, password);

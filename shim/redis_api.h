@@ -223,6 +223,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
       (RedisModuleCtx *, const char *, RedisModuleCmdFunc, const char *, int, int, int))           \
     X(700, GetCommand, RedisModuleCommand *, (RedisModuleCtx *, const char *))                     \
     X(700, SetCommandInfo, int, (RedisModuleCommand *, const RedisModuleCommandInfo *))            \
+    X(702, GetOpenKeyModesAll, int, (void))                                                        \
     X(702, SetCommandACLCategories, int, (RedisModuleCommand *, const char *))                     \
     X(700, RedactClientCommandArgument, int, (RedisModuleCtx *, int))                              \
     X(700, RegisterStringConfig, int,                                                              \

@@ -41,12 +41,17 @@ int settings_classes(const char *value, size_t len) {
     return bits;
 }
 
+int settings_is_url(const char *value, size_t len) {
+    return memmem(value, len, "://", 3) != NULL && memchr(value, '@', len) != NULL;
+}
+
 /* Writes the refusal of a value: which parameter, which value (unless it is a
  * secret), what was wrong with it, and what is accepted. Returns -1. */
 static int refuse(const setting_t *setting, const char *value, size_t len, const char *wrong,
                   char *error, size_t capacity) {
     char shown[SHOWN_CHARACTERS + 8];
     size_t used = 0, i = 0;
+    int hidden = setting->sensitive || settings_is_url(value, len);
     for (; i < len; i++) {
         unsigned char byte = (unsigned char)value[i];
         int is_plain = byte >= 32 && byte < 127;
@@ -58,8 +63,8 @@ static int refuse(const setting_t *setting, const char *value, size_t len, const
     }
     snprintf(shown + used, 4, "%s", i < len ? "..." : "");
     snprintf(error, capacity, "%s: %s%s%s is not accepted%s%s; give %s", setting->name,
-             setting->sensitive ? "this value" : "'", setting->sensitive ? "" : shown,
-             setting->sensitive ? "" : "'", wrong[0] ? ": " : "", wrong, setting->accepted);
+             hidden ? "this value" : "'", hidden ? "" : shown, hidden ? "" : "'",
+             wrong[0] ? ": " : "", wrong, setting->accepted);
     return -1;
 }
 

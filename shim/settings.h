@@ -14,6 +14,9 @@ typedef struct {
     const char *pattern;  /* of a whole text, POSIX extended; empty: any text */
 } setting_t;
 
+/* Whether a value may be a URL with a password in it, wherever somebody has put it. */
+int settings_is_url(const char *value, size_t len);
+
 #include "tables.h" /* SETTINGS[], SETTINGS_COUNT, STATS[], COMMANDS[] and so on */
 
 #endif

@@ -21,6 +21,9 @@ from pika.adapters.utils.connection_workflow import (
 from keyspace_amqp import broker as broker_module
 from keyspace_amqp.broker import Broker, describe
 from keyspace_amqp.config import Config
+from keyspace_amqp.message import Form
+
+THREE = Config("A", "h:1,h:2,h:3", 5672, "guest", "guest")
 
 
 class Listener:
@@ -83,9 +86,10 @@ def test_another_connections_end_means_nothing(broker: Any) -> None:
 
 def test_a_message_that_is_too_large_is_named(broker: Any) -> None:
     broker._channel = Channel()
+    broker.configure(THREE, made := Form(THREE, ""))
     text = "PRECONDITION_FAILED - message size 200 is larger than configured max size 100"
     broker._on_channel_closed(broker._channel, pika.exceptions.ChannelClosedByBroker(406, text))
-    assert broker._listener.heard == [("too_large", 100), ("link_down", f"406 {text}")]
+    assert broker._listener.heard == [("too_large", 100, made.body), ("link_down", f"406 {text}")]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +162,6 @@ class Attempts:
         return self.made[-1]
 
 
-THREE = Config("A", "h:1,h:2,h:3", 5672, "guest", "guest")
 REFUSED = pika.exceptions.StreamLostError("refused")
 
 
@@ -171,12 +174,14 @@ def test_each_server_is_tried_once_in_any_order(
         attempts.made.clear()
         broker.connect(THREE, {})
         for _ in range(3):
-            assert broker._listener.heard == []
+            assert "link_down" not in dict(broker._listener.heard)
             assert broker.server == f"h:{attempts.made[-1].port}"
             broker._on_failed(attempts.made[-1], REFUSED)
         ports = [made.port for made in attempts.made]
         reasons = "; ".join(f"h:{port}: refused" for port in ports)
-        assert broker._listener.heard == [("link_down", reasons)]
+        *others, last = broker._listener.heard
+        assert others == [("attempt_failed", f"h:{port}: refused") for port in ports[:2]]
+        assert last == ("link_down", reasons)
         broker._listener.heard.clear()
         orders.add(tuple(ports))
     assert orders == set(itertools.permutations([1, 2, 3]))
@@ -210,4 +215,4 @@ def test_a_connection_that_was_open_is_not_continued_elsewhere(
     broker._on_open(attempts.made[1])
     broker._on_failed(attempts.made[1], REFUSED)
     assert len(attempts.made) == 2
-    assert [what for what, *_ in broker._listener.heard] == ["link_down"]
+    assert [what for what, *_ in broker._listener.heard] == ["attempt_failed", "link_down"]

@@ -16,6 +16,7 @@ from keyspace_amqp.config import (
     Config,
     Kind,
     format_masks,
+    parse_databases,
     parse_masks,
 )
 
@@ -160,6 +161,14 @@ def test_texts_keep_bytes_that_are_no_utf_8() -> None:
     config = Config.from_values(values(routing_key=b"caf\xe9", exchange="\u00fc".encode()))
     assert config.routing_key.encode("utf-8", "surrogateescape") == b"caf\xe9"
     assert config.exchange == "\u00fc"
+
+
+def test_databases() -> None:
+    assert parse_databases("ALL") is None
+    for text in ("0,2-4", "4-2,0"):
+        wanted = parse_databases(text)
+        assert wanted is not None
+        assert [db for db in range(6) if wanted(db)] == [0, 2, 3, 4]
 
 
 def test_no_masks() -> None:

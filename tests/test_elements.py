@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from keyspace_amqp import cli, fallback
-from keyspace_amqp.message import Event, to_element
+from keyspace_amqp.message import Event, Value, to_element
 from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.tools.elements import from_line, to_line
 
@@ -123,7 +123,7 @@ def test_lines_are_for_people_too() -> None:
     assert json.loads(to_line(b"garbage")) == {"element": "Z2FyYmFnZQ=="}
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, 2])
 def test_a_kill_between_file_and_removal(
     batch: int, broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_kill_between_file_and_removal(
     mailbox = Mailbox(broker)
     server = start_redis(arguments=arguments_for(free_port(), mailbox, "$"))
     client = server.client()
-    keys = stored(client, 1000)
+    keys = stored(client, 1500)
     elements = listed(client)
     file = tmp_path / "events.jsonl"
     killed = f"""
@@ -148,7 +148,7 @@ elements._remove = _remove
     done = run(server, "drain", "--to", file, before=killed)
     assert done.returncode == -signal.SIGKILL
     written, left = elements_in(file), listed(client)
-    assert 0 < len(written) + len(left) - len(elements) <= len(written) < 1000
+    assert 0 < len(written) + len(left) - len(elements) <= len(written) < 1500
     assert sorted({*written, *left}) == sorted(elements)
     file.write_bytes(file.read_bytes() + to_line(elements[-1])[:20])
     tool(server, "drain", "--to", file, code=1)
@@ -156,7 +156,7 @@ elements._remove = _remove
     assert list_length(client) == 0
     lines = elements_in(file)
     assert list(dict.fromkeys(lines)) == elements
-    settled(client, fallback_length=0, dropped=1000)
+    settled(client, fallback_length=0, dropped=1500)
     tool(server, "replay", file)
     client.config_set("keyspaceamqp.port", broker.port)
     settled(client, fallback_length=0, fallback_found=len(lines), confirmed=len(lines))
@@ -242,7 +242,7 @@ elements._remove = _remove
     assert done.returncode == 1
     assert b"is connected, it delivers its list. Give KEYSPACEAMQP.DISCONNECT" in done.stderr
     numbers = settled(client, fallback_length=0, queue_length=0, in_flight=0)
-    assert numbers["dropped"] == numbers["dropped_fallback_removed"] <= 100
+    assert numbers["dropped"] == numbers["dropped_fallback_removed"] <= 500
     arrived = {message.event[2] for message in mailbox.receive()}
     written = {element.rpartition(b" ")[2] for element in elements_in(file)}
     assert arrived | written == set(keys)
@@ -256,6 +256,29 @@ elements._remove = _remove
     if forced.exists():  # else the module was faster
         arrived |= {element.rpartition(b" ")[2] for element in elements_in(forced)}
     assert arrived == set(keys)
+
+
+def test_large_elements_go_in_small_batches(
+    broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """With values an element may have a megabyte; Redis is held for a few of them at a time."""
+    server = start_redis(arguments=arguments_for(free_port(), Mailbox(broker), "$"))
+    client = server.client()
+    stored(client, 10)
+    large = to_element(
+        Event("a-1", 1, 0, "$", b"set", b"k", Value("string", 10**6, b"x" * 10**6, before=False))
+    )
+    client.rpush(fallback.KEY, *[large] * 30)
+    before = listed(client)
+    client.execute_command("SLOWLOG", "RESET")
+    client.config_set("slowlog-log-slower-than", 0)
+    client.config_set("slowlog-max-len", 1000)
+    file = tmp_path / "events.jsonl"
+    tool(server, "drain", "--to", file)
+    assert elements_in(file) == before
+    evals = [e for e in client.slowlog_get(1000) if e["command"].startswith(b"EVAL")]
+    # Ten small ones and the first large one, then one at a time: each read and removed.
+    assert len(evals) == 2 * 30
 
 
 def test_a_cluster(

@@ -302,7 +302,8 @@ def test_keys_of_a_megabyte(
 
     def given_back() -> bool:
         client.memory_purge()  # what Redis' own allocator keeps of the list is not ours
-        return resident(server) - used(client) < before + HANDLER_BYTES
+        # And the C library keeps what lies below something that is still in use.
+        return resident(server) - used(client) < before + 2 * HANDLER_BYTES
 
     wait_for(given_back, 30)
 

@@ -68,7 +68,8 @@ def test_many_unloads_under_load(
     (threads, descriptors, memory), (threads2, descriptors2, memory2) = measured
     assert threads2 <= threads
     assert descriptors2 <= descriptors + 1
-    assert memory2 < memory * 1.5
+    # What a slow worker's queue took once, the C library may keep.
+    assert memory2 < memory * 1.5 + 32 * 1024
     # Unbroken runs of keys: what arrived between two loads has no holes.
     client.execute_command("MODULE", "LOAD", str(MODULE), *arguments_for(broker, mailbox, "$"))
     settled(client, fallback_length=0, queue_length=0, in_flight=0)

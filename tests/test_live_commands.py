@@ -38,7 +38,7 @@ def test_stats_and_info_have_the_same_names(family: str, start_redis: StartRedis
     assert isinstance(mapped, dict)
     assert [name.decode() for name in mapped] == NAMES
     shown = [name.removeprefix("keyspaceamqp_") for name in old.info("keyspaceamqp")]
-    assert shown == ["version", *NAMES]
+    assert shown == ["version", "python", *NAMES]
 
 
 def test_stats_reset_keeps_the_books(

@@ -24,7 +24,7 @@ from keyspace_amqp import publisher as module
 from keyspace_amqp.cluster import READ_AGAIN
 from keyspace_amqp.config import Config
 from keyspace_amqp.fallback import KEY, Command, Job, JobError, JobResult
-from keyspace_amqp.message import Event, from_element, to_element
+from keyspace_amqp.message import Event, body, from_element, to_element
 from keyspace_amqp.publisher import (
     Action,
     Close,
@@ -607,7 +607,7 @@ def test_what_was_refused_and_then_removed_is_not_too_large_as_well() -> None:
     bench.list.elements.clear()
     bench.publisher.touched(b"del", KEY)
     bench.settle()
-    bench.publisher.too_large(0)
+    bench.publisher.too_large(0, body)
     assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 1
     assert bench.count(Stat.DROPPED_TOO_LARGE) == 0
     assert_books_balance(bench.publisher)
@@ -1657,7 +1657,7 @@ def test_too_large_is_dropped_and_the_others_go() -> None:
     bench.emit(1, key=b"k" * 1000)
     bench.emit(1)
     bench.settle()
-    bench.publisher.too_large(500)
+    bench.publisher.too_large(500, body)
     bench.lose_link()
     assert sent(bench.link_up()) == [1, 3]
     assert bench.count(Stat.DROPPED_TOO_LARGE) == 1
@@ -1669,7 +1669,7 @@ def test_too_large_leaves_the_list_too() -> None:
     bench.emit(1)
     bench.wait(module.STORE_AFTER)
     bench.link_up()
-    bench.publisher.too_large(500)
+    bench.publisher.too_large(500, body)
     bench.lose_link()
     assert sent(bench.link_up()) == [2]
     bench.ack(1)
@@ -2262,7 +2262,7 @@ class World:
     def arrive(self, count: int) -> None:
         if not self.broker.arrive(count):
             self.broker.lose()
-            self.publisher.too_large(self.broker.largest + 100)
+            self.publisher.too_large(self.broker.largest + 100, body)
             self.publisher.link_down("406 PRECONDITION_FAILED")
 
     def answer(self, place: int, *, multiple: bool, ack: bool) -> None:

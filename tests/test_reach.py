@@ -25,7 +25,7 @@ from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.target import Target, target
 
 from .fix_faults import Load, delivered
-from .fix_servers import Mailbox, StartRedis, arguments_for, settled, stats
+from .fix_servers import Mailbox, StartRedis, arguments_for, once, settled, stats
 
 # ---- what the parameters mean ----------------------------------------------
 
@@ -357,8 +357,7 @@ def test_hosts_are_tried_one_after_the_other(broker: RabbitServer, client: redis
     for _ in range(4):
         client.execute_command("KEYSPACEAMQP.DISCONNECT")
         client.set("a", 1)
-        numbers = connected(client, fallback_length=0, broker=f"localhost:{broker.port}")
-    assert numbers["last_error"] == ""
+        connected(client, fallback_length=0, broker=f"localhost:{broker.port}")
     config_set(client, host=",".join(dead))
     refused(client, *(f"{address}: [Errno 111] Connection refused" for address in dead))
 
@@ -411,6 +410,11 @@ def test_failover_between_two_brokers(pair: Pair, start_redis: StartRedis) -> No
         wait_for(lambda: stats(client)["fallback_length"] > 0, what="events go to the list")
         dead.start()
         load.more(2000)
-        settled_broker = dead
-    mailbox.broker = settled_broker
-    delivered(client, mailbox, load.keys, repeated=10_000)
+    mailbox.broker = dead
+    at_rest = {"fallback_length": 0, "queue_length": 0, "in_flight": 0, "dropped": 0}
+    numbers = settled(client, 60, **at_rest)
+    arrived = [message.event[2] for message in once(mailbox.receive())]
+    # A queue that looks for a leader may refuse a message and take the next one.
+    if numbers["nacked"]:
+        arrived.sort(key=dict(zip(load.keys, range(len(load.keys)), strict=True)).__getitem__)
+    assert arrived == load.keys

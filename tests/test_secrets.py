@@ -103,6 +103,8 @@ def test_the_password_is_a_secret(
             refusal(client, *ours, "password", "secret-odd", "port"),
             refusal(client, *ours, "passwrd", "secret-slip"),
             refusal(client, *ours, "url", "amqp://u:secret-url1@h:0"),
+            refusal(client, *ours, "host", "amqp://u:secret-host@h"),
+            refusal(client, "KEYSPACEAMQP.CONNECT", "amqp://u:secret-url3@h"),
             refusal(client, *ours, "url", "amqp://u:secret-url2@h", "port", "x"),
             refusal(client, "KEYSPACEAMQP.CONNECT", "h", "x", "user", "secret-wrong"),
             refusal(client, "KEYSPACEAMQP.CONNECT", "h", 1, "user", too_long),

@@ -366,7 +366,7 @@ def _exchange(connection: Any, target: amqp.Target) -> Iterator[Finding]:
     try:
         if name:
             channel.exchange_declare(name, passive=True)
-        else:  # its messages go to the queue of that name
+        elif "{" not in key:  # its messages go to the queue of that name
             channel.queue_declare(key, passive=True)
         yield Finding("exchange", OK, shown)
     except pika.exceptions.ChannelClosed as error:

@@ -34,14 +34,26 @@ _AWAY = ("disconnected", "connecting")
 _CHANGES = 100
 # Elements that are removed at once. Comparing takes about a microsecond for each of
 # Redis' main thread.
-_FIRST_BATCH = 100
-_LARGEST_BATCH = 500
+_BATCH = 500
+
+# KEYS: the list; ARGV: elements and bytes. Its first elements, at least one; no more when
+# they have so many bytes: with values they may have a megabyte each.
+_READ = """
+local found, size = {}, 0
+for place = 0, tonumber(ARGV[1]) - 1 do
+    local element = redis.call('LINDEX', KEYS[1], place)
+    if not element then break end
+    found[#found + 1] = element
+    size = size + #element
+    if size >= tonumber(ARGV[2]) then break end
+end
+return found
+"""
 
 # KEYS: the list; ARGV: what its head must be. How many elements were removed.
 _REMOVE = """
-local there = redis.call('LRANGE', KEYS[1], 0, #ARGV - 1)
 for place, element in ipairs(ARGV) do
-    if there[place] ~= element then return 0 end
+    if redis.call('LINDEX', KEYS[1], place - 1) ~= element then return 0 end
 end
 redis.call('LTRIM', KEYS[1], #ARGV, -1)
 return #ARGV
@@ -202,18 +214,16 @@ def _moved(
 ) -> Iterator[int]:
     """Moves so many elements; yields the size of each batch."""
     client: Any = node.client
-    size, changes = _FIRST_BATCH, 0
+    changes = 0
     while left > 0:
         check(node)
-        elements = client.lrange(key, 0, min(size, left) - 1)
+        elements = client.eval(_READ, 1, key, min(_BATCH, left), JOB_BYTES)
         if not elements:
             return
         file.write(elements)
         if _remove(client, key, elements):
             changes = 0
             left -= len(elements)
-            large = sum(map(len, elements)) > JOB_BYTES
-            size = max(1, size // 2) if large else min(2 * size, _LARGEST_BATCH)
             yield len(elements)
         elif (changes := changes + 1) > _CHANGES:
             raise ToolError(f"somebody else changes {key.decode()} all the time")

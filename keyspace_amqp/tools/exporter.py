@@ -26,7 +26,7 @@ from redis.retry import Retry
 
 from ..cluster import ALONE, Topology
 from ..stats import HELP, TEXT_HELP, Stat, Text
-from .nodes import ToolError, topology
+from .nodes import ToolError, reason, topology
 
 # Seconds: for an answer of a node, and for the answers of all. A scrape asks twice,
 # three times if the node that it knows is away; Prometheus waits for 10 s by default.
@@ -133,7 +133,7 @@ class Nodes(Collector):
                 password=os.environ.get("REDISCLI_AUTH"),  # of the URL, if that has one
             )
         except ValueError as error:
-            raise ToolError(f"--redis: {error}") from None
+            raise ToolError(f"--redis: {reason(error)}") from None
         own = self._first.connection_pool.connection_kwargs
         self._label = (
             label

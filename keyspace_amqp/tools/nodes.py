@@ -7,7 +7,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import os
-import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -172,6 +171,8 @@ def reason(error: Exception) -> str:
     """Why a server did not answer, for people."""
     if isinstance(error, redis.TimeoutError):
         return "no answer in time"
+    if type(error) is ValueError:  # it may have quoted a part of the URL
+        return "the URL cannot be read; write special characters of a password as %XX"
     words = str(error) or type(error).__name__
     if isinstance(error, redis.AuthenticationError) and words.startswith("HELLO"):
         return "it wants a password, in the URL or in REDISCLI_AUTH"
@@ -181,8 +182,8 @@ def reason(error: Exception) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """A URL that may be shown."""
-    parts = urllib.parse.urlsplit(url)
-    user, _, where = parts.netloc.rpartition("@")
-    user = user.partition(":")[0]
-    return parts._replace(netloc=f"{user}@{where}" if user else where, query="").geturl()
+    """A URL that may be shown, whatever is wrong with it: nothing of what stands before the
+    last @, nor of a query."""
+    scheme, colon, rest = url.partition("://")
+    where = rest.rpartition("@")[2].partition("?")[0]
+    return f"{scheme}{colon}{where}" if colon else "the URL"
