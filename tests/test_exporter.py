@@ -314,6 +314,11 @@ def test_the_dashboard_uses_what_there_is(start_redis: StartRedis) -> None:
             assert set(re.findall(r"[a-z_]{2,}", words)) - metrics <= PROMQL, expression
             counters = {metric for metric in metrics if metric.endswith(("_total", "_bucket"))}
             assert ("rate(" in expression or "increase(" in expression) == bool(counters)
+    # And what the documentation speaks of is there.
+    page = (ROOT / "docs" / "operations.md").read_text()
+    spoken = set(re.findall(r"\bkeyspace_amqp_[a-z_]*[a-z]", page))
+    spoken.remove("keyspace_amqp_confirm_seconds")  # its parts have longer names
+    assert spoken <= there.keys()
 
 
 def test_the_dashboard_has_all_that_is_to_be_watched() -> None:

@@ -7,13 +7,14 @@ Needs no server and no module.
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from keyspace_amqp import masks
+from keyspace_amqp import cli, masks
 from keyspace_amqp.commands import COMMANDS
 from keyspace_amqp.config import SETTINGS, parse_masks
 from keyspace_amqp.stats import HELP, TEXT_HELP, Stat, Text
@@ -139,6 +140,50 @@ def test_links_lead_somewhere(page: pathlib.Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not heading or heading in _headings(target), link
+
+
+# ---- names in the running text ---------------------------------------------------
+
+TEXT = "".join(page.read_text() for page in PAGES)
+
+
+def test_commands_are_those_that_there_are() -> None:
+    usages = [usage for command in COMMANDS for usage in command.usage]
+    for name, word in re.findall(r"KEYSPACEAMQP\.([A-Z]+)(?: ([A-Z]{3,}))?", TEXT):
+        assert any(usage.split()[0] == name for usage in usages), name
+        assert not word or any(usage.split()[:2] == [name, word] for usage in usages), word
+
+
+def test_parameters_and_commands_by_their_redis_names() -> None:
+    known = {s.name for s in SETTINGS} | {command.name.lower() for command in COMMANDS}
+    assert set(re.findall(r"keyspaceamqp\.([a-z-]+)", TEXT)) - {"name"} <= known
+
+
+def test_numbers_are_those_of_stats() -> None:
+    names = {stat.name.lower() for stat in Stat}
+    spoken = re.findall(r"`((?:dropped|fallback|queue|confirm_ms|events|routing_keys)_[a-z_0-9]+)`",
+                        TEXT)  # fmt: skip
+    assert set(spoken) <= names
+
+
+def test_options_of_the_command_line() -> None:
+    """Each in a line with a command is one of that command."""
+    (commands,) = (
+        action.choices
+        for action in cli._parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    found = re.findall(r"keyspace-amqp ([a-z]+) ([^`\n]*(?:\\\n[^`\n]*)*)", TEXT)
+    assert {"loadmodule", "status", "tail", "doctor", "exporter", "drain"} <= {n for n, _ in found}
+    for name, rest in found:
+        for option in re.findall(r"(--[a-z][a-z-]*)", rest.partition("#")[0]):
+            assert option in commands[name]._option_string_actions, (name, option)
+
+
+def test_what_the_shim_tells_latency() -> None:
+    told = re.findall(r'MODULE_NAME "-([a-z]+)"', (ROOT / "shim" / "module.c").read_text())
+    spoken = re.findall(r"`keyspaceamqp-([a-z]+)`", TEXT)
+    assert set(told) == set(spoken) - {"amqp"}
 
 
 def test_the_readme_is_read_in_ten_minutes() -> None:
