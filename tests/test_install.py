@@ -120,7 +120,7 @@ def test_source_distribution(source_distribution: pathlib.Path) -> None:
     expected = {"CHANGELOG.md", "CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml"}
     expected |= {
         str(path.relative_to(ROOT))
-        for folder in ("keyspace_amqp", "shim")
+        for folder in ("docs", "keyspace_amqp", "shim")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.parent.name != "__pycache__"
     }
