@@ -264,12 +264,13 @@ def test_with_the_broker_there_and_events_that_flow(
             assert client.exists(OLD) == 0
             expected += [element.split(b"\n", 2)[2] for element in elements]
     numbers = settled(client, 120, fallback_length=0, queue_length=0, in_flight=0, dropped=0)
-    assert numbers["fallback_found"] == 120_000
     messages = mailbox.receive()
     keys = [message.event[2] for message in messages]
     assert [key for key in keys if key.startswith(b"old:")] == expected
-    # If the broker stands still for a moment, what was on its way may go once more.
+    # If the broker stands still for a moment, what was on its way may go once more. What it
+    # confirms while it is pushed behind elements that nobody has read counts as found.
     first = [message.event[2] for message in once(messages)]
+    assert 0 <= numbers["fallback_found"] - 120_000 <= len(messages) - len(first)
     assert [key for key in first if not key.startswith(b"old:")] == [b"load", *load.keys]
     assert len(first) == 120_001 + len(load.keys)
 
