@@ -158,7 +158,7 @@ class Form:
             "db": event.db,
             "event": _text(event.name),
             "class": class_name(event),
-            **_named("key", event.key),
+            **named("key", event.key),
             "time_ms": event.time_ms,
             "node": self._node,
             "id": event.message_id,
@@ -168,7 +168,7 @@ class Form:
             shown: dict[str, Any] = {"type": value.type, "length": value.length}
             if value.data is not None:
                 cut = len(value.data) < value.length
-                shown |= _named("data", _whole_characters(value.data) if cut else value.data)
+                shown |= named("data", _whole_characters(value.data) if cut else value.data)
                 shown["cut"] = cut
             shown["before"] = value.before
             item["value"] = shown
@@ -191,7 +191,7 @@ def _decoded(data: bytes) -> str | None:
         return None
 
 
-def _named(name: str, data: bytes) -> dict[str, str]:
+def named(name: str, data: bytes) -> dict[str, str]:
     """Bytes in JSON: as text, or in base64 under another name if they are no UTF-8."""
     text = _decoded(data)
     if text is not None:

@@ -56,7 +56,7 @@ from .target import address, target
 # record_t in shim/api.h
 _HEAD = struct.Struct("=IIQiHBB")
 _LENGTH = struct.Struct("=I")
-# valued_t there: length, key's length, type, before, whether it is a string
+# valued_t there: length, key's length, type, before, whether there are data
 _VALUED = struct.Struct("=QIBB?x")
 # REDISMODULE_KEYTYPE_* as TYPE calls them
 _TYPES = ("none", "string", "list", "hash", "set", "zset", "module", "stream")
@@ -453,8 +453,7 @@ class Worker:
         if not name:
             topology = self._watch.topology
             own = topology.nodes.get(topology.myself)
-            address = own.address if own is not None else ""
-            host, _, port = address.rpartition(":")
+            host, _, port = (own.address if own is not None else "").rpartition(":")
             name = f"{host or socket.gethostname()}:{port or lib.shim_port()}"
         if name != self._node:
             self._node = name
@@ -835,10 +834,10 @@ def _counted(payload: bytes, at: int) -> Iterator[bytes]:
 
 def _read_value(data: ffi.buffer, at: int, end: int) -> tuple[Value, int, int]:
     """The value in the payload of a RECORD_VALUED, and where its key begins and ends."""
-    length, key_len, kind, before, is_string = _VALUED.unpack_from(data, at)
+    length, key_len, kind, before, has_data = _VALUED.unpack_from(data, at)
     key_at = at + _VALUED.size
     key_end = key_at + key_len
-    content = data[key_end:end] if is_string else None
+    content = data[key_end:end] if has_data else None
     name = _TYPES[kind] if kind < len(_TYPES) else "unknown"
     return Value(name, length, content, bool(before)), key_at, key_end
 

@@ -25,7 +25,7 @@ import redis
 
 from ..cluster import ALONE, Lists, key_of
 from ..fallback import JOB_BYTES, JOB_ELEMENTS
-from ..message import from_element
+from ..message import from_element, named
 from .nodes import Node, ToolError, all_nodes, stats, topology
 
 # States in which the module delivers nothing, for a while at least.
@@ -71,10 +71,7 @@ def to_line(element: bytes) -> bytes:
             shown["time"] = time.isoformat(timespec="milliseconds")
         shown["db"] = event.db
         shown["event"] = event.name.decode("utf-8", "backslashreplace")
-        try:
-            shown["key"] = event.key.decode()
-        except UnicodeDecodeError:
-            shown["key_base64"] = base64.b64encode(event.key).decode()
+        shown |= named("key", event.key)
     shown["element"] = base64.b64encode(element).decode()
     return json.dumps(shown, ensure_ascii=False).encode() + b"\n"
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pika
 
+from ..message import named
 from . import ToolError, amqp
 
 # Events that the broker keeps while they are not printed, say after Ctrl-S: a queue that
@@ -61,7 +62,7 @@ class Message:
 
     def as_json(self) -> str:
         """A line for programs: what the event says, and how it came."""
-        event = self.event or _text_or_base64("body", self.body)
+        event = self.event or named("body", self.body)
         about = {
             "message_id": self.id,
             "timestamp": self.properties.timestamp,
@@ -82,20 +83,13 @@ def read_event(body: bytes, content_type: object) -> dict[str, Any]:
     ):  # somebody else's
         if kind == "text/plain":
             db, event, key = body.split(b"\n", 2)
-            return {"db": int(db), "event": event.decode(), **_text_or_base64("key", key)}
+            return {"db": int(db), "event": event.decode(), **named("key", key)}
         if kind == "application/json":
             data: dict[str, Any] = json.loads(body)
             base64.b64decode(data.get("key_base64", ""), validate=True)
             if "event" in data and ("key" in data or "key_base64" in data):
                 return data
     return {}
-
-
-def _text_or_base64(name: str, value: bytes) -> dict[str, str]:
-    try:
-        return {name: value.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": base64.b64encode(value).decode()}
 
 
 def _escaped(value: object) -> str:
