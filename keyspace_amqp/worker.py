@@ -860,4 +860,7 @@ def handler_main() -> int:
     gc.set_threshold(_GARBAGE)
     lib.shim_ready(1)
     worker.run()
+    # Its parts know each other: with all that waited they would stay, for many a life.
+    del worker
+    gc.collect()
     return 0

@@ -325,3 +325,16 @@ def arguments_for(
 
 def list_length(client: redis.Redis) -> int:
     return int(client.llen(fallback.KEY))
+
+
+def replicated(primary: redis.Redis, replica: redis.Redis) -> None:
+    """Waits until a replica has carried out what its primary has now. WAIT is about what
+    its own client has written, so not about what the module has."""
+    offset = primary.info("replication")["master_repl_offset"]
+
+    def caught_up() -> bool:
+        there = replica.info("replication")
+        linked = there.get("master_link_status") == "up"
+        return linked and there["slave_repl_offset"] >= offset
+
+    wait_for(caught_up, 60, "the replica catches up")

@@ -37,7 +37,16 @@ from keyspace_amqp import fallback
 from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
 
 from .fix_faults import PROBE_BOUND, Notifications, Probe, Proxy
-from .fix_servers import FAMILIES, MODULE, Mailbox, Message, arguments_for, settled, stats
+from .fix_servers import (
+    FAMILIES,
+    MODULE,
+    Mailbox,
+    Message,
+    arguments_for,
+    replicated,
+    settled,
+    stats,
+)
 from .test_events import random_commands
 
 ROUND = 60.0  # seconds of faults
@@ -434,21 +443,13 @@ class Round:
     def _fail_over(self, _source: random.Random) -> None:
         """A failover for which the replica has everything."""
         self._end_segment(memory_empty=True)
-        self._wait_for_replica()
+        replicated(self._primary.client, self._replica.client)
         # In a replica some keys may have a time to live that have none in the primary.
         self._notifications = Notifications(self._replica.server).__enter__()
         self._replica.client.replicaof("NO", "ONE")
         self._primary.client.replicaof("127.0.0.1", str(self._replica.server.port))
         self._nodes.reverse()
         self._begin_segment()
-
-    def _wait_for_replica(self) -> None:
-        def caught_up() -> bool:
-            offset = self._primary.client.info("replication")["master_repl_offset"]
-            replica = self._replica.client.info("replication")
-            return replica["master_link_status"] == "up" and replica["slave_repl_offset"] >= offset
-
-        wait_for(caught_up, 60, "the replica catches up")
 
     # ---- the end --------------------------------------------------------------
 
@@ -461,7 +462,7 @@ class Round:
         for node in self._nodes:
             settled(node.client, HEAL_TIMEOUT, **empty)
             self._check_numbers(node)
-        self._wait_for_replica()
+        replicated(self._primary.client, self._replica.client)
         assert self._replica.client.llen(fallback.KEY) == 0
 
     def _check_numbers(self, node: Node) -> None:

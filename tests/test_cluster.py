@@ -15,7 +15,7 @@ from keyspace_amqp.publisher import WINDOW
 from keyspace_amqp.servers import RabbitServer, as_text, wait_for
 
 from .fix_cluster import Bench, StartCluster, Writer
-from .fix_servers import settled, stats
+from .fix_servers import replicated, settled, stats
 
 
 def lists_of(bench: Bench) -> dict[int, set[bytes]]:
@@ -57,10 +57,10 @@ def test_a_primary_dies_while_the_broker_is_away(
     bench.waits_for(fallback_length=1200)
     dead = bench.cluster.primaries()[0]
     heir = bench.cluster.replica_of(dead)
-    with dead.client() as client:
+    with dead.client() as client, heir.client() as other:
         length = stats(client)["fallback_length"]
         assert length > 0
-        assert client.wait(1, 10_000) == 1
+        replicated(client, other)
     dead.kill()
     bench.wait_role(heir, "primary")
     with heir.client() as client:
@@ -90,10 +90,9 @@ def test_failovers_by_command_while_the_broker_is_away(
     for there_and_back in range(2):
         for how, pair in zip(((), ("FORCE",), ("TAKEOVER",)), pairs, strict=True):
             old, new = pair if there_and_back == 0 else pair[::-1]
-            with old.client() as client:
-                assert client.wait(1, 10_000) == 1
-            with new.client() as client:
-                client.execute_command("CLUSTER", "FAILOVER", *how)
+            with old.client() as client, new.client() as other:
+                replicated(client, other)
+                other.execute_command("CLUSTER", "FAILOVER", *how)
             bench.wait_role(new, "primary")
             bench.wait_role(old, "replica")
         bench.cluster.wait_settled()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import importlib.resources
-import os
 import re
 import signal
 import time
@@ -21,12 +20,10 @@ import prometheus_client
 import redis
 from prometheus_client import core
 from prometheus_client.registry import Collector, CollectorRegistry
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from ..cluster import ALONE, Topology
 from ..stats import HELP, TEXT_HELP, Stat, Text
-from .nodes import ToolError, reason, topology
+from .nodes import ToolError, open_client, place, reason, sibling, topology
 
 # Seconds: for an answer of a node, and for the answers of all. A scrape asks twice,
 # three times if the node that it knows is away; Prometheus waits for 10 s by default.
@@ -124,22 +121,10 @@ class Nodes(Collector):
 
     def __init__(self, url: str, label: str | None = None) -> None:
         try:
-            self._first = redis.Redis.from_url(
-                url,
-                socket_timeout=TIMEOUT,
-                socket_connect_timeout=TIMEOUT,
-                retry=Retry(NoBackoff(), 0),
-                protocol=3,
-                password=os.environ.get("REDISCLI_AUTH"),  # of the URL, if that has one
-            )
+            self._first = open_client(url, TIMEOUT)
         except ValueError as error:
             raise ToolError(f"--redis: {reason(error)}") from None
-        own = self._first.connection_pool.connection_kwargs
-        self._label = (
-            label
-            or own.get("path")
-            or "{}:{}".format(own.get("host", "localhost"), own.get("port", 6379))
-        )
+        self._label = label or place(self._first)
         # Of the cluster, from the last scrape; replaced as a whole, scrapes may overlap.
         self._others: Mapping[str, redis.Redis] = {}
 
@@ -170,14 +155,8 @@ class Nodes(Collector):
         return dict.fromkeys(sorted(self._others)) | answers
 
     def _client(self, address: str) -> redis.Redis:
-        """Of another node, with the same password and TLS."""
         host, _, port = address.rpartition(":")
-        pool = self._first.connection_pool
-        kind, options = pool.connection_class, {**pool.connection_kwargs}
-        if options.pop("path", None):  # a Unix socket leads to one node only
-            kind = redis.Connection
-        options |= {"host": host, "port": int(port)}
-        return redis.Redis.from_pool(redis.ConnectionPool(connection_class=kind, **options))
+        return sibling(self._first, host, int(port))
 
 
 def _host(address: str) -> str:

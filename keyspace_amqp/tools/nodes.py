@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ..cluster import ALONE, Topology, read_topology
 from . import ToolError as ToolError
@@ -32,17 +34,40 @@ class Node:
     client: redis.Redis
 
 
+def open_client(url: str, timeout: float) -> redis.Redis:
+    """A client that is not connected yet and tries nothing twice: a node that hangs would
+    take its time again, and a push that was not answered may have been carried out. Raises
+    ValueError if the URL cannot be read."""
+    return redis.Redis.from_url(
+        url,
+        password=os.environ.get("REDISCLI_AUTH"),  # one in the URL goes before
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        protocol=3,
+    )
+
+
+def sibling(client: redis.Redis, host: str, port: int) -> redis.Redis:
+    """A client of another node, with the same user, password, TLS and time limits."""
+    kind = client.connection_pool.connection_class  # another one would leave TLS out
+    own = {**client.connection_pool.connection_kwargs, "host": host, "port": port}
+    if own.pop("path", None) is not None:  # a Unix socket leads to one node only
+        kind = redis.Connection
+    return redis.Redis.from_pool(redis.ConnectionPool(connection_class=kind, **own))
+
+
+def place(client: redis.Redis) -> str:
+    """Where a client connects to: a path, or `host:port`."""
+    own = client.connection_pool.connection_kwargs
+    return own.get("path") or f"{own.get('host', 'localhost')}:{own.get('port', 6379)}"
+
+
 def connect(options: argparse.Namespace, timeout: float = TIMEOUT) -> redis.Redis:
     """A client of the server that the options name (see cli.py). Raises ToolError when
     it does not answer."""
     try:
-        client = redis.Redis.from_url(
-            options.redis,
-            password=os.environ.get("REDISCLI_AUTH"),  # one in the URL goes before
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            protocol=3,
-        )
+        client = open_client(options.redis, timeout)
         with contextlib.suppress(redis.ResponseError):  # that is an answer too
             client.ping()
     except (redis.RedisError, OSError, ValueError) as error:
@@ -56,9 +81,7 @@ class Group:
 
     def __init__(self, options: argparse.Namespace, timeout: float = TIMEOUT) -> None:
         self._first = connect(options, timeout)
-        self._own = self._first.connection_pool.connection_kwargs
-        where = self._own.get("path") or f"{self._host}:{self._own.get('port', 6379)}"
-        self.nodes = [Node(where, self._first)]
+        self.nodes = [Node(place(self._first), self._first)]
         try:
             self.renew(self._first)
             self.clustered = True
@@ -87,27 +110,16 @@ class Group:
         redis-py does."""
         reply = client.execute_command("CLUSTER NODES")
         known = {node.address: node for node in self.nodes}
+        own_host = self._first.connection_pool.connection_kwargs.get("host", "localhost")
         nodes = []
         for host, port in sorted(_addresses(reply)):
-            address = f"{host or self._host}:{port}"
-            known_one = known.pop(address) if address in known else None
-            nodes.append(known_one or self._node(address, host, port))
+            host = host or own_host
+            address = f"{host}:{port}"
+            node = known.pop(address, None)
+            nodes.append(node or Node(address, sibling(self._first, host, port)))
         self.nodes = nodes
         for node in known.values():
             node.client.close()
-
-    @property
-    def _host(self) -> str:
-        return str(self._own.get("host", "localhost"))
-
-    def _node(self, address: str, host: str, port: int) -> Node:
-        kind = self._first.connection_pool.connection_class
-        own = {**self._own, "host": host or self._host, "port": port}
-        if own.pop("path", None) is not None:
-            kind = redis.Connection
-        # Of the same class, or TLS would be left out.
-        pool = redis.ConnectionPool(connection_class=kind, **own)
-        return Node(address, redis.Redis(connection_pool=pool))
 
 
 @contextlib.contextmanager
