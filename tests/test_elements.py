@@ -177,7 +177,7 @@ def test_while_writes_go_on(
         load.more(100)
         for number in range(3):
             load.more(100)
-            wait_for(lambda: list_length(client) > 0, 10)
+            wait_for(lambda: list_length(client) > 0, 30)
             tool(server, "drain", "--to", file, *(["--append"] if number else []))
     keys += load.keys
     settled(client, events_matched=len(keys), queue_length=0)

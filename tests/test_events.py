@@ -30,7 +30,7 @@ class Witness:
     def __init__(self, server: RedisServer) -> None:
         self._subscription = server.client().pubsub()
         self._subscription.psubscribe("__keyevent@*__:*")
-        wait_for(lambda: self._subscription.get_message(timeout=1), 10)
+        wait_for(lambda: self._subscription.get_message(timeout=1), 30)
 
     def events(self, client: redis.Redis) -> list[tuple[int, bytes, bytes]]:
         """All events so far: up to one that is made here to mark the end."""
@@ -241,7 +241,7 @@ def test_classes(
     if b"expired" in expected:
         client.sadd("short", 1)
         client.pexpire("short", 1)
-        wait_for(lambda: not client.exists("short"), 10)
+        wait_for(lambda: not client.exists("short"), 30)
         rest = mailbox.receive(1 if events != "A" else 3)
         assert rest[-1].event == (0, b"expired", b"short")
     settled(client, dropped=0, fallback_length=0)
@@ -362,7 +362,7 @@ def test_connects_lazily(broker: RabbitServer, mailbox: Mailbox, start_redis: St
     server = start_redis(arguments=arguments_for(broker, mailbox, masks=("^forwarded",)))
     client = server.client()
     client.set("other", 1)
-    wait_for(lambda: stats(client)["queue_length"] == 0 and stats(client)["events_seen"] == 1, 10)
+    wait_for(lambda: stats(client)["queue_length"] == 0 and stats(client)["events_seen"] == 1, 30)
     assert stats(client)["state"] == "idle"
     client.set("forwarded", 1)
     mailbox.receive(1)
@@ -398,12 +398,12 @@ def test_nothing_of_a_replica_and_nothing_of_loading(
     client.execute_command("DEBUG", "LOADAOF")
     primary.stop()
     primary.start()
-    wait_for(lambda: stats(client)["state"] == "idle", 10)
+    wait_for(lambda: stats(client)["state"] == "idle", 30)
     assert stats(client)["events_seen"] == 0
     other.replicaof("NO", "ONE")
     other.set("promoted", 1)
     assert [m.event[2] for m in mailbox.receive(1)] == [b"promoted"]
     other.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
-    wait_for(lambda: stats(other)["state"] == "replica", 10)
+    wait_for(lambda: stats(other)["state"] == "replica", 30)
     settled(other)
     assert mailbox.count() == 0

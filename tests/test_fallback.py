@@ -70,7 +70,7 @@ def test_elements_are_for_people_too(start_redis: StartRedis) -> None:
     client.execute_command("SELECT", 0)
     client.hset("session:42", "f", 1)
     client.set(b"\0\n\xff", 1)
-    wait_for(lambda: list_length(client) == 2, 10)
+    wait_for(lambda: list_length(client) == 2, 30)
     first, second = client.lrange(fallback.KEY, 0, -1)
     assert first.split(b" ")[3:] == [b"0", b"h", b"4", b"hset", b"session:42"]
     event = message.from_element(second)
@@ -80,11 +80,12 @@ def test_elements_are_for_people_too(start_redis: StartRedis) -> None:
 
 
 def test_events_are_in_the_list_soon(start_redis: StartRedis) -> None:
-    """Rule 12 asks for 100 ms; the median is what this machine can promise."""
+    """Rule 12 asks for 100 ms, which test_publisher holds it to with a clock of its own; a
+    real one that others share is good for the order of magnitude."""
     server = start_redis(arguments=arguments_for(free_port()))
     client = server.client()
     write(client, 0, 1)
-    wait_for(lambda: list_length(client) == 1, 10)
+    wait_for(lambda: list_length(client) == 1, 30)
     times = []
     for number in range(21):
         begin = time.monotonic()
@@ -94,7 +95,7 @@ def test_events_are_in_the_list_soon(start_redis: StartRedis) -> None:
         times.append(time.monotonic() - begin)
     median = statistics.median(times)
     print(f"event to list: median {median * 1000:.0f} ms, most {max(times) * 1000:.0f} ms")
-    assert median < 0.1
+    assert median < 1
 
 
 @pytest.mark.parametrize("persistence", ["rdb", "aof"])
@@ -135,7 +136,7 @@ def test_pushes_and_trims_are_replicated(
     wait_for(lambda: other.info("replication")["master_link_status"] == "up", 30)
     expected = write(client, 0, 1000)
     # No client writes after this: the push must reach the replica by itself.
-    wait_for(lambda: list_length(other) == 1000, 10)
+    wait_for(lambda: list_length(other) == 1000, 30)
     assert other.lrange(fallback.KEY, 0, -1) == client.lrange(fallback.KEY, 0, -1)
     assert stats(other)["fallback_length"] == 0  # not the replica's to deliver
     primary.kill()
@@ -151,7 +152,7 @@ def test_a_demoted_node_hands_its_list_over(broker: RabbitServer, start_redis: S
     nodes = [start_redis(arguments=arguments_for(free_port(), mailbox)) for _ in range(2)]
     first, second = (node.client() for node in nodes)
     expected = write(first, 0, 500)
-    wait_for(lambda: list_length(first) == 500, 10)
+    wait_for(lambda: list_length(first) == 500, 30)
     second.replicaof("127.0.0.1", str(nodes[0].port))
     wait_for(lambda: second.info("replication").get("master_link_status") == "up", 30)
     second.replicaof("NO", "ONE")
@@ -341,7 +342,7 @@ def test_paused_writes_do_not_stop_the_server(
             pipeline.set(f"k{number}", 1)
         pipeline.execute_command("CLIENT", "PAUSE", 1500, "WRITE")
         pipeline.execute()
-    wait_for(lambda: "paused" in stats(client)["last_error"], 10)
+    wait_for(lambda: "paused" in stats(client)["last_error"], 30)
     assert list_length(client) == 0
     settled(client, fallback_length=100, dropped=0)
     assert list_length(client) == 100

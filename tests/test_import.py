@@ -123,7 +123,7 @@ def test_classes_are_those_of_redis(family: str, start_redis: StartRedis) -> Non
         "SETBIT q 1 1", "INCRBYFLOAT b 1.5", "GEOADD geo 1 1 m", "SORT l ALPHA STORE m",
     ):  # fmt: skip
         client.execute_command(*line.split())
-    wait_for(lambda: client.exists("a") == 0, 10)
+    wait_for(lambda: client.exists("a") == 0, 30)
     settled(client, queue_length=0)
     seen = {}
     for element in client.lrange(KEY, 0, -1):

@@ -160,7 +160,7 @@ def test_stats_tell_of_an_outage(
         client.execute_command("KEYSPACEAMQP.STATS", "RESET")
         numbers = settled(client, confirmed=0, confirm_ms_sum=0)
         assert sum(numbers[name] for name in NAMES) == 0
-        wait_for(lambda: stats(client)["fallback_length"] == 0, 10)
+        wait_for(lambda: stats(client)["fallback_length"] == 0, 30)
 
 
 # ---- Redis' own LATENCY ---------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_a_long_job(family: str, threshold: int, start_redis: StartRedis) -> Non
     client = start_redis(family, arguments_for(free_port(), events="$")).client()
     client.config_set("latency-monitor-threshold", threshold)
     client.set("small", 1)
-    wait_for(lambda: list_length(client) == 1, 10)
+    wait_for(lambda: list_length(client) == 1, 30)
     client.set(b"k" * 25_000_000, 1)
     wait_for(lambda: list_length(client) == 2, 30)
     if threshold == 0:
@@ -207,7 +207,7 @@ def test_waits_for_the_handler(
         ):
             proxy.deaf = True
             client.set("b", 1)
-            wait_for(lambda: stats(client)["in_flight"] == 1, 10)
+            wait_for(lambda: stats(client)["in_flight"] == 1, 30)
             begin = time.monotonic()
             client.execute_command(*command)
             longest = (time.monotonic() - begin) * 1000

@@ -100,7 +100,7 @@ def test_unload_is_an_affair_of_this_server_only(family: str, start_redis: Start
             pipeline.execute_command("MODULE", "LOAD", str(MODULE), *arguments)
             pipeline.execute()
         settled(client, fallback_length=len(expected))
-    wait_for(lambda: list_length(other) == len(expected), 10)
+    wait_for(lambda: list_length(other) == len(expected), 30)
     assert b"keyspaceamqp" in [m[b"name"] for m in other.module_list()]
     server.kill()
     server.start()

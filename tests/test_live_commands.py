@@ -257,7 +257,7 @@ def test_clients_that_leave_while_they_wait(start_redis: StartRedis) -> None:
         client.close()
     client = server.client()
     assert run(client, "KEYMASK LIST") == [b"ALL"]
-    wait_for(lambda: client.info("clients")["blocked_clients"] == 0, 10)
+    wait_for(lambda: client.info("clients")["blocked_clients"] == 0, 30)
 
 
 def test_stats_of_all_names_are_there(start_redis: StartRedis) -> None:

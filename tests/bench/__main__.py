@@ -1,6 +1,6 @@
 """Runs the benchmarks: see `--help`.
 
-Exit code: 0; 1 when a target is missed by a factor of two or something is missing; 2
+Exit code: 0; 1 when a target is missed by far (see targets.py) or something is missing; 2
 when an event was lost.
 """
 

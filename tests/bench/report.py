@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .targets import GROSS, TARGETS, Target
+from .targets import TARGETS, Target
 
 _WIDTH = 58
 
@@ -36,7 +36,7 @@ class Row:
             return ""
         if self.target.met(self.median):
             return "met"
-        near = any(self.target.met(value, GROSS) for value in self.values)
+        near = any(self.target.met(value, self.target.gross) for value in self.values)
         return "missed" if near else "GROSS"
 
     def __str__(self) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-# A run fails when every round misses a target by more than this factor.
+# A run fails when every round misses a target by more than a factor: by this one, or, in
+# the ratios of a tail of a lightly loaded server, by the larger one. There the same bare
+# server has from 0.3 to 1.6 ms from run to run, and what it is compared to has not changed.
 GROSS = 2.0
+GROSS_TAIL = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +17,7 @@ class Target:
 
     bound: float
     at_most: bool
+    gross: float = GROSS
 
     def met(self, value: float, slack: float = 1.0) -> bool:
         """Whether a value is within `slack` times the bound."""
@@ -23,8 +27,8 @@ class Target:
         return f"{'≤' if self.at_most else '≥'} {self.bound:,g}"
 
 
-def at_most(bound: float) -> Target:
-    return Target(bound, at_most=True)
+def at_most(bound: float, gross: float = GROSS) -> Target:
+    return Target(bound, at_most=True, gross=gross)
 
 
 def at_least(bound: float) -> Target:
@@ -40,7 +44,7 @@ TARGETS = {
     "broker.p99": at_most(3),
     "sink.rate": at_least(0.75),
     "sink.p99": at_most(2),
-    "steady.p99": at_most(1.3),
+    "steady.p99": at_most(1.3, GROSS_TAIL),
     "masks.rate": at_least(0.95),
     "masks.filtered": at_least(1_000_000),  # events per second of CPU
     "confirmed.ratio": at_least(0.9),
@@ -49,7 +53,7 @@ TARGETS = {
     "away.rate": at_least(0.7),
     "away.slowest": at_most(20),  # ms
     "drain.ratio": at_least(0.8),
-    "drain.p99": at_most(2),
+    "drain.p99": at_most(2, GROSS_TAIL),
     "memory.event": at_most(48),  # bytes
     "memory.load": at_most(25),  # MB
     "load.single": at_most(200),  # ms
