@@ -305,8 +305,7 @@ def test_keys_of_a_megabyte(
 
     def given_back() -> bool:
         client.memory_purge()  # what Redis' own allocator keeps of the list is not ours
-        # And the C library keeps what lies below something that is still in use.
-        return beside_the_data(server, client) < before + 2 * HANDLER_BYTES
+        return beside_the_data(server, client) < before + HANDLER_BYTES
 
     wait_for(given_back, 30)
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-# A run fails when every round misses a target by more than a factor: by this one, or, in
-# the ratios of a tail of a lightly loaded server, by the larger one. There the same bare
-# server has from 0.3 to 1.6 ms from run to run, and what it is compared to has not changed.
+# A run fails when every round misses a target by more than a factor, by this one if the
+# target has none of its own.
 GROSS = 2.0
-GROSS_TAIL = 15.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,9 @@ TARGETS = {
     "broker.p99": at_most(3),
     "sink.rate": at_least(0.75),
     "sink.p99": at_most(2),
-    "steady.p99": at_most(1.3, GROSS_TAIL),
+    # The bare server of these two, hardly loaded, has from 0.3 to 1.6 ms from run to run,
+    # and the ratios of the same code are up to 4 and 14.
+    "steady.p99": at_most(1.3, gross=5),
     "masks.rate": at_least(0.95),
     "masks.filtered": at_least(1_000_000),  # events per second of CPU
     "confirmed.ratio": at_least(0.9),
@@ -53,7 +53,7 @@ TARGETS = {
     "away.rate": at_least(0.7),
     "away.slowest": at_most(20),  # ms
     "drain.ratio": at_least(0.8),
-    "drain.p99": at_most(2, GROSS_TAIL),
+    "drain.p99": at_most(2, gross=15),
     "memory.event": at_most(48),  # bytes
     "memory.load": at_most(25),  # MB
     "load.single": at_most(200),  # ms
