@@ -327,14 +327,18 @@ def list_length(client: redis.Redis) -> int:
     return int(client.llen(fallback.KEY))
 
 
+def linked(replica: redis.Redis) -> None:
+    """Waits until a replica has had its full copy, and hears of what follows."""
+    wait_for(lambda: replica.info("replication").get("master_link_status") == "up", 30)
+
+
 def replicated(primary: redis.Redis, replica: redis.Redis) -> None:
     """Waits until a replica has carried out what its primary has now. WAIT is about what
     its own client has written, so not about what the module has."""
+    linked(replica)
     offset = primary.info("replication")["master_repl_offset"]
-
-    def caught_up() -> bool:
-        there = replica.info("replication")
-        linked = there.get("master_link_status") == "up"
-        return linked and there["slave_repl_offset"] >= offset
-
-    wait_for(caught_up, 60, "the replica catches up")
+    wait_for(
+        lambda: replica.info("replication")["slave_repl_offset"] >= offset,
+        60,
+        "the replica catches up",
+    )

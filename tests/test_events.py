@@ -17,7 +17,15 @@ import redis
 
 from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
 
-from .fix_servers import MODULE, Mailbox, StartRedis, arguments_for, settled, stats
+from .fix_servers import (
+    MODULE,
+    Mailbox,
+    StartRedis,
+    arguments_for,
+    linked,
+    settled,
+    stats,
+)
 
 NOTIFY = ["notify-keyspace-events KEA", "client-output-buffer-limit pubsub 0 0 0"]
 CHANNEL = re.compile(rb"__keyevent@(\d+)__:(.*)", re.DOTALL)
@@ -387,7 +395,7 @@ def test_nothing_of_a_replica_and_nothing_of_loading(
         family, arguments_for(broker, mailbox), [f"replicaof 127.0.0.1 {primary.port}"]
     )
     client, other = primary.client(), replica.client()
-    wait_for(lambda: other.info("replication")["master_link_status"] == "up", 30)
+    linked(other)
     for number in range(100):
         client.set(f"k{number}", number)
     assert client.wait(1, 10_000) == 1

@@ -18,6 +18,7 @@ from .fix_servers import (
     Mailbox,
     StartRedis,
     arguments_for,
+    linked,
     list_length,
     once,
     settled,
@@ -80,8 +81,7 @@ def test_elements_are_for_people_too(start_redis: StartRedis) -> None:
 
 
 def test_events_are_in_the_list_soon(start_redis: StartRedis) -> None:
-    """Rule 12 asks for 100 ms, which test_publisher holds it to with a clock of its own; a
-    real one that others share is good for the order of magnitude."""
+    """Rule 12 asks for 100 ms; the median is what this machine can promise."""
     server = start_redis(arguments=arguments_for(free_port()))
     client = server.client()
     write(client, 0, 1)
@@ -95,7 +95,7 @@ def test_events_are_in_the_list_soon(start_redis: StartRedis) -> None:
         times.append(time.monotonic() - begin)
     median = statistics.median(times)
     print(f"event to list: median {median * 1000:.0f} ms, most {max(times) * 1000:.0f} ms")
-    assert median < 1
+    assert median < 0.1
 
 
 @pytest.mark.parametrize("persistence", ["rdb", "aof"])
@@ -133,7 +133,7 @@ def test_pushes_and_trims_are_replicated(
         family, arguments_for(free_port(), mailbox), [f"replicaof 127.0.0.1 {primary.port}"]
     )
     client, other = primary.client(), replica.client()
-    wait_for(lambda: other.info("replication")["master_link_status"] == "up", 30)
+    linked(other)
     expected = write(client, 0, 1000)
     # No client writes after this: the push must reach the replica by itself.
     wait_for(lambda: list_length(other) == 1000, 30)
@@ -154,7 +154,7 @@ def test_a_demoted_node_hands_its_list_over(broker: RabbitServer, start_redis: S
     expected = write(first, 0, 500)
     wait_for(lambda: list_length(first) == 500, 30)
     second.replicaof("127.0.0.1", str(nodes[0].port))
-    wait_for(lambda: second.info("replication").get("master_link_status") == "up", 30)
+    linked(second)
     second.replicaof("NO", "ONE")
     settled(second, fallback_length=500)
     first.replicaof("127.0.0.1", str(nodes[1].port))

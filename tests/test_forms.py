@@ -20,7 +20,14 @@ from keyspace_amqp.config import Config
 from keyspace_amqp.message import Event, Form, Value, from_element, to_element
 from keyspace_amqp.servers import RabbitServer, wait_for
 
-from .fix_servers import Mailbox, Message, StartRedis, arguments_for, settled
+from .fix_servers import (
+    Mailbox,
+    Message,
+    StartRedis,
+    arguments_for,
+    linked,
+    settled,
+)
 
 PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
 
@@ -419,7 +426,7 @@ def test_a_deletion_by_a_time_that_is_over(
     replica = start_redis(family, arguments_for(broker, mailbox, "g$"))
     client, copy = server.client(), replica.client()
     copy.replicaof("127.0.0.1", server.port)
-    wait_for(lambda: copy.info("replication").get("master_link_status") == "up")
+    linked(copy)
     client.set("k", "v", pxat=1)
     client.set("e", "v")
     client.expire("e", -1)

@@ -26,6 +26,7 @@ from .fix_servers import (
     Message,
     StartRedis,
     arguments_for,
+    linked,
     list_length,
     once,
     settled,
@@ -119,13 +120,8 @@ def start_replica(
 ) -> RedisServer:
     """A replica whose link is up."""
     replica = start_redis(family, arguments, [f"replicaof 127.0.0.1 {primary.port}", *options])
-    wait_linked(replica)
+    linked(replica.client())
     return replica
-
-
-def wait_linked(replica: RedisServer) -> None:
-    with replica.client() as client:
-        wait_for(lambda: client.info("replication").get("master_link_status") == "up", 30)
 
 
 def keys_of(messages: Iterable[Message]) -> list[bytes]:
@@ -357,7 +353,7 @@ SYNC = ["repl-diskless-sync yes", "repl-diskless-sync-delay 0"]
 def follow(replica: RedisServer, primary: RedisServer) -> None:
     with replica.client() as client:
         client.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
-    wait_linked(replica)
+    linked(replica.client())
 
 
 def caught_up(primary: redis.Redis, replica: redis.Redis) -> bool:
@@ -399,7 +395,7 @@ def test_full_sync_under_load(
             finally:
                 replica.signal(signal.SIGCONT)
             wait_for(lambda n=syncs: client.info("stats")["sync_full"] > n, 30)
-            wait_linked(replica)
+            linked(replica.client())
     assert ("Swapping active DB" in replica.log()) == (loading == "swapdb")
     expected = [event for event in told.events if not event[2].startswith(b"keyspaceamqp:")]
     assert len(expected) > 6000
@@ -504,7 +500,7 @@ def test_failover_under_load(
             primary.client().execute_command("FAILOVER")
             wait_for(lambda new=replica: new.client().role()[0] == b"master", 30)
             primary, replica = replica, primary
-            wait_linked(replica)
+            linked(replica.client())
         load.more(1000)
     assert not load.uncertain
     for server in (primary, replica):
@@ -570,7 +566,7 @@ def test_sentinel(
         with Writer(sentinel.primary) as load:
             load.more(3000)
             for node in nodes[1:]:
-                wait_linked(node)
+                linked(node.client())
             killed = time.monotonic()
             first.kill()
             load.more(1000)
@@ -580,7 +576,7 @@ def test_sentinel(
             wait_for(lambda: stats(first.client())["state"] == "replica", 60)
             for node in nodes:
                 if node is not new:
-                    wait_linked(node)
+                    linked(node.client())
             load.more(1000)
     client = new.client()
     settled(client, queue_length=0, in_flight=0)

@@ -35,6 +35,7 @@ from .fix_servers import (
     StartRedis,
     arguments_for,
     handler_copy,
+    linked,
     old_server,
     settled,
     stats,
@@ -735,7 +736,7 @@ def test_doctor_on_a_replica(broker: RabbitServer, start_redis: StartRedis, run:
         arguments=arguments_for(broker), options=[f"replicaof 127.0.0.1 {primary.port}"]
     )
     with server.client() as client:
-        wait_for(lambda: client.info("replication")["master_link_status"] == "up", SOON)
+        linked(client)
         _, _, good = findings(run, server)
         assert f"ok role replica of 127.0.0.1:{primary.port}, where events" in good
         assert "ok state replica" in good

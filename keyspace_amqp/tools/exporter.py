@@ -146,17 +146,13 @@ class Nodes(Collector):
         }
         cluster = max((found for _, found in seen.values()), key=lambda found: len(found.nodes))
         self._others = {
-            node.address: known.get(node.address) or self._client(node.address)
+            node.address: known.get(node.address) or sibling(self._first, node.address)
             for node in cluster.nodes.values()
             if _host(node.address)  # else nobody knows where it is
         }
         seen |= _ask({a: client for a, client in self._others.items() if a not in seen}, look=False)
         answers = {node: answer for node, (answer, _) in seen.items()}
         return dict.fromkeys(sorted(self._others)) | answers
-
-    def _client(self, address: str) -> redis.Redis:
-        host, _, port = address.rpartition(":")
-        return sibling(self._first, host, int(port))
 
 
 def _host(address: str) -> str:

@@ -48,10 +48,11 @@ def open_client(url: str, timeout: float) -> redis.Redis:
     )
 
 
-def sibling(client: redis.Redis, host: str, port: int) -> redis.Redis:
+def sibling(client: redis.Redis, address: str) -> redis.Redis:
     """A client of another node, with the same user, password, TLS and time limits."""
+    host, _, port = address.rpartition(":")
     kind = client.connection_pool.connection_class  # another one would leave TLS out
-    own = {**client.connection_pool.connection_kwargs, "host": host, "port": port}
+    own = {**client.connection_pool.connection_kwargs, "host": host, "port": int(port)}
     if own.pop("path", None) is not None:  # a Unix socket leads to one node only
         kind = redis.Connection
     return redis.Redis.from_pool(redis.ConnectionPool(connection_class=kind, **own))
@@ -113,10 +114,9 @@ class Group:
         own_host = self._first.connection_pool.connection_kwargs.get("host", "localhost")
         nodes = []
         for host, port in sorted(_addresses(reply)):
-            host = host or own_host
-            address = f"{host}:{port}"
+            address = f"{host or own_host}:{port}"
             node = known.pop(address, None)
-            nodes.append(node or Node(address, sibling(self._first, host, port)))
+            nodes.append(node or Node(address, sibling(self._first, address)))
         self.nodes = nodes
         for node in known.values():
             node.client.close()
