@@ -171,7 +171,12 @@ def test_json_tells_all(name: bytes, key: bytes, value: Value | None, time_ms: i
         assert ("cut" in item["value"]) is (value.data is not None)
 
 
-@pytest.mark.parametrize("message_type", ["\x11\x12\x13\x14\x15\x16\x17\x18", "iii"])
+# The second and third look like the places for a size, and for an id and a time, that
+# frames.py looks for in its example.
+@pytest.mark.parametrize(
+    "message_type",
+    ["iii", "\x11\x12\x13\x14\x15\x16\x17\x18", "i" * 30 + "\1\2\3\4\5\6\7\x08"],
+)
 def test_a_node_and_a_type_of_any_bytes(
     message_type: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
