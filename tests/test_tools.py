@@ -11,6 +11,7 @@ import pathlib
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,9 +24,9 @@ import pytest
 import redis
 import trustme
 
-from keyspace_amqp import cli
+from keyspace_amqp import __version__, cli
 from keyspace_amqp.servers import RabbitServer, RedisServer, free_port, wait_for
-from keyspace_amqp.tools import doctor, nodes
+from keyspace_amqp.tools import amqp, doctor, nodes
 
 from .fix_cluster import StartCluster
 from .fix_faults import Proxy
@@ -553,6 +554,10 @@ def test_tail_cannot_begin(
         assert expected in err
         assert "s3cret" not in err
         assert err.count("\n") == 1
+    monkeypatch.setattr(amqp, "TIMEOUT", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        _, _, err = run("tail", *ours, "--amqp", f"amqp://127.0.0.1:{silent.getsockname()[1]}/")
+    assert "no AMQP 0-9-1 handshake within 1 seconds" in err
     monkeypatch.setenv("AMQP_PASSWORD", "wrong")
     code, _, err = run("tail", *ours)
     assert "403 ACCESS_REFUSED" in err
@@ -667,6 +672,17 @@ def test_doctor_finds_what_was_lost(
         settled(client, fallback_length=0, in_flight=0, queue_length=0)
 
 
+def test_doctor_of_another_version(
+    broker: RabbitServer, start_redis: StartRedis, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start_redis(arguments=arguments_for(broker))
+    monkeypatch.setattr(doctor, "__version__", "99.1")
+    _, bad, good = findings(run, server)
+    expected = f"warning module version {__version__}, and this command line is 99.1 → "
+    assert any(line.startswith(expected) for line in bad), bad
+    assert "ok module" not in good
+
+
 def test_doctor_is_refused_where_the_module_is_not(
     broker: RabbitServer, start_redis: StartRedis, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -730,6 +746,14 @@ def test_doctor_and_files_that_cannot_be_written(
     assert any(re.search(expected, line) for line in bad), bad
 
 
+def test_doctor_and_an_append_only_file_that_cannot_be_written() -> None:
+    """As INFO tells of it: a full disk is not to be had in a test."""
+    info = {"aof_enabled": 1, "aof_last_write_status": "err", "rdb_last_bgsave_status": "ok"}
+    (finding,) = doctor.persistence(doctor.Facts(info, {"save": ""}))
+    assert (finding.about, finding.level) == ("persistence", "problem")
+    assert finding.text.startswith("the append-only file cannot be written")
+
+
 def test_doctor_on_a_replica(broker: RabbitServer, start_redis: StartRedis, run: Run) -> None:
     primary = start_redis(arguments=None, options=["repl-diskless-sync-delay 0"])
     server = start_redis(
@@ -773,6 +797,11 @@ def test_doctor_with_few_rights(
     for command in ("CONFIG GET", "KEYSPACEAMQP.CONFIG GET"):
         assert re.search(f"^warning +access +{command}: NOPERM", out, re.MULTILINE)
     assert re.search("^ok +server +Redis", out, re.MULTILINE)
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "watcher", "-module|list")
+    _, out, _ = run("doctor", "--redis", place)
+    assert re.search("^warning +access +MODULE LIST: NOPERM", out, re.MULTILINE)
+    assert "is not loaded" not in out
 
 
 def test_doctor_and_a_handler_that_hangs(
