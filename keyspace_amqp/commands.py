@@ -298,6 +298,10 @@ class Handler(Protocol):
         them."""
         ...
 
+    def look_done(self, done: Resume) -> None:
+        """Calls `done` when the lists are known, or this node is not `writable`."""
+        ...
+
     def numbers(self) -> dict[str, int]:
         """The counters as STATS shows them."""
         ...
@@ -773,8 +777,6 @@ def _import(call: _Call, source: bytes) -> Steps:
         raise CommandError("this is a list of this module; give the key of the older one's")
     if call.is_copy:
         return 0
-    if not call.handler.writable:
-        raise CommandError(READ_ONLY)
     prefix, numbers = secrets.token_hex(8), itertools.count(1)
     ids = (f"{prefix}-{number}" for number in numbers)
     until = time.monotonic() + IMPORT_SECONDS
@@ -796,6 +798,9 @@ def _import_some(call: _Call, source: bytes, ids: Iterator[str]) -> Generator[Wa
     """Takes over as many elements as a job may move, in their order; up to the first
     that is no event, which is refused when it is the first."""
     handler = call.handler
+    yield handler.look_done
+    if not handler.writable:
+        raise CommandError(READ_ONLY)
     size, target = handler.config.fallback_size, next(iter(handler.list_keys or ()), None)
     look = [*peek_job(source, 0, JOB_ELEMENTS, JOB_BYTES).commands]
     if target is not None:
@@ -810,7 +815,7 @@ def _import_some(call: _Call, source: bytes, ids: Iterator[str]) -> Generator[Wa
     if size < 0:
         raise CommandError(f"there is no fallback list to take them: fallback-size is {size}")
     if target is None:
-        raise CommandError("the fallback list is being looked for; try again in a moment")
+        raise CommandError("there is no fallback list to take them: this node has no slots")
     listed = _int(result.reply(2))
     if 0 < size < listed + waiting:
         raise CommandError(

@@ -714,6 +714,12 @@ class Publisher:
         return [key for key in (self.key, *self._others) if key is not None]
 
     @property
+    def looks(self) -> bool:
+        """Whether this node has lists, and does not know all of them yet."""
+        known = self.lists_known and (self.keys or self._home is None)
+        return self.writable and not known
+
+    @property
     def _behind(self) -> bool:
         """Whether memory has to wait for elements that are not read yet."""
         return bool(self._unread or self._others)

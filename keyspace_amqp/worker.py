@@ -137,6 +137,7 @@ class Worker:
         self._clients, self._peers = _Lane(), _Lane()
         # Whoever sets parameters, and who wants to after that.
         self._setting: collections.deque[commands.Resume] = collections.deque()
+        self._need_lists: list[commands.Resume] = []
         # New masks and databases apply to events behind the change, not to those before it.
         self._filter_changes: collections.deque[tuple[int, Config]] = collections.deque()
         self._pace = Pace()
@@ -228,6 +229,10 @@ class Worker:
             self._job_finished(*self._jobs.popleft())
         self._take_requests()
         self._look_around()
+        if self._need_lists and not self._publisher.looks:
+            need_lists, self._need_lists = self._need_lists, []
+            for resume in need_lists:
+                resume(None)
         # A client's command may be for all nodes, so they have to be known.
         for lane in (self._clients, self._peers) if self._watch.known else (self._peers,):
             while lane.running is None and lane.waiting:
@@ -680,6 +685,12 @@ class Worker:
     @property
     def list_keys(self) -> Sequence[bytes] | None:
         return self._publisher.keys if self._publisher.lists_known else None
+
+    def look_done(self, done: commands.Resume) -> None:
+        if self._publisher.looks:
+            self._need_lists.append(done)
+        else:
+            done(None)
 
     def numbers(self) -> dict[str, int]:
         self._show()

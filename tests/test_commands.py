@@ -138,6 +138,7 @@ class FakeHandler:
         self.clustered = topology is not ALONE
         self.writable = True
         self.list_keys: Sequence[bytes] | None = [KEY]
+        self.keys_found: Sequence[bytes] | None = None  # by a look
         self.outcome = Outcome()  # what the other nodes answer
         self.registers: dict[str, Register] = {}
         self.setting = False
@@ -164,6 +165,10 @@ class FakeHandler:
     def purge(self, done: commands.Resume) -> None:
         self.calls.append("purge")
         done(self.purged)
+
+    def look_done(self, done: commands.Resume) -> None:
+        self.list_keys = self.list_keys or self.keys_found
+        done(None)
 
     def imported(self, key: bytes, length: int, count: int) -> None:
         self.calls.append(f"imported {key.decode()} {length} {count}")

@@ -22,6 +22,7 @@ from keyspace_amqp.servers import RabbitServer, free_port, wait_for
 from .fix_cluster import StartCluster
 from .fix_faults import Load, Probe, delivered
 from .fix_servers import (
+    MODULE,
     Mailbox,
     StartRedis,
     arguments_for,
@@ -47,20 +48,9 @@ def numbered(count: int, first: int = 0) -> list[bytes]:
 def take_over(client: redis.Redis, key: str = OLD) -> int:
     """Gives the command until there is nothing left, as people have to."""
     total = 0
-    while (taken := int(wait_for(lambda: _taken(client, key)))) > 0:
+    while taken := run(client, f"FALLBACK IMPORT {key}"):
         total += taken
     return total
-
-
-def _taken(client: redis.Redis, key: str) -> str:
-    """How many elements one command took over; empty, so that it is given again, as long as
-    the node looks for its list: just after a start."""
-    try:
-        return str(run(client, f"FALLBACK IMPORT {key}"))
-    except redis.exceptions.ResponseError as error:
-        if "is being looked for" not in str(error):
-            raise
-        return ""
 
 
 def bodies(elements: Sequence[bytes]) -> list[bytes]:
@@ -163,6 +153,16 @@ def test_the_job_takes_away_what_it_has_put() -> None:
     assert (cut.name, cut.arguments, cut.write) == ("LTRIM", [b"old", b"2", b"-1"], True)
     assert handler.calls == [f"imported {KEY.decode()} 7 2"]
     assert job.reply == 2
+
+
+def test_a_list_that_is_not_known_yet() -> None:
+    handler = FakeHandler()
+    handler.list_keys, handler.keys_found = None, [KEY]
+    results = [looked(*numbered(2)), moved(*numbered(2), length=2), looked()]
+    assert Run(handler, FALLBACK, b"IMPORT", b"old", results=results).reply == 2
+    handler.list_keys = handler.keys_found = []
+    with pytest.raises(commands.CommandError, match="this node has no slots"):
+        Run(handler, FALLBACK, b"IMPORT", b"old", results=[looked(*numbered(2))[:2]])
 
 
 def test_a_list_that_somebody_changes_at_the_same_time() -> None:
@@ -353,18 +353,26 @@ def test_refusals(family: str, start_redis: StartRedis) -> None:
     settled(client, fallback_length=12, fallback_found=10, dropped=0)
 
 
+def test_just_after_a_load(family: str, start_redis: StartRedis) -> None:
+    """The command waits until the node knows its list."""
+    client = start_redis(family, arguments=None).client()
+    elements = numbered(10)
+    put(client, elements)
+    with client.pipeline(transaction=False) as pipeline:
+        arguments = arguments_for(free_port(), events="$")
+        pipeline.execute_command("MODULE", "LOAD", str(MODULE), *arguments)
+        pipeline.execute_command("KEYSPACEAMQP.FALLBACK", "IMPORT", OLD)
+        assert pipeline.execute()[1] == 10
+    assert bodies(client.lrange(KEY, 0, -1)) == elements
+    settled(client, fallback_length=10, fallback_found=10, dropped=0)
+
+
 def test_the_place_of_our_list_is_taken(start_redis: StartRedis) -> None:
     client = start_redis(arguments=arguments_for(free_port(), events="$")).client()
     client.set(KEY, "something else")
     put(client, numbered(3))
-
-    def refusal() -> str:
-        with pytest.raises(redis.exceptions.ResponseError) as refused:
-            run(client, f"FALLBACK IMPORT {OLD}")
-        return str(refused.value)
-
-    wait_for(lambda: "is being looked for" not in refusal())  # just after the start
-    assert "WRONGTYPE" in refusal()
+    with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+        run(client, f"FALLBACK IMPORT {OLD}")
     assert client.lrange(OLD, 0, -1) == numbered(3)
     client.delete(KEY)
     assert take_over(client) == 3
