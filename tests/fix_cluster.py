@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
+import time
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ class Bench:
     cluster: RedisCluster
     mailbox: Mailbox
     written: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
+    answered: dict[bytes, float] = dataclasses.field(default_factory=dict)  # when
     messages: list[Message] = dataclasses.field(default_factory=list)
     unsure: set[bytes] = dataclasses.field(default_factory=set)  # written, or not
 
@@ -40,6 +42,7 @@ class Bench:
         client.set(key, b"v")
         node = client.nodes_manager.get_node_from_slot(slot_of(key))
         self.written.append((node.port, key))
+        self.answered[key] = time.monotonic()
 
     def checked(
         self,
@@ -93,6 +96,11 @@ class Bench:
         for node in self.cluster.primaries():
             with node.client() as client:
                 settled(client, timeout, queue_length=0, in_flight=0)
+
+    def waiting(self) -> int:
+        """The events that are in lists and in memory."""
+        sums = self.sums()
+        return sums["fallback_length"] + sums["queue_length"]
 
     def waits_for(self, timeout: float = 60, **expected: int) -> None:
         """Until the sums of STATS are these."""

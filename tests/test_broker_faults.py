@@ -8,7 +8,6 @@ import pathlib
 import random
 import signal
 import socket
-import statistics
 import subprocess
 import threading
 import time
@@ -21,7 +20,7 @@ import redis
 from keyspace_amqp.publisher import BACKOFF_FIRST, BACKOFF_MAX, REFUSED_MAX, WINDOW
 from keyspace_amqp.servers import RabbitServer, RedisServer, wait_for
 
-from .fix_faults import Load, Probe, Proxy, delivered
+from .fix_faults import Load, Probe, Proxy, delivered, time_to_list
 from .fix_servers import (
     EXCHANGE,
     MODULE,
@@ -570,10 +569,10 @@ def test_a_full_queue_refuses(broker: RabbitServer, start_redis: StartRedis, pro
         channel = connection.channel()
         before = stats(client)
         for _ in range(20):
+            confirmed = stats(client)["confirmed"]
             method, properties, body = channel.basic_get(mailbox.name, auto_ack=True)
             assert method is not None
             received.append(Message(body, properties, method.redelivered))
-            confirmed = stats(client)["confirmed"]
             wait_for(lambda n=confirmed: stats(client)["confirmed"] > n, 30)
         after = stats(client)
     taken = after["confirmed"] - before["confirmed"]
@@ -686,19 +685,6 @@ def slow_name(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     name = SlowName(tmp_path, monkeypatch)
     yield name
     name.answer()
-
-
-def time_to_list(client: redis.Redis) -> float:
-    """The median time from a write to its event in the list."""
-    times = []
-    for number in range(21):
-        length = list_length(client)
-        begin = time.monotonic()
-        client.set(f"timed:{number}", 1)
-        while list_length(client) == length:
-            assert time.monotonic() < begin + 10
-        times.append(time.monotonic() - begin)
-    return statistics.median(times)
 
 
 @pytest.mark.parametrize("put_right", ["the answer comes", "another host is set"])

@@ -125,11 +125,13 @@ def test_a_primary_dies_under_load(own_broker: RabbitServer, start_cluster: Star
         kept = {key for _, key in bench.written if client.exists(key)}
         maybe = {key for key in writer.unsure if client.exists(key)}
     # Events that were in the dead one's memory are gone with it (README); they are
-    # as old as the list is behind memory, and no older.
-    last = [key for port, key in bench.written if port == dead.port][-50:]
+    # as old as the list is behind memory, and no older. One more may have been written and
+    # not answered.
+    theirs = {key: bench.answered[key] for port, key in bench.written if port == dead.port}
+    last = {key for key, when in theirs.items() if when > max(theirs.values()) - 0.5}
     bench.unsure |= writer.unsure
     bench.checked(repeated=WINDOW, may_miss=lambda key: key not in kept or key in last)
-    assert maybe <= {message.event[2] for message in bench.messages}
+    assert len(maybe - {message.event[2] for message in bench.messages}) <= 1
 
 
 # test_a_node_comes_and_goes moves them on Redis 7.0. Valkey's SETSLOT waits for replicas: 5461
@@ -149,7 +151,8 @@ def test_all_slots_of_a_node_move_while_the_broker_is_away(
         bench.reshard(source, target, 16384)
         bench.cluster.wait_settled()
     assert lists_of(bench)[source.port] == set()
-    bench.waits_for(fallback_length=len(bench.written), queue_length=0)
+    # An event of its last slot may have come when there was no place for a list any more.
+    wait_for(lambda: bench.waiting() == len(bench.written))
     with source.client() as client:
         wait_for(lambda: stats(client)["fallback_length"] == 0)
     bench.reshard(target, source, 300)
@@ -282,13 +285,15 @@ def test_a_cluster_that_is_down(own_broker: RabbitServer, start_cluster: StartCl
     gone = [two, three, bench.cluster.replica_of(two), bench.cluster.replica_of(three)]
     with one.client() as client:
         mine = bench.keys_of(one, 200)
+        client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)
         for key in mine:
-            client.set(key, b"v", px=4000)
+            client.set(key, b"v", px=1)
         wait_for(lambda: stats(client)["queue_length"] == 0)
         length = stats(client)["fallback_length"]
         for node in gone:
             node.kill()
         wait_for(lambda: "cluster_state:fail" in as_text(client, "CLUSTER INFO"))
+        client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 1)
         wait_for(lambda: stats(client)["queue_length"] == 200)
         wait_for(lambda: "down" in stats(client)["last_error"])
         assert stats(client)["fallback_length"] == length

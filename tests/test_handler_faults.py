@@ -114,7 +114,7 @@ def test_exceptions_anywhere(
     faults = server.folder / "faults"
     faults.touch()
     with Load(server, batch=20, pause=0.02) as load:
-        wait_for(lambda: stats(client)["handler_errors"] >= 40, 60)
+        wait_for(lambda: stats(client)["handler_errors"] >= 40, 300)
         faults.unlink()
         load.more(200)
     if not there:

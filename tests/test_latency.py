@@ -206,10 +206,11 @@ def test_waits_for_the_handler(
             ("unload", ("MODULE", "UNLOAD", "keyspaceamqp"), STALLED_AFTER),
         ):
             proxy.deaf = True
-            client.set("b", 1)
-            wait_for(lambda: stats(client)["in_flight"] == 1, 30)
             begin = time.monotonic()
-            client.execute_command(*command)
+            with client.pipeline(transaction=False) as pipeline:
+                pipeline.set("b", 1)
+                pipeline.execute_command(*command)
+                pipeline.execute()
             longest = (time.monotonic() - begin) * 1000
             assert least * 1000 / 2 <= watched(client)[f"keyspaceamqp-{wait}"] <= longest
             proxy.deaf = False

@@ -368,12 +368,14 @@ def test_events_too_late_for_the_append_only_file(
                 for number in range(1000):
                     pipeline.set(f"{part}:{life}:{number}", 1)
                     expected.append(b"%s:%d:%d" % (part.encode(), life, number))
-                pipeline.execute()
-            if part == "early":
-                settled(client, queue_length=0)
-        # At once, before the last of them are due in the list.
-        with pytest.raises(redis.exceptions.ConnectionError):
-            client.execute_command("SHUTDOWN")
+                if part == "early":
+                    pipeline.execute()
+                    settled(client, queue_length=0)
+                    continue
+                # At once, before the last of them are due in the list.
+                pipeline.execute_command("SHUTDOWN")
+                with pytest.raises(redis.exceptions.ConnectionError):
+                    pipeline.execute()
         wait_for(lambda: not server.running, 30)
         assert (server.folder / f"keyspaceamqp-{server.port}.leftover").exists()
     server.start()

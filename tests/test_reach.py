@@ -294,7 +294,7 @@ def test_tls(secured: Secured, start_redis: StartRedis, tmp_path: pathlib.Path) 
     # Who we are may be in the certificate.
     config_set(client, auth_mechanism="external", username="nobody", password="wrong")
     client.set("a", 1)
-    numbers = connected(client, fallback_length=0)
+    numbers = connected(client, fallback_length=0, queue_length=0, in_flight=0)
     assert "from-certificate" in secured.broker.ctl("list_connections", "user")
     config_set(
         client,

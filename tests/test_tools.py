@@ -188,7 +188,7 @@ def test_a_server_that_hangs(start_redis: StartRedis) -> None:
     server = start_redis()
     with Proxy(server.port) as link:
         options = argparse.Namespace(redis=f"redis://127.0.0.1:{link.port}")
-        with nodes.connect(options, timeout=0.3) as client:
+        with nodes.connect(options, timeout=2) as client:
             assert nodes.stats(client)["state"] == "idle"
             link.deaf = True
             with pytest.raises(redis.TimeoutError):
@@ -554,8 +554,8 @@ def test_tail_cannot_begin(
         assert expected in err
         assert "s3cret" not in err
         assert err.count("\n") == 1
-    monkeypatch.setattr(amqp, "TIMEOUT", 1.0)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with monkeypatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as silent:
+        patch.setattr(amqp, "TIMEOUT", 1.0)
         _, _, err = run("tail", *ours, "--amqp", f"amqp://127.0.0.1:{silent.getsockname()[1]}/")
     assert "no AMQP 0-9-1 handshake within 1 seconds" in err
     monkeypatch.setenv("AMQP_PASSWORD", "wrong")
@@ -819,7 +819,7 @@ def test_doctor_and_a_handler_that_hangs(
     with server:
         hang = server.folder / "hang"
         hang.touch()
-        monkeypatch.setattr(doctor, "TIMEOUT", 1.0)
+        monkeypatch.setattr(doctor, "TIMEOUT", 3.0)
         code, bad, good = findings(run, server)
         hang.unlink()
     assert code == 1
