@@ -815,7 +815,9 @@ def _import_some(call: _Call, source: bytes, ids: Iterator[str]) -> Generator[Wa
     if size < 0:
         raise CommandError(f"there is no fallback list to take them: fallback-size is {size}")
     if target is None:
-        raise CommandError("there is no fallback list to take them: this node has no slots")
+        raise CommandError(
+            "there is no fallback list to take them: this node knows of no slot of its own"
+        )
     listed = _int(result.reply(2))
     if 0 < size < listed + waiting:
         raise CommandError(

@@ -161,7 +161,7 @@ def test_a_list_that_is_not_known_yet() -> None:
     results = [looked(*numbered(2)), moved(*numbered(2), length=2), looked()]
     assert Run(handler, FALLBACK, b"IMPORT", b"old", results=results).reply == 2
     handler.list_keys = handler.keys_found = []
-    with pytest.raises(commands.CommandError, match="this node has no slots"):
+    with pytest.raises(commands.CommandError, match="no slot of its own"):
         Run(handler, FALLBACK, b"IMPORT", b"old", results=[looked(*numbered(2))[:2]])
 
 
