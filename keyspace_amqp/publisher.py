@@ -714,10 +714,11 @@ class Publisher:
         return [key for key in (self.key, *self._others) if key is not None]
 
     @property
-    def looks(self) -> bool:
-        """Whether this node has lists, and does not know all of them yet."""
+    def lists(self) -> Sequence[bytes] | None:
+        """The same; None on a replica, and as long as they are looked for and the one to
+        work with is not chosen."""
         known = self.lists_known and (self.keys or self._home is None)
-        return self.writable and not known
+        return self.keys if known else None
 
     @property
     def _behind(self) -> bool:

@@ -137,6 +137,7 @@ class Worker:
         self._clients, self._peers = _Lane(), _Lane()
         # Whoever sets parameters, and who wants to after that.
         self._setting: collections.deque[commands.Resume] = collections.deque()
+        # Who waits until the lists are known.
         self._need_lists: list[commands.Resume] = []
         # New masks and databases apply to events behind the change, not to those before it.
         self._filter_changes: collections.deque[tuple[int, Config]] = collections.deque()
@@ -229,10 +230,9 @@ class Worker:
             self._job_finished(*self._jobs.popleft())
         self._take_requests()
         self._look_around()
-        if self._need_lists and not self._publisher.looks:
-            need_lists, self._need_lists = self._need_lists, []
-            for resume in need_lists:
-                resume(None)
+        need_lists, self._need_lists = self._need_lists, []
+        for resume in need_lists:
+            self.look_done(resume)
         # A client's command may be for all nodes, so they have to be known.
         for lane in (self._clients, self._peers) if self._watch.known else (self._peers,):
             while lane.running is None and lane.waiting:
@@ -684,10 +684,10 @@ class Worker:
 
     @property
     def list_keys(self) -> Sequence[bytes] | None:
-        return self._publisher.keys if self._publisher.lists_known else None
+        return self._publisher.lists
 
     def look_done(self, done: commands.Resume) -> None:
-        if self._publisher.looks:
+        if self.writable and self.list_keys is None:
             self._need_lists.append(done)
         else:
             done(None)

@@ -1381,6 +1381,21 @@ def test_before_the_lists_are_known_memory_waits() -> None:
     assert sent(bench.tell(FIRST)) == [1, 2]
 
 
+def test_the_lists_are_told_when_one_is_chosen() -> None:
+    """Not an instant before: to who asks, none would be no elements."""
+    bench = SlotsBench()
+    assert bench.publisher.lists is None
+    bench.publisher.set_lists(FIRST, bench.list.served.__contains__)
+    assert bench.publisher.lists is None
+    bench.settle()
+    assert bench.publisher.lists == [FIRST]
+    bench.publisher.set_role(primary=False, loading=False)
+    assert bench.publisher.lists is None
+    bench = SlotsBench()
+    bench.tell(None)
+    assert bench.publisher.lists == []
+
+
 def test_lists_are_delivered_one_after_the_other_and_before_memory() -> None:
     """The longest first. Memory goes to the end, or into the list at home."""
     bench = SlotsBench({FIRST: 1, SECOND: 3, THIRD: 2})
