@@ -153,6 +153,10 @@ def test_all_slots_of_a_node_move_while_the_broker_is_away(
     assert lists_of(bench)[source.port] == set()
     # An event of its last slot may have come when there was no place for a list any more.
     wait_for(lambda: bench.waiting() == len(bench.written))
+    for node in bench.running:
+        if node is not source:
+            with node.client() as client:
+                settled(client, queue_length=0)
     with source.client() as client:
         wait_for(lambda: stats(client)["fallback_length"] == 0)
     bench.reshard(target, source, 300)

@@ -223,7 +223,7 @@ def test_all_is_taken_over(
     random.Random(7).shuffle(elements)
     put(client, elements)
     begin = int(time.time() * 1000)
-    assert take_over(client) == len(elements)
+    assert run(client, f"FALLBACK IMPORT {OLD}") == len(elements)
     assert client.exists(OLD) == 0
     client.set("after", 1)
     settled(client, fallback_length=len(elements) + 2, fallback_found=len(elements), dropped=0)

@@ -49,10 +49,9 @@ TARGETS = {
     "masks.filtered": at_least(1_000_000),  # events per second of CPU
     "confirmed.ratio": at_least(0.9),
     "delay.p50": at_most(1),  # ms
-    # Times of a machine that others use too: it may stand still once in each of few rounds.
-    "delay.p99": at_most(5, gross=5),  # ms
+    "delay.p99": at_most(5),  # ms
     "away.rate": at_least(0.7),
-    "away.slowest": at_most(20, gross=5),  # ms
+    "away.slowest": at_most(20),  # ms
     "drain.ratio": at_least(0.8),
     "drain.p99": at_most(2, gross=15),
     "memory.event": at_most(48),  # bytes
