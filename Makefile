@@ -31,10 +31,10 @@ test: build ## unit, shim and integration tests
 
 test-containers: venv ## tests of the image, and of a cluster of containers; needs Docker
 	tests/containers/base_images
-	$(VENV)/python -m pytest -m containers $(PYTEST_ARGS) tests/test_containers.py
+	$(VENV)/python -m pytest -m containers $(PYTEST_ARGS) tests/system/test_containers.py
 
 soak: build ## random faults over real servers; MINUTES=10, SEED=… to repeat a run
-	$(VENV)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	$(VENV)/python -m tests.system.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: build ## benchmarks, side by side with a bare Redis; BENCH_ARGS='--only NAME', …
 	$(VENV)/python -m tests.bench $(BENCH_ARGS)
@@ -48,13 +48,13 @@ lint: venv ## ruff, mypy, clang-format, and the C compiler's warnings
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
-	$(VENV)/clang-format --dry-run --Werror $(C_FILES) $(wildcard tests/*.c tests/bench/*.c)
+	$(VENV)/clang-format --dry-run --Werror $(C_FILES) $(wildcard tests/*/*.c)
 	@cmake -S . -B build/werror -DWERROR=ON >/dev/null
 	cmake --build build/werror --target redis_keyspace_amqp
 
 format: venv ## formats Python and C
 	$(VENV)/ruff format
-	$(VENV)/clang-format -i $(C_FILES) $(wildcard tests/*.c tests/bench/*.c)
+	$(VENV)/clang-format -i $(C_FILES) $(wildcard tests/*/*.c)
 
 setup: venv
 venv: .venv/.ready ## the virtual environment .venv, and Debian's packages
@@ -68,7 +68,7 @@ venv: .venv/.ready ## the virtual environment .venv, and Debian's packages
 	@touch $@
 
 $(MODULE): .venv/.ready CMakeLists.txt $(C_FILES) shim/generate.py shim/exports.map \
-		keyspace_amqp/__init__.py keyspace_amqp/config.py keyspace_amqp/commands.py keyspace_amqp/stats.py
+		keyspace_amqp/__init__.py $(wildcard keyspace_amqp/tables/*.py)
 	@echo "Building $@"
 	@cmake -S . -B build >/dev/null
 	@cmake --build build --target redis_keyspace_amqp >/dev/null

@@ -19,8 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import __version__
-from .config import SETTINGS, Kind, Setting, format_masks, quoted
+from .config import format_masks, quoted
 from .masks import EXCLUDES
+from .tables.parameters import SETTINGS, Kind, Setting
 from .tools import ToolError
 
 MODULE_FILE = "libredis_keyspace_amqp.so"
@@ -423,7 +424,8 @@ def _loadmodule(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     try:
-        from . import demo, demo_cluster
+        from .demo import cluster as demo_cluster
+        from .demo import standalone as demo
     except ModuleNotFoundError as error:
         raise _missing_package(error, "demo") from None
     run = demo_cluster.run if options.cluster else demo.run

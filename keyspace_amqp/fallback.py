@@ -7,144 +7,16 @@ reads their replies: pure, any thread.
 
 from __future__ import annotations
 
-import dataclasses
-import errno
-import os
 from collections.abc import Iterator, Sequence
 
-# The list of a server that is not in a cluster; cluster.py has the other keys. The
-# shim knows keys of this form as ours (OWN_KEY_* in shim/module.c).
-KEY = b"keyspaceamqp:{0}:fallback"
-_OWN_PREFIX, _OWN_SUFFIX = b"keyspaceamqp:{", b"}:fallback"
+from .jobs import Command, Job, JobError, JobResult, Lengths
+from .message import Event, Value
+from .tables.parameters import SHORT_STRING
 
 # Elements of one push or read, and about how many bytes, however large a single
 # one is: Redis' main thread is held for less than a millisecond.
 JOB_ELEMENTS = 2000
 JOB_BYTES = 256 * 1024
-
-
-@dataclasses.dataclass
-class Command:
-    """A Redis command. `write`: it changes the list, so it is replicated, and
-    refused on a server that is no primary or is loading. `expected`: the job ends
-    after this command unless its reply is just this, in RESP2. `most`, for LRANGE:
-    the reply ends with the element that brings it to so many bytes.
-    """
-
-    name: str
-    arguments: Sequence[bytes]
-    write: bool = False
-    expected: bytes | None = None
-    most: int = 0
-
-
-@dataclasses.dataclass
-class SetParameters:
-    """Sets parameters of the module, all or none; arguments: names and values."""
-
-    arguments: Sequence[bytes]
-
-
-@dataclasses.dataclass
-class Lengths:
-    """The lengths of the lists under these keys, in whatever slot; 0 for other keys."""
-
-    arguments: Sequence[bytes]
-
-
-@dataclasses.dataclass
-class Message:
-    """A message to another node of the cluster; arguments: its id (empty: all nodes),
-    and the text. The reply is an error if it is not connected."""
-
-    arguments: Sequence[bytes]
-
-
-@dataclasses.dataclass
-class Job:
-    commands: Sequence[Command | SetParameters | Lengths | Message]
-
-
-class JobError(Exception):
-    """A command of a job failed: Redis' own words, or why it was not run."""
-
-
-NOT_SERVED = "the list's slot is not served by this node"
-READ_ONLY = "READONLY this server is a replica or is loading its data set"
-# What stands behind the errno values that the shim or RedisModule_Call gives.
-_ERRNO = {
-    errno.EROFS: READ_ONLY,
-    errno.ESHUTDOWN: "the server or the module ends",
-    errno.EBUSY: "writes are paused (CLIENT PAUSE, a failover, or a shutdown)",
-    errno.EPERM: NOT_SERVED,
-    errno.ENETDOWN: "the cluster is down",
-}
-
-Value = int | bytes | None | list["Value"] | JobError
-
-
-@dataclasses.dataclass
-class JobResult:
-    """Per command the raw reply in RESP2 and errno after it; (None, 0) for a
-    command that did not run because of one before it."""
-
-    replies: list[tuple[bytes | None, int]]
-
-    def reply(self, number: int) -> Value:
-        """The parsed reply of a command; an error is returned, not raised."""
-        raw, error = self.replies[number]
-        if raw is None:
-            text = "" if error == 0 else _ERRNO.get(error) or os.strerror(error)
-            return JobError(text)
-        if raw.startswith(b"-") and error in _ERRNO:
-            return JobError(_ERRNO[error])
-        return parse(raw)
-
-
-def parse(raw: bytes) -> Value:
-    """The RESP2 value in `raw`. Raises ValueError if it is not whole."""
-    try:
-        value, end = _parse(raw, 0)
-    except (ValueError, RecursionError):
-        raise ValueError("not whole") from None
-    if end != len(raw):
-        raise ValueError("not whole")
-    return value
-
-
-def _parse(raw: bytes, at: int) -> tuple[Value, int]:
-    """The RESP2 value at an offset, and the offset behind it."""
-    end = raw.index(b"\r\n", at)
-    tag, text, after = raw[at : at + 1], raw[at + 1 : end], end + 2
-    if tag == b":":
-        return int(text), after
-    if tag == b"+":
-        return text, after
-    if tag == b"-":
-        return JobError(text.decode("utf-8", "backslashreplace")), after
-    length = int(text)
-    if length < 0:
-        return None, after
-    if tag == b"$":
-        return raw[after : after + length], after + length + 2
-    values: list[Value] = []
-    for _ in range(length):
-        if raw[after : after + 1] != b"$" or raw[after + 1 : after + 2] == b"-":
-            value, after = _parse(raw, after)
-            values.append(value)
-            continue
-        # The same for a text, without the price of a call: they come by the thousand.
-        end = raw.index(b"\r\n", after)
-        size, after = int(raw[after + 1 : end]), end + 2
-        values.append(raw[after : after + size])
-        after += size + 2
-    return values, after
-
-
-def is_own_key(key: bytes) -> bool:
-    """Whether the shim takes a key for one of ours."""
-    middle = len(key) - len(_OWN_PREFIX) - len(_OWN_SUFFIX)
-    return middle >= 0 and key.startswith(_OWN_PREFIX) and key.endswith(_OWN_SUFFIX)
 
 
 def push_job(key: bytes, elements: Sequence[bytes], keep: int) -> Job:
@@ -215,3 +87,90 @@ def read_elements(result: JobResult) -> Iterator[bytes]:
     for value in values:
         assert isinstance(value, bytes)
         yield value
+
+
+# ---- elements
+
+
+# The first word of an element tells its form: without and with a value.
+_PLAIN, _VALUED = b"1", b"2"
+
+
+def to_element(event: Event) -> bytes:
+    """The event as an element of the fallback list.
+
+    `1 id time_ms db class name_length name key`, with blanks between: a person can read
+    it, and the length of the name makes it binary-safe. With a value:
+    `2 id time_ms db class name_length key_length type length before data_length name key
+    data`, where a data_length of -1 says that there is no data.
+    """
+    value = event.value
+    head = b"%b %d %d %b %d " % (
+        event.message_id.encode(),
+        event.time_ms,
+        event.db,
+        event.letter.encode(),
+        len(event.name),
+    )
+    if value is None:
+        return b"%b %b%b %b" % (_PLAIN, head, event.name, event.key)
+    return b"%b %b%d %b %d %d %d %b %b %b" % (
+        _VALUED,
+        head,
+        len(event.key),
+        value.type.encode(),
+        value.length,
+        value.before,
+        -1 if value.data is None else len(value.data),
+        event.name,
+        event.key,
+        value.data or b"",
+    )
+
+
+def from_element(element: bytes) -> Event | None:
+    """The event in an element of the fallback list; None if there is none."""
+    try:
+        version, message_id, time_ms, db, letter, name_length, rest = element.split(b" ", 6)
+        length = int(name_length)
+        value = None
+        if version == _VALUED:
+            value, key_length, rest = _from_valued(rest)
+            if len(rest) != length + 1 + key_length:
+                return None
+        event = Event(
+            message_id.decode("ascii"),
+            int(time_ms),
+            int(db),
+            letter.decode("ascii"),
+            rest[:length],
+            rest[length + 1 :],
+            value,
+        )
+    except ValueError:
+        return None
+    # Anybody can push to the list; what pika could not send is no event.
+    sound = (
+        version in (_PLAIN, _VALUED)
+        and 1 <= len(message_id) <= SHORT_STRING
+        and 0 <= event.time_ms < 2**63
+        and 0 <= event.db < 2**31
+        and len(letter) == 1
+        and length >= 0
+        and rest[length : length + 1] == b" "
+    )
+    return event if sound else None
+
+
+def _from_valued(rest: bytes) -> tuple[Value, int, bytes]:
+    """The value in what follows the name's length, the key's length, and `name key`.
+    Raises ValueError."""
+    key_length, kind, length, before, data_length, rest = rest.split(b" ", 5)
+    size = int(data_length)
+    data = None
+    if size >= 0:
+        data, rest = rest[len(rest) - size :], rest[: len(rest) - size]
+    if size < -1 or not rest.endswith(b" ") or int(length) < max(size, 0):
+        raise ValueError("no value")
+    value = Value(kind.decode("ascii"), int(length), data, bool(int(before)))
+    return value, int(key_length), rest[:-1]

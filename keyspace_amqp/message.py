@@ -16,7 +16,8 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
-from .config import SHORT_STRING, Config, raw
+from .config import Config, raw
+from .tables.parameters import SHORT_STRING
 
 # Bits of REDISMODULE_NOTIFY_* by position, as letters of notify-keyspace-events.
 CLASS_LETTERS = "KEg$lshzxetm?dnoc"
@@ -39,8 +40,6 @@ CLASS_NAMES = {
 }
 # About how many bytes of memory an event takes, its key and its name not counted.
 EVENT_BYTES = 256
-# The first word of an element tells its form: without and with a value.
-_PLAIN, _VALUED = b"1", b"2"
 # Bytes of a key that goes into a header: all headers of a message have to fit into one
 # frame, which RabbitMQ bounds at 128 KiB.
 _SUBJECT_BYTES = 1024
@@ -264,83 +263,3 @@ def body(event: Event) -> bytes:
     first two newlines.
     """
     return b"%d\n%b\n%b" % (event.db, event.name, event.key)
-
-
-def to_element(event: Event) -> bytes:
-    """The event as an element of the fallback list.
-
-    `1 id time_ms db class name_length name key`, with blanks between: a person can read
-    it, and the length of the name makes it binary-safe. With a value:
-    `2 id time_ms db class name_length key_length type length before data_length name key
-    data`, where a data_length of -1 says that there is no data.
-    """
-    value = event.value
-    head = b"%b %d %d %b %d " % (
-        event.message_id.encode(),
-        event.time_ms,
-        event.db,
-        event.letter.encode(),
-        len(event.name),
-    )
-    if value is None:
-        return b"%b %b%b %b" % (_PLAIN, head, event.name, event.key)
-    return b"%b %b%d %b %d %d %d %b %b %b" % (
-        _VALUED,
-        head,
-        len(event.key),
-        value.type.encode(),
-        value.length,
-        value.before,
-        -1 if value.data is None else len(value.data),
-        event.name,
-        event.key,
-        value.data or b"",
-    )
-
-
-def from_element(element: bytes) -> Event | None:
-    """The event in an element of the fallback list; None if there is none."""
-    try:
-        version, message_id, time_ms, db, letter, name_length, rest = element.split(b" ", 6)
-        length = int(name_length)
-        value = None
-        if version == _VALUED:
-            value, key_length, rest = _from_valued(rest)
-            if len(rest) != length + 1 + key_length:
-                return None
-        event = Event(
-            message_id.decode("ascii"),
-            int(time_ms),
-            int(db),
-            letter.decode("ascii"),
-            rest[:length],
-            rest[length + 1 :],
-            value,
-        )
-    except ValueError:
-        return None
-    # Anybody can push to the list; what pika could not send is no event.
-    sound = (
-        version in (_PLAIN, _VALUED)
-        and 1 <= len(message_id) <= SHORT_STRING
-        and 0 <= event.time_ms < 2**63
-        and 0 <= event.db < 2**31
-        and len(letter) == 1
-        and length >= 0
-        and rest[length : length + 1] == b" "
-    )
-    return event if sound else None
-
-
-def _from_valued(rest: bytes) -> tuple[Value, int, bytes]:
-    """The value in what follows the name's length, the key's length, and `name key`.
-    Raises ValueError."""
-    key_length, kind, length, before, data_length, rest = rest.split(b" ", 5)
-    size = int(data_length)
-    data = None
-    if size >= 0:
-        data, rest = rest[len(rest) - size :], rest[: len(rest) - size]
-    if size < -1 or not rest.endswith(b" ") or int(length) < max(size, 0):
-        raise ValueError("no value")
-    value = Value(kind.decode("ascii"), int(length), data, bool(int(before)))
-    return value, int(key_length), rest[:-1]

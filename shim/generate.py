@@ -19,9 +19,9 @@ sys.path.insert(0, str(HERE.parent))
 import cffi  # noqa: E402  # after the path is set
 
 import keyspace_amqp  # noqa: E402
-from keyspace_amqp.commands import COMMANDS, Argument  # noqa: E402
-from keyspace_amqp.config import INT64_MAX, SETTINGS  # noqa: E402
-from keyspace_amqp.stats import FIRST_REASON, Stat, Text  # noqa: E402
+from keyspace_amqp.tables.commands import COMMANDS, Argument  # noqa: E402
+from keyspace_amqp.tables.parameters import INT64_MAX, SETTINGS  # noqa: E402
+from keyspace_amqp.tables.stats import FIRST_REASON, Stat, Text  # noqa: E402
 
 MADE = "/* Made by generate.py from the tables in keyspace_amqp. */\n"
 

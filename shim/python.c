@@ -14,7 +14,7 @@
 
 #include "python.h"
 
-/* In the C file that cffi generates: enters worker.py's entry point. */
+/* In the C file that cffi generates: enters the handler's entry point. */
 int handler_enter(void);
 /* The same file's module initialisation, as plain Python would call it. */
 PyMODINIT_FUNC PyInit__keyspace_amqp(void);
@@ -69,7 +69,7 @@ static int find_environment(char *error, size_t capacity) {
         return fail(error, capacity, "cannot find the path of this module's own file");
     snprintf(folder, sizeof(folder), "%s", dirname(self));
 
-    int is_installed = join(path, folder, "/worker.py") == 0 && is_file(path);
+    int is_installed = join(path, folder, "/worker/loop.py") == 0 && is_file(path);
     if (is_installed) {
         char *parent = dirname(folder); /* site-packages */
         snprintf(package_parent, sizeof(package_parent), "%s", parent);
@@ -82,14 +82,14 @@ static int find_environment(char *error, size_t capacity) {
         }
     } else if (BUILD_PACKAGE_PARENT[0] != '\0') {
         snprintf(package_parent, sizeof(package_parent), "%s", BUILD_PACKAGE_PARENT);
-        if (join(path, package_parent, "/keyspace_amqp/worker.py") != 0 || !is_file(path))
+        if (join(path, package_parent, "/keyspace_amqp/worker/loop.py") != 0 || !is_file(path))
             return fail(error, capacity,
-                        "the handler is missing: there is no %s/keyspace_amqp/worker.py. Was the "
+                        "the handler is missing: there is no %s/keyspace_amqp/worker/loop.py. Was the "
                         "source folder moved? Build again, or install with: pip install .",
                         package_parent);
     } else {
         return fail(error, capacity,
-                    "the handler is missing: there is no worker.py beside %s. Load the file where "
+                    "the handler is missing: there is no worker/loop.py beside %s. Load the file where "
                     "pip installed it (keyspace-amqp path prints its place)",
                     info.dli_fname);
     }
@@ -221,7 +221,7 @@ int python_start(char *error, size_t capacity) {
     int result = extend_path(error, capacity);
     if (result == 0) result = try_import("_cffi_backend", "cffi", error, capacity);
     if (result == 0) result = try_import("pika", "pika", error, capacity);
-    if (result == 0) result = try_import("keyspace_amqp.worker", "keyspace-amqp", error, capacity);
+    if (result == 0) result = try_import("keyspace_amqp.worker.loop", "keyspace-amqp", error, capacity);
     PyGILState_Release(gil);
     return result;
 }

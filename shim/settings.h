@@ -1,4 +1,4 @@
-/* The table of parameters, made by generate.py from keyspace_amqp/config.py. */
+/* The table of parameters, made by generate.py from keyspace_amqp/tables/parameters.py. */
 #ifndef KEYSPACE_AMQP_SETTINGS_H
 #define KEYSPACE_AMQP_SETTINGS_H
 

@@ -4,7 +4,7 @@ import os
 
 from hypothesis import settings
 
-from keyspace_amqp import servers
+from keyspace_amqp.demo import servers
 
 pytest_plugins = ["tests.fix_servers", "tests.fix_faults", "tests.fix_shim", "tests.fix_cluster"]
 

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import redis
 
-from keyspace_amqp.cluster import slot_of
-from keyspace_amqp.servers import RabbitServer, RedisCluster, RedisServer, wait_for
-
-from .fix_servers import Mailbox, Message, StartRedis, arguments_for, once, settled, stats
+from keyspace_amqp.cluster.slots import slot_of
+from keyspace_amqp.demo.servers import RabbitServer, RedisCluster, RedisServer, wait_for
+from tests.fix_servers import Mailbox, Message, StartRedis, arguments_for, once, settled, stats
 
 StartCluster = Callable[..., "Bench"]
 

@@ -22,9 +22,8 @@ from typing import Any
 import pytest
 import redis
 
-from keyspace_amqp.servers import RedisServer, wait_for
-
-from .fix_servers import Mailbox, Message, list_length, once, settled
+from keyspace_amqp.demo.servers import RedisServer, wait_for
+from tests.fix_servers import Mailbox, Message, list_length, once, settled
 
 # ---- sets and books --------------------------------------------------------
 

@@ -26,8 +26,8 @@ import pika
 import pytest
 import redis
 
-from keyspace_amqp import fallback
-from keyspace_amqp.servers import RabbitServer, RedisServer, wait_for
+from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
+from keyspace_amqp.tables.keys import KEY
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULE = ROOT / "build" / "libredis_keyspace_amqp.so"
@@ -324,7 +324,7 @@ def arguments_for(
 
 
 def list_length(client: redis.Redis) -> int:
-    return int(client.llen(fallback.KEY))
+    return int(client.llen(KEY))
 
 
 def linked(replica: redis.Redis) -> None:

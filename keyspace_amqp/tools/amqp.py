@@ -16,10 +16,12 @@ import pika
 import redis
 from pika.adapters.utils import connection_workflow
 
-from ..broker import ConnectError, describe, parameters_for
-from ..config import INDEX, SETTINGS, Config
-from ..target import address
-from ..target import target as read_target
+from ..broker.login import ConnectError, parameters_for
+from ..broker.reasons import describe
+from ..broker.target import address
+from ..broker.target import target as read_target
+from ..config import Config
+from ..tables.parameters import INDEX, SETTINGS
 from . import ToolError, nodes
 
 # For TCP, for all of the handshake, and for an answer.

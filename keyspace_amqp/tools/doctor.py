@@ -25,8 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
-from ..config import SETTINGS
-from ..stats import FIRST_REASON, HELP, Stat
+from ..tables.parameters import SETTINGS
+from ..tables.stats import FIRST_REASON, HELP, Stat
 from . import ToolError, amqp, nodes
 
 # The module gives its handler as long to answer.

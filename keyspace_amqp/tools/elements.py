@@ -23,9 +23,11 @@ from typing import IO, Any
 
 import redis
 
-from ..cluster import ALONE, Lists, key_of
-from ..fallback import JOB_BYTES, JOB_ELEMENTS
-from ..message import from_element, named
+from ..cluster.lists import Lists
+from ..cluster.slots import key_of
+from ..cluster.topology import ALONE
+from ..fallback import JOB_BYTES, JOB_ELEMENTS, from_element
+from ..message import named
 from .nodes import Node, ToolError, all_nodes, stats, topology
 
 # States in which the module delivers nothing, for a while at least.

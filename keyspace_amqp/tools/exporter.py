@@ -21,8 +21,8 @@ import redis
 from prometheus_client import core
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from ..cluster import ALONE, Topology
-from ..stats import HELP, TEXT_HELP, Stat, Text
+from ..cluster.topology import ALONE, Topology
+from ..tables.stats import HELP, TEXT_HELP, Stat, Text
 from .nodes import ToolError, open_client, place, reason, sibling, topology
 
 # Seconds: for an answer of a node, and for the answers of all. A scrape asks twice,

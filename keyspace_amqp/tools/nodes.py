@@ -15,7 +15,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ..cluster import ALONE, Topology, read_topology
+from ..cluster.topology import ALONE, Topology, read_topology
 from . import ToolError as ToolError
 
 # A node that is stopped must not stop the tool.

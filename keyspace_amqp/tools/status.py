@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..stats import Stat
+from ..tables.stats import Stat
 from . import nodes
 
 # In a live table, a node that hangs holds up the others no longer.

@@ -18,9 +18,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from keyspace_amqp.servers import ServerError
+from keyspace_amqp.demo.servers import ServerError
+from tests.fix_servers import FAMILIES, MODULE
 
-from ..fix_servers import FAMILIES, MODULE
 from . import draw, items, measure
 from .items import FULL, QUICK, Plan
 from .measure import BenchError, LostEvents

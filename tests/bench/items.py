@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from keyspace_amqp.broker.frames import Frames
 from keyspace_amqp.config import Config
-from keyspace_amqp.frames import Frames
+from keyspace_amqp.demo.servers import RedisServer, free_port, wait_for
 from keyspace_amqp.message import Event, Form
-from keyspace_amqp.servers import RedisServer, free_port, wait_for
+from tests.fix_servers import EXCHANGE, MODULE
 
-from ..fix_servers import EXCHANGE, MODULE
 from . import amqp, measure, queue_memory
 from .measure import BUILT, BenchError, LostEvents, flood, ratios, session_ns, steady, thread_ns
 from .report import Report

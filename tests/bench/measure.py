@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from keyspace_amqp.servers import RedisServer
+from keyspace_amqp.demo.servers import RedisServer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = pathlib.Path(__file__).parent

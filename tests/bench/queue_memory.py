@@ -3,7 +3,8 @@ its own: what an earlier measurement had freed would be used again unseen."""
 
 from __future__ import annotations
 
-from ..fix_shim import load
+from tests.fix_shim import load
+
 from .measure import resident
 
 EVENTS = 500_000

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
-from keyspace_amqp.servers import POLL, RabbitServer, RedisServer, free_port
+from keyspace_amqp.demo.servers import POLL, RabbitServer, RedisServer, free_port
+from tests.fix_servers import EXCHANGE, FAMILIES, MODULE, arguments_for, balance, stats
 
-from ..fix_servers import EXCHANGE, FAMILIES, MODULE, arguments_for, balance, stats
 from . import measure
 from .measure import BUILT, LostEvents
 

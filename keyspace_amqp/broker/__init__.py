@@ -1,0 +1,1 @@
+"""The connection to RabbitMQ, by pika. The only folder that imports pika in Redis' process."""

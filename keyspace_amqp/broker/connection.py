@@ -1,0 +1,267 @@
+"""pika: carries out what the publisher wants, and tells it what the broker says.
+
+Worker thread only. Everything runs as callbacks of pika's IOLoop; nothing here
+waits. Each connection has one channel with confirms on. A connection or channel
+that fails for any reason is given up whole: the publisher decides when there is
+a new one.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import pika
+import pika.channel
+import pika.exceptions
+import pika.frame
+from pika.adapters.select_connection import IOLoop, SelectConnection
+
+from ..config import Config
+from ..message import Event, Form
+from .frames import Frames
+from .login import parameters_for
+from .reasons import describe
+from .target import address, target
+
+# And for the channel, and for the goodbye: pika has no limit for them.
+CHANNEL_TIMEOUT = 5.0
+CLOSE_TIMEOUT = 5.0
+# What is sent goes to pika in pieces of so many bytes: it copies all that is left of one
+# whenever the kernel takes a part.
+_PIECE = 128 * 1024
+# RabbitMQ's words for a message above its max_message_size.
+_TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
+# Frames of basic.ack (AMQP 0-9-1, 2.3.5 and 1.8.3.13) on the first channel: type 1,
+# channel 1, 13 bytes, class 60, method 80, then the tag, `multiple`, and the end.
+_ACKS = re.compile(rb"(?:\x01\0\x01\0\0\0\x0d\0\x3c\0\x50.{9}\xce)+", re.DOTALL)
+_ACK = struct.Struct(">11xQ?x")
+
+
+class Listener(Protocol):
+    """What hears of the broker: the publisher."""
+
+    def link_up(self) -> None: ...
+    def attempt_failed(self, reason: str) -> None: ...
+    def link_down(self, reason: str) -> None: ...
+    def link_blocked(self, reason: str) -> None: ...
+    def link_unblocked(self) -> None: ...
+    def acked(self, tag: int, multiple: bool) -> None: ...
+    def nacked(self, tag: int, multiple: bool) -> None: ...
+    def returned(self) -> None: ...
+    def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None: ...
+
+
+class _Connection(SelectConnection):  # type: ignore[misc]
+    """A connection that reads confirms many at a time.
+
+    RabbitMQ sends one for every third message or so, pika takes 15 µs for each, and
+    that is more than all the rest of a message takes. `on_acks` gets (tag, multiple)
+    of those that come together; pika gets everything else.
+    """
+
+    _frame_buffer: bytes
+    on_acks: Callable[[Iterable[tuple[int, bool]]], None] | None = None
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        if self.on_acks is not None:
+            if self._frame_buffer:
+                data_in, self._frame_buffer = self._frame_buffer + data_in, b""
+            run = _ACKS.match(data_in)
+            if run is not None:
+                end = run.end()
+                self.bytes_received += end  # the heartbeat's sign of life
+                self.frames_received += end // _ACK.size
+                self.on_acks(_ACK.iter_unpack(data_in[:end]))
+                data_in = data_in[end:]
+                if not data_in:
+                    return
+        super()._on_data_available(data_in)
+
+
+class Broker:
+    """The connection to RabbitMQ: none, or one that opens, is open or closes.
+
+    Of several servers one after the other is tried, in a random order, before the
+    listener hears that the link is down.
+    """
+
+    def __init__(self, ioloop: IOLoop, listener: Listener) -> None:
+        self._ioloop = ioloop
+        self._listener = listener
+        # Callbacks of any other connection are late and mean nothing.
+        self._connection: _Connection | None = None
+        self._channel: pika.channel.Channel | None = None
+        self._closing: SelectConnection | None = None
+        self._channel_timer: object = None
+        self._config: Config | None = None
+        self._form: Form | None = None
+        self._frames: Frames | None = None
+        self._untried: list[tuple[str, int]] = []
+        self._reasons: list[str] = []  # of those that were tried
+        self._make: Callable[[str, int], pika.ConnectionParameters] | None = None
+        self.server = ""  # the one of the connection, or of the last attempt
+
+    def configure(self, config: Config, form: Form) -> None:
+        """Parameters of messages: from the next one on."""
+        self._config = config
+        self._form = form
+        self._frames = None
+
+    def connect(self, config: Config, properties: Mapping[str, str]) -> None:
+        """Starts to open a connection; link_up or link_down follows. `properties`: what
+        RabbitMQ's tools show of it. Raises ConnectError if a file cannot be used."""
+        goal = target(config)
+        self._make = parameters_for(goal, properties)
+        self._untried = random.sample(goal.servers, len(goal.servers))
+        self._reasons = []
+        self._try_next()
+
+    def _try_next(self) -> None:
+        host, port = self._untried.pop()
+        self.server = address(host, port)
+        assert self._make is not None
+        parameters = self._make(host, port)
+        self._connection = _Connection(
+            parameters,
+            on_open_callback=self._on_open,
+            on_open_error_callback=self._on_failed,
+            on_close_callback=self._on_failed,
+            custom_ioloop=self._ioloop,
+        )
+
+    def close(self) -> None:
+        """Closes the connection; nothing of it is heard any more."""
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is None:
+            return
+        self._closing = connection
+        if connection.is_open:
+            connection.close()
+            self._ioloop.call_later(CLOSE_TIMEOUT, functools.partial(_end, connection))
+        else:  # it opens, and cannot be closed: pika asserts
+            _end(connection)
+
+    @property
+    def closing(self) -> bool:
+        """Whether the last connection has still to hear the broker's goodbye."""
+        return self._closing is not None and not self._closing.is_closed
+
+    def send(self, events: Sequence[Event]) -> None:
+        """Publishes; the confirms' tags count on from the last one's."""
+        channel, connection = self._channel, self._connection
+        if channel is None or connection is None or not channel.is_open:
+            return  # its end is on the way to the publisher
+        if self._frames is None:
+            assert self._config is not None
+            assert self._form is not None
+            self._frames = Frames(
+                self._config, self._form, channel.channel_number, connection._body_max_length
+            )
+        data = self._frames.marshal(events)
+        pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
+        connection._output_marshaled_frames(pieces)
+
+    # ---- callbacks of pika -------------------------------------------------
+
+    def _on_open(self, connection: Any) -> None:
+        if self._connection is None or connection is not self._connection:
+            if connection.is_open:
+                connection.close()
+            return
+        self._untried = []
+        self._reasons = []
+        connection.add_on_connection_blocked_callback(self._on_blocked)
+        connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        self._channel_timer = self._ioloop.call_later(
+            CHANNEL_TIMEOUT, functools.partial(self._on_no_channel, connection)
+        )
+        connection.channel(on_open_callback=self._on_channel)
+
+    def _on_no_channel(self, connection: Any) -> None:
+        if self._connection is not None and connection is self._connection:
+            _end(connection, f"no channel from the broker within {CHANNEL_TIMEOUT:.0f} seconds")
+
+    def _on_channel(self, channel: pika.channel.Channel) -> None:
+        if channel.connection is not self._connection:
+            return
+        self._channel = channel
+        self._frames = None
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_return_callback(self._on_return)
+        # A channel that closes still hears confirms; its tags are not the tags of
+        # the next one.
+        channel.confirm_delivery(
+            functools.partial(self._on_confirm, channel),
+            callback=functools.partial(self._on_confirms_on, channel),
+        )
+
+    def _on_confirms_on(self, channel: pika.channel.Channel, _frame: Any) -> None:
+        if channel is self._channel:
+            self._ioloop.remove_timeout(self._channel_timer)
+            assert self._connection is not None
+            self._connection.on_acks = functools.partial(self._on_acks, channel)
+            self._listener.link_up()
+
+    def _on_acks(self, channel: pika.channel.Channel, acks: Iterable[tuple[int, bool]]) -> None:
+        if channel is not self._channel:
+            return
+        acks = list(acks)
+        below = max([tag for tag, multiple in acks if multiple], default=0)
+        if below:
+            self._listener.acked(below, True)
+        for tag, _ in acks:
+            if tag > below:
+                self._listener.acked(tag, False)
+
+    def _on_confirm(self, channel: pika.channel.Channel, frame: Any) -> None:
+        if channel is not self._channel:
+            return
+        method = frame.method
+        if isinstance(method, pika.spec.Basic.Ack):
+            self._listener.acked(method.delivery_tag, method.multiple)
+        else:
+            self._listener.nacked(method.delivery_tag, method.multiple)
+
+    def _on_return(self, channel: Any, _method: Any, _properties: Any, _body: bytes) -> None:
+        if channel is self._channel:
+            self._listener.returned()
+
+    def _on_blocked(self, connection: Any, frame: Any) -> None:
+        if connection is self._connection:
+            self._listener.link_blocked(frame.method.reason or "no reason given")
+
+    def _on_unblocked(self, connection: Any, _frame: Any) -> None:
+        if connection is self._connection:
+            self._listener.link_unblocked()
+
+    def _on_channel_closed(self, channel: Any, reason: BaseException) -> None:
+        if channel is self._channel:
+            self.close()
+            text = describe(reason)
+            limit = _TOO_LARGE.search(text)
+            if limit is not None and self._form is not None:
+                self._listener.too_large(int(limit[1]), self._form.body)
+            self._listener.link_down(text)
+
+    def _on_failed(self, connection: Any, reason: BaseException) -> None:
+        if connection is self._connection:
+            self._connection = self._channel = None
+            self._reasons.append(f"{self.server}: {describe(reason)}")
+            if self._untried:
+                self._listener.attempt_failed(self._reasons[-1])
+                self._try_next()
+            elif len(self._reasons) > 1:
+                self._listener.link_down("; ".join(self._reasons))
+            else:  # `broker` says which
+                self._listener.link_down(describe(reason))
+
+
+def _end(connection: Any, reason: str = "no goodbye from the broker") -> None:
+    """Ends a connection that its peer does not answer on: close() would wait."""
+    if not connection.is_closed:
+        connection._terminate_stream(TimeoutError(reason))

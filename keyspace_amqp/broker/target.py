@@ -1,0 +1,123 @@
+"""Where the broker is, and how to log in: what the parameters say, put together.
+
+Pure; any thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import urllib.parse
+
+from ..config import Config, raw
+
+PORT, TLS_PORT = 5672, 5671
+
+# A server of a checked list: [address], name or bare IPv6 address, and a port.
+_SERVER = re.compile(r"\[([^]]*)\](?::([0-9]+))?|([^:]*)(?::([0-9]+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """`servers`: (host, port) of each. Texts that go over the wire are bytes."""
+
+    servers: tuple[tuple[str, int], ...]
+    username: bytes
+    password: bytes | None = dataclasses.field(repr=False)  # None: in password_file
+    password_file: str
+    external: bool
+    vhost: str
+    heartbeat: int
+    tls: bool
+    ca_file: str
+    cert_file: str
+    key_file: str
+    server_name: str
+    verify: bool
+    keepalive: int
+
+
+def target(config: Config) -> Target:
+    """What the configuration, checked by the shim, says; `url` wins where it says
+    something."""
+    single = Target(
+        servers=_servers(config.host, config.port),
+        username=raw(config.username),
+        password=None if config.password_file else raw(config.password),
+        password_file=config.password_file,
+        external=config.auth_mechanism == "external",
+        vhost=config.vhost,
+        heartbeat=config.heartbeat,
+        tls=config.tls,
+        ca_file=config.tls_ca_file,
+        cert_file=config.tls_cert_file,
+        key_file=config.tls_key_file,
+        server_name=config.tls_server_name,
+        verify=config.tls_verify,
+        keepalive=config.tcp_keepalive,
+    )
+    return _with_url(single, config.url) if config.url else single
+
+
+def _with_url(single: Target, url: str) -> Target:
+    """See https://www.rabbitmq.com/docs/uri-spec and .../uri-query-parameters."""
+    scheme, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    authority, _, vhost = rest.partition("/")
+    login, _, servers = authority.rpartition("@")
+    tls = scheme == "amqps"
+    changes: dict[str, object] = {
+        "servers": _servers(servers, TLS_PORT if tls else PORT),
+        "tls": tls,
+    }
+    if login:
+        username, colon, password = login.partition(":")
+        changes["username"] = _unquoted(username)
+        if colon:
+            changes["password"] = _unquoted(password)
+    if vhost:  # a slash alone would be the host with the empty name, which nobody means
+        changes["vhost"] = _unquoted(vhost).decode("utf-8", "surrogateescape")
+    for pair in query.split("&") if query else ():
+        name, _, value = pair.partition("=")
+        text = _unquoted(value).decode("utf-8", "surrogateescape")
+        match name:
+            case "heartbeat":
+                changes["heartbeat"] = min(int(text), 65535)
+            case "auth_mechanism":
+                changes["external"] = text == "external"
+            case "verify":
+                changes["verify"] = text == "verify_peer"
+            case "cacertfile":
+                changes["ca_file"] = text
+            case "certfile":
+                changes["cert_file"] = text
+            case "keyfile":
+                changes["key_file"] = text
+            case "server_name_indication":
+                changes["server_name"] = text
+    return dataclasses.replace(single, **changes)  # type: ignore[arg-type]  # of several types
+
+
+def _servers(text: str, port: int) -> tuple[tuple[str, int], ...]:
+    servers = []
+    for server in text.split(","):
+        match = _SERVER.fullmatch(server)
+        if match is None:  # an IPv6 address without brackets
+            servers.append((server, port))
+        else:
+            servers.append((match[1] or match[3], int(match[2] or match[4] or port)))
+    return tuple(servers)
+
+
+def address(host: str, port: int) -> str:
+    """`host:port` as people write it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_text(text: str) -> bool:
+    """Whether a value's bytes are UTF-8."""
+    return not any("\udc80" <= character <= "\udcff" for character in text)
+
+
+def _unquoted(text: str) -> bytes:
+    return urllib.parse.unquote_to_bytes(raw(text))

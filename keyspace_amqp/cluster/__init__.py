@@ -1,0 +1,1 @@
+"""The cluster: nodes, slots, fallback lists, and what the nodes tell each other."""

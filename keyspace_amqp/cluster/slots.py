@@ -1,0 +1,51 @@
+"""The hash slots of Redis Cluster, and the key of the fallback list of each slot.
+
+Pure; any thread.
+"""
+
+from __future__ import annotations
+
+import binascii
+import functools
+from collections.abc import Sequence
+
+from ..tables.keys import KEY
+
+SLOTS = 16384
+
+
+def slot_of(key: bytes) -> int:
+    """The slot of a key (Redis Cluster specification, "Hash tags")."""
+    start = key.find(b"{")
+    if start >= 0:
+        end = key.find(b"}", start + 1)
+        if end > start + 1:
+            key = key[start + 1 : end]
+    return binascii.crc_hqx(key, 0) % SLOTS
+
+
+@functools.cache
+def tags() -> Sequence[bytes]:
+    """Per slot the smallest number that, as a tag, lies there: in slot 13907 that of
+    `fallback.KEY`."""
+    found: list[bytes | None] = [None] * SLOTS
+    missing, number = SLOTS, 0
+    while missing:
+        tag = b"%d" % number
+        slot = binascii.crc_hqx(tag, 0) % SLOTS
+        if found[slot] is None:
+            found[slot] = tag
+            missing -= 1
+        number += 1
+    return [tag for tag in found if tag is not None]
+
+
+def key_of(slot: int) -> bytes:
+    """The key of the list in a slot."""
+    if slot == KEY_SLOT:
+        return KEY
+    return b"keyspaceamqp:{%b}:fallback" % tags()[slot]
+
+
+# A server that is not in cluster mode.
+KEY_SLOT = slot_of(KEY)

@@ -1,0 +1,80 @@
+"""The nodes of the cluster and the slots of this one, read from CLUSTER NODES.
+
+Pure; any thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Set
+
+from .slots import KEY_SLOT, SLOTS
+
+# Flags of CLUSTER NODES.
+_MYSELF = "myself"
+_NO_MEMBER = "handshake"
+# "fail?": does not answer this node. It is not waited for; it catches up.
+_FAILING = frozenset({"fail", "fail?", "noaddr"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A member of the cluster."""
+
+    id: str
+    address: str  # host:port for clients
+    primary: bool
+    failing: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """What CLUSTER NODES says. `served`: the slots of this node; `migrating`: those
+    of them that are on their way to another."""
+
+    myself: str
+    nodes: Mapping[str, Node]
+    served: Set[int]
+    migrating: Set[int] = frozenset()
+
+
+ALONE = Topology("", {"": Node("", "", primary=True, failing=False)}, {KEY_SLOT})
+
+
+def _slots(first: str, last: str) -> range:
+    """These slots and all between them. Raises ValueError if there are no such."""
+    slots = range(int(first), int(last) + 1)
+    if not slots or slots[0] < 0 or slots[-1] >= SLOTS:
+        raise ValueError(f"there are no slots {first!r} to {last!r}")
+    return slots
+
+
+def read_topology(text: str) -> Topology:
+    """Reads the reply of CLUSTER NODES. Raises ValueError for what is none."""
+    nodes: dict[str, Node] = {}
+    myself = ""
+    served: set[int] = set()
+    migrating: set[int] = set()
+    for line in text.splitlines():
+        words = line.split(" ")
+        if len(words) < 8:
+            raise ValueError(f"{line!r} is no line of CLUSTER NODES")
+        node_id, address, flags = words[0], words[1], frozenset(words[2].split(","))
+        if _MYSELF in flags:
+            myself = node_id
+            for word in words[8:]:
+                if word.startswith("["):
+                    slot, leaves, _ = word[1:].partition("->-")
+                    if leaves:
+                        migrating.update(_slots(slot, slot))
+                else:
+                    first, _, last = word.partition("-")
+                    served.update(_slots(first, last or first))
+        elif _NO_MEMBER in flags:
+            continue
+        nodes[node_id] = Node(
+            node_id, address.partition("@")[0], "master" in flags, bool(flags & _FAILING)
+        )
+    if not myself:
+        raise ValueError("CLUSTER NODES does not say which node this is")
+    return Topology(myself, nodes, served, migrating)

@@ -1,0 +1,1 @@
+"""The demos, and the servers that they start. Never imported inside Redis."""

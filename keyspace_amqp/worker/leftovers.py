@@ -1,0 +1,74 @@
+"""The file of events that a shutdown or unload finds in memory too late for the list.
+
+Redis writes its own files before it tells modules of a shutdown, and a change of
+the data set within MODULE UNLOAD would make Redis replicate that command. What the
+broker does not take then is written here, and the next load takes it up: behind the
+list, before anything new. The file is one RPUSH as a client would send it, so that
+people can read it, and could load it by hand.
+
+Any thread. In the server's working directory, which is its `dir`.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from ..fallback import from_element, to_element
+from ..jobs import parse
+from ..message import Event
+from ..tables.keys import KEY
+
+
+class Leftovers:
+    """The file of the server on this port, of which there may be none."""
+
+    def __init__(self, port: int) -> None:
+        self.path = pathlib.Path(f"keyspaceamqp-{port}.leftover")
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Replaces the file; it is on the disk then. Raises OSError, and leaves the
+        old one."""
+        elements = [to_element(event) for event in events]
+        new = self.path.with_suffix(".new")
+        with new.open("wb") as file:
+            file.write(b"*%d\r\n" % (2 + len(elements)))
+            for word in (b"RPUSH", KEY, *elements):
+                file.write(b"$%d\r\n%b\r\n" % (len(word), word))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.path)
+        # The new name is on the disk when the directory is.
+        directory = os.open(".", os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def read(self) -> list[Event]:
+        """What the file has, oldest first; nothing if there is none. Raises OSError,
+        and ValueError for a file that is not whole."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return []
+        words = parse(data)
+        if not isinstance(words, list) or words[:2] != [b"RPUSH", KEY]:
+            raise ValueError("it is not the command that a shutdown writes")
+        events = []
+        for word in words[2:]:
+            event = from_element(word) if isinstance(word, bytes) else None
+            if event is None:
+                raise ValueError(f"{word!r} is no event")
+            events.append(event)
+        return events
+
+    def remove(self) -> None:
+        """Deletes the file. Raises OSError."""
+        self.path.unlink(missing_ok=True)
+
+    def set_aside(self) -> pathlib.Path:
+        """Renames a file that cannot be read, so that the next one does not replace
+        it. Raises OSError."""
+        return self.path.replace(self.path.with_suffix(".unreadable"))

@@ -1,0 +1,219 @@
+"""What the broker module passes on to the publisher, and what it keeps to itself.
+
+pika's callbacks are called by hand here; real brokers are in test_broker_faults.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pika.exceptions
+import pika.frame
+import pika.spec
+import pytest
+from pika.adapters.select_connection import IOLoop
+from pika.adapters.utils.connection_workflow import (
+    AMQPConnectionWorkflowFailed,
+    AMQPConnectorSocketConnectError,
+)
+
+from keyspace_amqp.broker import connection as broker_module
+from keyspace_amqp.broker.connection import Broker
+from keyspace_amqp.broker.reasons import describe
+from keyspace_amqp.config import Config
+from keyspace_amqp.message import Form
+
+THREE = Config("A", "h:1,h:2,h:3", 5672, "guest", "guest")
+
+
+class Listener:
+    """Writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.heard.append((name, *arguments))
+
+
+class Channel:
+    """Stands for a channel of pika, in what this module looks at."""
+
+    def __init__(self) -> None:
+        self.connection = object()
+        self.channel_number = 1  # as on every connection of ours
+
+
+@pytest.fixture
+def broker() -> Any:
+    ioloop = IOLoop()
+    yield Broker(ioloop, Listener())
+    ioloop.close()
+
+
+def ack(tag: int) -> Any:
+    return pika.frame.Method(1, pika.spec.Basic.Ack(tag, multiple=True))
+
+
+def test_confirms_of_another_channel_mean_nothing(broker: Any) -> None:
+    """A channel that closes still hears confirms. Its tags count the messages of
+    its own connection, and would confirm others on the new one."""
+    old, new = Channel(), Channel()
+    broker._channel = new
+    broker._on_confirm(old, ack(5))
+    broker._on_confirms_on(old, None)
+    broker._on_channel_closed(old, pika.exceptions.ChannelClosedByBroker(404, "gone"))
+    broker._on_return(old, None, None, b"")
+    assert broker._listener.heard == []
+    broker._on_confirm(new, ack(3))
+    assert broker._listener.heard == [("acked", 3, True)]
+
+
+def test_a_nack_is_no_ack(broker: Any) -> None:
+    broker._channel = Channel()
+    nack = pika.frame.Method(1, pika.spec.Basic.Nack(2, multiple=False))
+    broker._on_confirm(broker._channel, nack)
+    assert broker._listener.heard == [("nacked", 2, False)]
+
+
+def test_another_connections_end_means_nothing(broker: Any) -> None:
+    broker._connection = object()
+    broker._on_failed(object(), pika.exceptions.StreamLostError("lost"))
+    assert broker._listener.heard == []
+    broker._on_failed(broker._connection, pika.exceptions.StreamLostError("lost"))
+    assert broker._listener.heard == [("link_down", "lost")]
+
+
+def test_a_message_that_is_too_large_is_named(broker: Any) -> None:
+    broker._channel = Channel()
+    broker.configure(THREE, made := Form(THREE, ""))
+    text = "PRECONDITION_FAILED - message size 200 is larger than configured max size 100"
+    broker._on_channel_closed(broker._channel, pika.exceptions.ChannelClosedByBroker(406, text))
+    assert broker._listener.heard == [("too_large", 100, made.body), ("link_down", f"406 {text}")]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            pika.exceptions.ChannelClosedByBroker(404, "NOT_FOUND - no exchange"),
+            "404 NOT_FOUND - no exchange",
+        ),
+        (
+            AMQPConnectionWorkflowFailed(
+                [AMQPConnectorSocketConnectError(ConnectionRefusedError(111, "refused"))]
+            ),
+            "[Errno 111] refused",
+        ),
+        (
+            pika.exceptions.ProbableAuthenticationError(
+                "ConnectionClosedByBroker: (403) 'ACCESS_REFUSED - no'"
+            ),
+            "403 ACCESS_REFUSED - no",
+        ),
+        (
+            pika.exceptions.ProbableAccessDeniedError(
+                "ConnectionClosedByBroker: (530) \"NOT_ALLOWED - vhost '/'\""
+            ),
+            "530 NOT_ALLOWED - vhost '/'",
+        ),
+        (
+            pika.exceptions.IncompatibleProtocolError("StreamLostError: ('EOF',)"),
+            "no AMQP 0-9-1 handshake: EOF",
+        ),
+        (pika.exceptions.ConnectionOpenAborted("…"), "no AMQP 0-9-1 handshake within 8 seconds"),
+        (
+            pika.exceptions.ProbableAuthenticationError("StreamLostError: (\"it's 'lost'\",)"),
+            "it's 'lost'",
+        ),
+        (
+            pika.exceptions.AuthenticationError("PLAIN"),
+            "the broker does not offer the authentication PLAIN",
+        ),
+        (RuntimeError(), "RuntimeError"),
+        (RuntimeError("two\nlines"), "two lines"),
+    ],
+)
+def test_errors_in_a_line_for_people(error: BaseException, text: str) -> None:
+    assert describe(error) == text
+
+
+# ---- several servers ---------------------------------------------------------
+
+
+class Attempts:
+    """Stands for the class of connections: writes down which were asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[Attempts.Connection] = []
+        monkeypatch.setattr(broker_module, "_Connection", self)
+
+    class Connection:
+        is_open = is_closed = False
+
+        def __init__(self, parameters: Any) -> None:
+            self.port = parameters.port
+
+        def _terminate_stream(self, reason: BaseException) -> None:
+            self.is_closed = True
+
+    def __call__(self, parameters: Any, **_: Any) -> Connection:
+        self.made.append(Attempts.Connection(parameters))
+        return self.made[-1]
+
+
+REFUSED = pika.exceptions.StreamLostError("refused")
+
+
+def test_each_server_is_tried_once_in_any_order(
+    broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = Attempts(monkeypatch)
+    orders = set()
+    for _ in range(200):
+        attempts.made.clear()
+        broker.connect(THREE, {})
+        for _ in range(3):
+            assert "link_down" not in dict(broker._listener.heard)
+            assert broker.server == f"h:{attempts.made[-1].port}"
+            broker._on_failed(attempts.made[-1], REFUSED)
+        ports = [made.port for made in attempts.made]
+        reasons = "; ".join(f"h:{port}: refused" for port in ports)
+        *others, last = broker._listener.heard
+        assert others == [("attempt_failed", f"h:{port}: refused") for port in ports[:2]]
+        assert last == ("link_down", reasons)
+        broker._listener.heard.clear()
+        orders.add(tuple(ports))
+    assert orders == set(itertools.permutations([1, 2, 3]))
+
+
+def test_whoever_disconnects_ends_all_attempts(
+    broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = Attempts(monkeypatch)
+    broker.connect(THREE, {})
+    first = attempts.made[0]
+    broker.close()
+    broker._on_failed(first, REFUSED)
+    assert attempts.made == [first]
+    assert broker._listener.heard == []
+
+
+def test_a_connection_that_was_open_is_not_continued_elsewhere(
+    broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The publisher has to hear of its end first: what was sent on it is sent again."""
+
+    class Opened(Attempts.Connection):
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: None
+
+    attempts = Attempts(monkeypatch)
+    monkeypatch.setattr(Attempts, "Connection", Opened)
+    broker.connect(THREE, {})
+    broker._on_failed(attempts.made[0], REFUSED)
+    broker._on_open(attempts.made[1])
+    broker._on_failed(attempts.made[1], REFUSED)
+    assert len(attempts.made) == 2
+    assert [what for what, *_ in broker._listener.heard] == ["attempt_failed", "link_down"]

@@ -1,0 +1,206 @@
+"""Frames laid out in one buffer, byte for byte against those that pika writes; and
+confirms read many at a time, against pika's reading of them one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import pika
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pika import frame, spec
+
+from keyspace_amqp.broker import connection as broker
+from keyspace_amqp.broker.frames import Frames
+from keyspace_amqp.config import Config
+from keyspace_amqp.message import Event, Form, Value, body
+
+MOST = 131072 - 8
+
+events = st.builds(
+    Event,
+    message_id=st.text("0123456789abcdef-i", min_size=1, max_size=255),
+    time_ms=st.integers(0, 2**63 - 1),
+    db=st.integers(0, 2**31 - 1),
+    letter=st.just("$"),
+    name=st.binary(max_size=50),
+    key=st.binary(max_size=200),
+    value=st.one_of(
+        st.none(),
+        st.builds(
+            Value,
+            type=st.just("string"),
+            length=st.just(300),
+            data=st.binary(max_size=300),
+            before=st.booleans(),
+        ),
+    ),
+)
+PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
+configs = st.builds(
+    dataclasses.replace,
+    st.just(PLAIN),
+    exchange=st.text(max_size=60),
+    routing_key=st.sampled_from(["", "fixed", "redis.{db}.{event}.{key:*}", "{key}{{{node}"]),
+    delivery_mode=st.sampled_from([1, 2]),
+    mandatory=st.booleans(),
+    format=st.sampled_from(["text", "json", "cloudevents"]),
+    headers=st.booleans(),
+    deduplication_header=st.booleans(),
+    app_id=st.sampled_from(["", "app", "caf\udce9"]),
+    message_type=st.sampled_from(["", "event"]),
+    priority=st.sampled_from(["", "0", "255"]),
+    expiration=st.sampled_from(["", "0", "60000"]),
+)
+
+
+def frames_of(config: Config, most: int) -> tuple[Frames, Form]:
+    form = Form(config, "here:6379")
+    return Frames(config, form, 1, most), form
+
+
+class Written(pika.connection.Connection):
+    """pika's own publishing, into memory."""
+
+    def __init__(self, most: int) -> None:
+        self.stream = io.BytesIO()
+        self._body_max_length = most
+
+    def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
+        self.stream.writelines(marshaled_frames)
+
+    def publish(self, event: Event, config: Config, form: Form) -> None:
+        def raw(text: str) -> bytes | None:
+            return text.encode("utf-8", "surrogateescape") or None
+
+        properties = pika.BasicProperties(
+            content_type="text/plain" if config.format == "text" else "application/json",
+            headers=form.headers(event) if form.headers else None,
+            delivery_mode=config.delivery_mode,
+            priority=int(config.priority) if config.priority else None,
+            expiration=config.expiration or None,
+            message_id=event.message_id,
+            timestamp=event.time_ms // 1000,
+            type=raw(config.message_type),
+            app_id=raw(config.app_id),
+        )
+        method: Any = spec.Basic.Publish(
+            exchange=config.exchange.encode(),
+            routing_key=form.routing_key(event),
+            mandatory=config.mandatory,
+        )
+        self._send_message(1, method, (properties, form.body(event)))
+
+    # What pika's connection wants of those who derive from it; nobody connects here.
+    def _adapter_call_later(self, *_: Any) -> Any: ...
+    def _adapter_remove_timeout(self, *_: Any) -> Any: ...
+    def _adapter_add_callback_threadsafe(self, *_: Any) -> Any: ...
+    def _adapter_connect_stream(self) -> None: ...
+    def _adapter_disconnect_stream(self) -> None: ...
+    def _adapter_emit_data(self, *_: Any) -> None: ...
+
+
+def written(batch: Sequence[Event], config: Config, form: Form, most: int) -> bytes:
+    connection = Written(most)
+    for event in batch:
+        connection.publish(event, config, form)
+    return connection.stream.getvalue()
+
+
+@settings(max_examples=300)
+@given(st.lists(events, max_size=5), configs, st.sampled_from([16, 40, 100, MOST]))
+def test_every_byte_is_as_pika_writes_it(batch: list[Event], config: Config, most: int) -> None:
+    frames, form = frames_of(config, most)
+    assert frames.marshal(batch) == written(batch, config, form, most)
+    assert frames.marshal(batch) == written(batch, config, form, most)
+
+
+@pytest.mark.parametrize("size", [MOST - 1, MOST, MOST + 1, 2 * MOST, 2 * MOST + 1])
+def test_a_body_of_more_than_one_frame(size: int) -> None:
+    event = Event("a-1", 1000, 0, "$", b"set", b"k" * (size - len(b"0\nset\n")))
+    assert len(body(event)) == size
+    frames, form = frames_of(PLAIN, MOST)
+    assert frames.marshal([event]) == written([event], PLAIN, form, MOST)
+
+
+class Heard(broker._Connection):
+    """The reading half of a connection: what it hears, in the order of hearing."""
+
+    def __init__(self, *, fast: bool) -> None:
+        self.heard: list[Any] = []
+        self._frame_buffer = b""
+        self.bytes_received = self.frames_received = 0
+        self.on_acks = self._in_bulk if fast else None
+
+    def _in_bulk(self, acks: Any) -> None:
+        self.heard += [("ack", tag, multiple) for tag, multiple in acks]
+
+    def _process_frame(self, frame_value: Any) -> None:
+        self.frames_received += 1
+        method = getattr(frame_value, "method", None)
+        if isinstance(method, (spec.Basic.Ack, spec.Basic.Nack)):
+            kind = "ack" if isinstance(method, spec.Basic.Ack) else "nack"
+            self.heard.append((kind, method.delivery_tag, method.multiple))
+        else:
+            self.heard.append(frame_value.marshal())
+
+
+tags = st.integers(1, 2**64 - 1)
+frames_heard = st.one_of(
+    st.builds(spec.Basic.Ack, tags, st.booleans()).map(lambda m: frame.Method(1, m)),
+    st.builds(spec.Basic.Ack, tags, st.booleans()).map(lambda m: frame.Method(1, m)),
+    st.builds(spec.Basic.Ack, tags, st.booleans()).map(lambda m: frame.Method(2, m)),
+    st.builds(spec.Basic.Nack, tags, st.booleans()).map(lambda m: frame.Method(1, m)),
+    st.builds(frame.Body, st.just(1), st.binary(min_size=1, max_size=60)),
+    st.builds(frame.Heartbeat),
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(frames_heard, max_size=30), st.lists(st.integers(1, 80), max_size=60))
+def test_confirms_are_heard_as_pika_hears_them(story: list[Any], cuts: list[int]) -> None:
+    """However the bytes are cut into pieces on their way."""
+    data = b"".join(each.marshal() for each in story)
+    fast, slow = Heard(fast=True), Heard(fast=False)
+    at = 0
+    for cut in [*cuts, len(data)]:
+        piece, at = data[at : at + cut], at + cut
+        if piece:
+            fast._on_data_available(piece)
+            slow._on_data_available(piece)
+    assert fast.heard == slow.heard
+    assert len(fast.heard) == len(story)
+    assert fast.bytes_received == slow.bytes_received == len(data)
+    assert fast.frames_received == slow.frames_received == len(story)
+    assert fast._frame_buffer == slow._frame_buffer == b""
+
+
+class Taken:
+    """What a broker needs of a connection with a channel to send on; keeps the pieces."""
+
+    is_open = True
+    channel_number = 1
+    _body_max_length = MOST
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
+        self.pieces += marshaled_frames
+
+
+def test_large_sends_go_in_pieces() -> None:
+    """pika copies what is left of a piece whenever the kernel takes a part of it."""
+    taken: Any = Taken()
+    sender = broker.Broker(taken, taken)
+    sender._connection = sender._channel = taken
+    frames, form = frames_of(PLAIN, MOST)
+    sender.configure(PLAIN, form)
+    batch = [Event(f"a-{n}", 1000, 0, "$", b"set", b"k" * 100_000) for n in range(7)]
+    sender.send(batch)
+    assert b"".join(taken.pieces) == frames.marshal(batch)
+    assert max(map(len, taken.pieces)) <= broker._PIECE

@@ -1,0 +1,473 @@
+"""The queue between Redis' main thread and the worker, driven from Python."""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import pathlib
+import random
+import resource
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.fix_shim import Shim
+
+CHUNK = 64 * 1024  # CHUNK_BYTES of queue.c: records around it are the corner cases
+HEAD = struct.Struct("=IIQiHBB")
+FIELDS = ("size", "payload_len", "time_ms", "db", "name_len", "kind", "class_bit")
+EVENT, COMMAND = 0, 1
+
+
+class Record(NamedTuple):
+    name: bytes
+    payload: bytes
+    kind: int = EVENT
+    db: int = 0
+    time_ms: int = 0
+    class_bit: int = 8
+
+    @property
+    def size(self) -> int:
+        """What it takes in the queue: head, name and payload, to the next eight."""
+        return (HEAD.size + len(self.name) + len(self.payload) + 7) // 8 * 8
+
+
+class Queue:
+    """The C functions, with a record on one side and a record on the other."""
+
+    def __init__(self, shim: Shim, limit: int = 0) -> None:
+        self.ffi, self.lib = shim.ffi, shim.lib
+        self.queue = self.lib.queue_new(limit)
+        self._head = self.ffi.new("record_t *")
+        self._records = self.ffi.new("const char **")
+
+    def push(self, record: Record) -> bool:
+        head = self._head
+        head.size = 0xDEAD  # the queue finds it out itself
+        head.payload_len = len(record.payload)
+        head.time_ms = record.time_ms
+        head.db = record.db
+        head.name_len = len(record.name)
+        head.kind = record.kind
+        head.class_bit = record.class_bit
+        code = self.lib.queue_push(self.queue, head, record.name, record.payload)
+        assert code in (0, -1)
+        return bool(code == 0)
+
+    def look(self) -> bytes:
+        """What can be taken now; it stays in the queue."""
+        size = self.lib.queue_take(self.queue, self._records)
+        return bytes(self.ffi.buffer(self._records[0], size)) if size else b""
+
+    def take(self, most: int = 1 << 30) -> list[Record]:
+        """Takes so many records out of what lies together."""
+        data = self.look()
+        records: list[Record] = []
+        at = 0
+        while at < len(data) and len(records) < most:
+            size, record = parse(data, at)
+            records.append(record)
+            at += size
+        assert at <= len(data)
+        self.lib.queue_release(self.queue, at, len(records))
+        return records
+
+    def take_all(self) -> list[Record]:
+        records: list[Record] = []
+        while some := self.take():
+            records += some
+        return records
+
+    @property
+    def bytes(self) -> int:
+        return int(self.lib.queue_bytes(self.queue))
+
+    @property
+    def length(self) -> int:
+        return int(self.lib.queue_length(self.queue))
+
+    @property
+    def pushed(self) -> int:
+        return int(self.lib.queue_pushed(self.queue))
+
+    def free(self) -> None:
+        self.lib.queue_free(self.queue)
+
+
+def parse(data: bytes, at: int) -> tuple[int, Record]:
+    size, payload_len, time_ms, db, name_len, kind, class_bit = HEAD.unpack_from(data, at)
+    start = at + HEAD.size
+    name = data[start : start + name_len]
+    payload = data[start + name_len : start + name_len + payload_len]
+    return size, Record(name, payload, kind, db, time_ms, class_bit)
+
+
+MakeQueue = Callable[..., Queue]
+
+
+@pytest.fixture
+def make(shim: Shim) -> Iterator[MakeQueue]:
+    queues: list[Queue] = []
+
+    def make(limit: int = 0) -> Queue:
+        queues.append(Queue(shim, limit))
+        return queues[-1]
+
+    yield make
+    for queue in queues:
+        queue.free()
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+# ---- the record ---------------------------------------------------------------
+
+
+def test_head_is_what_the_handler_reads(shim: Shim) -> None:
+    """One struct, written down in C and again in the handler."""
+    worker: Any = importlib.import_module("keyspace_amqp.worker.loop")
+    ffi = shim.ffi
+    head = ffi.new("record_t *")
+    assert worker._HEAD.size == HEAD.size == ffi.sizeof("record_t")
+    values = (0xA1A2A3A4, 0xB1B2B3B4, 0xC1C2C3C4C5C6C7C8, -123456789, 0xE1E2, 0xF1, 0xF2)
+    for field, value in zip(FIELDS, values, strict=True):
+        setattr(head, field, value)
+    for layout in (HEAD, worker._HEAD):
+        assert layout.unpack(bytes(ffi.buffer(head, layout.size))) == values
+
+
+@pytest.mark.parametrize("name_len", [0, 1, 6, 15])
+@pytest.mark.parametrize("payload_len", [0, 1, 7, 8, 9, 100])
+def test_an_event_costs_at_most_48_bytes_more_than_its_text(
+    make: MakeQueue, name_len: int, payload_len: int
+) -> None:
+    queue = make()
+    queue.push(Record(b"n" * name_len, b"k" * payload_len))
+    taken = len(queue.look())
+    assert taken == queue.bytes
+    assert taken % 8 == 0
+    assert 24 <= taken - name_len - payload_len <= 48
+
+
+# ---- first in, first out -------------------------------------------------------
+
+lengths = st.one_of(
+    st.integers(0, 40),
+    st.sampled_from([CHUNK - 25, CHUNK - 24, CHUNK - 23, CHUNK, CHUNK + 1, 3 * CHUNK, 20 * CHUNK]),
+    st.integers(10_000, 70_000),
+)
+payloads = st.one_of(
+    st.binary(max_size=40),
+    st.tuples(st.binary(min_size=1, max_size=5), lengths).map(lambda p: (p[0] * p[1])[: p[1]]),
+)
+records = st.builds(
+    Record,
+    name=st.one_of(st.binary(max_size=20), st.just(b"n" * 65535)),
+    payload=payloads,
+    kind=st.integers(0, 5),
+    db=st.integers(-(2**31), 2**31 - 1),
+    time_ms=st.integers(0, 2**64 - 1),
+    class_bit=st.integers(0, 255),
+)
+
+
+@given(st.lists(st.one_of(records, st.integers(0, 5)), max_size=30))
+@example([Record(b"", b""), Record(b"e", b"k" * (CHUNK - 48)), Record(b"e", b"k"), 1, 1, 1, 1])
+def test_what_goes_in_comes_out(shim: Shim, steps: list[Record | int]) -> None:
+    """A record is pushed, a number takes so many; a deque tells what must happen."""
+    queue = Queue(shim)
+    model: collections.deque[Record] = collections.deque()
+    pushed = 0
+    try:
+        for step in steps:
+            if isinstance(step, Record):
+                assert queue.push(step)
+                model.append(step)
+                pushed += 1
+            else:
+                for record in queue.take(step):
+                    assert record == model.popleft()
+            assert queue.length == len(model)
+            assert queue.bytes == sum(record.size for record in model)
+            assert queue.pushed == pushed
+        assert queue.take_all() == list(model)
+        assert (queue.length, queue.bytes, queue.pushed) == (0, 0, pushed)
+    finally:
+        queue.free()
+
+
+def test_an_empty_queue_has_nothing_to_take(make: MakeQueue) -> None:
+    queue = make()
+    assert queue.look() == b""
+    assert queue.take() == []
+    assert (queue.length, queue.bytes, queue.pushed) == (0, 0, 0)
+    queue.push(Record(b"set", b"k"))
+    queue.take()
+    assert queue.look() == b""
+
+
+def test_a_prefix_can_be_given_back(make: MakeQueue) -> None:
+    queue = make()
+    pushed = [Record(b"e%d" % n, b"k" * n) for n in range(100)]
+    for record in pushed:
+        queue.push(record)
+    assert queue.take(30) == pushed[:30]
+    assert (queue.length, queue.bytes) == (70, sum(r.size for r in pushed[30:]))
+    before = queue.look()
+    queue.push(Record(b"late", b"k"))
+    assert queue.look().startswith(before), "what was taken and not given back has moved"
+    assert queue.take(0) == []
+    assert queue.take_all() == [*pushed[30:], Record(b"late", b"k")]
+
+
+def test_a_queue_may_be_freed_with_records_in_it(shim: Shim) -> None:
+    """Many times: memory that was not given back would show."""
+    big = Record(b"e", b"k" * 200_000)
+
+    def fill_and_free() -> None:
+        queue = Queue(shim)
+        for _ in range(10):
+            queue.push(big)
+            queue.push(Record(b"e", b"small"))
+        queue.take(3)
+        queue.free()
+
+    for _ in range(10):
+        fill_and_free()
+    before = resident()
+    for _ in range(100):
+        fill_and_free()
+    assert resident() - before < 20_000_000  # of 200 MB that went through
+
+
+# ---- the limit -----------------------------------------------------------------
+
+
+def test_an_event_past_the_limit_is_refused_and_not_counted(make: MakeQueue) -> None:
+    event = Record(b"expire", b"k" * 10)  # 40 bytes
+    queue = make(10 * event.size)
+    assert [queue.push(event) for _ in range(10)] == [True] * 10, "the last one just fits"
+    for refused in (event, Record(b"", b""), Record(b"e", b"k" * 100_000)):
+        assert not queue.push(refused)
+    assert (queue.length, queue.bytes, queue.pushed) == (10, 400, 10)
+    assert queue.take_all() == [event] * 10
+
+
+@pytest.mark.parametrize("kind", range(1, 6))
+def test_requests_are_taken_whatever_the_limit(make: MakeQueue, kind: int) -> None:
+    queue = make(1)
+    assert not queue.push(Record(b"e", b"k"))
+    requests = [Record(b"", b"p" * n, kind) for n in (0, 1, 100_000)]
+    assert all(queue.push(request) for request in requests)
+    assert not queue.push(Record(b"e", b"k"))
+    assert queue.pushed == queue.length == 3
+    assert queue.take_all() == requests
+
+
+def test_there_is_room_again_when_records_are_given_back(make: MakeQueue) -> None:
+    event = Record(b"expire", b"k" * 10)
+    queue = make(3 * event.size)
+    for _ in range(5000):  # through many chunks
+        while queue.push(event):
+            pass
+        assert queue.length == 3
+        queue.look()
+        assert not queue.push(event), "looking gives nothing back"
+        assert queue.take(1) == [event]
+        assert queue.push(event)
+        assert not queue.push(event)
+        assert queue.take_all() == [event] * 3
+
+
+def test_the_limit_can_be_changed(make: MakeQueue) -> None:
+    event = Record(b"expire", b"k" * 10)
+    queue = make(event.size)
+    assert queue.lib.queue_get_limit(queue.queue) == event.size
+    assert [queue.push(event), queue.push(event)] == [True, False]
+    queue.lib.queue_set_limit(queue.queue, 2 * event.size)
+    assert queue.lib.queue_get_limit(queue.queue) == 2 * event.size
+    assert [queue.push(event), queue.push(event)] == [True, False]
+    queue.lib.queue_set_limit(queue.queue, event.size)  # less than there is
+    assert queue.length == 2
+    queue.take(1)
+    assert not queue.push(event)
+    queue.take(1)
+    assert queue.push(event)
+    queue.lib.queue_set_limit(queue.queue, 0)
+    assert all(queue.push(event) for _ in range(1000))
+
+
+@given(st.integers(1, 5000), st.lists(st.integers(0, 600), min_size=20, max_size=60))
+def test_events_never_take_more_than_the_limit(
+    shim: Shim, limit: int, payload_lengths: list[int]
+) -> None:
+    queue = Queue(shim, limit)
+    expected = []
+    try:
+        for number, length in enumerate(payload_lengths):
+            record = Record(b"e", b"k" * length, db=number)
+            before = queue.bytes
+            fits = before + record.size <= limit
+            assert queue.push(record) is fits
+            assert queue.bytes == before + record.size * fits <= limit
+            if fits:
+                expected.append(record)
+        assert queue.take_all() == expected
+    finally:
+        queue.free()
+
+
+# ---- memory ---------------------------------------------------------------------
+
+
+def test_a_steady_flow_takes_no_more_memory(make: MakeQueue) -> None:
+    """Two million events, some waiting all the time: 250 MB go through."""
+    queue = make()
+    ffi, lib = queue.ffi, queue.lib
+    head = ffi.new("record_t *", {"payload_len": 96, "name_len": 6})
+    pointer = ffi.new("const char **")
+    handle, name, key, push = queue.queue, b"expire", b"k" * 96, lib.queue_push
+    size = Record(name, key).size
+
+    def flow(rounds: int) -> None:
+        for _ in range(rounds):
+            for _ in range(1000):
+                push(handle, head, name, key)
+            while queue.length > 500:
+                taken = lib.queue_take(handle, pointer)
+                lib.queue_release(handle, taken, taken // size)
+
+    flow(200)
+    before = resident()
+    flow(1800)
+    after = resident()
+    assert queue.pushed == 2_000_000
+    assert after < 1.1 * before, (before, after)
+
+
+@pytest.mark.parametrize("payload_len", [100, 40_000, 300_000])
+def test_a_flood_is_given_back(make: MakeQueue, payload_len: int) -> None:
+    """Fills the queue up and empties it, again and again."""
+    queue = make(20_000_000)
+    record = Record(b"expire", b"k" * payload_len)
+
+    def flood() -> None:
+        while queue.push(record):
+            pass
+        while queue.length:
+            size = queue.lib.queue_take(queue.queue, queue._records)
+            queue.lib.queue_release(queue.queue, size, size // record.size)
+
+    for _ in range(2):
+        flood()
+    before = resident()
+    rounds = 5 if payload_len == 100 else 30
+    for _ in range(rounds):
+        flood()
+    assert resident() - before < 20_000_000, "more than once what may wait has stayed"
+
+
+def test_a_large_event_is_given_back_at_once(make: MakeQueue) -> None:
+    """Not only when the next event comes."""
+    queue = make()
+    record = Record(b"set", b"k" * 50_000_000)
+    before = resident()
+    queue.push(record)
+    size = queue.lib.queue_take(queue.queue, queue._records)
+    assert resident() - before > 40_000_000
+    queue.lib.queue_release(queue.queue, size, 1)
+    assert resident() - before < 10_000_000
+
+
+# ---- two threads ----------------------------------------------------------------
+
+PATTERN = bytes(random.Random(3).randrange(256) for _ in range(100_300))
+
+
+def numbered(number: int, most: int) -> tuple[bytes, bytes]:
+    """Name and payload of a record: of many sizes, and none like the next."""
+    length = 100_000 if number % 20_000 == 19_999 else number * 7919 % most
+    start = number % 97
+    return b"e%d" % (number % 10), PATTERN[start : start + length]
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "limit"),
+    [
+        pytest.param(300_000, 200, 0, id="small"),
+        # The pushing thread meets a full queue time and again.
+        pytest.param(300_000, 200, 150_000, id="small with a limit"),
+        # A few records fill a chunk: the change of chunks is where threads meet.
+        pytest.param(80_000, 60_000, 400_000, id="large"),
+    ],
+)
+def test_two_threads(make: MakeQueue, count: int, most: int, limit: int) -> None:
+    """cffi lets go of the GIL in each call, so one thread's C code runs beside the
+    other's. Who has nothing to do waits for the other: two threads that only ask
+    again keep the GIL from each other on a busy machine."""
+    queue = make(limit)
+    ffi, lib, handle = queue.ffi, queue.lib, queue.queue
+    give_up = time.monotonic() + 60  # against a hang only
+    ended = threading.Event()
+    refused = threading.Event()
+    arrived, room = threading.Event(), threading.Event()
+
+    def push() -> None:
+        head = ffi.new("record_t *")
+        for number in range(count):
+            name, payload = numbered(number, most)
+            head.payload_len, head.name_len = len(payload), len(name)
+            head.time_ms, head.db = number * 1_000_003, number
+            while True:
+                room.clear()
+                if lib.queue_push(handle, head, name, payload) == 0:
+                    break
+                refused.set()
+                room.wait(1)
+                if ended.is_set():
+                    return
+            arrived.set()
+
+    thread = threading.Thread(target=push)
+    thread.start()
+    expected = 0
+    try:
+        if limit:
+            assert refused.wait(60), "nothing was refused"
+        while expected < count:
+            assert time.monotonic() < give_up, f"stuck at {expected} of {count}"
+            arrived.clear()
+            for _ in range(100):  # to be there the moment that something comes
+                data = queue.look()
+                if data:
+                    break
+            else:
+                arrived.wait(1)
+                continue
+            at = records = 0
+            while at < len(data):
+                size, record = parse(data, at)
+                assert (record.db, record.time_ms) == (expected, expected * 1_000_003)
+                assert (record.name, record.payload) == numbered(expected, most)
+                expected += 1
+                at += size
+                records += 1
+            lib.queue_release(handle, at, records)
+            room.set()
+    finally:
+        ended.set()
+        thread.join()
+    assert refused.is_set() is (limit > 0)
+    assert (queue.length, queue.bytes, queue.pushed) == (0, 0, count)
+    assert queue.look() == b""

@@ -1,0 +1,422 @@
+"""The shim's checks of parameters, and the list of masks that it writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from keyspace_amqp.config import format_masks, parse_masks
+from keyspace_amqp.tables.parameters import (
+    INDEX,
+    INT64_MAX,
+    MASK_BYTES,
+    MASKS_BYTES,
+    SETTINGS,
+    Kind,
+    Setting,
+)
+from tests.fix_shim import Shim
+
+# REDISMODULE_NOTIFY_*, as in redismodule.h of Redis 7.0.
+BITS = {
+    "g": 1 << 2, "$": 1 << 3, "l": 1 << 4, "s": 1 << 5, "h": 1 << 6, "z": 1 << 7,
+    "x": 1 << 8, "e": 1 << 9, "t": 1 << 10, "m": 1 << 11, "d": 1 << 13, "n": 1 << 14,
+    "o": 1 << 15, "c": 1 << 16,  # of Redis 8.2
+}  # fmt: skip
+EVERY_CLASS = sum(BITS.values())
+# What a server's own `A` stands for: all but misses and new keys.
+ALIAS = EVERY_CLASS & ~(BITS["m"] | BITS["n"] | BITS["o"] | BITS["c"])
+# Room as in the module: no message may be longer.
+ERROR_BYTES = 1024
+# Redis shows so much of a refused CONFIG SET (CONFIG_ERR_SIZE).
+CUT = 256
+
+Check = Callable[..., str | None]
+
+
+@pytest.fixture(scope="session")
+def check(shim: Shim) -> Check:
+    """check(name, value): None, or the message of the refusal."""
+    ffi, lib = shim.ffi, shim.lib
+
+    def check(name: str, value: bytes, classes: int = EVERY_CLASS) -> str | None:
+        error = ffi.new("char[]", b"\x01" * (ERROR_BYTES - 1))
+        code = lib.settings_check(INDEX[name], value, len(value), classes, error, ERROR_BYTES)
+        if code == 0:
+            return None
+        assert code == -1
+        message: str = ffi.string(error).decode("ascii")  # Redis' log takes no other bytes
+        assert len(message) < ERROR_BYTES - 1
+        assert message.isprintable()
+        return message
+
+    return check
+
+
+# name: values that are accepted, values that are not
+# fmt: off
+VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
+    "events": (
+        [b"g", b"$", b"l", b"s", b"h", b"z", b"x", b"e", b"A", b"t", b"d", b"m", b"n",
+         b"xe", b"g$lshzxe", b"A" * 64, b"xxx", b"Amn"],
+        [b"", b"K", b"E", b"KEA", b"a", b"X", b"x e", b"xe ", b"x,e", b"\xff", b"x\n", b"0", b"?"],
+    ),
+    "host": (
+        [b"h", b"127.0.0.1", b"::1", b"broker.example", b"h" * 255, b"a,b:5671", b"a:1,[::1]:65535",
+         b"::1,b", b"fe80::1%eth0", b"[fe80::1%eth0]:5672", b"\xc3\xbc.example"],
+        [b"", b"h" * 1025, b"a b", b"a:", b"a:0", b"a:65536", b"a,", b",a", b"a,,b", b"[::1",
+         b"a:b", b"user@a", b"a/b", b"amqp://a"],
+    ),
+    "port": (
+        [b"1", b"5672", b"65535", b"00080"],
+        [b"", b"0", b"65536", b"-1", b"+1", b" 1", b"1 ", b"1\n", b"1.0", b"1e3", b"0x10", b"amqp",
+         b"-", b"--1", b"1-1", b"1-", b"4294972968", b"18446744073709557288", b"\xb2"],
+    ),
+    "username": ([b"", b"guest", b"u" * 255, b"with blank", b"\xff\n"], [b"u" * 256]),
+    "password": ([b"", b"guest", b"p" * 1024, b"with blank", b"\xff\n"], [b"p" * 1025]),
+    "heartbeat": ([b"0", b"30", b"65535"], [b"", b"-1", b"65536", b"30s"]),
+    "exchange": ([b"", b"amq.direct", b"e" * 255], [b"e" * 256]),
+    "routing-key": (
+        [b"", b"key", b"k" * 255, b"redis.{db}.{event}.{class}.{key}.{node}", b"{key:1}{key:99}",
+         b"{key:*}", b"{{}}", b"{{key}}{db}", b"caf\xe9 \n"],
+        [b"k" * 256, b"{", b"}", b"{}", b"{keys}", b"{key:0}", b"{key:100}", b"{key:}", b"{db}}",
+         b"{{db}", b"{ db}"],
+    ),
+    "delivery-mode": ([b"1", b"2"], [b"", b"0", b"3", b"-1", b"12", b"persistent"]),
+    "fallback-size": (
+        [b"0", b"1", b"-1", b"%d" % INT64_MAX, b"%d" % (-INT64_MAX - 1)],
+        [b"", b"%d" % (INT64_MAX + 1), b"%d" % (-INT64_MAX - 2), b"9" * 30, b"1" * 5000, b"10k"],
+    ),
+    "masks": (
+        [b"", b"ALL", b"^a.*$ b*", b"a\\x20b", b"\\\\", b"\\x00\\xFF", b"\t a\n", b"\xff",
+         b"m" * MASK_BYTES, b"\\x41" * MASK_BYTES, b"mm " * (MASKS_BYTES // 3),
+         b"!a", b"a! !^tmp:", b"!!", b"\\x21a", b"!\\x20", b"!\\\\", b"!ALL"],
+        [b"\\", b"a\\", b"\\n", b"\\x", b"\\x2", b"\\xg0", b"\\x0g", b"\\X20", b"\\\\\\",
+         b"\\x 20", b"m" * (MASK_BYTES + 1), b"a " + b"m" * (MASK_BYTES + 1),
+         b"m " * (MASKS_BYTES // 2 + 1),
+         b"!", b"\\x21", b"a !", b"! a", b"a !\tb", b"\\x21\n", b"a \\x21"],
+    ),
+    "queue-limit": (
+        [b"1048576", b"67108864", b"1099511627776"],
+        [b"", b"0", b"1048575", b"1099511627777", b"-1", b"64mb"],
+    ),
+    "worker-nice": ([b"0", b"10", b"19"], [b"", b"-1", b"20"]),
+    "url": (
+        [b"", b"amqp://h", b"amqps://u:p%40%2f@h:5671/v%2fh", b"amqp://u@h,i:1,[::1]:2/",
+         b"amqp://:p@h?heartbeat=7&verify=verify_none", b"amqp://h/v?auth_mechanism=external",
+         b"amqps://h?cacertfile=/a/b.pem&certfile=c&keyfile=d&server_name_indication=e"],
+        [b"amqp://", b"http://h", b"h", b"amqp://h/a/b", b"amqp://h:0", b"amqp://h?x=1",
+         b"amqp://h?heartbeat", b"amqp://h?verify=no", b"amqp://a@b@h", b" amqp://h", b"amqp://h ",
+         b"amqp://h" + b"h" * 2041],
+    ),
+    "vhost": ([b"", b"/", b"v" * 255, b"\xff\n"], [b"v" * 256]),
+    "password-file": ([b"", b"/run/secrets/amqp", b"f" * 4096], [b"f" * 4097]),
+    "auth-mechanism": ([b"plain", b"external"], [b"", b"PLAIN", b"plain ", b"amqplain"]),
+    "tls": ([b"on", b"off"], [b"", b"yes", b"On", b"1", b"on\n", b"onoff"]),
+    "tls-ca-file": ([b"", b"/etc/ca.pem", b"f" * 4096], [b"f" * 4097]),
+    "tls-cert-file": ([b"", b"/etc/cert.pem", b"f" * 4096], [b"f" * 4097]),
+    "tls-key-file": ([b"", b"/etc/key.pem", b"f" * 4096], [b"f" * 4097]),
+    "tls-server-name": ([b"", b"broker.example", b"n" * 255], [b"n" * 256]),
+    "tls-verify": ([b"on", b"off"], [b"", b"no"]),
+    "tcp-keepalive": ([b"0", b"60", b"32767"], [b"", b"-1", b"32768", b"on"]),
+    "node-name": ([b"", b"redis-1.example:6379", b"n" * 128], [b"n" * 129]),
+    "format": ([b"text", b"json", b"cloudevents"], [b"", b"JSON", b"xml", b"textjson"]),
+    "headers": ([b"on", b"off"], [b"", b"all"]),
+    "value": ([b"0", b"1", b"1048576"], [b"", b"-1", b"1048577", b"1kb"]),
+    "mandatory": ([b"on", b"off"], [b"", b"true"]),
+    "app-id": ([b"", b"a" * 255], [b"a" * 256]),
+    "message-type": ([b"", b"t" * 255], [b"t" * 256]),
+    "priority": ([b"", b"0", b"9", b"10", b"255"], [b"256", b"-1", b"00", b"1000", b"9 ", b"x"]),
+    "expiration": (
+        [b"", b"0", b"60000", b"999999999", b"3999999999"],
+        [b"-1", b"4000000000", b"01", b"1s", b"10000000000", b" 1"],
+    ),
+    "deduplication-header": ([b"on", b"off"], [b"", b"x"]),
+    "databases": (
+        [b"ALL", b"0", b"0,1", b"0,2,8-15", b"999999999"],
+        [b"", b"all", b"0,", b",0", b"-1", b"1-", b"0 1", b"ALL,0", b"1-2-3", b"9999999999"],
+    ),
+}
+# fmt: on
+
+
+def test_every_parameter_is_in_the_table_of_this_test() -> None:
+    assert list(VALUES) == [setting.name for setting in SETTINGS]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_accepted(check: Check, name: str) -> None:
+    assert [(v[:40], check(name, v)) for v in VALUES[name][0] if check(name, v)] == []
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_refused(check: Check, name: str) -> None:
+    assert [v[:40] for v in VALUES[name][1] if check(name, v) is None] == []
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_a_default_passes_its_own_check(check: Check, setting: Setting) -> None:
+    assert check(setting.name, setting.default.encode()) is None
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_the_bounds_are_those_of_the_table(check: Check, setting: Setting) -> None:
+    """The .so was made from this table, and says so at its edges."""
+    s = setting
+    if s.kind is Kind.INTEGER:
+        inside, outside = [s.minimum, s.maximum], [s.minimum - 1, s.maximum + 1]
+        assert all(check(s.name, b"%d" % number) is None for number in inside)
+        assert all(check(s.name, b"%d" % number) for number in outside)
+    elif not s.pattern:
+        longest = b"x " * (s.maximum // 2) if s.kind is Kind.MASKS else b"x" * s.maximum
+        assert check(s.name, longest) is None
+        assert check(s.name, b"x" * s.minimum) is None
+        if s.minimum:
+            assert check(s.name, b"x" * (s.minimum - 1))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [s.name for s in SETTINGS if s.kind is not Kind.INTEGER],
+)
+def test_a_text_longer_than_the_table_allows_is_refused(check: Check, name: str) -> None:
+    letter = b"g" if name == "events" else b"x"
+    assert check(name, letter * (SETTINGS[INDEX[name]].maximum + 1))
+
+
+integers = pytest.mark.parametrize("name", [s.name for s in SETTINGS if s.kind is Kind.INTEGER])
+any_texts = [s.name for s in SETTINGS if s.kind is Kind.TEXT and not s.pattern]
+texts = pytest.mark.parametrize("name", any_texts)
+patterns = pytest.mark.parametrize("name", [s.name for s in SETTINGS if s.pattern])
+
+
+@integers
+@given(number=st.one_of(st.integers(-(2**65), 2**65), st.integers(-2, 70_000)))
+def test_any_number(check: Check, name: str, number: int) -> None:
+    setting = SETTINGS[INDEX[name]]
+    inside = setting.minimum <= number <= setting.maximum
+    assert (check(name, b"%d" % number) is None) is inside
+
+
+@integers
+@given(value=st.text("-+0123 .x\n", max_size=24))
+def test_what_looks_like_a_number(check: Check, name: str, value: str) -> None:
+    """What passes is what the handler's int() reads, and within the bounds."""
+    setting = SETTINGS[INDEX[name]]
+    number = int(value) if re.fullmatch("-?[0-9]+", value) and len(value) < 24 else None
+    inside = number is not None and setting.minimum <= number <= setting.maximum
+    assert (check(name, value.encode()) is None) is inside
+
+
+@texts
+@given(value=st.binary(max_size=300).map(lambda value: value.replace(b"\0", b"\n")))
+def test_a_text_is_any_bytes_of_the_right_number(check: Check, name: str, value: bytes) -> None:
+    setting = SETTINGS[INDEX[name]]
+    inside = setting.minimum <= len(value) <= setting.maximum
+    assert (check(name, value) is None) is inside
+
+
+@patterns
+@given(data=st.data())
+def test_a_pattern_means_the_same_to_posix_and_to_python(
+    check: Check, name: str, data: st.DataObject
+) -> None:
+    """The shim checks with the one, the command line with the other."""
+    setting = SETTINGS[INDEX[name]]
+    pieces = [v for values in VALUES[name] for v in values if len(v) < 60]
+    drawn = st.lists(
+        st.one_of(st.sampled_from(pieces), st.sampled_from([b"{", b"}", b":", b",", b"/", b"\\"])),
+        max_size=4,
+    )
+    value = b"".join(data.draw(st.one_of(drawn, st.lists(st.binary(max_size=9)))))
+    value = value.replace(b"\0", b"?")
+    fits = setting.minimum <= len(value) <= setting.maximum
+    text = value.decode("utf-8", "surrogateescape")
+    fits = fits and re.fullmatch(setting.pattern, text) is not None
+    assert (check(name, value) is None) is fits
+
+
+near_escapes = st.lists(
+    st.sampled_from([b"\\", b"x", b"2", b"F", b"g", b" ", b"\n", b"\xff", b"*", b"!", b"\\x21"]),
+    max_size=10,
+).map(b"".join)
+
+
+@given(value=near_escapes)
+@example(b"\\\\x2")
+@example(b"\\x2")
+def test_masks_are_refused_for_lone_backslashes_and_signs_only(check: Check, value: bytes) -> None:
+    fine = re.fullmatch(rb"([^\\]|\\\\|\\x[0-9a-fA-F]{2})*", value) is not None
+    fine = fine and b"!" not in parse_masks(value)
+    assert (check("masks", value) is None) is fine
+    if fine:
+        assert b"" not in parse_masks(value)
+
+
+# ---- what a refusal says ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_refusal_names_the_parameter_the_value_and_what_is_accepted(
+    check: Check, name: str
+) -> None:
+    setting = SETTINGS[INDEX[name]]
+    for value in VALUES[name][1]:
+        message = check(name, value)
+        assert message is not None
+        assert message.startswith(f"{name}: ")
+        assert message.endswith(f"; give {setting.accepted}")
+        assert len(message) < CUT
+        if setting.sensitive:
+            continue
+        escaped = [chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in value]
+        shown = "".join(escaped)
+        if len(shown) > 64:
+            end = max(n for n in range(65) if len("".join(escaped[:n])) <= 64)
+            shown = "".join(escaped[:end]) + "..."
+        assert f" '{shown}' is not accepted" in message
+
+
+# None of these is in the words of a message.
+@given(
+    secret=st.one_of(
+        st.text("@#%&~^!", min_size=1025, max_size=1030),
+        st.text("@#%&~^!", min_size=1, max_size=40).map(lambda s: s + "\0" + s),
+    )
+)
+def test_a_secret_is_not_shown_in_any_part(check: Check, secret: str) -> None:
+    message = check("password", secret.encode())
+    assert message is not None
+    assert message.startswith("password: ")
+    assert SETTINGS[INDEX["password"]].accepted in message
+    assert not set("@#%&~^!") & set(message)
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("position", ["only", "first", "inside", "last"])
+def test_a_nul_byte_is_refused(check: Check, name: str, position: str) -> None:
+    """Redis keeps the values of its configs as C strings."""
+    good = SETTINGS[INDEX[name]].default.encode()
+    value = {
+        "only": b"\0",
+        "first": b"\0" + good,
+        "inside": good[:1] + b"\0" + good,
+        "last": good + b"\0",
+    }[position]
+    message = check(name, value)
+    assert message is not None
+    assert message.startswith(f"{name}: ")
+    assert "NUL" in message
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_huge_values_are_refused_in_few_words(check: Check, name: str) -> None:
+    for byte in (b"1", b"\xff", b"\0", b"\\"):
+        message = check(name, byte * (4 * 1024 * 1024))
+        assert message is not None
+        assert len(message) < CUT
+
+
+@given(capacity=st.integers(1, 300), value=st.binary(min_size=256, max_size=300))
+def test_a_message_keeps_to_its_room(shim: Shim, capacity: int, value: bytes) -> None:
+    ffi = shim.ffi
+    room = ffi.new("char[]", b"\x7f" * 400)
+    code = shim.lib.settings_check(INDEX["host"], value, len(value), 0, room, capacity)
+    assert code == -1
+    assert bytes(ffi.buffer(room, 400))[capacity:] == b"\x7f" * (400 - capacity)
+    assert len(ffi.string(room)) < capacity
+
+
+# ---- event classes ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("letter", BITS)
+def test_the_bit_of_a_letter(shim: Shim, letter: str) -> None:
+    assert shim.lib.settings_classes(letter.encode(), 1) == BITS[letter]
+
+
+def test_the_bits_of_a(shim: Shim) -> None:
+    assert shim.lib.settings_classes(b"A", 1) == ALIAS
+    documented = sum(BITS[letter] for letter in "g$lshzxe")
+    assert ALIAS & documented == documented
+
+
+@given(letters=st.lists(st.sampled_from([*BITS, "A"]), max_size=20))
+def test_letters_add_up(shim: Shim, letters: list[str]) -> None:
+    expected = 0
+    for letter in letters:
+        expected |= ALIAS if letter == "A" else BITS[letter]
+    value = "".join(letters).encode()
+    assert shim.lib.settings_classes(value, len(value)) == expected
+
+
+@pytest.mark.parametrize("letter", BITS)
+def test_a_class_that_the_server_lacks(check: Check, letter: str) -> None:
+    without = EVERY_CLASS & ~BITS[letter]
+    message = check("events", b"A" + letter.encode(), without)
+    assert message is not None
+    assert f"'A{letter}'" in message
+    assert f"this server has no class {letter}" in message
+    others = "".join(other for other in BITS if other != letter).encode()
+    assert check("events", others, without) is None
+
+
+def test_a_is_accepted_whatever_it_means_to_the_server(check: Check) -> None:
+    assert check("events", b"A", sum(BITS[letter] for letter in "g$lshzxe")) is None
+    assert check("events", b"A", BITS["n"]) is None
+
+
+def test_a_letter_of_no_class_is_told_from_one_the_server_lacks(check: Check) -> None:
+    message = check("events", b"xeK", 0x3FC)
+    assert message is not None
+    assert "no event class has this letter" in message
+
+
+# ---- the list of masks --------------------------------------------------------
+
+
+@given(
+    masks=st.lists(
+        st.one_of(st.binary(min_size=1, max_size=12), near_escapes.filter(bool)).filter(
+            lambda mask: mask != b"!"
+        )
+    ),
+    spare=st.integers(0, 20),
+)
+@example([bytes([byte]) for byte in range(256) if byte != ord("!")], 0)
+def test_appended_masks_come_back(shim: Shim, check: Check, masks: list[bytes], spare: int) -> None:
+    ffi, lib = shim.ffi, shim.lib
+    capacity = sum(4 * len(mask) + 2 for mask in masks) + 1 + spare
+    room = ffi.new("char[]", b"\x7f" * (capacity + 8))
+    used = 0
+    for mask in masks:
+        used = lib.settings_append_mask(room, used, capacity, mask, len(mask))
+        assert 0 < used < capacity
+        assert ffi.buffer(room)[used] == b"\0"
+    assert bytes(ffi.buffer(room))[capacity : capacity + 8] == b"\x7f" * 8
+    value = bytes(ffi.buffer(room, used))
+    assert check("masks", value) is None
+    assert parse_masks(value) == tuple(masks)
+    assert value == format_masks(masks), "KEYMASK and the module's arguments write it alike"
+
+
+@given(masks=st.lists(st.binary(min_size=1, max_size=9), min_size=1), capacity=st.integers(0, 60))
+def test_too_little_room_is_told_and_nothing_is_written(
+    shim: Shim, masks: list[bytes], capacity: int
+) -> None:
+    ffi, lib = shim.ffi, shim.lib
+    room = ffi.new("char[]", b"\x7f" * 80)
+    used = 0
+    for mask in masks:
+        before = bytes(ffi.buffer(room))
+        now = lib.settings_append_mask(room, used, capacity, mask, len(mask))
+        assert bytes(ffi.buffer(room))[capacity:] == before[capacity:]
+        if now == 0:
+            assert bytes(ffi.buffer(room)) == before
+            assert used + 4 * len(mask) + 2 > capacity
+            break
+        used = now

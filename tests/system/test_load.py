@@ -1,0 +1,445 @@
+"""Loading, parameters, and what happens when something is wrong at load."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import subprocess
+import sys
+import venv
+from typing import Any
+
+import pytest
+import redis
+
+from keyspace_amqp import __version__
+from keyspace_amqp.demo.servers import RedisServer
+from keyspace_amqp.tables.parameters import SETTINGS
+from tests.fix_servers import (
+    FAMILIES,
+    MODULE,
+    Mailbox,
+    StartRedis,
+    arguments_for,
+    handler_copy,
+    installed_copy,
+    old_server,
+    settled,
+    site_packages,
+)
+
+DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
+GIVEN = ["$x", "localhost", "1234", "user", "secret", "20", "my-exchange", "my.key", "2", "0"]
+
+
+def parameters(client: redis.Redis) -> dict[str, str]:
+    found: dict[str, str] = client.config_get("keyspaceamqp.*")
+    return {
+        _text(name).removeprefix("keyspaceamqp."): _text(value) for name, value in found.items()
+    }
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def loaded(client: redis.Redis) -> bool:
+    return b"keyspaceamqp" in [module[b"name"] for module in client.module_list()]
+
+
+def test_defaults(family: str, start_redis: StartRedis) -> None:
+    server = start_redis(family)
+    assert parameters(server.client()) == DEFAULTS
+    assert __version__ in server.log()
+    assert server.client().info("keyspaceamqp")["keyspaceamqp_version"] == __version__
+
+
+@pytest.mark.parametrize("count", range(len(GIVEN) + 1))
+def test_any_tail_of_the_arguments_may_be_left_out(count: int, start_redis: StartRedis) -> None:
+    server = start_redis(arguments=GIVEN[:count])
+    names = [setting.name for setting in SETTINGS]
+    expected = DEFAULTS | dict(zip(names, GIVEN[:count], strict=False))
+    assert parameters(server.client()) == expected
+
+
+def test_masks_are_the_rest_of_the_arguments(family: str, start_redis: StartRedis) -> None:
+    server = start_redis(family, [*GIVEN, "^a b$", "c\\d", "^x.*y$"])
+    client = server.client()
+    assert client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST") == [b"^a b$", b"c\\d", b"^x.*y$"]
+    assert parameters(client)["masks"] == r"^a\x20b$ c\\d ^x.*y$"
+
+
+def test_every_way_to_load(family: str, start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    server = start_redis(family, arguments=None)
+    client = server.client()
+    client.execute_command("MODULE", "LOAD", str(MODULE), "g")
+    assert parameters(client)["events"] == "g"
+    client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    client.execute_command(
+        "MODULE",
+        "LOADEX",
+        str(MODULE),
+        "CONFIG",
+        "keyspaceamqp.port",
+        "1000",
+        "CONFIG",
+        "keyspaceamqp.masks",
+        "^a ^b",
+        "ARGS",
+        "l",
+        "example.org",
+        "2000",
+    )
+    found = parameters(client)
+    # What is named wins over what has a position.
+    assert (found["events"], found["host"], found["port"]) == ("l", "example.org", "1000")
+    assert client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST") == [b"^a", b"^b"]
+    with pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command("MODULE", "LOAD", str(MODULE))  # twice
+    command_line = RedisServer(tmp_path / "command-line", FAMILIES[family]())
+    command_line.write_config()
+    arguments = [*command_line.command(), "--loadmodule", str(MODULE), "s"]
+    command_line.command = lambda: arguments  # type: ignore[method-assign]
+    with command_line:
+        assert parameters(command_line.client())["events"] == "s"
+
+
+def test_named_parameters_in_the_configuration_file(family: str, start_redis: StartRedis) -> None:
+    server = start_redis(
+        family, ["g", "a-host"], ["keyspaceamqp.host other-host", 'keyspaceamqp.masks "^a  ^b"']
+    )
+    client = server.client()
+    found = parameters(client)
+    assert (found["events"], found["host"]) == ("g", "other-host")
+    assert client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST") == [b"^a", b"^b"]
+
+
+def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> None:
+    server = start_redis(family, GIVEN)
+    client = server.client()
+    changed = {
+        "events": "A",
+        "host": "h",
+        "port": "1",
+        "username": "",
+        "password": 'p w"\\x',
+        "heartbeat": "0",
+        "exchange": "",
+        "routing-key": "k k",
+        "delivery-mode": "1",
+        "fallback-size": "-5",
+        "masks": r"^\x20a ALL",
+        "queue-limit": "2000000",
+        "worker-nice": "3",
+        "url": "amqps://u:p%20w@h,[::1]:1/v?heartbeat=1&verify=verify_none",
+        "vhost": "v h",
+        "password-file": "/a b",
+        "auth-mechanism": "external",
+        "tls": "on",
+        "tls-ca-file": "/ca",
+        "tls-cert-file": "/cert",
+        "tls-key-file": "/key",
+        "tls-server-name": "name",
+        "tls-verify": "off",
+        "tcp-keepalive": "0",
+        "node-name": "node 1",
+        "format": "json",
+        "headers": "on",
+        "value": "100",
+        "mandatory": "off",
+        "app-id": "app",
+        "message-type": "type",
+        "priority": "3",
+        "expiration": "1000",
+        "deduplication-header": "on",
+        "databases": "0,2-3",
+    }
+    for name, value in changed.items():
+        client.config_set(f"keyspaceamqp.{name}", value)
+    assert parameters(client) == changed
+    # A value that is the table's default, but not what the arguments say.
+    client.config_set("keyspaceamqp.port", 5672)
+    client.config_rewrite()
+    server.stop()
+    server.start()
+    assert parameters(server.client()) == changed | {"port": "5672"}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_parameter_can_be_set_while_it_runs(
+    setting: Any,
+    broker: Any,
+    mailbox: Mailbox,
+    start_redis: StartRedis,
+    tmp_path: pathlib.Path,
+) -> None:
+    (tmp_path / "password").write_text("guest\n")
+    other = {
+        "events": "$",
+        "host": "localhost",
+        "port": str(broker.port),
+        "username": "guest",
+        "password": "guest",
+        "heartbeat": "5",
+        "exchange": "amq.direct",
+        "routing-key": mailbox.routing_key,
+        "delivery-mode": "2",
+        "fallback-size": "5",
+        "masks": "^a",
+        "queue-limit": "1048576",
+        "worker-nice": "19",
+        "url": f"amqp://guest:guest@localhost:{broker.port}/%2f?heartbeat=7",
+        "vhost": "/",
+        "password-file": str(tmp_path / "password"),
+        "auth-mechanism": "plain",
+        "tls": "off",
+        "tls-ca-file": "/of/no/meaning/without/tls",
+        "tls-cert-file": "/of/no/meaning/without/tls",
+        "tls-key-file": "/of/no/meaning/without/tls",
+        "tls-server-name": "of.no.meaning.example",
+        "tls-verify": "off",
+        "tcp-keepalive": "1",
+        "node-name": "one",
+        "format": "text",
+        "headers": "on",
+        "value": "10",
+        "mandatory": "off",
+        "app-id": "app",
+        "message-type": "event",
+        "priority": "9",
+        "expiration": "60000",
+        "deduplication-header": "on",
+        "databases": "0",
+    }
+    server = start_redis(arguments=arguments_for(broker, mailbox))
+    client = server.client()
+    client.set("a", 1)
+    mailbox.receive(1)
+    client.config_set(f"keyspaceamqp.{setting.name}", other[setting.name])
+    assert parameters(client)[setting.name] == other[setting.name]
+    client.set("a", 1)
+    assert mailbox.receive(1)[0].event == (0, b"set", b"a")
+
+
+WRONG = [
+    ("events", "xq", "letter"),
+    ("events", "", "letters"),
+    ("host", "", "names or addresses"),
+    ("host", "a:0", "names or addresses"),
+    ("url", "http://h", "amqp[s]://"),
+    ("tls", "yes", "on or off"),
+    ("auth-mechanism", "PLAIN", "plain or external"),
+    ("format", "xml", "text, json or cloudevents"),
+    ("routing-key", "{keys}", "{key:1}"),
+    ("priority", "256", "0 to 255"),
+    ("expiration", "1s", "milliseconds"),
+    ("databases", "0-", "0,2,8-15"),
+    ("value", "1048577", "0 (off) to 1048576"),
+    ("port", "0", "1 to 65535"),
+    ("port", "65536", "1 to 65535"),
+    ("port", "5672x", "1 to 65535"),
+    ("port", "", "1 to 65535"),
+    ("heartbeat", "-1", "0 (off) to 65535"),
+    ("exchange", "e" * 256, "255"),
+    ("routing-key", "k" * 256, "255"),
+    ("delivery-mode", "3", "1 "),
+    ("fallback-size", "many", "whole number"),
+    ("fallback-size", "9223372036854775808", "whole number"),
+    ("masks", "a\\b", "\\\\"),
+    ("queue-limit", "1", "1048576"),
+    ("worker-nice", "20", "0 to 19"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "accepted"), WRONG)
+def test_a_wrong_value_is_refused(
+    name: str, value: str, accepted: str, start_redis: StartRedis
+) -> None:
+    """By CONFIG SET and by our command, with the old values whole; and at load."""
+    server = start_redis()
+    client = server.client()
+    before = parameters(client)
+    for command in (
+        ["CONFIG", "SET", "keyspaceamqp.username", "changed", f"keyspaceamqp.{name}", value],
+        ["KEYSPACEAMQP.CONFIG", "SET", "username", "changed", name, value],
+    ):
+        with pytest.raises(redis.exceptions.ResponseError) as refused:
+            client.execute_command(*command)
+        text = str(refused.value)
+        assert name in text
+        assert (value[:60] in text) is (name != "url")
+        assert accepted in text
+        assert parameters(client) == before
+    client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    with pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command(
+            "MODULE", "LOADEX", str(MODULE), "CONFIG", f"keyspaceamqp.{name}", value
+        )
+    assert not loaded(client)
+    assert f"{name}: " in server.log()
+    position = next(setting.position for setting in SETTINGS if setting.name == name)
+    if position is not None and name != "masks":
+        arguments = [setting.default for setting in SETTINGS][: position - 1]
+        with pytest.raises(redis.exceptions.ResponseError):
+            client.execute_command("MODULE", "LOAD", str(MODULE), *arguments, value)
+        assert f"argument {position}, {name}: " in server.log()
+        assert not loaded(client)
+    # Nothing is left behind: it can be loaded rightly now.
+    client.execute_command("MODULE", "LOAD", str(MODULE))
+    assert parameters(client) == DEFAULTS
+
+
+def test_an_unknown_named_parameter(family: str, start_redis: StartRedis) -> None:
+    client = start_redis(family, arguments=None).client()
+    with pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command("MODULE", "LOADEX", str(MODULE), "CONFIG", "keyspaceamqp.no", "1")
+    assert not loaded(client)
+    client.execute_command("MODULE", "LOAD", str(MODULE))
+    settled(client, state="idle")
+
+
+def load_fails(server: RedisServer, path: pathlib.Path) -> str:
+    """Loads a module, which must fail and leave the server up; the log."""
+    client = server.client()
+    with pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command("MODULE", "LOAD", str(path))
+    assert client.ping()
+    return server.log()
+
+
+def test_a_server_that_is_too_old(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    server = RedisServer(tmp_path / "old", old_server())
+    server.config_path.write_text(f"port {server.port}\nbind 127.0.0.1\n")
+    with server:
+        log = load_fails(server, MODULE)
+        assert "needs Redis 7.0 or later" in log
+
+
+def test_packages_are_missing(family: str, start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    """A virtual environment without the packages: the log says what to install."""
+    server = start_redis(family, arguments=None)
+    environment = tmp_path / "environment"
+    venv.create(environment, symlinks=True)
+    path = installed_copy(environment)
+    log = load_fails(server, path)
+    assert "cannot import _cffi_backend" in log
+    assert f"{environment}/bin/python" in log
+    assert "-m pip install cffi" in log
+    # Once they are there, the same process can load it.
+    source = pathlib.Path(site_packages(pathlib.Path(sys.prefix)))
+    for name in ("pika", *(p.name for p in source.glob("_cffi_backend*"))):
+        (site_packages(environment) / name).symlink_to(source / name)
+    client = server.client()
+    client.execute_command("MODULE", "LOAD", str(path))
+    assert str(environment) in server.log()
+    settled(client, state="idle")
+
+
+def build_elsewhere(source: pathlib.Path, python: pathlib.Path) -> pathlib.Path:
+    """Builds a copy of the sources with the lines that users of CMake know; the
+    module's path."""
+    root = MODULE.parent.parent
+    for name in ("shim", "keyspace_amqp"):
+        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "CMakeLists.txt", source)
+    build = source / "build"
+    build.mkdir()
+    for command in (
+        ["cmake", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={python}", ".."],
+        ["cmake", "--build", ".", "--target", "redis_keyspace_amqp"],
+    ):
+        subprocess.run(command, cwd=build, check=True, capture_output=True)
+    return build / MODULE.name
+
+
+def test_what_the_build_used_is_gone(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    """A module in a build folder depends on the sources and on the environment
+    that it was built with: when they are gone, the log says which."""
+    server = start_redis(arguments=None)
+    environment, source = tmp_path / "environment", tmp_path / "source"
+    venv.create(environment, symlinks=True)
+    present = pathlib.Path(site_packages(pathlib.Path(sys.prefix)))
+    for name in ("pika", "cffi", "pycparser", *(p.name for p in present.glob("_cffi_backend*"))):
+        (site_packages(environment) / name).symlink_to(present / name)
+    path = build_elsewhere(source, environment / "bin" / "python")
+    shutil.move(source / "keyspace_amqp", tmp_path / "away")
+    log = load_fails(server, path)
+    assert f"the handler is missing: there is no {source}/keyspace_amqp/worker/loop.py" in log
+    shutil.move(tmp_path / "away", source / "keyspace_amqp")
+    shutil.move(environment, tmp_path / "away")
+    log = load_fails(server, path)
+    assert f"the Python environment is missing: {environment}/bin/python: No such file" in log
+    shutil.move(tmp_path / "away", environment)
+    client = server.client()
+    client.execute_command("MODULE", "LOAD", str(path))
+    settled(client, state="idle")
+
+
+def test_libpython_is_missing(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    server = start_redis(arguments=None)
+    path = tmp_path / MODULE.name
+    name = "libpython{}.{}.so".format(*sys.version_info).encode()
+    path.write_bytes(MODULE.read_bytes().replace(name, name.replace(b"python", b"pythom")))
+    path.chmod(0o755)
+    log = load_fails(server, path)
+    assert "libpythom" in log
+    assert "cannot open shared object file" in log
+
+
+def test_an_error_in_the_handler(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    server = start_redis(arguments=None)
+    path = handler_copy(tmp_path / "environment")
+    with (path.parent / "broker" / "connection.py").open("a") as file:
+        file.write("\nraise RuntimeError('broken on purpose')\n")
+    log = load_fails(server, path)
+    assert "broken on purpose" in log
+
+
+# Ends the process at setpriority, as the unit of Debian's redis-server has it.
+UNDER_A_FILTER = """
+import ctypes, os, struct, sys
+number = {"x86_64": 141, "aarch64": 140}[os.uname().machine]
+program = b"".join(struct.pack("HBBI", *line) for line in [
+    (0x20, 0, 0, 0),           # load the number of the system call
+    (0x15, 0, 1, number),      # is it setpriority?
+    (0x06, 0, 0, 0x80000000),  # yes: kill the process
+    (0x06, 0, 0, 0x7FFF0000),  # no: allow
+])
+buffer = ctypes.create_string_buffer(program)
+filter = struct.pack("HxxxxxxQ", 4, ctypes.addressof(buffer))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0      # no new privileges
+assert libc.prctl(22, 2, filter) == 0       # seccomp
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_filter_on_system_calls(
+    family: str, broker: Any, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    server = start_redis(family, arguments_for(broker, mailbox), start=False)
+    command = [sys.executable, "-c", UNDER_A_FILTER, *server.command()]
+    server.command = lambda: command  # type: ignore[method-assign]
+    server.start()
+    assert "worker-nice 5 could not be set: a filter" in server.log()
+    server.client().set("a", 1)
+    assert mailbox.receive(1)[0].event == (0, b"set", b"a")
+
+
+def test_the_worker_is_nice(start_redis: StartRedis) -> None:
+    server = start_redis()
+    values = []
+    for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
+        name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
+        values.append((name, int(fields.split()[16])))
+    assert ("keyspace-amqp", 5) in values
+    assert {value for name, value in values if name != "keyspace-amqp"} == {0}
+
+
+def test_only_the_entry_points_are_exported() -> None:
+    """redis-server exports thousands of symbols; ours are our own."""
+    listed = subprocess.run(
+        ["nm", "-D", "--defined-only", str(MODULE)], check=True, capture_output=True, text=True
+    ).stdout
+    names = {line.split()[-1] for line in listed.splitlines()}
+    assert names == {"RedisModule_OnLoad", "RedisModule_OnUnload", "PyInit__keyspace_amqp"}

@@ -1,0 +1,299 @@
+"""Memory and threads, watched by the compiler's sanitizers.
+
+The queue and the checks of parameters run their tests on a build with
+AddressSanitizer and UndefinedBehaviorSanitizer; the queue runs between threads of a
+small C program under ThreadSanitizer; and the whole module runs in real servers on
+the first build again. gcc brings the sanitizers along.
+
+Leaks: CPython is never taken down inside Redis, and what it has would be reported
+as lost, because it hangs on memory that LeakSanitizer does not search. So of a
+report only that counts which our own C code has allocated: `ours`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
+from keyspace_amqp.tables.parameters import SETTINGS
+from tests.fix_faults import Proxy, delivered
+from tests.fix_servers import MODULE, ROOT, Mailbox, StartRedis, arguments_for, settled
+
+BUILD = ROOT / "build" / "sanitized"
+FLAGS = ["-std=gnu11", "-O2", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+# Valkey opens modules with RTLD_DEEPBIND, and AddressSanitizer refuses that.
+SERVERS = ["redis-7.0", "redis-8.2"]
+# Ends of a run that a sanitizer has found fault with.
+_FOUND = re.compile(r"ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error:|fatal error")
+_CALLER = re.compile(r"\(.*/(?:(libredis_keyspace_amqp)|[^/)]*python)[^/)]*\)")
+
+
+def fixed_addresses() -> list[str]:
+    """The start of a command line that has the kernel lay out memory without chance,
+    where it may: a kernel that is too inventive finds places that the sanitizers of
+    gcc 12 cannot cope with."""
+    setarch = ["setarch", platform.machine(), "-R"]
+    return [] if subprocess.run([*setarch, "true"], capture_output=True).returncode else setarch
+
+
+def environment(reports: pathlib.Path, **options: object) -> dict[str, str]:
+    """For a program that is to load the sanitized module. What is found is written
+    to files in `reports`: `judge` has to read them, for the exit code says nothing."""
+    library = subprocess.run(
+        ["cc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    reports.mkdir()
+    options |= {
+        "log_path": reports / "report",
+        "detect_leaks": 1,
+        "print_stacktrace": 1,
+        # With the file of each frame, which says whose it is.
+        "stack_trace_format": '"    #%n %F %L (%m)"',
+    }
+    words = ":".join(f"{name}={value}" for name, value in options.items())
+    return {
+        **os.environ,
+        "LD_PRELOAD": library,
+        "ASAN_OPTIONS": words,
+        "UBSAN_OPTIONS": words,
+        # Python's leaks are none of our business, and servers must end with 0.
+        "LSAN_OPTIONS": "exitcode=0",
+    }
+
+
+def judge(reports: pathlib.Path) -> None:
+    """Fails if a sanitizer has found anything, or has not looked for leaks."""
+    text = "".join(path.read_text(errors="replace") for path in reports.iterdir())
+    assert not _FOUND.search(text), text[:10_000]
+    assert "LeakSanitizer: detected memory leaks" in text, "it did not even see Python's"
+    leaks = ours(text)
+    assert not leaks, "\n\n".join(leaks)[:10_000]
+
+
+def ours(report: str) -> list[str]:
+    """The leaks in a report that our own C code has allocated, and not a Python that
+    it called: whichever of them is met first on the way from malloc outwards."""
+    leaks = [part for part in report.split("\n\n") if " leak of " in part]
+    assert leaks
+    callers = ((leak, _CALLER.search(leak)) for leak in leaks)
+    return [leak for leak, caller in callers if caller is not None and caller[1]]
+
+
+@pytest.fixture(scope="session")
+def sanitized() -> pathlib.Path:
+    """The module, built with the sanitizers of memory and of undefined behaviour."""
+    for command in (
+        ["cmake", "-S", ROOT, "-B", BUILD, "-DSANITIZE=address,undefined"],
+        ["cmake", "--build", BUILD, "--target", "redis_keyspace_amqp"],
+    ):
+        built = subprocess.run(command, capture_output=True, text=True)
+        assert built.returncode == 0, built.stdout + built.stderr
+    return BUILD / MODULE.name
+
+
+def test_the_queue_and_the_checks_of_parameters(
+    sanitized: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Their own tests, once more. The one with two Python threads is left out: the
+    program below does it without the GIL."""
+    # Freed memory is kept for a while, to catch late users; a few tests measure memory.
+    options = environment(tmp_path / "reports", quarantine_size_mb=8)
+    tests = subprocess.run(
+        [
+            *fixed_addresses(),
+            *[sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+            *[
+                "tests/shim/test_queue.py",
+                "tests/shim/test_settings.py",
+                "-k",
+                "not test_two_threads",
+            ],
+        ],
+        cwd=ROOT,
+        env=options | {"KEYSPACE_AMQP_SHIM": str(sanitized)},
+        capture_output=True,
+        text=True,
+    )
+    judge(tmp_path / "reports")
+    assert tests.returncode == 0, tests.stdout[-10_000:] + tests.stderr[-2000:]
+    assert re.search(r"\d{3} passed", tests.stdout)
+
+
+# A full queue time and again; or none, which leaves nothing but the chunks that go
+# round between the threads to tell one of the other.
+@pytest.mark.parametrize("limit", [300_000, 0], ids=["full", "no limit"])
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_the_queue_between_threads(sanitizer: str, limit: int, tmp_path: pathlib.Path) -> None:
+    program = tmp_path / "queue_threads"
+    sources = [ROOT / "tests" / "shim" / "queue_threads.c", ROOT / "shim" / "queue.c"]
+    command = ["cc", *FLAGS, f"-fsanitize={sanitizer}", "-pthread", "-o", program]
+    subprocess.run([*command, "-I", ROOT / "shim", *sources], check=True)
+    run = subprocess.run(
+        [*fixed_addresses(), program, "1000000", str(limit)],
+        env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    events, full = re.findall(r"\d+", run.stdout)
+    assert events == "1000000"
+    assert (int(full) > 0) is (limit > 0)
+
+
+@contextlib.contextmanager
+def judged(reports: pathlib.Path) -> Iterator[None]:
+    """Says what a sanitizer has ended a server for, rather than that it has gone."""
+    try:
+        yield
+    except redis.exceptions.ConnectionError:
+        judge(reports)
+        raise
+
+
+def refused(client: redis.Redis, *words: Any) -> None:
+    with pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command(*words)
+
+
+def every_command(client: redis.Redis) -> None:
+    """All commands, rightly and wrongly; the configuration is as before then."""
+    for line in (
+        "HELP",
+        "STATS",
+        "STATS LOCAL",
+        "STATS RESET",
+        "CONFIG GET *",
+        "CONFIG SET heartbeat 20 queue-limit 2000000",
+        "KEYMASK ADD ^other a.*b*c$ \xff",
+        "KEYMASK TEST other",
+        "KEYMASK LIST",
+        "KEYMASK DEL a.*b*c$ ^other \xff",
+        "FALLBACK LEN",
+        "FALLBACK PEEK 100",
+        "FALLBACK DRAIN",
+        "FALLBACK PURGE LOCAL",
+        "DISCONNECT",
+        "CONNECT",
+    ):
+        client.execute_command(*("KEYSPACEAMQP." + line).split())
+    for line in ("STATS no", "CONFIG", "CONFIG SET port", "KEYMASK ADD", "FALLBACK PEEK -1"):
+        refused(client, *("KEYSPACEAMQP." + line).split())
+    for setting in SETTINGS:
+        if setting.name not in ("username", "routing-key", "exchange"):
+            refused(client, "KEYSPACEAMQP.CONFIG", "SET", setting.name, b"\xff\\" * 40_000)
+            refused(client, "CONFIG", "SET", f"keyspaceamqp.{setting.name}", b"\x00" * 3)
+    masks = [b"^" + bytes([byte]) * 200 for byte in range(256)]
+    refused(client, "KEYSPACEAMQP.KEYMASK", "SET", *masks * 10)
+    client.execute_command("KEYSPACEAMQP.KEYMASK", "SET", *masks[:50])
+    client.execute_command("KEYSPACEAMQP.KEYMASK", "SET", "ALL")
+    refused(client, "EVAL", "return redis.call('KEYSPACEAMQP.DISCONNECT')", 0)
+    with client.pipeline() as pipeline:  # in MULTI
+        pipeline.execute_command("KEYSPACEAMQP.STATS")
+        pipeline.execute_command("KEYSPACEAMQP.CONFIG", "SET", "password", "guest")
+        answers = pipeline.execute(raise_on_error=False)
+    assert isinstance(answers[1], redis.exceptions.ResponseError)
+    client.info("everything")
+    client.config_set("keyspaceamqp.password", "guest")
+    client.config_get("keyspaceamqp.*")
+
+
+def leave_while_it_answers(server: RedisServer) -> None:
+    """A client that does not wait for its answer."""
+    client = server.client()
+    connection = client.connection_pool.get_connection()
+    connection.send_command("KEYSPACEAMQP.KEYMASK", "LIST")
+    connection.disconnect()
+    client.close()
+
+
+def unloaded(client: redis.Redis) -> bool:
+    """Unloads; but Redis keeps a module that has still to answer somebody."""
+    try:
+        client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    except redis.exceptions.ResponseError as error:
+        if "blocked clients" in str(error):
+            return False
+        raise
+    return True
+
+
+@pytest.mark.parametrize("family", SERVERS)
+def test_the_module_in_a_server(
+    family: str,
+    sanitized: pathlib.Path,
+    broker: RabbitServer,
+    mailbox: Mailbox,
+    start_redis: StartRedis,
+    tmp_path: pathlib.Path,
+) -> None:
+    """Load, traffic, outages, every command, forks, wrong loads, unload."""
+    reports = tmp_path / "reports"
+    # Servers are built without frame pointers: the stack is found the slow way.
+    options = environment(reports, fast_unwind_on_malloc=0, malloc_context_size=12)
+    server = start_redis(family, None, ["dbfilename dump.rdb", "appendonly yes"], start=False)
+    started = [*fixed_addresses(), *server.command()]
+    server.command = lambda: started  # type: ignore[method-assign]
+    server.environment = lambda: options  # type: ignore[method-assign]
+    server.start()
+    client = server.client()
+    keys: list[bytes] = []
+
+    def write(count: int) -> None:
+        with client.pipeline(transaction=False) as pipeline:
+            for _ in range(count):
+                # Some larger than a chunk of the queue.
+                size = 100_000 if len(keys) % 500 == 499 else len(keys) % 50
+                keys.append(b"%d\0\xff\n" % len(keys) + b"k" * size)
+                pipeline.set(keys[-1], 1)
+            pipeline.execute()
+
+    with judged(reports), Proxy(broker.port) as proxy:
+        arguments = arguments_for(proxy.port, mailbox, "$lg")
+        again = 0
+        for _ in range(2):
+            client.execute_command("MODULE", "LOAD", str(sanitized), *arguments, "ALL", "^b$")
+            write(1000)
+            quiet = {"fallback_length": 0, "queue_length": 0, "in_flight": 0}
+            numbers = settled(client, events_matched=1000, **quiet)
+            # What the last life has sent and was not told of comes again.
+            found = numbers["fallback_found"]
+            again += found
+            assert numbers["confirmed"] == 1000 + found
+            proxy.cut()  # nothing was in flight
+            client.config_set("keyspaceamqp.port", free_port())
+            write(3000)  # to the list
+            settled(client, fallback_length=3000)
+            leave_while_it_answers(server)
+            client.execute_command("SAVE")
+            client.execute_command("BGREWRITEAOF")
+            client.execute_command("KEYSPACEAMQP.CONFIG", "SET", "port", proxy.port)
+            settled(client, confirmed=4000 + found, fallback_length=0)
+            wait_for(lambda: not client.info("persistence")["aof_rewrite_in_progress"], 60)
+            every_command(client)
+            leave_while_it_answers(server)
+            write(500)
+            wait_for(lambda: unloaded(client), 60)
+        for wrong in (["xq"], ["x", ""], [*arguments, ""], [*arguments, "m" * 2000]):
+            refused(client, "MODULE", "LOAD", str(sanitized), *wrong)
+        refused(client, "MODULE", "LOADEX", str(sanitized), "CONFIG", "keyspaceamqp.port", "x")
+        refused(client, "MODULE", "LOADEX", str(sanitized), "CONFIG", "keyspaceamqp.none", "x")
+        client.execute_command("MODULE", "LOAD", str(sanitized), *arguments)
+        again += settled(client, fallback_length=0, in_flight=0)["fallback_found"]
+        delivered(client, mailbox, keys, repeated=again)
+        client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    # With the module in it: the worker's thread would be in the way of the search
+    # for leaks, which takes place at the end.
+    assert server.stop(60) == 0
+    judge(reports)

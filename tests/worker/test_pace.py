@@ -1,0 +1,116 @@
+"""The brake on messages, with a clock and a machine of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from keyspace_amqp.worker import pace
+from keyspace_amqp.worker.pace import FASTEST, SLOWEST, Pace
+
+LOOK_EVERY = 0.01
+
+
+class Machine:
+    """Redis' main thread, of whose time a part runs and a part waits."""
+
+    def __init__(self) -> None:
+        self.now, self.ran, self.waited = 50.0, 7.0, 3.0
+        self.pace = Pace()
+        self.pace.look(self.now, self.ran, self.waited)
+
+    def looks(self, count: int, runs: float, waits: float) -> float | None:
+        for _ in range(count):
+            self.now += LOOK_EVERY
+            self.ran += runs * LOOK_EVERY
+            self.waited += waits * LOOK_EVERY
+            self.pace.look(self.now, self.ran, self.waited)
+        return self.pace.rate
+
+    def sends(self, seconds: float, turn: float) -> int:
+        """How many messages are allowed in a time, in turns of a length."""
+        total = 0
+        for _ in range(round(seconds / turn)):
+            self.now += turn
+            allowed = self.pace.allows(self.now)
+            assert allowed is not None
+            total += allowed
+        return total
+
+
+def test_a_redis_that_sleeps_brakes_nobody() -> None:
+    machine = Machine()
+    assert machine.looks(500, runs=0.5, waits=0.3) is None
+    assert machine.pace.allows(machine.now) is None
+
+
+def test_a_redis_with_a_core_of_its_own_brakes_nobody() -> None:
+    assert Machine().looks(500, runs=0.97, waits=0.03) is None
+
+
+def test_a_redis_that_lacks_a_core_brakes_to_the_slowest() -> None:
+    machine = Machine()
+    assert machine.looks(100, runs=0.7, waits=0.3) == SLOWEST
+
+
+def test_a_moment_is_not_enough() -> None:
+    """Linux tells of a wait of 30 ms when it is over."""
+    machine = Machine()
+    for _ in range(20):
+        assert machine.looks(47, runs=0.99, waits=0.01) is None
+        assert machine.looks(2, runs=0.0, waits=0.0) is None
+        assert machine.looks(1, runs=0.0, waits=3.0) is None
+
+
+def test_the_brake_goes_step_by_step_while_redis_is_busy() -> None:
+    machine = Machine()
+    machine.looks(100, runs=0.7, waits=0.3)
+    before = SLOWEST
+    for _ in range(20):
+        machine.looks(1, runs=1.0, waits=0.0)
+    rate = machine.pace.rate
+    assert rate is not None
+    assert before < rate < FASTEST
+    assert machine.looks(100, runs=1.0, waits=0.0) is None
+
+
+def test_the_brake_goes_when_redis_sleeps() -> None:
+    machine = Machine()
+    machine.looks(100, runs=0.7, waits=0.3)
+    assert machine.looks(2, runs=0.2, waits=0.0) is None
+
+
+def test_the_brake_finds_what_redis_can_bear() -> None:
+    """Others wait for each message that is sent: the brake swings around the rate at
+    which the waiting is what is allowed."""
+    machine = Machine()
+    rates = []
+    for _ in range(2000):
+        rate = machine.pace.rate or FASTEST
+        waits = min(rate / 20_000 * pace.WAITS, 0.5)
+        machine.looks(1, runs=1 - waits, waits=waits)
+        rates.append(rate)
+    settled = sorted(rates[1000:])
+    assert 10_000 < settled[len(settled) // 2] < 40_000
+
+
+@pytest.mark.parametrize("turn", [0.0001, 0.001, 0.0037])
+def test_as_many_are_allowed_as_the_rate_says(turn: float) -> None:
+    """However short the turns are; at the slowest rate most allow nothing."""
+    machine = Machine()
+    machine.looks(100, runs=0.7, waits=0.3)
+    machine.sends(1, turn)
+    assert machine.sends(10, turn) == pytest.approx(10 * SLOWEST, rel=0.01)
+
+
+def test_a_time_without_messages_is_not_made_up_for() -> None:
+    machine = Machine()
+    machine.looks(100, runs=0.7, waits=0.3)
+    machine.sends(1, 0.001)
+    machine.now += 100
+    assert machine.pace.allows(machine.now) == pytest.approx(SLOWEST * pace.BURST, abs=1)
+
+
+def test_a_clock_that_stands_still() -> None:
+    machine = Machine()
+    machine.pace.look(machine.now, machine.ran, machine.waited)
+    assert machine.pace.rate is None
