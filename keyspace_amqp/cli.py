@@ -21,7 +21,7 @@ from typing import Any
 from . import __version__
 from .config import format_masks, quoted
 from .masks import EXCLUDES
-from .tables.parameters import SETTINGS, Kind, Setting
+from .tables.parameters import PARAMETERS, Kind, Parameter
 from .tools import ToolError
 
 MODULE_FILE = "libredis_keyspace_amqp.so"
@@ -58,36 +58,36 @@ def redis_conf(path: pathlib.Path, values: Mapping[str, bytes]) -> str:
     return "\n".join(lines)
 
 
-def _checked(setting: Setting, text: str) -> bytes:
+def _checked(parameter: Parameter, text: str) -> bytes:
     """The value of an option, if the module will accept it."""
     value = os.fsencode(text)
-    match setting.kind:
+    match parameter.kind:
         case Kind.INTEGER:
             good = bool(_INTEGER.fullmatch(text)) and (
-                setting.minimum <= int(text) <= setting.maximum
+                parameter.minimum <= int(text) <= parameter.maximum
             )
         case Kind.EVENTS:
             good = bool(text) and _EVENT_LETTERS.issuperset(text)
         case Kind.MASKS:  # one of them; the length of all is checked later
             good = value not in (b"", EXCLUDES)
         case Kind.TEXT:
-            good = setting.minimum <= len(value) <= setting.maximum
-            good = good and (not setting.pattern or bool(re.fullmatch(setting.pattern, text)))
+            good = parameter.minimum <= len(value) <= parameter.maximum
+            good = good and (not parameter.pattern or bool(re.fullmatch(parameter.pattern, text)))
     if good and b"\0" not in value:
         return value
     # A URL in the wrong place may have a password too.
-    shown = "this value" if setting.sensitive or "@" in text else repr(text)
+    shown = "this value" if parameter.sensitive or "@" in text else repr(text)
     mask = "a mask, with ! before it one that excludes, or ALL for every key"
-    accepted = mask if setting.kind is Kind.MASKS else setting.accepted
+    accepted = mask if parameter.kind is Kind.MASKS else parameter.accepted
     raise argparse.ArgumentTypeError(f"{shown} is not accepted; give {accepted}")
 
 
-def _add_setting(parser: argparse.ArgumentParser, setting: Setting) -> None:
-    check = functools.partial(_checked, setting)
-    if setting.kind is Kind.MASKS:
+def _add_parameter(parser: argparse.ArgumentParser, parameter: Parameter) -> None:
+    check = functools.partial(_checked, parameter)
+    if parameter.kind is Kind.MASKS:
         parser.add_argument(
             "--mask",
-            dest=setting.name,
+            dest=parameter.name,
             action="append",
             type=check,
             metavar="MASK",
@@ -96,12 +96,12 @@ def _add_setting(parser: argparse.ArgumentParser, setting: Setting) -> None:
         )
         return
     parser.add_argument(
-        f"--{setting.name}",
-        dest=setting.name,
+        f"--{parameter.name}",
+        dest=parameter.name,
         type=check,
-        metavar="NUMBER" if setting.kind is Kind.INTEGER else "TEXT",
+        metavar="NUMBER" if parameter.kind is Kind.INTEGER else "TEXT",
         # argparse would expand a percent sign.
-        help=f"{setting.help} (default: {setting.default})".replace("%", "%%"),
+        help=f"{parameter.help} (default: {parameter.default})".replace("%", "%%"),
     )
 
 
@@ -129,8 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         "--delivery-mode 2 --mask '^user:' --mask '^order:'",
         allow_abbrev=False,
     )
-    for setting in SETTINGS:
-        _add_setting(loadmodule, setting)
+    for parameter in PARAMETERS:
+        _add_parameter(loadmodule, parameter)
     loadmodule.set_defaults(run=_loadmodule)
 
     _add_tools(commands)
@@ -409,15 +409,15 @@ def _path(_options: argparse.Namespace) -> int:
 def _loadmodule(options: argparse.Namespace) -> int:
     given = vars(options)
     values: dict[str, bytes] = {}
-    for setting in SETTINGS:
-        value = given[setting.name]
+    for parameter in PARAMETERS:
+        value = given[parameter.name]
         if value is None:
             continue
-        if setting.kind is Kind.MASKS:
+        if parameter.kind is Kind.MASKS:
             value = format_masks(dict.fromkeys(value))
-            if len(value) > setting.maximum:
-                raise _Failure(f"--mask: all masks together may have {setting.maximum} bytes")
-        values[setting.name] = value
+            if len(value) > parameter.maximum:
+                raise _Failure(f"--mask: all masks together may have {parameter.maximum} bytes")
+        values[parameter.name] = value
     print(redis_conf(module_path(), values))
     return 0
 

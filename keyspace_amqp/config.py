@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from .tables.parameters import SETTINGS, SWITCH, Kind
+from .tables.parameters import PARAMETERS, SWITCH, Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Config:
     def from_values(cls, values: Sequence[bytes]) -> Config:
         """Makes a configuration from raw values in the table's order."""
         fields: dict[str, str | int | tuple[bytes, ...]] = {}  # a bool is an int
-        for setting, value in zip(SETTINGS, values, strict=True):
-            field = setting.name.replace("-", "_")
-            if setting.kind is Kind.INTEGER:
+        for parameter, value in zip(PARAMETERS, values, strict=True):
+            field = parameter.name.replace("-", "_")
+            if parameter.kind is Kind.INTEGER:
                 fields[field] = int(value)
-            elif setting.kind is Kind.MASKS:
+            elif parameter.kind is Kind.MASKS:
                 fields[field] = parse_masks(value)
-            elif setting.pattern == SWITCH:
+            elif parameter.pattern == SWITCH:
                 fields[field] = value == b"on"
             else:
                 fields[field] = value.decode("utf-8", "surrogateescape")

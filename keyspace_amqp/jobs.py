@@ -7,6 +7,7 @@ worker hands it over and gets the replies later. Pure; any thread.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import errno
 import os
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class Lengths:
 
 
 @dataclasses.dataclass
-class Message:
+class BusMessage:
     """A message to another node of the cluster; arguments: its id (empty: all nodes),
     and the text. The reply is an error if it is not connected."""
 
@@ -51,24 +52,57 @@ class Message:
 
 @dataclasses.dataclass
 class Job:
-    commands: Sequence[Command | SetParameters | Lengths | Message]
+    commands: Sequence[Command | SetParameters | Lengths | BusMessage]
+
+
+class Failure(enum.Enum):
+    """The kind of a JobError. Decisions hang on it, never on the error's words."""
+
+    OTHER = "other"  # Redis' own words say more
+    NOT_RUN = "not run"  # an earlier command of the job ended it
+    READ_ONLY = "read only"
+    STOPPING = "stopping"
+    PAUSED = "paused"
+    NOT_SERVED = "not served"
+    CLUSTER_DOWN = "cluster down"
+    WRONG_TYPE = "wrong type"
+
+
+_TEXTS = {
+    Failure.NOT_RUN: "",
+    Failure.READ_ONLY: "READONLY this server is a replica or is loading its data set",
+    Failure.STOPPING: "the server or the module ends",
+    Failure.PAUSED: "writes are paused (CLIENT PAUSE, a failover, or a shutdown)",
+    Failure.NOT_SERVED: "the list's slot is not served by this node",
+    Failure.CLUSTER_DOWN: "the cluster is down",
+}
+# The meaning of the errno values that the shim or RedisModule_Call sets.
+_ERRNO = {
+    0: Failure.NOT_RUN,
+    errno.EROFS: Failure.READ_ONLY,
+    errno.ESHUTDOWN: Failure.STOPPING,
+    errno.EBUSY: Failure.PAUSED,
+    errno.EPERM: Failure.NOT_SERVED,
+    errno.ENETDOWN: Failure.CLUSTER_DOWN,
+}
+# The first words of Redis' errors that decide something.
+_CODES = {"WRONGTYPE": Failure.WRONG_TYPE}
 
 
 class JobError(Exception):
-    """A command of a job failed: Redis' own words, or why it was not run."""
+    """A command of a job failed. The text is for people; `failure` is its kind."""
+
+    def __init__(self, text: str, failure: Failure = Failure.OTHER) -> None:
+        super().__init__(text)
+        self.failure = failure
+
+    @classmethod
+    def of(cls, failure: Failure) -> JobError:
+        """Make the error of a kind that has a text of its own."""
+        return cls(_TEXTS[failure], failure)
 
 
-NOT_SERVED = "the list's slot is not served by this node"
-READ_ONLY = "READONLY this server is a replica or is loading its data set"
-# What stands behind the errno values that the shim or RedisModule_Call gives.
-_ERRNO = {
-    errno.EROFS: READ_ONLY,
-    errno.ESHUTDOWN: "the server or the module ends",
-    errno.EBUSY: "writes are paused (CLIENT PAUSE, a failover, or a shutdown)",
-    errno.EPERM: NOT_SERVED,
-    errno.ENETDOWN: "the cluster is down",
-}
-Value = int | bytes | None | list["Value"] | JobError
+Reply = int | bytes | None | list["Reply"] | JobError
 
 
 @dataclasses.dataclass
@@ -78,18 +112,18 @@ class JobResult:
 
     replies: list[tuple[bytes | None, int]]
 
-    def reply(self, number: int) -> Value:
+    def reply(self, number: int) -> Reply:
         """The parsed reply of a command; an error is returned, not raised."""
         raw, error = self.replies[number]
+        failure = _ERRNO.get(error)
         if raw is None:
-            text = "" if error == 0 else _ERRNO.get(error) or os.strerror(error)
-            return JobError(text)
-        if raw.startswith(b"-") and error in _ERRNO:
-            return JobError(_ERRNO[error])
+            return JobError(os.strerror(error)) if failure is None else JobError.of(failure)
+        if raw.startswith(b"-") and error and failure is not None:
+            return JobError.of(failure)
         return parse(raw)
 
 
-def parse(raw: bytes) -> Value:
+def parse(raw: bytes) -> Reply:
     """The RESP2 value in `raw`. Raises ValueError if it is not whole."""
     try:
         value, end = _parse(raw, 0)
@@ -100,7 +134,7 @@ def parse(raw: bytes) -> Value:
     return value
 
 
-def _parse(raw: bytes, at: int) -> tuple[Value, int]:
+def _parse(raw: bytes, at: int) -> tuple[Reply, int]:
     """The RESP2 value at an offset, and the offset behind it."""
     end = raw.index(b"\r\n", at)
     tag, text, after = raw[at : at + 1], raw[at + 1 : end], end + 2
@@ -109,13 +143,14 @@ def _parse(raw: bytes, at: int) -> tuple[Value, int]:
     if tag == b"+":
         return text, after
     if tag == b"-":
-        return JobError(text.decode("utf-8", "backslashreplace")), after
+        words = text.decode("utf-8", "backslashreplace")
+        return JobError(words, _CODES.get(words.partition(" ")[0], Failure.OTHER)), after
     length = int(text)
     if length < 0:
         return None, after
     if tag == b"$":
         return raw[after : after + length], after + length + 2
-    values: list[Value] = []
+    values: list[Reply] = []
     for _ in range(length):
         if raw[after : after + 1] != b"$" or raw[after + 1 : after + 2] == b"-":
             value, after = _parse(raw, after)

@@ -81,7 +81,7 @@ class Event:
     value: Value | None = None
 
 
-class Form:
+class Format:
     """How events become messages, by the configuration; `node` is this server's name.
 
     `fixed_key`: the routing key of all messages, None if it depends on the event;

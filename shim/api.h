@@ -74,19 +74,19 @@ uint64_t queue_pushed(const queue_t *queue);
 void queue_set_limit(queue_t *queue, size_t limit);
 size_t queue_get_limit(const queue_t *queue);
 
-/* ---- settings.c: the values of parameters --------------------------------- */
+/* ---- parameters.c: the values of parameters --------------------------------- */
 
 /* Any thread. 0 if `value` is accepted for the parameter at `index` of the
  * table, else -1 with a message for people in `error` (capacity bytes, ends
  * with NUL). `classes`: the event classes this server has. */
-int settings_check(int index, const char *value, size_t len, int classes, char *error,
-                   size_t capacity);
+int parameters_check(int index, const char *value, size_t len, int classes, char *error,
+                     size_t capacity);
 /* Any thread. Appends a mask to a list of masks in the form that the parameter
  * `masks` has. Returns the new length, or 0 if `capacity` is too small. */
-size_t settings_append_mask(char *list, size_t len, size_t capacity, const char *mask,
-                            size_t mask_len);
+size_t parameters_append_mask(char *list, size_t len, size_t capacity, const char *mask,
+                              size_t mask_len);
 /* Any thread. The bits of the event classes in a checked `events` value. */
-int settings_classes(const char *value, size_t len);
+int parameters_classes(const char *value, size_t len);
 
 /* ---- module.c: what the worker asks of the shim --------------------------- */
 

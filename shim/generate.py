@@ -20,7 +20,7 @@ import cffi  # noqa: E402  # after the path is set
 
 import keyspace_amqp  # noqa: E402
 from keyspace_amqp.tables.commands import COMMANDS, Argument  # noqa: E402
-from keyspace_amqp.tables.parameters import INT64_MAX, SETTINGS  # noqa: E402
+from keyspace_amqp.tables.parameters import INT64_MAX, PARAMETERS  # noqa: E402
 from keyspace_amqp.tables.stats import FIRST_REASON, Stat, Text  # noqa: E402
 
 MADE = "/* Made by generate.py from the tables in keyspace_amqp. */\n"
@@ -34,22 +34,22 @@ def number(value: int) -> str:
     return "(-9223372036854775807LL - 1)" if value < -INT64_MAX else f"{value}LL"
 
 
-def settings() -> str:
+def parameters() -> str:
     rows = [
         f"    {{{quoted(s.name)}, {s.kind.value}, {quoted(s.default)}, {number(s.minimum)}, "
         f"{number(s.maximum)}, {int(s.sensitive)}, {quoted(s.accepted)}, "
         f"{quoted(f'^({s.pattern})$' if s.pattern else '')}}},"
-        for s in SETTINGS
+        for s in PARAMETERS
     ]
     places = [
-        f"#define SETTING_INDEX_{s.name.upper().replace('-', '_')} {i}"
-        for i, s in enumerate(SETTINGS)
+        f"#define PARAMETER_INDEX_{s.name.upper().replace('-', '_')} {i}"
+        for i, s in enumerate(PARAMETERS)
     ]
     return "\n".join(
         [
-            f"#define SETTINGS_COUNT {len(SETTINGS)}",
+            f"#define PARAMETERS_COUNT {len(PARAMETERS)}",
             *places,
-            "static const setting_t SETTINGS[SETTINGS_COUNT] = {",
+            "static const parameter_t PARAMETERS[PARAMETERS_COUNT] = {",
             *rows,
             "};",
         ]
@@ -141,7 +141,7 @@ def write(path: pathlib.Path, text: str) -> None:
 
 def main(folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    # settings.c needs the first table only, module.c all of them.
+    # parameters.c needs the first table only, module.c all of them.
     module_only = (
         "#ifdef KEYSPACE_AMQP_REDIS_API_H\n"
         + "\n".join(
@@ -153,7 +153,7 @@ def main(folder: pathlib.Path) -> None:
         )
         + "\n#endif\n"
     )
-    write(folder / "tables.h", MADE + settings() + "\n" + module_only)
+    write(folder / "tables.h", MADE + parameters() + "\n" + module_only)
 
     ffi = cffi.FFI()
     api = (HERE / "api.h").read_text().splitlines()

@@ -24,10 +24,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "api.h"
-#include "python.h"
 #include "redis_api.h"
-#include "settings.h"
+
+#include "api.h"
+#include "parameters.h"
+#include "python.h"
 
 #define MODULE_NAME "keyspaceamqp"
 /* Every key of ours is <prefix>…<suffix>; cluster.py makes the names. */
@@ -54,7 +55,7 @@
 #define LOG_EVERY_MS 10000
 
 /* The main thread's. */
-static RedisModuleString *values[SETTINGS_COUNT];
+static RedisModuleString *values[PARAMETERS_COUNT];
 static int wanted_classes, subscribed_classes, own_classes;
 static int primary, loading, capturing;
 static long long now_ms;
@@ -209,7 +210,7 @@ static void send_config(void) {
     buffer_t buffer = {0};
     uint64_t pushed = queue_pushed(events);
     buffer_add(&buffer, &pushed, sizeof(pushed));
-    for (int i = 0; i < SETTINGS_COUNT; i++)
+    for (int i = 0; i < PARAMETERS_COUNT; i++)
         buffer_add_counted(&buffer, values[i]);
     request(RECORD_CONFIG, buffer.data, buffer.len);
     free(buffer.data);
@@ -226,7 +227,7 @@ static void send_role(void) {
 
 typedef struct command {
     struct command *next;
-    enum { CALL, PARAMETERS, LENGTHS, MESSAGE } kind;
+    enum { CALL, SET_PARAMETERS, LENGTHS, MESSAGE } kind;
     char *name;
     int write;
     RedisModuleString **argv;
@@ -271,7 +272,7 @@ void job_command(job_t *job, const char *name, int write_command) {
     command->write = write_command;
 }
 
-void job_parameters(job_t *job) { job_add(job, PARAMETERS); }
+void job_parameters(job_t *job) { job_add(job, SET_PARAMETERS); }
 void job_lengths(job_t *job) { job_add(job, LENGTHS); }
 void job_message(job_t *job) { job_add(job, MESSAGE); }
 
@@ -413,7 +414,7 @@ static int command_run(RedisModuleCtx *ctx, command_t *command) {
         command_lengths(ctx, command);
     } else if (command->kind == MESSAGE) {
         command_message(ctx, command);
-    } else if (command->kind == PARAMETERS) {
+    } else if (command->kind == SET_PARAMETERS) {
         char text[ERROR_BYTES] = "-";
         int failed =
             set_parameters(ctx, command->argv, (int)command->argc, text + 1, sizeof(text) - 3);
@@ -570,7 +571,8 @@ static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subeven
     static const char *const CLASSES[] = {"g", "gx", "e"}; /* deleted, expired, evicted */
     (void)event;
     if (!capturing || !value_bytes || subevent > REDISMODULE_SUBEVENT_KEY_EVICTED) return;
-    if (!(settings_classes(CLASSES[subevent], strlen(CLASSES[subevent])) & wanted_classes)) return;
+    if (!(parameters_classes(CLASSES[subevent], strlen(CLASSES[subevent])) & wanted_classes))
+        return;
     RedisModuleKey *open = ((RedisModuleKeyInfo *)data)->key;
     size_t len, size = 0;
     const char *key = RedisModule_StringPtrLen(RedisModule_GetKeyNameFromModuleKey(open), &len);
@@ -642,8 +644,8 @@ static int push_valued(RedisModuleCtx *ctx, const record_t *head, const char *ev
 /* Takes the parameter over. */
 static void watch_values(RedisModuleCtx *ctx) {
     RedisModuleEvent event = {REDISMODULE_EVENT_KEY, 1};
-    const char *bytes = RedisModule_StringPtrLen(values[SETTING_INDEX_VALUE], NULL);
-    const char *format = RedisModule_StringPtrLen(values[SETTING_INDEX_FORMAT], NULL);
+    const char *bytes = RedisModule_StringPtrLen(values[PARAMETER_INDEX_VALUE], NULL);
+    const char *format = RedisModule_StringPtrLen(values[PARAMETER_INDEX_FORMAT], NULL);
     /* The form `text` has no place for it. */
     value_bytes = strcmp(format, "text") == 0 ? 0 : strtoul(bytes, NULL, 10);
     /* For good: this may run in a callback of another server event, and the server's list of
@@ -683,7 +685,7 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
  * not subscribed to yet. Redis cannot unsubscribe a module from a class before
  * unload; on_event filters the rest. */
 static void subscribe(RedisModuleCtx *ctx, int classes) {
-    own_classes = settings_classes(OWN_CLASSES, strlen(OWN_CLASSES));
+    own_classes = parameters_classes(OWN_CLASSES, strlen(OWN_CLASSES));
     int missing = (classes | own_classes) & ~subscribed_classes;
     if (missing) RedisModule_SubscribeToKeyspaceEvents(ctx, missing, on_event);
     subscribed_classes |= missing;
@@ -811,17 +813,17 @@ static void on_message(RedisModuleCtx *ctx, const char *sender, uint8_t type,
 /* ---- parameters ----------------------------------------------------------- */
 
 /* The parameter of this name, or -1. */
-static int setting_index(RedisModuleString *name) {
-    for (int i = 0; i < SETTINGS_COUNT; i++)
-        if (is_word(name, SETTINGS[i].name)) return i;
+static int parameter_index(RedisModuleString *name) {
+    for (int i = 0; i < PARAMETERS_COUNT; i++)
+        if (is_word(name, PARAMETERS[i].name)) return i;
     return -1;
 }
 
 static int check_value(int index, RedisModuleString *value, char *error, size_t capacity) {
     size_t len;
     const char *bytes = RedisModule_StringPtrLen(value, &len);
-    return settings_check(index, bytes, len, RedisModule_GetKeyspaceNotificationFlagsAll(), error,
-                          capacity);
+    return parameters_check(index, bytes, len, RedisModule_GetKeyspaceNotificationFlagsAll(), error,
+                            capacity);
 }
 
 static void keep_value(int index, RedisModuleString *value) {
@@ -850,7 +852,7 @@ static int config_set(const char *name, RedisModuleString *value, void *data,
 }
 
 static void set_limit(void) {
-    const char *limit = RedisModule_StringPtrLen(values[SETTING_INDEX_QUEUE_LIMIT], NULL);
+    const char *limit = RedisModule_StringPtrLen(values[PARAMETER_INDEX_QUEUE_LIMIT], NULL);
     queue_set_limit(events, (size_t)strtoull(limit, NULL, 10));
 }
 
@@ -859,8 +861,8 @@ static int config_apply(RedisModuleCtx *ctx, void *data, RedisModuleString **err
     (void)data;
     (void)error;
     size_t len;
-    const char *classes = RedisModule_StringPtrLen(values[SETTING_INDEX_EVENTS], &len);
-    subscribe(ctx, settings_classes(classes, len));
+    const char *classes = RedisModule_StringPtrLen(values[PARAMETER_INDEX_EVENTS], &len);
+    subscribe(ctx, parameters_classes(classes, len));
     watch_values(ctx);
     set_limit();
     send_config();
@@ -873,7 +875,7 @@ static int set_parameters(RedisModuleCtx *ctx, RedisModuleString **argv, int arg
                           size_t capacity) {
     for (int set = 0; set <= 1; set++) {
         for (int i = 0; i + 1 < argc; i += 2) {
-            int index = setting_index(argv[i]); /* the worker knows them */
+            int index = parameter_index(argv[i]); /* the worker knows them */
             if (set)
                 keep_value(index, argv[i + 1]);
             else if (check_value(index, argv[i + 1], error, capacity) != 0)
@@ -886,11 +888,11 @@ static int set_parameters(RedisModuleCtx *ctx, RedisModuleString **argv, int arg
 
 /* Registers the parameters. Positional arguments become the defaults: so a
  * named value wins, and CONFIG REWRITE leaves out what the arguments say. */
-static int register_settings(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+static int register_parameters(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     int classes = RedisModule_GetKeyspaceNotificationFlagsAll();
     char message[ERROR_BYTES];
     size_t capacity = 16, used = 0, len;
-    for (int i = SETTING_INDEX_MASKS; i < argc; i++) {
+    for (int i = PARAMETER_INDEX_MASKS; i < argc; i++) {
         RedisModule_StringPtrLen(argv[i], &len);
         capacity += len * 4 + 2;
     }
@@ -899,14 +901,14 @@ static int register_settings(RedisModuleCtx *ctx, RedisModuleString **argv, int 
     for (int i = 0; i < argc; i++) {
         const char *value = RedisModule_StringPtrLen(argv[i], &len);
         int failed;
-        if (i < SETTING_INDEX_MASKS) {
-            failed = settings_check(i, value, len, classes, message, sizeof(message));
+        if (i < PARAMETER_INDEX_MASKS) {
+            failed = parameters_check(i, value, len, classes, message, sizeof(message));
         } else {
             failed = len == 0 || (len == 1 && value[0] == '!');
             snprintf(message, sizeof(message), "masks: '%s' is not accepted; give %s",
                      failed ? value : "",
                      len == 0 ? "ALL for every key" : "!^tmp: to exclude ^tmp:, say");
-            if (!failed) used = settings_append_mask(masks, used, capacity, value, len);
+            if (!failed) used = parameters_append_mask(masks, used, capacity, value, len);
         }
         if (failed) {
             RedisModule_Log(ctx, "warning", "argument %d, %s", i + 1, message);
@@ -914,20 +916,21 @@ static int register_settings(RedisModuleCtx *ctx, RedisModuleString **argv, int 
             return REDISMODULE_ERR;
         }
     }
-    if (settings_check(SETTING_INDEX_MASKS, masks, used, classes, message, sizeof(message)) != 0) {
-        RedisModule_Log(ctx, "warning", "argument %d and later, %s", SETTING_INDEX_MASKS + 1,
+    if (parameters_check(PARAMETER_INDEX_MASKS, masks, used, classes, message, sizeof(message)) !=
+        0) {
+        RedisModule_Log(ctx, "warning", "argument %d and later, %s", PARAMETER_INDEX_MASKS + 1,
                         message);
         free(masks);
         return REDISMODULE_ERR;
     }
     int result = REDISMODULE_OK;
-    for (intptr_t i = 0; i < SETTINGS_COUNT && result == REDISMODULE_OK; i++) {
-        const char *value = SETTINGS[i].default_value;
-        if (i < argc && i < SETTING_INDEX_MASKS) value = RedisModule_StringPtrLen(argv[i], NULL);
-        if (i == SETTING_INDEX_MASKS && used > 0) value = masks;
+    for (intptr_t i = 0; i < PARAMETERS_COUNT && result == REDISMODULE_OK; i++) {
+        const char *value = PARAMETERS[i].default_value;
+        if (i < argc && i < PARAMETER_INDEX_MASKS) value = RedisModule_StringPtrLen(argv[i], NULL);
+        if (i == PARAMETER_INDEX_MASKS && used > 0) value = masks;
         result = RedisModule_RegisterStringConfig(
-            ctx, SETTINGS[i].name, value,
-            SETTINGS[i].sensitive ? REDISMODULE_CONFIG_SENSITIVE : REDISMODULE_CONFIG_DEFAULT,
+            ctx, PARAMETERS[i].name, value,
+            PARAMETERS[i].sensitive ? REDISMODULE_CONFIG_SENSITIVE : REDISMODULE_CONFIG_DEFAULT,
             config_get, config_set, config_apply, (void *)i);
     }
     free(masks);
@@ -1064,18 +1067,18 @@ static void redact(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     for (int i = 1; i < argc; i++) { /* a URL in the wrong place */
         size_t len;
         const char *text = RedisModule_StringPtrLen(argv[i], &len);
-        if (settings_is_url(text, len)) RedisModule_RedactClientCommandArgument(ctx, i);
+        if (parameters_is_url(text, len)) RedisModule_RedactClientCommandArgument(ctx, i);
     }
     if (is_word(argv[0], MODULE_NAME ".connect")) {
-        int password = SETTING_INDEX_PASSWORD; /* argv[1] is the host, parameter 1 */
+        int password = PARAMETER_INDEX_PASSWORD; /* argv[1] is the host, parameter 1 */
         if (argc > password) RedisModule_RedactClientCommandArgument(ctx, password);
         return;
     }
     if (!is_word(argv[0], MODULE_NAME ".config") || argc < 2 || is_word(argv[1], "GET")) return;
     for (int i = 2; i < argc; i += 2) {
-        int index = setting_index(argv[i]);
+        int index = parameter_index(argv[i]);
         if (index < 0) RedisModule_RedactClientCommandArgument(ctx, i);
-        if (i + 1 < argc && (index < 0 || SETTINGS[index].sensitive))
+        if (i + 1 < argc && (index < 0 || PARAMETERS[index].sensitive))
             RedisModule_RedactClientCommandArgument(ctx, i + 1);
     }
 }
@@ -1295,7 +1298,7 @@ static void release_all(void) {
     queue_free(events);
     queue_free(requests);
     events = requests = NULL;
-    for (int i = 0; i < SETTINGS_COUNT; i++) {
+    for (int i = 0; i < PARAMETERS_COUNT; i++) {
         if (values[i] != NULL) RedisModule_FreeString(NULL, values[i]);
         values[i] = NULL;
     }
@@ -1397,7 +1400,7 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
      * (repl-diskless-load swapdb). */
     RedisModule_SetModuleOptions(ctx, REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD);
     if (prepare(ctx) != 0) return refuse_load(ctx, "no file descriptors left");
-    if (register_settings(ctx, argv, argc) != REDISMODULE_OK) return refuse_load(ctx, "");
+    if (register_parameters(ctx, argv, argc) != REDISMODULE_OK) return refuse_load(ctx, "");
     if (register_commands(ctx) != REDISMODULE_OK)
         return refuse_load(ctx, "the server took its commands or its INFO section from another "
                                 "module");

@@ -83,15 +83,17 @@ static int find_environment(char *error, size_t capacity) {
     } else if (BUILD_PACKAGE_PARENT[0] != '\0') {
         snprintf(package_parent, sizeof(package_parent), "%s", BUILD_PACKAGE_PARENT);
         if (join(path, package_parent, "/keyspace_amqp/worker/loop.py") != 0 || !is_file(path))
-            return fail(error, capacity,
-                        "the handler is missing: there is no %s/keyspace_amqp/worker/loop.py. Was the "
-                        "source folder moved? Build again, or install with: pip install .",
-                        package_parent);
+            return fail(
+                error, capacity,
+                "the handler is missing: there is no %s/keyspace_amqp/worker/loop.py. Was the "
+                "source folder moved? Build again, or install with: pip install .",
+                package_parent);
     } else {
-        return fail(error, capacity,
-                    "the handler is missing: there is no worker/loop.py beside %s. Load the file where "
-                    "pip installed it (keyspace-amqp path prints its place)",
-                    info.dli_fname);
+        return fail(
+            error, capacity,
+            "the handler is missing: there is no worker/loop.py beside %s. Load the file where "
+            "pip installed it (keyspace-amqp path prints its place)",
+            info.dli_fname);
     }
 
     /* A user's own site-packages, --target, or Debian's dist-packages under
@@ -221,7 +223,8 @@ int python_start(char *error, size_t capacity) {
     int result = extend_path(error, capacity);
     if (result == 0) result = try_import("_cffi_backend", "cffi", error, capacity);
     if (result == 0) result = try_import("pika", "pika", error, capacity);
-    if (result == 0) result = try_import("keyspace_amqp.worker.loop", "keyspace-amqp", error, capacity);
+    if (result == 0)
+        result = try_import("keyspace_amqp.worker.loop", "keyspace-amqp", error, capacity);
     PyGILState_Release(gil);
     return result;
 }

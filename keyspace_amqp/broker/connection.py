@@ -22,7 +22,7 @@ import pika.frame
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
 from ..config import Config
-from ..message import Event, Form
+from ..message import Event, Format
 from .frames import Frames
 from .login import parameters_for
 from .reasons import describe
@@ -99,14 +99,14 @@ class Broker:
         self._closing: SelectConnection | None = None
         self._channel_timer: object = None
         self._config: Config | None = None
-        self._form: Form | None = None
+        self._form: Format | None = None
         self._frames: Frames | None = None
         self._untried: list[tuple[str, int]] = []
         self._reasons: list[str] = []  # of those that were tried
         self._make: Callable[[str, int], pika.ConnectionParameters] | None = None
         self.server = ""  # the one of the connection, or of the last attempt
 
-    def configure(self, config: Config, form: Form) -> None:
+    def configure(self, config: Config, form: Format) -> None:
         """Parameters of messages: from the next one on."""
         self._config = config
         self._form = form

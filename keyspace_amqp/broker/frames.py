@@ -18,7 +18,7 @@ import pika.frame
 import pika.spec
 
 from ..config import Config, raw
-from ..message import Event, Form
+from ..message import Event, Format
 
 # The values of the example. The timestamp follows the id, and together they are
 # found in it.
@@ -39,7 +39,7 @@ class Frames:
     `most`: bytes of a body that fit into a frame; a longer body takes several.
     """
 
-    def __init__(self, config: Config, form: Form, channel: int, most: int) -> None:
+    def __init__(self, config: Config, form: Format, channel: int, most: int) -> None:
         self._form = form
         self._channel = channel
         self._most = most

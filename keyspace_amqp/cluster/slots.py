@@ -9,7 +9,7 @@ import binascii
 import functools
 from collections.abc import Sequence
 
-from ..tables.keys import KEY
+from ..tables.keys import KEY, tagged
 
 SLOTS = 16384
 
@@ -44,7 +44,7 @@ def key_of(slot: int) -> bytes:
     """The key of the list in a slot."""
     if slot == KEY_SLOT:
         return KEY
-    return b"keyspaceamqp:{%b}:fallback" % tags()[slot]
+    return tagged(tags()[slot])
 
 
 # A server that is not in cluster mode.

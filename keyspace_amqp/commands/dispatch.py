@@ -41,10 +41,10 @@ from ..fallback import (
     read_elements,
     to_element,
 )
-from ..jobs import NOT_SERVED, READ_ONLY, Command, Job, JobError, SetParameters
+from ..jobs import Command, Failure, Job, JobError, SetParameters
 from ..tables.commands import COMMANDS
 from ..tables.keys import KEY, is_own_key
-from ..tables.parameters import INDEX, SETTINGS
+from ..tables.parameters import INDEX, PARAMETERS
 from ..tables.stats import Stat
 from .legacy import from_legacy
 
@@ -439,10 +439,10 @@ def _link(call: _Call, wanted: bytes) -> None:
 
 
 def _connect(call: _Call, rest: Sequence[bytes]) -> Steps:
-    settings = [s for s in SETTINGS if s.position is not None and s.name != "events"]
-    values = list(rest[: len(settings) - 1])
-    given_masks = rest[len(settings) - 1 :]
-    pairs = [(setting.name, value) for setting, value in zip(settings, values, strict=False)]
+    positional = [p for p in PARAMETERS if p.position is not None and p.name != "events"]
+    values = list(rest[: len(positional) - 1])
+    given_masks = rest[len(positional) - 1 :]
+    pairs = [(parameter.name, value) for parameter, value in zip(positional, values, strict=False)]
     if given_masks:
         pairs.append(("masks", format_masks(_checked(given_masks))))
     yield from _set(call, pairs)
@@ -463,9 +463,9 @@ def _config(call: _Call, rest: Sequence[bytes]) -> Steps:
     if subcommand == "GET" and len(arguments) == 1:
         pattern = arguments[0].decode("utf-8", "replace").lower()
         return {
-            setting.name.encode(): b"(hidden)" if setting.sensitive and value else value
-            for setting, value in zip(SETTINGS, call.handler.raw_config, strict=True)
-            if fnmatch.fnmatchcase(setting.name, pattern)
+            parameter.name.encode(): b"(hidden)" if parameter.sensitive and value else value
+            for parameter, value in zip(PARAMETERS, call.handler.raw_config, strict=True)
+            if fnmatch.fnmatchcase(parameter.name, pattern)
         }
     if subcommand == "SET" and arguments and len(arguments) % 2 == 0:
         pairs = []
@@ -613,14 +613,14 @@ def _import_some(call: _Call, source: bytes, ids: Iterator[str]) -> Generator[Wa
     handler = call.handler
     yield handler.look_done
     if not handler.writable:
-        raise CommandError(READ_ONLY)
+        raise CommandError(str(JobError.of(Failure.READ_ONLY)))
     size, target = handler.config.fallback_size, next(iter(handler.list_keys or ()), None)
     look = [*peek_job(source, 0, JOB_ELEMENTS, JOB_BYTES).commands]
     if target is not None:
         look.append(Command("LLEN", [target]))
     result = yield Job(look)
     length = result.reply(1)
-    if isinstance(length, JobError) and str(length) == NOT_SERVED and call.for_all:
+    if isinstance(length, JobError) and length.failure is Failure.NOT_SERVED and call.for_all:
         return 0  # the node that has it does it
     waiting = _int(length)
     if not waiting:

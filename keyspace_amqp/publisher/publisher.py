@@ -41,7 +41,7 @@ from .. import fallback
 from ..broker.target import target
 from ..config import Config
 from ..fallback import JOB_BYTES, JOB_ELEMENTS, from_element, to_element
-from ..jobs import READ_ONLY, Job, JobError, JobResult
+from ..jobs import Failure, Job, JobError, JobResult
 from ..message import EVENT_BYTES, Event
 from ..tables.parameters import INT64_MAX
 from ..tables.stats import CONFIRM_BOUNDS, Stat
@@ -88,11 +88,6 @@ STOP_RESERVE = 1.5
 STORE_GRACE = 0.1
 # And this is for the goodbye to the broker and the way back to the main thread.
 FLUSH_MARGIN = 0.8
-
-# Errors of LLEN that say that there is no list of ours to wait for: the key has
-# something else, or went to another node of the cluster with its slot.
-WRONG_TYPE = "WRONGTYPE"
-NOT_SERVED = "the list's slot is not served"
 
 _REASONS = {
     b"evicted": Stat.DROPPED_FALLBACK_EVICTED,
@@ -874,9 +869,9 @@ class Publisher:
             self._set_length(length)
         elif isinstance(length, JobError):
             # Out of reach, or no list at all: what is in memory goes on without it.
-            text = str(length)
-            self._no_list = text.startswith((WRONG_TYPE, NOT_SERVED))
-            if text.startswith(WRONG_TYPE):
+            # The key has something else, or went to another node with its slot.
+            self._no_list = length.failure in (Failure.WRONG_TYPE, Failure.NOT_SERVED)
+            if length.failure is Failure.WRONG_TYPE:
                 self._set_length(0)
                 self._known = False
             elif self._no_list:
@@ -1047,7 +1042,7 @@ class Publisher:
         if not self.writable:
             purges, self._purges = self._purges, []
             for purged in purges:
-                purged(JobError(READ_ONLY))
+                purged(JobError.of(Failure.READ_ONLY))
             return
         self._move_on()
         if self._purges and self.lists_known:

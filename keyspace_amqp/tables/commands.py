@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .parameters import SETTINGS
+from .parameters import PARAMETERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +55,13 @@ COMMANDS: tuple[CommandSpec, ...] = (
         (
             *(
                 Argument(
-                    "mask" if setting.name == "masks" else setting.name,
-                    "INTEGER" if setting.kind.name == "INTEGER" else "STRING",
+                    "mask" if parameter.name == "masks" else parameter.name,
+                    "INTEGER" if parameter.kind.name == "INTEGER" else "STRING",
                     optional=True,
-                    multiple=setting.name == "masks",
+                    multiple=parameter.name == "masks",
                 )
-                for setting in SETTINGS
-                if setting.position is not None and setting.name != "events"
+                for parameter in PARAMETERS
+                if parameter.position is not None and parameter.name != "events"
             ),
             _LOCAL,
         ),

@@ -1,17 +1,23 @@
-"""The keys of the fallback lists; the shim's OWN_KEY_* are made from them.
+"""The keys of the fallback lists: `keyspaceamqp:{tag}:fallback`.
 
-Pure: imports nothing of the package.
+The shim's OWN_KEY_PREFIX and OWN_KEY_SUFFIX are made from these. Pure: imports
+nothing.
 """
 
 from __future__ import annotations
 
-# The list of a server that is not in a cluster; cluster.py has the other keys. The
-# shim knows keys of this form as ours (OWN_KEY_* in shim/module.c).
-KEY = b"keyspaceamqp:{0}:fallback"
-_OWN_PREFIX, _OWN_SUFFIX = b"keyspaceamqp:{", b"}:fallback"
+PREFIX, SUFFIX = b"keyspaceamqp:{", b"}:fallback"
+
+
+def tagged(tag: bytes) -> bytes:
+    """Return the key of the list with this tag; the tag decides on the slot."""
+    return PREFIX + tag + SUFFIX
+
+
+# The list of a server that is not in a cluster.
+KEY = tagged(b"0")
 
 
 def is_own_key(key: bytes) -> bool:
-    """Whether the shim takes a key for one of ours."""
-    middle = len(key) - len(_OWN_PREFIX) - len(_OWN_SUFFIX)
-    return middle >= 0 and key.startswith(_OWN_PREFIX) and key.endswith(_OWN_SUFFIX)
+    """True if the shim takes the key for one of ours."""
+    return len(key) >= len(PREFIX) + len(SUFFIX) and key.startswith(PREFIX) and key.endswith(SUFFIX)

@@ -1,6 +1,6 @@
 """The parameters: the one place that knows their names, positions, defaults and limits.
 
-The shim's checks (shim/settings.c), the table in docs/configuration.md, COMMAND DOCS
+The shim's checks (shim/parameters.c), the table in docs/configuration.md, COMMAND DOCS
 and the command line are made from this table. Pure: imports nothing of the package.
 """
 
@@ -11,16 +11,16 @@ import enum
 
 
 class Kind(enum.Enum):
-    """How the shim checks a value (`setting_kind_t` in shim/settings.h)."""
+    """How the shim checks a value (`parameter_kind_t` in shim/parameters.h)."""
 
-    TEXT = "SETTING_TEXT"
-    INTEGER = "SETTING_INTEGER"
-    EVENTS = "SETTING_EVENTS"
-    MASKS = "SETTING_MASKS"
+    TEXT = "PARAMETER_TEXT"
+    INTEGER = "PARAMETER_INTEGER"
+    EVENTS = "PARAMETER_EVENTS"
+    MASKS = "PARAMETER_MASKS"
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class Parameter:
     """A parameter.
 
     `minimum` and `maximum` bound an integer, or a text's length in bytes; `pattern` is a
@@ -45,7 +45,7 @@ INT64_MAX = 2**63 - 1
 # The longest short string of AMQP 0-9-1, which names an exchange or a key.
 SHORT_STRING = 255
 # More than anybody types; little enough to compile in a moment. MASK_BYTES is in
-# shim/settings.c too.
+# shim/parameters.c too.
 MASKS_BYTES = 64 * 1024
 MASK_BYTES = 1024
 # A path of Linux.
@@ -65,8 +65,8 @@ _URL = f"(amqps?://([^@/?#, ]*@)?{_SERVER}(,{_SERVER})*(/[^/?# ]*)?(\\?{_QUERY}(
 SWITCH = "on|off"
 _DATABASES = "ALL|[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*"
 _TEMPLATE = "([^{}]|[{][{]|[}][}]|[{](db|event|class|key|node|key:[1-9][0-9]?|key:[*])[}])*"
-SETTINGS: tuple[Setting, ...] = (
-    Setting(
+PARAMETERS: tuple[Parameter, ...] = (
+    Parameter(
         "events",
         Kind.EVENTS,
         "xe",
@@ -77,7 +77,7 @@ SETTINGS: tuple[Setting, ...] = (
         "server's `t` and `d`",
         position=1,
     ),
-    Setting(
+    Parameter(
         "host",
         Kind.TEXT,
         "127.0.0.1",
@@ -90,7 +90,7 @@ SETTINGS: tuple[Setting, ...] = (
         position=2,
         pattern=f"{_ANY_SERVER}(,{_ANY_SERVER})*",
     ),
-    Setting(
+    Parameter(
         "port",
         Kind.INTEGER,
         "5672",
@@ -100,7 +100,7 @@ SETTINGS: tuple[Setting, ...] = (
         "RabbitMQ's port, where `host` has none",
         position=3,
     ),
-    Setting(
+    Parameter(
         "username",
         Kind.TEXT,
         "guest",
@@ -110,7 +110,7 @@ SETTINGS: tuple[Setting, ...] = (
         "RabbitMQ's user",
         position=4,
     ),
-    Setting(
+    Parameter(
         "password",
         Kind.TEXT,
         "guest",
@@ -121,7 +121,7 @@ SETTINGS: tuple[Setting, ...] = (
         position=5,
         sensitive=True,
     ),
-    Setting(
+    Parameter(
         "heartbeat",
         Kind.INTEGER,
         "30",
@@ -131,7 +131,7 @@ SETTINGS: tuple[Setting, ...] = (
         "seconds between heartbeats, 0 for none",
         position=6,
     ),
-    Setting(
+    Parameter(
         "exchange",
         Kind.TEXT,
         "amq.direct",
@@ -141,7 +141,7 @@ SETTINGS: tuple[Setting, ...] = (
         "exchange to publish to; it must exist",
         position=7,
     ),
-    Setting(
+    Parameter(
         "routing-key",
         Kind.TEXT,
         "redis_keyspace_events",
@@ -153,7 +153,7 @@ SETTINGS: tuple[Setting, ...] = (
         position=8,
         pattern=_TEMPLATE,
     ),
-    Setting(
+    Parameter(
         "delivery-mode",
         Kind.INTEGER,
         "1",
@@ -163,7 +163,7 @@ SETTINGS: tuple[Setting, ...] = (
         "1: the broker may keep messages in memory only; 2: persistent",
         position=9,
     ),
-    Setting(
+    Parameter(
         "fallback-size",
         Kind.INTEGER,
         "10000000",
@@ -173,7 +173,7 @@ SETTINGS: tuple[Setting, ...] = (
         "elements that the fallback list may have; 0: no limit; negative: no list",
         position=10,
     ),
-    Setting(
+    Parameter(
         "masks",
         Kind.MASKS,
         "ALL",
@@ -184,7 +184,7 @@ SETTINGS: tuple[Setting, ...] = (
         "key masks, see below; `ALL`: every key; empty: none",
         position=11,
     ),
-    Setting(
+    Parameter(
         "queue-limit",
         Kind.INTEGER,
         "67108864",
@@ -193,7 +193,7 @@ SETTINGS: tuple[Setting, ...] = (
         f"a number of bytes from {1024 * 1024} to {2**40}",
         "bytes of events that may wait in memory; past half of it they spill into the list",
     ),
-    Setting(
+    Parameter(
         "worker-nice",
         Kind.INTEGER,
         "5",
@@ -204,7 +204,7 @@ SETTINGS: tuple[Setting, ...] = (
         "and messages are not held back for it either",
     ),
     # ---- reaching the broker
-    Setting(
+    Parameter(
         "url",
         Kind.TEXT,
         "",
@@ -216,7 +216,7 @@ SETTINGS: tuple[Setting, ...] = (
         sensitive=True,
         pattern=_URL,
     ),
-    Setting(
+    Parameter(
         "vhost",
         Kind.TEXT,
         "/",
@@ -225,7 +225,7 @@ SETTINGS: tuple[Setting, ...] = (
         f"a name of up to {SHORT_STRING} bytes",
         "RabbitMQ's virtual host",
     ),
-    Setting(
+    Parameter(
         "password-file",
         Kind.TEXT,
         "",
@@ -235,7 +235,7 @@ SETTINGS: tuple[Setting, ...] = (
         "file with the password in its first line, read again for each connection; empty: "
         "`password` holds",
     ),
-    Setting(
+    Parameter(
         "auth-mechanism",
         Kind.TEXT,
         "plain",
@@ -245,7 +245,7 @@ SETTINGS: tuple[Setting, ...] = (
         "`plain`: user and password; `external`: the client certificate tells who it is",
         pattern="plain|external",
     ),
-    Setting(
+    Parameter(
         "tls",
         Kind.TEXT,
         "off",
@@ -255,7 +255,7 @@ SETTINGS: tuple[Setting, ...] = (
         "TLS to the broker, whose port for it is usually 5671",
         pattern=SWITCH,
     ),
-    Setting(
+    Parameter(
         "tls-ca-file",
         Kind.TEXT,
         "",
@@ -264,7 +264,7 @@ SETTINGS: tuple[Setting, ...] = (
         f"a path of up to {PATH_BYTES} bytes",
         "certificates (PEM) of those who may vouch for the broker; empty: the system's",
     ),
-    Setting(
+    Parameter(
         "tls-cert-file",
         Kind.TEXT,
         "",
@@ -273,7 +273,7 @@ SETTINGS: tuple[Setting, ...] = (
         f"a path of up to {PATH_BYTES} bytes",
         "our own certificate (PEM), if the broker asks for one",
     ),
-    Setting(
+    Parameter(
         "tls-key-file",
         Kind.TEXT,
         "",
@@ -282,7 +282,7 @@ SETTINGS: tuple[Setting, ...] = (
         f"a path of up to {PATH_BYTES} bytes",
         "its key (PEM, not encrypted); empty: it is in `tls-cert-file`",
     ),
-    Setting(
+    Parameter(
         "tls-server-name",
         Kind.TEXT,
         "",
@@ -291,7 +291,7 @@ SETTINGS: tuple[Setting, ...] = (
         "a name of up to 255 bytes",
         "name that the broker's certificate must have; empty: the one in `host`",
     ),
-    Setting(
+    Parameter(
         "tls-verify",
         Kind.TEXT,
         "on",
@@ -301,7 +301,7 @@ SETTINGS: tuple[Setting, ...] = (
         "whether the broker's certificate is checked; `off` is for trials only",
         pattern=SWITCH,
     ),
-    Setting(
+    Parameter(
         "tcp-keepalive",
         Kind.INTEGER,
         "60",
@@ -310,7 +310,7 @@ SETTINGS: tuple[Setting, ...] = (
         "a number of seconds from 0 (off) to 32767",
         "seconds without traffic after which TCP asks whether the broker's machine is there",
     ),
-    Setting(
+    Parameter(
         "node-name",
         Kind.TEXT,
         "",
@@ -321,7 +321,7 @@ SETTINGS: tuple[Setting, ...] = (
         "machine's name and the server's port, in a cluster the address that the nodes use",
     ),
     # ---- messages
-    Setting(
+    Parameter(
         "format",
         Kind.TEXT,
         "text",
@@ -331,7 +331,7 @@ SETTINGS: tuple[Setting, ...] = (
         "form of the messages",
         pattern="text|json|cloudevents",
     ),
-    Setting(
+    Parameter(
         "headers",
         Kind.TEXT,
         "off",
@@ -341,7 +341,7 @@ SETTINGS: tuple[Setting, ...] = (
         "headers `db`, `event`, `class`, `node` and `sequence`",
         pattern=SWITCH,
     ),
-    Setting(
+    Parameter(
         "value",
         Kind.INTEGER,
         "0",
@@ -350,7 +350,7 @@ SETTINGS: tuple[Setting, ...] = (
         f"a number of bytes from 0 (off) to {VALUE_BYTES}",
         "bytes of the key's value that a message has, in the formats `json` and `cloudevents`",
     ),
-    Setting(
+    Parameter(
         "mandatory",
         Kind.TEXT,
         "on",
@@ -360,7 +360,7 @@ SETTINGS: tuple[Setting, ...] = (
         "whether the broker tells of messages that reach no queue, to be counted as `returned`",
         pattern=SWITCH,
     ),
-    Setting(
+    Parameter(
         "app-id",
         Kind.TEXT,
         "",
@@ -369,7 +369,7 @@ SETTINGS: tuple[Setting, ...] = (
         f"a text of up to {SHORT_STRING} bytes",
         "property `app_id`; empty: none",
     ),
-    Setting(
+    Parameter(
         "message-type",
         Kind.TEXT,
         "",
@@ -378,7 +378,7 @@ SETTINGS: tuple[Setting, ...] = (
         f"a text of up to {SHORT_STRING} bytes",
         "property `type`; empty: none",
     ),
-    Setting(
+    Parameter(
         "priority",
         Kind.TEXT,
         "",
@@ -388,7 +388,7 @@ SETTINGS: tuple[Setting, ...] = (
         "property `priority`, for queues that have priorities; empty: none",
         pattern="([0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])?",
     ),
-    Setting(
+    Parameter(
         "expiration",
         Kind.TEXT,
         "",
@@ -398,7 +398,7 @@ SETTINGS: tuple[Setting, ...] = (
         "property `expiration`: how long a message may wait in its queue; empty: for ever",
         pattern="(0|[1-9][0-9]{0,8}|[1-3][0-9]{9})?",
     ),
-    Setting(
+    Parameter(
         "deduplication-header",
         Kind.TEXT,
         "off",
@@ -409,7 +409,7 @@ SETTINGS: tuple[Setting, ...] = (
         "repeated messages out",
         pattern=SWITCH,
     ),
-    Setting(
+    Parameter(
         "databases",
         Kind.TEXT,
         "ALL",
@@ -420,4 +420,4 @@ SETTINGS: tuple[Setting, ...] = (
         pattern=_DATABASES,
     ),
 )
-INDEX = {setting.name: index for index, setting in enumerate(SETTINGS)}
+INDEX = {parameter.name: index for index, parameter in enumerate(PARAMETERS)}

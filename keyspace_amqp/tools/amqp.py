@@ -21,7 +21,7 @@ from ..broker.reasons import describe
 from ..broker.target import address
 from ..broker.target import target as read_target
 from ..config import Config
-from ..tables.parameters import INDEX, SETTINGS
+from ..tables.parameters import INDEX, PARAMETERS
 from . import ToolError, nodes
 
 # For TCP, for all of the handshake, and for an answer.
@@ -124,7 +124,7 @@ def module_config(client: Any) -> dict[str, str]:
 def _broker_config(url: str | None, parameters: Mapping[str, str]) -> Config:
     """The configuration with the options' URL, or else that of the module, which tells no
     secrets: the password is in the URL or elsewhere."""
-    values = {setting.name: setting.default for setting in SETTINGS}
+    values = {parameter.name: parameter.default for parameter in PARAMETERS}
     if url is None:
         if parameters.get("url"):
             raise ToolError(
@@ -132,7 +132,7 @@ def _broker_config(url: str | None, parameters: Mapping[str, str]) -> Config:
             )
         values |= {name: value for name, value in parameters.items() if name in values}
     else:
-        if not url or not re.fullmatch(SETTINGS[INDEX["url"]].pattern, url):
+        if not url or not re.fullmatch(PARAMETERS[INDEX["url"]].pattern, url):
             raise ToolError(
                 "the broker's URL cannot be read: it has the form "
                 "amqp://user:password@host:port/vhost"
@@ -140,7 +140,7 @@ def _broker_config(url: str | None, parameters: Mapping[str, str]) -> Config:
         values["url"] = url
     values["password"] = os.environ.get("AMQP_PASSWORD", "guest")
     values["password-file"] = ""
-    return Config.from_values([os.fsencode(values[setting.name]) for setting in SETTINGS])
+    return Config.from_values([os.fsencode(values[parameter.name]) for parameter in PARAMETERS])
 
 
 def _shown(parameters: Any) -> str:

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
-from ..tables.parameters import SETTINGS
+from ..tables.parameters import PARAMETERS
 from ..tables.stats import FIRST_REASON, HELP, Stat
 from . import ToolError, amqp, nodes
 
@@ -422,7 +422,7 @@ def _brokers(
     options: argparse.Namespace, told: Mapping[str, Facts]
 ) -> Iterator[tuple[Iterable[Finding], Sequence[str]]]:
     """Each broker with exchange and key that a node has, once."""
-    defaults = {setting.name: setting.default for setting in SETTINGS}
+    defaults = {parameter.name: parameter.default for parameter in PARAMETERS}
     targets: dict[tuple[Any, ...], tuple[amqp.Target, list[str]]] = {}
     for address, facts in told.items():
         if facts.parameters or options.amqp:

@@ -36,9 +36,9 @@ from ..cluster.watch import Watch
 from ..cluster.wire import Register
 from ..commands import dispatch as commands
 from ..config import Config, parse_databases, raw
-from ..jobs import Command, Job, JobResult, Lengths, Message, SetParameters
+from ..jobs import BusMessage, Command, Job, JobResult, Lengths, SetParameters
 from ..masks import Matcher, compile_masks
-from ..message import CLASS_LETTERS, Event, Form, Value
+from ..message import CLASS_LETTERS, Event, Format, Value
 from ..publisher.publisher import (
     Action,
     Close,
@@ -173,7 +173,7 @@ class Worker:
         self._broker = Broker(self._ioloop, self._publisher)
         self._topology = self._watch.topology
         self._node = ""
-        self._form = Form(self.config, self._node)
+        self._form = Format(self.config, self._node)
         self._name_node()
         self._set_nice()
         self._leftovers = Leftovers(lib.shim_port())
@@ -467,7 +467,7 @@ class Worker:
         if name != self._node:
             self._node = name
             cut = self._form.cut
-            self._form = Form(self.config, name)
+            self._form = Format(self.config, name)
             self._form.cut = cut
             self._broker.configure(self.config, self._form)
 
@@ -585,7 +585,7 @@ class Worker:
                     lib.job_parameters(pointer)
                 case Lengths():
                     lib.job_lengths(pointer)
-                case Message():
+                case BusMessage():
                     lib.job_message(pointer)
                 case Command():
                     lib.job_command(pointer, command.name.encode(), command.write)
@@ -758,7 +758,7 @@ class Worker:
             match action:
                 case Transmit(target=target, data=data):
                     # Whether it went out will show; who needs an answer asks again.
-                    self._submit(Job([Message([target.encode(), data])]), lambda result: None)
+                    self._submit(Job([BusMessage([target.encode(), data])]), lambda result: None)
                 case Apply(registers=registers, question=question):
                     answer = functools.partial(self._answer_peer, question)
                     self._peers.waiting.append(_Command(commands.apply(self, registers), answer))

@@ -16,7 +16,7 @@ from typing import Any
 from keyspace_amqp.broker.frames import Frames
 from keyspace_amqp.config import Config
 from keyspace_amqp.demo.servers import RedisServer, free_port, wait_for
-from keyspace_amqp.message import Event, Form
+from keyspace_amqp.message import Event, Format
 from tests.fix_servers import EXCHANGE, MODULE
 
 from . import amqp, measure, queue_memory
@@ -306,7 +306,7 @@ def _message(routing_key: str, delivery_mode: int) -> bytes:
         routing_key=routing_key,
         delivery_mode=delivery_mode,
     )
-    return Frames(config, Form(config, ""), 1, 4096).marshal([event])
+    return Frames(config, Format(config, ""), 1, 4096).marshal([event])
 
 
 def growth(rig: Rig, plan: Plan, report: Report) -> None:

@@ -22,7 +22,7 @@ from keyspace_amqp.broker import connection as broker_module
 from keyspace_amqp.broker.connection import Broker
 from keyspace_amqp.broker.reasons import describe
 from keyspace_amqp.config import Config
-from keyspace_amqp.message import Form
+from keyspace_amqp.message import Format
 
 THREE = Config("A", "h:1,h:2,h:3", 5672, "guest", "guest")
 
@@ -87,7 +87,7 @@ def test_another_connections_end_means_nothing(broker: Any) -> None:
 
 def test_a_message_that_is_too_large_is_named(broker: Any) -> None:
     broker._channel = Channel()
-    broker.configure(THREE, made := Form(THREE, ""))
+    broker.configure(THREE, made := Format(THREE, ""))
     text = "PRECONDITION_FAILED - message size 200 is larger than configured max size 100"
     broker._on_channel_closed(broker._channel, pika.exceptions.ChannelClosedByBroker(406, text))
     assert broker._listener.heard == [("too_large", 100, made.body), ("link_down", f"406 {text}")]

@@ -17,7 +17,7 @@ from pika import frame, spec
 from keyspace_amqp.broker import connection as broker
 from keyspace_amqp.broker.frames import Frames
 from keyspace_amqp.config import Config
-from keyspace_amqp.message import Event, Form, Value, body
+from keyspace_amqp.message import Event, Format, Value, body
 
 MOST = 131072 - 8
 
@@ -58,8 +58,8 @@ configs = st.builds(
 )
 
 
-def frames_of(config: Config, most: int) -> tuple[Frames, Form]:
-    form = Form(config, "here:6379")
+def frames_of(config: Config, most: int) -> tuple[Frames, Format]:
+    form = Format(config, "here:6379")
     return Frames(config, form, 1, most), form
 
 
@@ -73,7 +73,7 @@ class Written(pika.connection.Connection):
     def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
         self.stream.writelines(marshaled_frames)
 
-    def publish(self, event: Event, config: Config, form: Form) -> None:
+    def publish(self, event: Event, config: Config, form: Format) -> None:
         def raw(text: str) -> bytes | None:
             return text.encode("utf-8", "surrogateescape") or None
 
@@ -104,7 +104,7 @@ class Written(pika.connection.Connection):
     def _adapter_emit_data(self, *_: Any) -> None: ...
 
 
-def written(batch: Sequence[Event], config: Config, form: Form, most: int) -> bytes:
+def written(batch: Sequence[Event], config: Config, form: Format, most: int) -> bytes:
     connection = Written(most)
     for event in batch:
         connection.publish(event, config, form)

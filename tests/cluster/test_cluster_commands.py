@@ -26,7 +26,7 @@ from keyspace_amqp.cluster import peers as spread
 from keyspace_amqp.cluster.wire import MAGIC, VERSION, pack, unpack
 from keyspace_amqp.demo.servers import RabbitServer, RedisCluster, RedisServer, free_port, wait_for
 from keyspace_amqp.fallback import from_element
-from keyspace_amqp.tables.parameters import SETTINGS
+from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import Stat
 from tests.fix_faults import Probe, Proxy
 from tests.fix_servers import (
@@ -171,7 +171,7 @@ class Nodes(RedisCluster):
         self.ready()
         given = {"events": "A", "host": "127.0.0.1", "port": str(free_port())}
         defaults = []
-        for setting in SETTINGS:
+        for setting in PARAMETERS:
             defaults += [setting.name, given.get(setting.name, setting.default)]
         for line, arguments in (
             ("CONNECT", []),

@@ -35,7 +35,7 @@ from keyspace_amqp.fallback import (
 from keyspace_amqp.jobs import Command, Job, JobError, JobResult, SetParameters
 from keyspace_amqp.tables.commands import COMMANDS
 from keyspace_amqp.tables.keys import KEY
-from keyspace_amqp.tables.parameters import INDEX, SETTINGS
+from keyspace_amqp.tables.parameters import INDEX, PARAMETERS
 from keyspace_amqp.tables.stats import Stat
 
 OK = (b"+OK\r\n", 0)
@@ -131,7 +131,7 @@ class FakeHandler:
 
     def __init__(self, topology: Topology = ALONE, **changed: bytes) -> None:
         self.raw_config: Sequence[bytes] = [
-            changed.get(s.name.replace("-", "_"), s.default.encode()) for s in SETTINGS
+            changed.get(s.name.replace("-", "_"), s.default.encode()) for s in PARAMETERS
         ]
         self.config = Config.from_values(self.raw_config)
         self.calls: list[str] = []
@@ -369,7 +369,7 @@ def test_config_get_one() -> None:
 
 def test_config_get_a_pattern() -> None:
     reply = Run(FakeHandler(), CONFIG, b"GET", b"*").reply
-    assert list(reply) == [setting.name.encode() for setting in SETTINGS]
+    assert list(reply) == [setting.name.encode() for setting in PARAMETERS]
     assert list(Run(FakeHandler(), CONFIG, b"GET", b"ho?t").reply) == [b"host"]
     assert list(Run(FakeHandler(), CONFIG, b"GET", b"*r*-*e").reply) == [
         b"delivery-mode", b"worker-nice", b"password-file", b"tls-cert-file", b"tls-server-name",
@@ -1024,7 +1024,7 @@ def test_an_error_is_returned_and_not_raised() -> None:
     assert second == 1
 
 
-@pytest.mark.parametrize("error", [*jobs._ERRNO, errno.EINVAL])
+@pytest.mark.parametrize("error", [*filter(None, jobs._ERRNO), errno.EINVAL])
 def test_a_command_that_redis_did_not_run(error: int) -> None:
     value = reply_of(None, error)
     assert isinstance(value, JobError)
@@ -1131,5 +1131,5 @@ def test_usage_of_connect_has_its_arguments_in_their_order() -> None:
     places = [usage.index(name) for name in names]
     assert places == sorted(places)
     assert usage.count("[") == usage.count("]")
-    table = [s.name for s in SETTINGS if s.position is not None][1:-1]
+    table = [s.name for s in PARAMETERS if s.position is not None][1:-1]
     assert names == [*table, "mask"]

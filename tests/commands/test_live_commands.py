@@ -10,7 +10,7 @@ import redis
 from keyspace_amqp.demo.servers import RabbitServer, free_port, wait_for
 from keyspace_amqp.tables.commands import COMMANDS
 from keyspace_amqp.tables.keys import KEY
-from keyspace_amqp.tables.parameters import SETTINGS
+from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import Stat, Text
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, list_length, settled, stats
 
@@ -89,7 +89,7 @@ def test_help(family: str, start_redis: StartRedis) -> None:
 def test_config(family: str, start_redis: StartRedis) -> None:
     client = start_redis(family).client(protocol=3)
     everything = run(client, "CONFIG GET *")
-    assert [name.decode() for name in everything] == [setting.name for setting in SETTINGS]
+    assert [name.decode() for name in everything] == [setting.name for setting in PARAMETERS]
     assert everything[b"password"] == b"(hidden)"
     assert run(client, "CONFIG SET port 1000 host example.org LOCAL") == b"OK"
     assert run(client, "CONFIG GET [hp]o*t LOCAL") == {b"host": b"example.org", b"port": b"1000"}

@@ -11,7 +11,7 @@ import tempfile
 import pytest
 
 from keyspace_amqp.demo.servers import RedisServer
-from keyspace_amqp.tables.parameters import SETTINGS
+from keyspace_amqp.tables.parameters import PARAMETERS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -89,7 +89,7 @@ def test_the_printed_lines_load(tmp_path: pathlib.Path) -> None:
     with server:
         client = server.client(decode_responses=True)
         found = client.config_get("keyspaceamqp.*")
-    expected = {f"keyspaceamqp.{setting.name}": setting.default for setting in SETTINGS} | {
+    expected = {f"keyspaceamqp.{setting.name}": setting.default for setting in PARAMETERS} | {
         "keyspaceamqp.host": "broker.example",
         "keyspaceamqp.password": 'p "w',
         "keyspaceamqp.masks": r"^a\x20b$ !^a\x20bc",

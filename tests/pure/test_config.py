@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keyspace_amqp.config import Config, format_masks, parse_databases, parse_masks
-from keyspace_amqp.tables.parameters import INDEX, INT64_MAX, MASKS_BYTES, SETTINGS, Kind
+from keyspace_amqp.tables.parameters import INDEX, INT64_MAX, MASKS_BYTES, PARAMETERS, Kind
 
 # The module's arguments in their order, with the documented defaults: who loads
 # the module with positional arguments depends on both.
@@ -26,39 +26,39 @@ POSITIONAL = [
     (10, "fallback-size", "10000000"),
     (11, "masks", "ALL"),
 ]
-DEFAULTS = [setting.default.encode() for setting in SETTINGS]
+DEFAULTS = [setting.default.encode() for setting in PARAMETERS]
 
 
 def values(**changed: bytes) -> list[bytes]:
     """Raw values in the table's order: the defaults, but for those given."""
-    return [changed.get(s.name.replace("-", "_"), s.default.encode()) for s in SETTINGS]
+    return [changed.get(s.name.replace("-", "_"), s.default.encode()) for s in PARAMETERS]
 
 
 def test_positions_and_defaults_are_the_documented_ones() -> None:
-    rows = [(s.position, s.name, s.default) for s in SETTINGS if s.position is not None]
+    rows = [(s.position, s.name, s.default) for s in PARAMETERS if s.position is not None]
     assert rows == POSITIONAL
 
 
 def test_arguments_come_first_in_the_table() -> None:
     """The shim takes argument n for row n."""
-    assert [s.position for s in SETTINGS[: len(POSITIONAL)]] == [row[0] for row in POSITIONAL]
-    assert all(s.position is None for s in SETTINGS[len(POSITIONAL) :])
+    assert [s.position for s in PARAMETERS[: len(POSITIONAL)]] == [row[0] for row in POSITIONAL]
+    assert all(s.position is None for s in PARAMETERS[len(POSITIONAL) :])
 
 
 def test_names_are_unique_and_lower_case() -> None:
-    names = [s.name for s in SETTINGS]
+    names = [s.name for s in PARAMETERS]
     assert len(set(names)) == len(names)
     assert names == [name.lower() for name in names]
     assert list(INDEX) == names
-    assert all(SETTINGS[place].name == name for name, place in INDEX.items())
+    assert all(PARAMETERS[place].name == name for name, place in INDEX.items())
 
 
 def test_only_these_are_secrets() -> None:
-    assert [s.name for s in SETTINGS if s.sensitive] == ["password", "url"]
+    assert [s.name for s in PARAMETERS if s.sensitive] == ["password", "url"]
 
 
 def test_bounds_are_bounds() -> None:
-    for setting in SETTINGS:
+    for setting in PARAMETERS:
         assert setting.minimum < setting.maximum, setting.name
         assert setting.help
         assert setting.accepted
@@ -67,7 +67,7 @@ def test_bounds_are_bounds() -> None:
 
 
 def test_bounds_are_those_of_the_protocol() -> None:
-    bounds = {s.name: (s.minimum, s.maximum) for s in SETTINGS}
+    bounds = {s.name: (s.minimum, s.maximum) for s in PARAMETERS}
     assert bounds["port"] == (1, 65535)
     assert bounds["exchange"] == bounds["routing-key"] == (0, 255)
     assert bounds["delivery-mode"] == (1, 2)
@@ -166,7 +166,7 @@ def test_no_masks() -> None:
     assert Config.from_values(values(masks=b"")).masks == ()
 
 
-@pytest.mark.parametrize("count", [len(SETTINGS) - 1, len(SETTINGS) + 1, 0])
+@pytest.mark.parametrize("count", [len(PARAMETERS) - 1, len(PARAMETERS) + 1, 0])
 def test_a_wrong_number_of_values_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match="argument"):
         Config.from_values([b"1"] * count)

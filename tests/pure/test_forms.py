@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from keyspace_amqp.config import Config
 from keyspace_amqp.demo.servers import RabbitServer, wait_for
 from keyspace_amqp.fallback import from_element, to_element
-from keyspace_amqp.message import Event, Form, Value
+from keyspace_amqp.message import Event, Format, Value
 from tests.fix_servers import Mailbox, Message, StartRedis, arguments_for, linked, settled
 
 PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
 
 
-def form(node: str = "here:6379", **changed: Any) -> Form:
-    return Form(dataclasses.replace(PLAIN, **changed), node)
+def form(node: str = "here:6379", **changed: Any) -> Format:
+    return Format(dataclasses.replace(PLAIN, **changed), node)
 
 
 def event(key: bytes = b"session:42:x", name: bytes = b"expired", **more: Any) -> Event:

@@ -18,13 +18,13 @@ import redis
 from keyspace_amqp.config import format_masks
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port
 from keyspace_amqp.tables.commands import COMMANDS
-from keyspace_amqp.tables.parameters import INDEX, MASK_BYTES, MASKS_BYTES, SETTINGS, Kind
+from keyspace_amqp.tables.parameters import INDEX, MASK_BYTES, MASKS_BYTES, PARAMETERS, Kind
 from tests.commands.test_live_commands import raw
 from tests.fix_servers import MODULE, Mailbox, StartRedis, arguments_for, settled
 from tests.pure.test_masks import naive
 from tests.system.test_load import loaded
 
-NAMES = [setting.name for setting in SETTINGS]
+NAMES = [setting.name for setting in PARAMETERS]
 # Who needs a name server finds none here, and at once.
 HOSTS = [b"127.0.0.1", b"::1", b"localhost", b"..", b"a..b", b"\xff\xfe", b"x" * 255,
          b"127.0.0.1,[::1]:1,localhost:65535"]  # fmt: skip
@@ -120,7 +120,7 @@ def value(chance: random.Random, name: str) -> bytes:
 
 def fits(name: str, given: bytes) -> bool:
     """Whether a value is to be accepted: the README's table, told once more."""
-    setting = SETTINGS[INDEX[name]]
+    setting = PARAMETERS[INDEX[name]]
     if b"\0" in given:
         return False
     if setting.kind is Kind.INTEGER:

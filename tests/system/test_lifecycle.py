@@ -18,7 +18,7 @@ from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wai
 from keyspace_amqp.fallback import from_element
 from keyspace_amqp.publisher.publisher import WINDOW
 from keyspace_amqp.tables.keys import KEY
-from keyspace_amqp.tables.parameters import SETTINGS
+from keyspace_amqp.tables.parameters import PARAMETERS
 from tests.fix_faults import Load, Proxy, delivered
 from tests.fix_servers import (
     EXCHANGE,
@@ -295,7 +295,7 @@ def test_every_parameter_changed_under_load(
         "deduplication-header": ["on", "off"],
         "databases": ["0-3", "ALL"],
     }
-    assert list(changes) == [setting.name for setting in SETTINGS]
+    assert list(changes) == [setting.name for setting in PARAMETERS]
     with Load(server, batch=10, pause=0.005) as load:
         for _ in range(3):
             for name, values in changes.items():

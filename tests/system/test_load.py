@@ -14,7 +14,7 @@ import redis
 
 from keyspace_amqp import __version__
 from keyspace_amqp.demo.servers import RedisServer
-from keyspace_amqp.tables.parameters import SETTINGS
+from keyspace_amqp.tables.parameters import PARAMETERS
 from tests.fix_servers import (
     FAMILIES,
     MODULE,
@@ -28,7 +28,7 @@ from tests.fix_servers import (
     site_packages,
 )
 
-DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
+DEFAULTS = {setting.name: setting.default for setting in PARAMETERS}
 GIVEN = ["$x", "localhost", "1234", "user", "secret", "20", "my-exchange", "my.key", "2", "0"]
 
 
@@ -57,7 +57,7 @@ def test_defaults(family: str, start_redis: StartRedis) -> None:
 @pytest.mark.parametrize("count", range(len(GIVEN) + 1))
 def test_any_tail_of_the_arguments_may_be_left_out(count: int, start_redis: StartRedis) -> None:
     server = start_redis(arguments=GIVEN[:count])
-    names = [setting.name for setting in SETTINGS]
+    names = [setting.name for setting in PARAMETERS]
     expected = DEFAULTS | dict(zip(names, GIVEN[:count], strict=False))
     assert parameters(server.client()) == expected
 
@@ -165,7 +165,7 @@ def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> Non
     assert parameters(server.client()) == changed | {"port": "5672"}
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+@pytest.mark.parametrize("setting", PARAMETERS, ids=lambda setting: setting.name)
 def test_every_parameter_can_be_set_while_it_runs(
     setting: Any,
     broker: Any,
@@ -277,9 +277,9 @@ def test_a_wrong_value_is_refused(
         )
     assert not loaded(client)
     assert f"{name}: " in server.log()
-    position = next(setting.position for setting in SETTINGS if setting.name == name)
+    position = next(setting.position for setting in PARAMETERS if setting.name == name)
     if position is not None and name != "masks":
-        arguments = [setting.default for setting in SETTINGS][: position - 1]
+        arguments = [setting.default for setting in PARAMETERS][: position - 1]
         with pytest.raises(redis.exceptions.ResponseError):
             client.execute_command("MODULE", "LOAD", str(MODULE), *arguments, value)
         assert f"argument {position}, {name}: " in server.log()

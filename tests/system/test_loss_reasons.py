@@ -5,7 +5,7 @@ from __future__ import annotations
 from keyspace_amqp.cluster.slots import key_of
 from keyspace_amqp.config import Config
 from keyspace_amqp.publisher.publisher import Publisher
-from keyspace_amqp.tables.parameters import SETTINGS
+from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import Stat
 
 ONE, TWO, THREE = (key_of(slot) for slot in (1, 2, 3))
@@ -13,7 +13,7 @@ ONE, TWO, THREE = (key_of(slot) for slot in (1, 2, 3))
 
 def publisher_with(lengths: dict[bytes, int]) -> Publisher:
     publisher = Publisher(
-        Config.from_values([s.default.encode() for s in SETTINGS]), lambda: 0.0, lambda: 0
+        Config.from_values([s.default.encode() for s in PARAMETERS]), lambda: 0.0, lambda: 0
     )
     publisher.set_role(primary=True, loading=False)
     publisher.found(lengths)

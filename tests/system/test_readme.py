@@ -17,7 +17,7 @@ import pytest
 from keyspace_amqp import cli, masks
 from keyspace_amqp.config import parse_masks
 from keyspace_amqp.tables.commands import COMMANDS
-from keyspace_amqp.tables.parameters import SETTINGS
+from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import HELP, TEXT_HELP, Stat, Text
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ def _table(*rows: Iterable[str]) -> str:
 
 
 def parameters() -> str:
-    positions = {s.name: str(s.position or "") for s in SETTINGS}
+    positions = {s.name: str(s.position or "") for s in PARAMETERS}
     positions["masks"] += "…"
     rows = [
         (
@@ -55,7 +55,7 @@ def parameters() -> str:
             _cell(s.accepted),
             _cell(s.help),
         )
-        for s in SETTINGS
+        for s in PARAMETERS
     ]
     return _table(("position", "name", "default", "accepted", "meaning"), *rows)
 
@@ -156,7 +156,7 @@ def test_commands_are_those_that_there_are() -> None:
 
 
 def test_parameters_and_commands_by_their_redis_names() -> None:
-    known = {s.name for s in SETTINGS} | {command.name.lower() for command in COMMANDS}
+    known = {s.name for s in PARAMETERS} | {command.name.lower() for command in COMMANDS}
     assert set(re.findall(r"keyspaceamqp\.([a-z-]+)", TEXT)) - {"name"} <= known
 
 

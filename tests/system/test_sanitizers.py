@@ -26,7 +26,7 @@ import pytest
 import redis
 
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
-from keyspace_amqp.tables.parameters import SETTINGS
+from keyspace_amqp.tables.parameters import PARAMETERS
 from tests.fix_faults import Proxy, delivered
 from tests.fix_servers import MODULE, ROOT, Mailbox, StartRedis, arguments_for, settled
 
@@ -115,7 +115,7 @@ def test_the_queue_and_the_checks_of_parameters(
             *[sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
             *[
                 "tests/shim/test_queue.py",
-                "tests/shim/test_settings.py",
+                "tests/shim/test_parameters.py",
                 "-k",
                 "not test_two_threads",
             ],
@@ -190,7 +190,7 @@ def every_command(client: redis.Redis) -> None:
         client.execute_command(*("KEYSPACEAMQP." + line).split())
     for line in ("STATS no", "CONFIG", "CONFIG SET port", "KEYMASK ADD", "FALLBACK PEEK -1"):
         refused(client, *("KEYSPACEAMQP." + line).split())
-    for setting in SETTINGS:
+    for setting in PARAMETERS:
         if setting.name not in ("username", "routing-key", "exchange"):
             refused(client, "KEYSPACEAMQP.CONFIG", "SET", setting.name, b"\xff\\" * 40_000)
             refused(client, "CONFIG", "SET", f"keyspaceamqp.{setting.name}", b"\x00" * 3)

@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "api.h"
-#include "settings.h"
+#include "parameters.h"
 
 /* How much of a refused value an error shows, in characters of the error. Redis
  * cuts the error of a CONFIG SET at 255, and what is accepted stands at its end. */
@@ -34,24 +34,24 @@ static int class_bits(char letter) {
     return 0;
 }
 
-int settings_classes(const char *value, size_t len) {
+int parameters_classes(const char *value, size_t len) {
     int bits = 0;
     for (size_t i = 0; i < len; i++)
         bits |= class_bits(value[i]);
     return bits;
 }
 
-int settings_is_url(const char *value, size_t len) {
+int parameters_is_url(const char *value, size_t len) {
     return memmem(value, len, "://", 3) != NULL && memchr(value, '@', len) != NULL;
 }
 
 /* Writes the refusal of a value: which parameter, which value (unless it is a
  * secret), what was wrong with it, and what is accepted. Returns -1. */
-static int refuse(const setting_t *setting, const char *value, size_t len, const char *wrong,
+static int refuse(const parameter_t *setting, const char *value, size_t len, const char *wrong,
                   char *error, size_t capacity) {
     char shown[SHOWN_CHARACTERS + 8];
     size_t used = 0, i = 0;
-    int hidden = setting->sensitive || settings_is_url(value, len);
+    int hidden = setting->sensitive || parameters_is_url(value, len);
     for (; i < len; i++) {
         unsigned char byte = (unsigned char)value[i];
         int is_plain = byte >= 32 && byte < 127;
@@ -68,7 +68,7 @@ static int refuse(const setting_t *setting, const char *value, size_t len, const
     return -1;
 }
 
-static int check_integer(const setting_t *setting, const char *value, size_t len) {
+static int check_integer(const parameter_t *setting, const char *value, size_t len) {
     char digits[24];
     if (len == 0 || len >= sizeof(digits)) return -1;
     memcpy(digits, value, len);
@@ -131,19 +131,19 @@ static int matches(const char *pattern, const char *value, size_t len) {
     return found;
 }
 
-int settings_check(int index, const char *value, size_t len, int classes, char *error,
-                   size_t capacity) {
-    const setting_t *setting = &SETTINGS[index];
+int parameters_check(int index, const char *value, size_t len, int classes, char *error,
+                     size_t capacity) {
+    const parameter_t *setting = &PARAMETERS[index];
     char wrong[64];
     wrong[0] = '\0';
     if (memchr(value, '\0', len) != NULL)
         return refuse(setting, value, len, "it has a NUL byte", error, capacity);
     switch (setting->kind) {
-    case SETTING_INTEGER:
+    case PARAMETER_INTEGER:
         if (check_integer(setting, value, len) != 0)
             return refuse(setting, value, len, wrong, error, capacity);
         return 0;
-    case SETTING_EVENTS:
+    case PARAMETER_EVENTS:
         if (len == 0 || (long long)len > setting->maximum)
             return refuse(setting, value, len, wrong, error, capacity);
         for (size_t i = 0; i < len; i++) {
@@ -157,11 +157,11 @@ int settings_check(int index, const char *value, size_t len, int classes, char *
             }
         }
         return 0;
-    case SETTING_MASKS:
+    case PARAMETER_MASKS:
         if (check_masks(value, len) != NULL)
             return refuse(setting, value, len, check_masks(value, len), error, capacity);
         /* fall through */
-    default: /* SETTING_TEXT */
+    default: /* PARAMETER_TEXT */
         if ((long long)len < setting->minimum || (long long)len > setting->maximum) {
             if (len > 0) snprintf(wrong, sizeof(wrong), "it has %zu bytes", len);
             return refuse(setting, value, len, wrong, error, capacity);
@@ -172,8 +172,8 @@ int settings_check(int index, const char *value, size_t len, int classes, char *
     }
 }
 
-size_t settings_append_mask(char *list, size_t len, size_t capacity, const char *mask,
-                            size_t mask_len) {
+size_t parameters_append_mask(char *list, size_t len, size_t capacity, const char *mask,
+                              size_t mask_len) {
     if (len + 1 + mask_len * 4 + 1 > capacity) return 0;
     if (len > 0) list[len++] = ' ';
     for (size_t i = 0; i < mask_len; i++) {

@@ -15,9 +15,9 @@ from keyspace_amqp.tables.parameters import (
     INT64_MAX,
     MASK_BYTES,
     MASKS_BYTES,
-    SETTINGS,
+    PARAMETERS,
     Kind,
-    Setting,
+    Parameter,
 )
 from tests.fix_shim import Shim
 
@@ -45,7 +45,7 @@ def check(shim: Shim) -> Check:
 
     def check(name: str, value: bytes, classes: int = EVERY_CLASS) -> str | None:
         error = ffi.new("char[]", b"\x01" * (ERROR_BYTES - 1))
-        code = lib.settings_check(INDEX[name], value, len(value), classes, error, ERROR_BYTES)
+        code = lib.parameters_check(INDEX[name], value, len(value), classes, error, ERROR_BYTES)
         if code == 0:
             return None
         assert code == -1
@@ -145,7 +145,7 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
 
 
 def test_every_parameter_is_in_the_table_of_this_test() -> None:
-    assert list(VALUES) == [setting.name for setting in SETTINGS]
+    assert list(VALUES) == [setting.name for setting in PARAMETERS]
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -158,13 +158,13 @@ def test_refused(check: Check, name: str) -> None:
     assert [v[:40] for v in VALUES[name][1] if check(name, v) is None] == []
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_a_default_passes_its_own_check(check: Check, setting: Setting) -> None:
+@pytest.mark.parametrize("setting", PARAMETERS, ids=lambda setting: setting.name)
+def test_a_default_passes_its_own_check(check: Check, setting: Parameter) -> None:
     assert check(setting.name, setting.default.encode()) is None
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_the_bounds_are_those_of_the_table(check: Check, setting: Setting) -> None:
+@pytest.mark.parametrize("setting", PARAMETERS, ids=lambda setting: setting.name)
+def test_the_bounds_are_those_of_the_table(check: Check, setting: Parameter) -> None:
     """The .so was made from this table, and says so at its edges."""
     s = setting
     if s.kind is Kind.INTEGER:
@@ -181,23 +181,23 @@ def test_the_bounds_are_those_of_the_table(check: Check, setting: Setting) -> No
 
 @pytest.mark.parametrize(
     "name",
-    [s.name for s in SETTINGS if s.kind is not Kind.INTEGER],
+    [s.name for s in PARAMETERS if s.kind is not Kind.INTEGER],
 )
 def test_a_text_longer_than_the_table_allows_is_refused(check: Check, name: str) -> None:
     letter = b"g" if name == "events" else b"x"
-    assert check(name, letter * (SETTINGS[INDEX[name]].maximum + 1))
+    assert check(name, letter * (PARAMETERS[INDEX[name]].maximum + 1))
 
 
-integers = pytest.mark.parametrize("name", [s.name for s in SETTINGS if s.kind is Kind.INTEGER])
-any_texts = [s.name for s in SETTINGS if s.kind is Kind.TEXT and not s.pattern]
+integers = pytest.mark.parametrize("name", [s.name for s in PARAMETERS if s.kind is Kind.INTEGER])
+any_texts = [s.name for s in PARAMETERS if s.kind is Kind.TEXT and not s.pattern]
 texts = pytest.mark.parametrize("name", any_texts)
-patterns = pytest.mark.parametrize("name", [s.name for s in SETTINGS if s.pattern])
+patterns = pytest.mark.parametrize("name", [s.name for s in PARAMETERS if s.pattern])
 
 
 @integers
 @given(number=st.one_of(st.integers(-(2**65), 2**65), st.integers(-2, 70_000)))
 def test_any_number(check: Check, name: str, number: int) -> None:
-    setting = SETTINGS[INDEX[name]]
+    setting = PARAMETERS[INDEX[name]]
     inside = setting.minimum <= number <= setting.maximum
     assert (check(name, b"%d" % number) is None) is inside
 
@@ -206,7 +206,7 @@ def test_any_number(check: Check, name: str, number: int) -> None:
 @given(value=st.text("-+0123 .x\n", max_size=24))
 def test_what_looks_like_a_number(check: Check, name: str, value: str) -> None:
     """What passes is what the handler's int() reads, and within the bounds."""
-    setting = SETTINGS[INDEX[name]]
+    setting = PARAMETERS[INDEX[name]]
     number = int(value) if re.fullmatch("-?[0-9]+", value) and len(value) < 24 else None
     inside = number is not None and setting.minimum <= number <= setting.maximum
     assert (check(name, value.encode()) is None) is inside
@@ -215,7 +215,7 @@ def test_what_looks_like_a_number(check: Check, name: str, value: str) -> None:
 @texts
 @given(value=st.binary(max_size=300).map(lambda value: value.replace(b"\0", b"\n")))
 def test_a_text_is_any_bytes_of_the_right_number(check: Check, name: str, value: bytes) -> None:
-    setting = SETTINGS[INDEX[name]]
+    setting = PARAMETERS[INDEX[name]]
     inside = setting.minimum <= len(value) <= setting.maximum
     assert (check(name, value) is None) is inside
 
@@ -226,7 +226,7 @@ def test_a_pattern_means_the_same_to_posix_and_to_python(
     check: Check, name: str, data: st.DataObject
 ) -> None:
     """The shim checks with the one, the command line with the other."""
-    setting = SETTINGS[INDEX[name]]
+    setting = PARAMETERS[INDEX[name]]
     pieces = [v for values in VALUES[name] for v in values if len(v) < 60]
     drawn = st.lists(
         st.one_of(st.sampled_from(pieces), st.sampled_from([b"{", b"}", b":", b",", b"/", b"\\"])),
@@ -264,7 +264,7 @@ def test_masks_are_refused_for_lone_backslashes_and_signs_only(check: Check, val
 def test_a_refusal_names_the_parameter_the_value_and_what_is_accepted(
     check: Check, name: str
 ) -> None:
-    setting = SETTINGS[INDEX[name]]
+    setting = PARAMETERS[INDEX[name]]
     for value in VALUES[name][1]:
         message = check(name, value)
         assert message is not None
@@ -292,7 +292,7 @@ def test_a_secret_is_not_shown_in_any_part(check: Check, secret: str) -> None:
     message = check("password", secret.encode())
     assert message is not None
     assert message.startswith("password: ")
-    assert SETTINGS[INDEX["password"]].accepted in message
+    assert PARAMETERS[INDEX["password"]].accepted in message
     assert not set("@#%&~^!") & set(message)
 
 
@@ -300,7 +300,7 @@ def test_a_secret_is_not_shown_in_any_part(check: Check, secret: str) -> None:
 @pytest.mark.parametrize("position", ["only", "first", "inside", "last"])
 def test_a_nul_byte_is_refused(check: Check, name: str, position: str) -> None:
     """Redis keeps the values of its configs as C strings."""
-    good = SETTINGS[INDEX[name]].default.encode()
+    good = PARAMETERS[INDEX[name]].default.encode()
     value = {
         "only": b"\0",
         "first": b"\0" + good,
@@ -325,7 +325,7 @@ def test_huge_values_are_refused_in_few_words(check: Check, name: str) -> None:
 def test_a_message_keeps_to_its_room(shim: Shim, capacity: int, value: bytes) -> None:
     ffi = shim.ffi
     room = ffi.new("char[]", b"\x7f" * 400)
-    code = shim.lib.settings_check(INDEX["host"], value, len(value), 0, room, capacity)
+    code = shim.lib.parameters_check(INDEX["host"], value, len(value), 0, room, capacity)
     assert code == -1
     assert bytes(ffi.buffer(room, 400))[capacity:] == b"\x7f" * (400 - capacity)
     assert len(ffi.string(room)) < capacity
@@ -336,11 +336,11 @@ def test_a_message_keeps_to_its_room(shim: Shim, capacity: int, value: bytes) ->
 
 @pytest.mark.parametrize("letter", BITS)
 def test_the_bit_of_a_letter(shim: Shim, letter: str) -> None:
-    assert shim.lib.settings_classes(letter.encode(), 1) == BITS[letter]
+    assert shim.lib.parameters_classes(letter.encode(), 1) == BITS[letter]
 
 
 def test_the_bits_of_a(shim: Shim) -> None:
-    assert shim.lib.settings_classes(b"A", 1) == ALIAS
+    assert shim.lib.parameters_classes(b"A", 1) == ALIAS
     documented = sum(BITS[letter] for letter in "g$lshzxe")
     assert ALIAS & documented == documented
 
@@ -351,7 +351,7 @@ def test_letters_add_up(shim: Shim, letters: list[str]) -> None:
     for letter in letters:
         expected |= ALIAS if letter == "A" else BITS[letter]
     value = "".join(letters).encode()
-    assert shim.lib.settings_classes(value, len(value)) == expected
+    assert shim.lib.parameters_classes(value, len(value)) == expected
 
 
 @pytest.mark.parametrize("letter", BITS)
@@ -394,7 +394,7 @@ def test_appended_masks_come_back(shim: Shim, check: Check, masks: list[bytes], 
     room = ffi.new("char[]", b"\x7f" * (capacity + 8))
     used = 0
     for mask in masks:
-        used = lib.settings_append_mask(room, used, capacity, mask, len(mask))
+        used = lib.parameters_append_mask(room, used, capacity, mask, len(mask))
         assert 0 < used < capacity
         assert ffi.buffer(room)[used] == b"\0"
     assert bytes(ffi.buffer(room))[capacity : capacity + 8] == b"\x7f" * 8
@@ -413,7 +413,7 @@ def test_too_little_room_is_told_and_nothing_is_written(
     used = 0
     for mask in masks:
         before = bytes(ffi.buffer(room))
-        now = lib.settings_append_mask(room, used, capacity, mask, len(mask))
+        now = lib.parameters_append_mask(room, used, capacity, mask, len(mask))
         assert bytes(ffi.buffer(room))[capacity:] == before[capacity:]
         if now == 0:
             assert bytes(ffi.buffer(room)) == before
