@@ -1,0 +1,81 @@
+"""What the publisher tells the worker to do: the values that `Publisher.poll` returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+
+from ..jobs import Job
+from ..message import Event
+
+
+@dataclasses.dataclass(frozen=True)
+class Connect:
+    """Open a connection; `link_up` or `link_down` follows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Close:
+    """Close the connection; the publisher hears nothing more of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Send:
+    """Publish these events; their delivery tags count on from `first_tag`."""
+
+    first_tag: int
+    events: Sequence[Event]
+
+
+@dataclasses.dataclass(frozen=True)
+class Submit:
+    """Run a job on Redis' main thread; `job_done` follows."""
+
+    job: Job
+
+
+class FlushMode(enum.IntEnum):
+    """The purpose of a flush; FLUSH_* in shim/api.h has the same values.
+
+    STORE: a save follows, and the worker goes on. LEAVE: the worker ends, and the list
+    cannot be written any more. DRAIN: the worker ends, and Redis keeps nothing on disk.
+    """
+
+    STORE = 0
+    LEAVE = 1
+    DRAIN = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Flushed:
+    """The flush with this id is done.
+
+    `leftovers`: events for the file of leftovers, behind which come those that are still
+    in the shim's queue. None: nothing is to be written to a file.
+    """
+
+    id: int
+    mode: FlushMode
+    leftovers: Sequence[Event] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recovered:
+    """All leftovers of an earlier load are delivered, stored or counted as lost."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """A line for the log; `level` is one of Redis' levels."""
+
+    level: str
+    text: str
+
+
+Action = Connect | Close | Send | Submit | Flushed | Recovered | Log
+
+
+def is_void_after_repair(action: Action) -> bool:
+    """True if `Publisher.repair` takes the action back: it is about the link or a job."""
+    return isinstance(action, (Connect, Close, Send, Submit))

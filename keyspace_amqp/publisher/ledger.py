@@ -1,0 +1,174 @@
+"""The ledger: every event is counted, and every loss is counted and logged.
+
+The only writer of the publisher's counters. At any moment the books balance:
+
+    events_matched + fallback_found
+        = confirmed + dropped + fallback_length + queue_length + in_flight
+
+(The worker adds the events that are still in the shim's queue to both sides.)
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from ..tables.parameters import INT64_MAX
+from ..tables.stats import CONFIRM_BOUNDS, FIRST_REASON, Stat
+from .actions import Log
+from .entry import Entry
+
+# Seconds between two log lines about losses for the same reason, and about messages
+# that reach no queue.
+LOG_EVERY = 10.0
+RETURNS_LOG_EVERY = 60.0
+
+_WAITING = (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
+
+
+@dataclasses.dataclass
+class _Report:
+    """A log line about a counter: when it is due, and what it will say."""
+
+    due_at: float
+    count: int = 0
+    text: str = ""
+
+
+class Ledger:
+    """Counts events. `clock`: monotonic seconds; `wall`: Unix time in milliseconds."""
+
+    def __init__(self, clock: Callable[[], float], wall: Callable[[], int]) -> None:
+        self.counts = [0] * len(Stat)
+        self._clock = clock
+        self._wall = wall
+        self._reports: dict[Stat, _Report] = {}
+        # Times of emission of the events that were confirmed since the last poll, and the
+        # time of the first of these confirms: all in milliseconds.
+        self._emitted: list[int] = []
+        self._confirmed_at = 0
+
+    # ---- events ------------------------------------------------------------
+
+    def matched(self, count: int) -> None:
+        """Events came in that the masks let through."""
+        self.counts[Stat.EVENTS_MATCHED] += count
+
+    def found(self, count: int) -> None:
+        """Events were found that this load of the module has not captured.
+
+        A negative count: another node, or the next load, has them now.
+        """
+        self.counts[Stat.FALLBACK_FOUND] += count
+
+    def published(self, count: int) -> None:
+        """Messages were sent, for the first time or again."""
+        self.counts[Stat.PUBLISHED] += count
+
+    def confirmed(self, entries: Sequence[Entry]) -> None:
+        """The broker has confirmed these."""
+        self.counts[Stat.CONFIRMED] += len(entries)
+        if not self._emitted:
+            self._confirmed_at = self._wall()
+        self._emitted += [e.event.time_ms for e in entries if e.event is not None]
+
+    def refused(self, count: int) -> None:
+        """The broker has answered with a nack."""
+        self.counts[Stat.NACKED] += count
+
+    def returned(self, why: str) -> None:
+        """A message has reached no queue; its confirm follows."""
+        self.counts[Stat.RETURNED] += 1
+        self._report(Stat.RETURNED, 1, f"messages reached no queue: {why}")
+
+    def pushed(self, count: int) -> None:
+        """Elements were pushed to the list."""
+        self.counts[Stat.FALLBACK_PUSHED] += count
+
+    def drained(self, count: int) -> None:
+        """Confirmed elements have left the list."""
+        self.counts[Stat.FALLBACK_DRAINED] += count
+
+    def dropped(self, reason: Stat, count: int, why: str) -> None:
+        """Events are lost. `why` is for the log."""
+        if count:
+            self.counts[reason] += count
+            self._report(reason, count, f"events lost: {why}")
+
+    def reconnected(self) -> None:
+        """A connection after the first one is open."""
+        self.counts[Stat.RECONNECTS] += 1
+
+    def reset(self, gauges: Mapping[Stat, int]) -> None:
+        """Start all counters again; events that are still on their way are carried over."""
+        for stat in Stat:
+            self.counts[stat] = 0
+        self._emitted.clear()
+        self.counts[Stat.EVENTS_MATCHED] = gauges[Stat.QUEUE_LENGTH] + gauges[Stat.IN_FLIGHT]
+        self.counts[Stat.FALLBACK_FOUND] = gauges[Stat.FALLBACK_LENGTH]
+
+    def difference(self, gauges: Mapping[Stat, int]) -> int:
+        """Return 0 if the books balance, else how many events too many came in."""
+        counts = self.counts
+        came = counts[Stat.EVENTS_MATCHED] + counts[Stat.FALLBACK_FOUND]
+        lost = sum(counts[FIRST_REASON:])
+        return came - counts[Stat.CONFIRMED] - lost - sum(gauges[stat] for stat in _WAITING)
+
+    # ---- times of confirms -----------------------------------------------------
+
+    @property
+    def untimed(self) -> int:
+        """Return the number of confirmed events that `time_confirms` has not seen yet."""
+        return len(self._emitted)
+
+    def time_confirms(self) -> None:
+        """Count how long the events that were confirmed took from emission to confirm.
+
+        All of a poll at once: they are in order, or nearly, so a few searches say how many
+        belong to each bucket.
+        """
+        if not self._emitted:
+            return
+        times, now = sorted(self._emitted), self._confirmed_at
+        self._emitted.clear()
+        if times[-1] > now:  # the clock was set back, or another node's clock is ahead
+            times = [min(time, now) for time in times]
+        total = self.counts[Stat.CONFIRM_MS_SUM] + len(times) * now - sum(times)
+        self.counts[Stat.CONFIRM_MS_SUM] = min(total, INT64_MAX)
+        end = len(times)
+        first = bisect.bisect_left(CONFIRM_BOUNDS, now - times[-1])
+        for place in range(first, len(CONFIRM_BOUNDS)):
+            start = bisect.bisect_left(times, now - CONFIRM_BOUNDS[place], 0, end)
+            self.counts[Stat.CONFIRM_MS_LE_1 + place] += end - start
+            end = start
+            if not end:
+                return
+        self.counts[Stat.CONFIRM_MS_LE_INF] += end
+
+    # ---- log lines -----------------------------------------------------------------
+
+    def _report(self, stat: Stat, count: int, text: str) -> None:
+        """Have a count logged: now, or together with the next ones of its kind."""
+        report = self._reports.setdefault(stat, _Report(self._clock()))
+        report.count += count
+        report.text = text
+
+    def logs(self, *, all_of_them: bool) -> list[Log]:
+        """Return the log lines that are due, or all that wait.
+
+        The first line of a kind is due at once; later ones tell together what came in
+        LOG_EVERY or RETURNS_LOG_EVERY seconds.
+        """
+        lines: list[Log] = []
+        for stat, report in self._reports.items():
+            if report.count and (all_of_them or self._clock() >= report.due_at):
+                lines.append(Log("warning", f"{report.count} {report.text}"))
+                report.count = 0
+                every = RETURNS_LOG_EVERY if stat is Stat.RETURNED else LOG_EVERY
+                report.due_at = self._clock() + every
+        return lines
+
+    def wake_times(self) -> list[float]:
+        """Return the times at which log lines become due."""
+        return [report.due_at for report in self._reports.values() if report.count]

@@ -1,0 +1,199 @@
+"""Events in memory: one log, oldest first, with two marks.
+
+    | being stored |                             the first `storing` are in a push job
+    | sent                 |                     the first `sent` were sent, or refused
+    oldest ──────────────────────────▶ newest
+
+Everything in the fallback list is older than everything here. What was sent and not
+confirmed waits again after a lost connection, in its old place: the mark goes back.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterator, Sequence
+
+from .entry import DONE, REFUSED, SENT, WAITING, Entry, fitting, size_of
+from .window import WINDOW_BYTES
+
+
+class Memory:
+    """The log, and how many of its entries wait or are in flight.
+
+    `waiting`: entries that are not in flight, refused ones among them, and
+    `waiting_bytes`; `in_flight`: entries that are. Entries that are DONE count nowhere, and
+    leave the log when all older ones have left it.
+    """
+
+    def __init__(self) -> None:
+        self.storing = 0
+        self.sent = 0
+        self.waiting = 0
+        self.waiting_bytes = 0
+        self.in_flight = 0
+        self._log: collections.deque[Entry] = collections.deque()
+
+    def __len__(self) -> int:
+        return len(self._log)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._log)
+
+    @property
+    def oldest(self) -> Entry | None:
+        """Return the oldest entry that is not being stored."""
+        return self._log[self.storing] if len(self._log) > self.storing else None
+
+    @property
+    def unsent(self) -> int:
+        """Return how many entries were never sent on this connection, nor are being stored."""
+        return len(self._log) - self._fresh
+
+    @property
+    def _fresh(self) -> int:
+        """Where the entries begin that are neither sent nor being stored."""
+        return max(self.sent, self.storing)
+
+    # ---- coming in -----------------------------------------------------------
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Append new entries."""
+        self._log.extend(entries)
+        self.waiting += len(entries)
+        self.waiting_bytes += size_of(entries)
+
+    def insert(self, entries: Sequence[Entry]) -> None:
+        """Insert entries that are older than all that was not sent yet."""
+        place = self._fresh
+        self._log.rotate(-place)
+        self._log.extendleft(reversed(entries))
+        self._log.rotate(place)
+        self.waiting += len(entries)
+        self.waiting_bytes += size_of(entries)
+
+    # ---- sending -----------------------------------------------------------
+
+    def take(self, most: int, size: int) -> list[Entry]:
+        """Return the next entries to be sent, as many as fit into the window.
+
+        At most `most`, and as long as they and `size` bytes before them are below
+        WINDOW_BYTES. They count as in flight.
+        """
+        entries = list(itertools.islice(self._log, self.sent, self.sent + most))
+        del entries[fitting(entries, size, WINDOW_BYTES) :]
+        self.sent += len(entries)
+        self._fly(entries)
+        return entries
+
+    def resend(self, entries: Sequence[Entry]) -> None:
+        """Refused entries, those of memory among them, are sent again."""
+        self._fly([entry for entry in entries if not entry.listed])
+
+    def _fly(self, entries: Sequence[Entry]) -> None:
+        self.waiting -= len(entries)
+        self.waiting_bytes -= size_of(entries)
+        self.in_flight += len(entries)
+
+    def refused(self, entries: Sequence[Entry]) -> None:
+        """These were in flight, and the broker has refused them."""
+        self._land(entries)
+        for entry in entries:
+            entry.state = REFUSED
+
+    def _land(self, entries: Sequence[Entry]) -> None:
+        here = [entry for entry in entries if not entry.listed]
+        self.in_flight -= len(here)
+        self.waiting += len(here)
+        self.waiting_bytes += size_of(here)
+
+    def confirmed(self, count: int) -> None:
+        """So many entries of memory, which were in flight, are DONE."""
+        self.in_flight -= count
+        self._pop_done()
+
+    def _pop_done(self) -> None:
+        log = self._log
+        while self.sent and not self.storing and log[0].state is DONE:
+            log.popleft()
+            self.sent -= 1
+
+    def link_lost(self, in_flight: Sequence[Entry]) -> None:
+        """All entries wait, in their old places; `in_flight` is what the window had."""
+        self._land(in_flight)
+        for entry in in_flight:
+            entry.state = WAITING
+        self._keep_head(self._fresh)
+        self.sent = 0
+
+    def _keep_head(self, count: int) -> None:
+        """Remove those that are DONE from the first entries, except from a push job."""
+        head = [self._log.popleft() for _ in range(min(count, len(self._log)))]
+        kept = [entry for entry in head[self.storing :] if entry.state is not DONE]
+        self._log.extendleft(reversed(head[: self.storing] + kept))
+
+    # ---- storing -----------------------------------------------------------
+
+    @property
+    def being_stored(self) -> list[Entry]:
+        """Return the entries that are in a push job."""
+        return list(itertools.islice(self._log, self.storing))
+
+    def stored(self) -> None:
+        """The entries of the push job are elements of the list now, and leave the log."""
+        for _ in range(self.storing):
+            self._log.popleft()
+        self.sent = max(0, self.sent - self.storing)
+        self.storing = 0
+        self._pop_done()
+
+    def store_failed(self) -> None:
+        """The entries of the push job stay here."""
+        count, self.storing = self.storing, 0
+        before = len(self._log)
+        self._keep_head(count)
+        self.sent = max(0, self.sent - (before - len(self._log)))
+
+    # ---- leaving -----------------------------------------------------------
+
+    def uncount(self, entry: Entry) -> None:
+        """Take an entry out of the count that it is in, because it is lost or stored."""
+        if entry.state is SENT:
+            self.in_flight -= 1
+        elif entry.state is not DONE:
+            self.waiting -= 1
+            self.waiting_bytes -= entry.size
+
+    def drop_oldest(self, size: int, keep: int) -> int:
+        """Drop the oldest entries that were not sent; return how many.
+
+        At least `size` bytes of them if there are so many, but never the newest `keep`.
+        """
+        enough = self.waiting_bytes - size
+        place, dropped = self._fresh, 0
+        self._log.rotate(-place)
+        while len(self._log) - place > keep and self.waiting_bytes > enough:
+            entry = self._log.popleft()
+            self.uncount(entry)
+            entry.state = DONE
+            dropped += 1
+        self._log.rotate(place)
+        return dropped
+
+    def take_all(self) -> list[Entry]:
+        """Empty the log, because the worker ends; the entries still count here."""
+        entries = list(self._log)
+        self._log.clear()
+        self.sent = self.storing = 0
+        return entries
+
+    def repair(self, *, push_under_way: bool) -> None:
+        """Make marks and counts sound again after an exception, with the link down."""
+        if not push_under_way:
+            self.storing = 0
+        self.sent = 0
+        self._keep_head(len(self._log))
+        entries = [entry for entry in self._log if entry.state is not DONE]
+        for entry in entries:
+            entry.state = WAITING
+        self.waiting, self.waiting_bytes, self.in_flight = len(entries), size_of(entries), 0
