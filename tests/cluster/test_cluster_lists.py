@@ -30,7 +30,7 @@ from keyspace_amqp.jobs import Command, Job, JobResult, Lengths
 from keyspace_amqp.publisher.publisher import Connect, Publisher, Submit
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
-from tests.publisher.test_publisher import (
+from tests.publisher.simulated import (
     DEFAULTS,
     Reply,
     SimulatedList,
