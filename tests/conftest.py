@@ -6,7 +6,13 @@ from hypothesis import settings
 
 from keyspace_amqp.demo import servers
 
-pytest_plugins = ["tests.fix_servers", "tests.fix_faults", "tests.fix_shim", "tests.fix_cluster"]
+pytest_plugins = [
+    "tests.fix_servers",
+    "tests.fix_faults",
+    "tests.fix_shim",
+    "tests.fix_cluster",
+    "tests.fix_nodes",
+]
 
 # Test processes that run side by side take their ports from different ranges.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")

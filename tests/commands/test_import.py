@@ -20,11 +20,12 @@ from keyspace_amqp.demo.servers import RabbitServer, free_port, wait_for
 from keyspace_amqp.fallback import from_element, to_element
 from keyspace_amqp.message import CLASS_LETTERS, Event, body
 from keyspace_amqp.tables.keys import KEY
-from tests.commands.test_commands import FakeHandler, Run, refused, to_resp
+from tests.commands.handler import FakeHandler, Run, refused
 from tests.commands.test_live_commands import error, run
 from tests.fix_cluster import StartCluster
 from tests.fix_faults import Load, Probe, delivered
 from tests.fix_servers import MODULE, Mailbox, StartRedis, arguments_for, list_length, once, settled
+from tests.pure.resp import to_resp
 
 OLD = "REDIS_MODULE-key_evt_amqp-fallback_storage"
 

@@ -1,6 +1,6 @@
 """The publisher and the list in a real Redis, while others change the list.
 
-As the worlds of test_publisher.py, with the same simulated broker; but the jobs
+As the worlds of worlds.py, with the same simulated broker; but the jobs
 are run by a Redis server, and its answers are what the shim would pass on. At
 each step hypothesis lets the broker fail, a job be refused, or somebody do to the
 list what he likes. Only what others have removed may be missing in the end.
@@ -26,17 +26,16 @@ from keyspace_amqp.jobs import Command
 from keyspace_amqp.publisher import publisher as module
 from keyspace_amqp.publisher.publisher import Send, _JobKind
 from keyspace_amqp.tables.keys import KEY
-from tests.publisher.test_publisher import (
+from tests.publisher.simulated import (
     CLUSTER_DOWN,
-    LIMITS,
     NOT_SERVED,
     PAUSED,
     SimulatedList,
     Trouble,
-    World,
     number_in,
     number_of,
 )
+from tests.publisher.worlds import LIMITS, World
 
 READ_ONLY = Trouble(None, errno.EROFS, only_writes=True)
 ELSEWHERE = b"elsewhere"

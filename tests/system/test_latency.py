@@ -28,7 +28,8 @@ from tests.fix_servers import (
     settled,
     stats,
 )
-from tests.publisher.test_publisher import Bench, away, connected, event_of, wall_at
+from tests.publisher.bench import Bench, away, connected
+from tests.publisher.simulated import event_of, wall_at
 
 BUCKETS = [stat for stat in Stat if stat.name.startswith("CONFIRM_MS_LE_")]
 NAMES = [stat.name.lower() for stat in BUCKETS]

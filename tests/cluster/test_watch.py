@@ -1,0 +1,330 @@
+"""Which lists a node looks after: what it finds, and when it reads the topology again."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Mapping
+
+import pytest
+
+from keyspace_amqp.cluster import lists as lists_module
+from keyspace_amqp.cluster.lists import LOOK_KEYS, Lists
+from keyspace_amqp.cluster.slots import SLOTS, key_of, slot_of
+from keyspace_amqp.cluster.topology import ALONE, Topology
+from keyspace_amqp.cluster.watch import READ_AGAIN, READ_EVERY, READ_FAILURES, Watch
+from keyspace_amqp.jobs import Command, Job, JobResult, Lengths
+from keyspace_amqp.tables.keys import KEY
+from tests.cluster.test_topology import WHOLE
+
+
+def served(*slots: int, migrating: Iterable[int] = ()) -> Topology:
+    return Topology("me", ALONE.nodes, frozenset(slots), frozenset(migrating))
+
+
+def test_home_is_in_a_slot_that_stays() -> None:
+    lists = Lists()
+    assert lists.home is None
+    lists.begin()
+    assert lists.home is None
+    lists.set_topology(served(5, 9, 7))
+    assert lists.home == key_of(9)
+    lists.set_topology(served(5, 9, 7, migrating=[9, 7]))
+    assert lists.home == key_of(5)
+    lists.set_topology(served(5, 9, migrating=[9, 5]))  # none does
+    assert lists.home == key_of(9)
+    lists.set_topology(served())
+    assert lists.home is None
+    lists.set_topology(ALONE)
+    assert lists.home == KEY
+
+
+def test_all_slots_are_looked_at_once_and_in_pieces() -> None:
+    lists = Lists()
+    lists.begin()
+    assert lists.keys_to_look()[1] == []
+    everything = served(*range(SLOTS))
+    lists.set_topology(everything)
+    seen: list[bytes] = []
+    while not lists.complete:
+        token, keys = lists.keys_to_look()
+        assert 0 < len(keys) <= LOOK_KEYS
+        seen += keys
+        assert lists.looked(token, keys, [0] * len(keys)) == {}
+    assert sorted(seen) == sorted(key_of(slot) for slot in range(SLOTS))
+    assert lists.keys_to_look()[1] == []
+    lists.set_topology(everything)  # nothing new
+    assert lists.complete
+
+
+def test_an_answer_from_before_a_change_of_role_means_nothing() -> None:
+    lists = Lists()
+    lists.begin()
+    lists.set_topology(served(1))
+    token, keys = lists.keys_to_look()
+    lists.end()
+    lists.begin()
+    lists.set_topology(served(1))
+    assert lists.looked(token, keys, [7]) == {}
+    assert not lists.complete
+
+
+def look(lists: Lists, there: Mapping[bytes, int]) -> dict[bytes, int]:
+    """Looks until there is nothing more to look at."""
+    found: dict[bytes, int] = {}
+    while True:
+        token, keys = lists.keys_to_look()
+        if not keys:
+            return found
+        found |= lists.looked(token, keys, [there.get(key, 0) for key in keys])
+
+
+def test_lists_of_other_forms_are_found_when_they_are_touched() -> None:
+    """A key of ours with another tag: somebody has renamed a list."""
+    other = b"keyspaceamqp:{other}:fallback"
+    lists = Lists()
+    lists.begin()
+    lists.set_topology(served(slot_of(other), 3))
+    assert look(lists, {other: 5}) == {}
+    lists.touched(other)
+    assert look(lists, {other: 5}) == {other: 5}
+    lists.touched(b"keyspaceamqp:{elsewhere}:fallback")
+    assert look(lists, {}) == {}
+
+
+def test_a_flush_makes_it_look_at_everything() -> None:
+    lists = Lists()
+    lists.begin()
+    lists.set_topology(served(1, 2, 3))
+    look(lists, {})
+    lists.touched(b"")
+    assert sorted(lists.keys_to_look()[1]) == sorted(map(key_of, (1, 2, 3)))
+
+
+def test_the_slot_of_home_is_looked_at_first() -> None:
+    """On most servers it has the only list; how long that is shows at once."""
+    lists = Lists()
+    lists.begin()
+    lists.set_topology(ALONE)
+    assert lists.keys_to_look()[1] == [KEY]
+    lists.begin()
+    lists.set_topology(served(3, 4, 5))
+    assert lists.keys_to_look()[1] == [key_of(5)]
+
+
+def test_a_list_is_gone_when_its_slot_has_stayed() -> None:
+    """An empty key in a slot on its way has gone ahead, to where the slot will be."""
+    key = key_of(3)
+    lists = Lists()
+    lists.begin()
+    lists.set_topology(served(3, 4))
+    assert look(lists, {key: 5}) == {key: 5}
+    assert lists.there == [key]
+    lists.touched(key)
+    assert look(lists, {}) == {}  # that alone says nothing
+    lists.set_topology(served(3, 4, migrating=[3]))
+    assert lists.counted([key], [0]) == {}
+    assert lists.counted([key], [2]) == {key: 2}
+    lists.set_topology(served(3, 4))  # taken back
+    assert lists.counted([key], [0]) == {key: 0}
+    assert lists.there == []
+
+
+def test_a_list_whose_slot_has_left_is_not_counted() -> None:
+    key = key_of(3)
+    lists = Lists()
+    lists.begin()
+    lists.set_topology(served(3, 4))
+    look(lists, {key: 5})
+    lists.set_topology(served(4))
+    assert lists.there == []
+    assert lists.counted([key], [0]) == {}
+    lists.end()
+    assert lists.counted([key], [5]) == {}
+
+
+def test_a_list_that_comes_unheard_is_found_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a slot that was here all the time, without an event of a class that is heard."""
+    monkeypatch.setattr(lists_module, "LOOK_SLOWLY", 4096)
+    lists = Lists()
+    lists.begin()
+    lists.set_topology(served(3, 9000))
+    look(lists, {})
+    for _ in range(2):
+        found = []
+        for _ in range(4):
+            lists.look_slowly()
+            found.append(look(lists, {key_of(9000): 5}))
+        assert {key_of(9000): 5} in found
+
+
+class Noted:
+    """A keeper that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.lists_known = False
+        self.left: bytes | None = None
+        self.lengths: dict[bytes, int] = {}
+        self.homes: list[bytes | None] = []
+
+    def found(self, lengths: Mapping[bytes, int]) -> None:
+        self.lengths |= lengths
+
+    def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
+        self.homes.append(home)
+        self.lists_known = True
+
+
+class Watching:
+    """A watch with a clock; the test is the main thread."""
+
+    def __init__(self, *, clustered: bool = True) -> None:
+        self.now = 1000.0
+        self.keeper = Noted()
+        self.watch = Watch(self.keeper, lambda: self.now, clustered=clustered)
+        self.text = f"{WHOLE} 5-7"
+        self.there: dict[bytes, int] = {}
+        self.looks = 0  # keys that were looked at
+
+    def run(self, job: Job) -> JobResult:
+        return JobResult([self.answer(command) for command in job.commands])
+
+    def answer(self, command: object) -> tuple[bytes, int]:
+        if isinstance(command, Command):
+            return b"$%d\r\n%b\r\n" % (len(self.text), self.text.encode()), 0
+        assert isinstance(command, Lengths)
+        self.looks += len(command.arguments)
+        lengths = [b":%d\r\n" % self.there.get(key, 0) for key in command.arguments]
+        return b"*%d\r\n" % len(lengths) + b"".join(lengths), 0
+
+    def settle(self) -> None:
+        while (job := self.watch.poll()) is not None:
+            assert self.watch.poll() is None, "two jobs at once"
+            self.watch.done(self.run(job))
+
+    def seconds_until_it_reads(self) -> float:
+        start = self.now
+        while (job := self.watch.poll()) is None or not isinstance(job.commands[0], Command):
+            if job is not None:
+                self.watch.done(self.run(job))
+                continue
+            at = self.watch.wake_at()
+            assert at is not None
+            assert at > self.now
+            self.now = at
+        self.watch.done(self.run(job))
+        return self.now - start
+
+
+def test_the_keeper_is_told_when_all_was_looked_at() -> None:
+    """Before that, something older may be in a list that nobody knows."""
+    watching = Watching()
+    watching.there = {key_of(6): 3}
+    watching.watch.set_role(writable=True)
+    while (job := watching.watch.poll()) is not None:
+        assert watching.keeper.homes == []
+        watching.watch.done(watching.run(job))
+    assert watching.looks == 3
+    assert watching.keeper.lengths == {key_of(6): 3}
+    assert watching.keeper.homes == [key_of(7)]
+
+
+def test_a_server_that_is_in_no_cluster_has_one_list() -> None:
+    watching = Watching(clustered=False)
+    assert watching.watch.wake_at() is None
+    watching.there = {key_of(6): 3, KEY: 2}
+    watching.watch.set_role(writable=True)
+    watching.settle()
+    assert watching.looks == 1
+    assert watching.keeper.homes == [KEY]
+    assert watching.keeper.lengths == {KEY: 2}
+    watching.there = {}
+    watching.now += READ_EVERY
+    watching.settle()
+    assert watching.keeper.lengths == {KEY: 0}
+
+
+def test_the_list_that_was_left_is_looked_at_again() -> None:
+    """The keeper came upon a slot that was not served for a moment."""
+    watching = Watching()
+    watching.watch.set_role(writable=True)
+    watching.settle()
+    watching.there = {key_of(6): 4}
+    watching.keeper.lists_known, watching.keeper.left = False, key_of(6)
+    watching.now += READ_AGAIN
+    watching.settle()
+    assert watching.keeper.lengths == {key_of(6): 4}
+    assert watching.keeper.left is None
+
+
+def test_a_replica_reads_the_topology_and_looks_at_nothing() -> None:
+    watching = Watching()
+    watching.settle()
+    assert watching.looks == 0
+    assert watching.keeper.homes == []
+    assert watching.watch.topology.served == {5, 6, 7}
+    assert watching.seconds_until_it_reads() == pytest.approx(READ_EVERY)
+
+
+def test_the_topology_is_read_once_in_a_while_and_soon_when_it_is_doubtful() -> None:
+    watching = Watching()
+    watching.watch.set_role(writable=True)
+    watching.settle()
+    assert watching.seconds_until_it_reads() == pytest.approx(READ_EVERY)
+    watching.settle()
+    watching.keeper.lists_known = False  # it has come upon a slot that is not served
+    watching.text = f"{WHOLE} 5-6"
+    assert watching.seconds_until_it_reads() == pytest.approx(READ_AGAIN)
+    watching.settle()
+    assert watching.keeper.homes[-1] == key_of(6)
+    assert watching.seconds_until_it_reads() == pytest.approx(READ_EVERY)
+
+
+def test_what_a_replica_has_asked_is_not_told_of_the_primary() -> None:
+    """Else the new primary would think for a moment that it has no slots, and no list
+    with older events in it."""
+    watching = Watching()
+    watching.text = WHOLE
+    job = watching.watch.poll()
+    assert job is not None
+    result = watching.run(job)
+    watching.watch.set_role(writable=True)
+    watching.watch.done(result)
+    watching.text = f"{WHOLE} 5-7"
+    watching.settle()
+    assert watching.keeper.homes == [key_of(7)]
+
+
+def test_while_redis_is_busy_it_does_not_wake_up() -> None:
+    """For a job that is under way there is nothing to wait for but its end."""
+    watching = Watching()
+    watching.watch.set_role(writable=True)
+    assert watching.watch.poll() is not None
+    watching.now += 10 * READ_EVERY
+    assert watching.watch.wake_at() is None
+
+
+def test_after_a_job_that_was_lost_it_reads_again() -> None:
+    watching = Watching()
+    watching.watch.set_role(writable=True)
+    watching.watch.poll()
+    watching.watch.repair()
+    watching.settle()
+    assert watching.keeper.homes == [key_of(7)]
+
+
+@pytest.mark.parametrize("reply", [None, b"+garbage\r\n", b"-ERR unknown command\r\n"])
+def test_a_topology_that_cannot_be_read_is_asked_for_again(reply: bytes | None) -> None:
+    """As while the server ends. If it goes on, the keeper has to go without a list."""
+    watching = Watching()
+    watching.watch.set_role(writable=True)
+    for failures in range(1, READ_FAILURES + 1):
+        assert watching.keeper.homes == []
+        assert not watching.watch.known
+        assert watching.watch.poll() is not None
+        watching.watch.done(JobResult([(reply, errno.ESHUTDOWN), (None, 0)]))
+        assert watching.watch.problem.startswith("CLUSTER NODES: ")
+        watching.now += READ_EVERY * failures
+    assert watching.keeper.homes == [None]
+    assert watching.watch.known
+    watching.settle()
+    assert watching.keeper.homes[-1] == key_of(7)

@@ -1,0 +1,305 @@
+"""A simulated list and broker, with events that have numbers, and what the books must say.
+
+For the examples (bench.py) and for the worlds (worlds.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import itertools
+import random
+from collections.abc import Callable, Sequence
+
+from keyspace_amqp.cluster.watch import READ_AGAIN
+from keyspace_amqp.config import Config
+from keyspace_amqp.fallback import from_element
+from keyspace_amqp.jobs import Command, Job, JobResult
+from keyspace_amqp.message import Event
+from keyspace_amqp.publisher import publisher as module
+from keyspace_amqp.publisher.publisher import Action, Publisher, Send
+from keyspace_amqp.tables.keys import KEY
+from keyspace_amqp.tables.stats import FIRST_REASON, Stat
+
+Reply = tuple[bytes | None, int]
+Step = Callable[[random.Random], None]
+
+DEFAULTS = Config("xe", "127.0.0.1", 5672, "guest", "guest")
+
+
+# Unix time in milliseconds when a test begins, at 1000 seconds of its clock.
+BEGIN_MS = 1_700_000_000_000
+
+
+def wall_at(now: float) -> int:
+    return BEGIN_MS + round((now - 1000) * 1000)
+
+
+def event_of(number: int, key: bytes = b"k") -> Event:
+    return Event(f"t-{number}", BEGIN_MS, 0, "g", b"del", key)
+
+
+def number_of(event: Event) -> int:
+    return int(event.message_id[2:])
+
+
+@functools.cache
+def number_in(element: bytes) -> int | None:
+    """The number of the event in an element of the list; None: it is no event."""
+    event = from_element(element)
+    return None if event is None else number_of(event)
+
+
+def bulk(value: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def dropped_of(publisher: Publisher) -> int:
+    return sum(publisher.counts[stat] for stat in Stat if stat >= FIRST_REASON)
+
+
+def assert_books_balance(publisher: Publisher) -> None:
+    counts, gauges = publisher.counts, publisher.gauges()
+    came = counts[Stat.EVENTS_MATCHED] + counts[Stat.FALLBACK_FOUND]
+    waiting = sum(
+        gauges[stat] for stat in (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
+    )
+    assert came == counts[Stat.CONFIRMED] + dropped_of(publisher) + waiting
+    buckets = range(Stat.CONFIRM_MS_LE_1, Stat.CONFIRM_MS_LE_INF + 1)
+    timed = sum(counts[bucket] for bucket in buckets) + len(publisher._confirmed)
+    assert timed == counts[Stat.CONFIRMED]
+    assert min(gauges.values()) >= 0
+    # What was handed over to another node is subtracted from what was found.
+    assert min(counts[stat] for stat in Stat if stat is not Stat.FALLBACK_FOUND) >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trouble:
+    """What Redis answers instead of running a command of a job."""
+
+    reply: bytes | None
+    error: int = 0
+    only_writes: bool = False
+
+
+NOT_SERVED = Trouble(None, errno.EPERM)
+CLUSTER_DOWN = Trouble(None, errno.ENETDOWN)
+PAUSED = Trouble(None, errno.EBUSY, only_writes=True)
+WRONG_TYPE = Trouble(b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n")
+
+
+class SimulatedList:
+    """The list in Redis, and the shim's way to run a job on it."""
+
+    def __init__(self) -> None:
+        self.elements: list[bytes] = []
+        self.writable = True  # a primary that is not loading
+        self.trouble: Trouble | None = None
+
+    @property
+    def numbers(self) -> list[int | None]:
+        return [number_in(element) for element in self.elements]
+
+    def run(self, job: Job) -> JobResult:
+        replies: list[Reply] = []
+        for command in job.commands:
+            assert isinstance(command, Command)
+            reply, error = self._answer(command)
+            replies.append((reply, error))
+            failed = reply is None or reply.startswith(b"-")
+            if failed or command.expected not in (None, reply):
+                break
+        return JobResult(replies + [(None, 0)] * (len(job.commands) - len(replies)))
+
+    def _answer(self, command: Command) -> Reply:
+        if command.write and not self.writable:
+            return None, errno.EROFS
+        if self.trouble is not None and (command.write or not self.trouble.only_writes):
+            return self.trouble.reply, self.trouble.error
+        return self._execute(command), 0
+
+    def _execute(self, command: Command) -> bytes:
+        _key, *arguments = command.arguments
+        if command.most:
+            return self._read(*map(int, arguments), command.most)
+        run: Callable[..., bytes] = getattr(self, "_" + command.name.lower())
+        return run(*arguments)
+
+    def _rpush(self, *elements: bytes) -> bytes:
+        self.elements += elements
+        return self._llen()
+
+    def _llen(self) -> bytes:
+        return b":%d\r\n" % len(self.elements)
+
+    def _lrange(self, first: bytes, last: bytes) -> bytes:
+        found = self.elements[int(first) : int(last) + 1]
+        return b"*%d\r\n" % len(found) + b"".join(map(bulk, found))
+
+    def _read(self, first: int, last: int, most: int) -> bytes:
+        """As the shim does it: the element that brings it to `most` bytes is the last."""
+        found: list[bytes] = []
+        for element in self.elements[first : last + 1]:
+            if sum(map(len, found)) >= most:
+                break
+            found.append(element)
+        return b"*%d\r\n" % len(found) + b"".join(map(bulk, found))
+
+    def _ltrim(self, first: bytes, last: bytes) -> bytes:
+        assert last == b"-1"
+        at = int(first)
+        self.elements = self.elements[max(at + len(self.elements), 0) if at < 0 else at :]
+        return b"+OK\r\n"
+
+    def _unlink(self) -> bytes:
+        existed = bool(self.elements)
+        self.elements = []
+        return b":%d\r\n" % existed
+
+
+class SimulatedSlots(SimulatedList):
+    """Several lists, in slots that come and go. `elements` has all that are here."""
+
+    KEYS = tuple(b"keyspaceamqp:{%d}:fallback" % number for number in range(5))
+
+    def __init__(self) -> None:
+        self.here: dict[bytes, SimulatedList] = {key: SimulatedList() for key in self.KEYS}
+        self.away: dict[bytes, list[bytes]] = {}  # lists that went elsewhere
+        self.delivered: list[bytes] = []  # by other nodes
+        self.served = set(self.KEYS)
+        self.migrating: set[bytes] = set()
+        super().__init__()
+
+    @property
+    def elements(self) -> list[bytes]:
+        return [element for there in self.here.values() for element in there.elements]
+
+    @elements.setter
+    def elements(self, elements: Sequence[bytes]) -> None:
+        """What is there at the start."""
+        self.here[self.KEYS[0]].elements = list(elements)
+
+    @property
+    def elsewhere(self) -> set[int]:
+        """The numbers of the events that went with their slots."""
+        elements = itertools.chain(self.delivered, *self.away.values())
+        return {number for number in map(number_in, elements) if number is not None}
+
+    def _execute(self, command: Command) -> bytes:
+        return self.here[command.arguments[0]]._execute(command)
+
+    def _answer(self, command: Command) -> Reply:
+        reply = super()._answer(command) if self._has(command.arguments[0]) else None
+        if reply is None:
+            lacks_role = command.write and not self.writable
+            return None, errno.EROFS if lacks_role else errno.EPERM
+        return reply
+
+    def _has(self, key: bytes) -> bool:
+        """In a slot that migrates, what is not here may be there."""
+        present = key not in self.migrating or bool(self.here[key].elements)
+        return key in self.served and present
+
+
+class Watched(Publisher):
+    """With what cluster.Watch does for it: it is told of its lists (on a server that is
+    in no cluster, of one) when it may write them, and a little after it has found the
+    present one out of reach.
+    """
+
+    _lists_at = 0.0
+
+    def set_role(self, *, primary: bool, loading: bool) -> None:
+        super().set_role(primary=primary, loading=loading)
+        self._lists_at = self._now
+        self._tell_lists()
+
+    def poll(self, *, more: bool, most: int | None = None) -> list[Action]:
+        self._tell_lists()
+        return super().poll(more=more, most=most)
+
+    def wake_at(self) -> float | None:
+        times = [super().wake_at(), self._lists_at if self._asks else None]
+        return min((time for time in times if time is not None), default=None)
+
+    @property
+    def _asks(self) -> bool:
+        return self.writable and not self.lists_known
+
+    def _tell_lists(self) -> None:
+        if self._asks and self._now >= self._lists_at:
+            self._lists_at = self._now + READ_AGAIN
+            self.tell_lists()
+
+    def tell_lists(self) -> None:
+        self.set_lists(KEY, lambda key: True)
+
+
+class Connection:
+    """As the broker sees it. Tags count from 1 in the order of sending."""
+
+    def __init__(self) -> None:
+        self.sent: list[Event] = []
+        self.on_the_way: list[int] = []  # tags that have not arrived yet
+        self.unanswered: list[int] = []  # tags that have
+        self.nacked = False
+
+
+class SimulatedBroker:
+    """A broker that the world makes accept, answer, refuse, and disappear."""
+
+    def __init__(self, *, accepts: bool) -> None:
+        self.accepts = accepts  # connections
+        self.silent = False
+        self.opening = False
+        self.connection: Connection | None = None
+        self.largest = 10**9  # bytes of a key: a larger one costs the channel
+        self.arrives_at_loss = 0.0  # of what is on the way when a link goes
+        self.received: dict[int, None] = {}  # numbers of events, in order of arrival
+        self.confirmed: set[int] = set()
+
+    def connect(self) -> None:
+        assert not self.opening
+        assert self.connection is None, "a second connection"
+        self.opening = True
+
+    def send(self, send: Send) -> None:
+        connection = self.connection
+        assert connection is not None, "sent without a connection"
+        assert send.first_tag == len(connection.sent) + 1, "the tags do not continue"
+        assert 0 < len(send.events) <= module.SEND_CHUNK
+        connection.on_the_way += range(send.first_tag, send.first_tag + len(send.events))
+        connection.sent += send.events
+
+    def lose(self) -> None:
+        """The link goes. Some of what was on the way has arrived, but no answer."""
+        if self.connection is not None:
+            self.arrive(int((len(self.connection.on_the_way) + 1) * self.arrives_at_loss))
+        self.connection = None
+        self.opening = False
+
+    def arrive(self, count: int) -> bool:
+        """Lets so many messages arrive. False: one was too large."""
+        assert self.connection is not None
+        connection = self.connection
+        for _ in range(min(count, len(connection.on_the_way))):
+            tag = connection.on_the_way.pop(0)
+            event = connection.sent[tag - 1]
+            if len(event.key) > self.largest:
+                return False
+            self.received.setdefault(number_of(event))
+            connection.unanswered.append(tag)
+        return True
+
+    def answer(self, place: int, *, multiple: bool, ack: bool) -> int:
+        """Takes the answered tags off the books of the broker; the answer's tag."""
+        assert self.connection is not None
+        connection = self.connection
+        tag = sorted(connection.unanswered)[place % len(connection.unanswered)]
+        answered = [t for t in connection.unanswered if t == tag or (multiple and t < tag)]
+        connection.unanswered = [t for t in connection.unanswered if t not in answered]
+        connection.nacked |= not ack
+        if ack:
+            self.confirmed |= {number_of(connection.sent[t - 1]) for t in answered}
+        return tag

@@ -1,0 +1,204 @@
+"""Saves and stops, the leftovers of a stop, and repair after an exception."""
+
+from __future__ import annotations
+
+import pytest
+
+from keyspace_amqp.fallback import to_element
+from keyspace_amqp.publisher import publisher as module
+from keyspace_amqp.publisher.publisher import Flush, Flushed, Recovered
+from keyspace_amqp.tables.stats import Stat
+from tests.publisher.bench import Bench, away, connected, flushed, sent, texts
+from tests.publisher.simulated import PAUSED, event_of, number_of
+
+
+def test_a_save_stores_at_once_with_the_broker_away() -> None:
+    bench = away()
+    bench.emit(2)
+    bench.publisher.flush(7, 2.0, Flush.STORE)
+    assert flushed(bench.settle())
+    assert bench.stored == [1, 2]
+
+
+def test_a_save_waits_a_moment_for_the_broker_and_then_stores() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.publisher.flush(7, 2.0, Flush.STORE)
+    bench.settle()
+    assert not flushed(bench.wait(module.STORE_GRACE - 0.001))
+    assert bench.stored == []
+    assert flushed(bench.wait(0.002))
+    assert bench.stored == [1, 2]
+
+
+def test_a_save_is_done_when_the_broker_has_it_all() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.publisher.flush(7, 2.0, Flush.STORE)
+    bench.settle()
+    assert flushed(bench.ack(2, multiple=True))
+
+
+def test_a_save_waits_for_events_that_were_not_taken_in_yet() -> None:
+    bench = connected()
+    bench.publisher.flush(7, 2.0, Flush.STORE)
+    assert not flushed(bench.poll(more=True))
+    assert flushed(bench.poll(more=False))
+
+
+def test_a_save_gives_up_in_time_and_loses_nothing() -> None:
+    bench = away()
+    bench.list.trouble = PAUSED
+    bench.emit(2)
+    bench.publisher.flush(7, 2.0, Flush.STORE)
+    assert bench.seconds_until(Flushed) <= 2.0
+    assert bench.count(Stat.QUEUE_LENGTH) == 2
+
+
+def test_stop_waits_for_confirms() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    bench.settle()
+    for tag in (1, 2):  # slow, but not silent
+        assert not flushed(bench.actions)
+        bench.now += module.STALLED_AFTER - 0.01
+        bench.ack(tag)
+    (done,) = flushed(bench.actions)
+    assert done.left == []
+
+
+def test_stop_leaves_the_list_to_whoever_keeps_it() -> None:
+    bench = away(found=3)
+    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    assert flushed(bench.settle())
+    assert len(bench.stored) == 3
+
+
+def test_stop_with_drain_delivers_the_list() -> None:
+    bench = connected(found=3)
+    bench.publisher.flush(7, 5.0, Flush.DRAIN)
+    assert not flushed(bench.settle())
+    assert flushed(bench.ack(3, multiple=True))
+    assert bench.stored == []
+
+
+def test_stop_behind_a_list_that_is_not_sent_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list goes first, and a file is a good place, unless nobody keeps it."""
+    monkeypatch.setattr(module, "WINDOW", 2)
+    for mode in (Flush.LEAVE, Flush.DRAIN):
+        bench = connected(found=3)
+        bench.emit()
+        bench.publisher.flush(7, 5.0, mode)
+        if mode is Flush.LEAVE:
+            (done,) = flushed(bench.settle())
+            assert [number_of(event) for event in done.left] == [4]
+            assert bench.stored == [1, 2, 3]
+        else:
+            assert not flushed(bench.settle())
+            bench.ack(2, multiple=True)
+            assert flushed(bench.ack(4, multiple=True))
+            assert bench.stored == []
+
+
+# Leftovers: the list cannot be written any more
+
+
+def test_what_comes_too_late_for_the_disk_is_left() -> None:
+    bench = away(found=1)
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    (done,) = flushed(bench.settle())
+    assert [number_of(event) for event in done.left] == [2, 3]
+    assert bench.stored == [1]
+    assert bench.count(Stat.DROPPED_STOPPED) == 0
+
+
+def test_nothing_is_left_that_the_broker_takes_in_time() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    assert not flushed(bench.settle())
+    bench.ack(1)
+    (done,) = flushed(bench.ack(2))
+    assert done.left == []
+
+
+def test_what_a_silent_broker_does_not_confirm_is_left() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    assert bench.seconds_until(Flushed) == pytest.approx(module.STALLED_AFTER, abs=0.02)
+    (done,) = flushed(bench.actions)
+    assert [number_of(event) for event in done.left] == [1, 2]
+
+
+def test_with_the_list_off_nothing_is_left() -> None:
+    bench = away(fallback_size=-1)
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    (done,) = flushed(bench.settle())
+    assert done.left is None
+    assert bench.count(Stat.DROPPED_STOPPED) == 2
+    assert bench.count(Stat.QUEUE_LENGTH) == 0
+    (line,) = [text for text in texts(bench.actions) if "lost" in text]
+    assert line.startswith("2 events lost")
+
+
+def test_leftovers_come_behind_the_list_and_before_anything_new() -> None:
+    bench = Bench(found=2)
+    bench.publisher.recover([event_of(next(bench.numbers)) for _ in range(2)])
+    bench.emit()
+    bench.settle()
+    actions = bench.link_up()
+    assert sent(actions) == [1, 2, 3, 4, 5]
+    assert bench.count(Stat.FALLBACK_FOUND) == 4
+    assert Recovered() not in bench.ack(3, multiple=True)
+    assert Recovered() in bench.ack(4)
+    assert Recovered() not in bench.ack(5)
+
+
+def test_leftovers_wait_while_the_data_set_loads() -> None:
+    """The list, which is older, is not there yet."""
+    bench = Bench()
+    bench.publisher.set_role(primary=True, loading=True)
+    bench.publisher.recover([event_of(3)])
+    bench.settle()
+    assert sent(bench.link_up()) == []
+    bench.list.elements = [to_element(event_of(1)), to_element(event_of(2))]
+    bench.publisher.set_role(primary=True, loading=False)
+    assert sent(bench.settle()) == [1, 2, 3]
+
+
+def test_leftovers_are_recovered_when_the_list_has_them() -> None:
+    bench = away()
+    bench.publisher.recover([event_of(1)])
+    assert Recovered() not in bench.actions
+    bench.wait(module.STORE_AFTER)
+    assert Recovered() in bench.settle() or Recovered() in bench.actions
+    assert bench.stored == [1]
+
+
+# After an exception
+
+
+def test_repair_sends_again_what_was_sent() -> None:
+    bench = connected()
+    bench.emit(2)
+    bench.settle()
+    bench.lose_link()
+    bench.publisher.repair(job_lost=False)
+    bench.wait(1)
+    assert sent(bench.link_up()) == [1, 2]
+
+
+def test_repair_takes_back_what_a_job_would_have_stored() -> None:
+    bench = away()
+    bench.emit(2)
+    bench.now += module.STORE_AFTER
+    bench.poll()
+    assert bench.job is not None
+    bench.job = None
+    bench.publisher.repair(job_lost=True)
+    bench.wait(1)
+    assert bench.stored == [1, 2]

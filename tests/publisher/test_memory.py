@@ -1,0 +1,76 @@
+"""What the publisher holds in memory, and what it gives up if that is too much."""
+
+from __future__ import annotations
+
+from keyspace_amqp.fallback import to_element
+from keyspace_amqp.publisher import publisher as module
+from keyspace_amqp.publisher.publisher import Entry
+from keyspace_amqp.tables.stats import Stat
+from tests.publisher.bench import Bench, away, connected, sent
+from tests.publisher.simulated import event_of
+
+
+def test_drop_oldest_gives_up_as_much_as_is_asked() -> None:
+    bench = away(fallback_size=-1)
+    bench.emit(5)
+    assert bench.publisher.drop_oldest(Entry(event_of(1), 0).size + 1) == 2
+    bench.poll()
+    assert bench.count(Stat.DROPPED_QUEUE_FULL) == 2
+    assert sent(bench.link_up()) == [3, 4, 5]
+    assert bench.publisher.drop_oldest(10**9) == 0  # the broker may have seen these
+
+
+def test_drop_oldest_may_keep_the_newest() -> None:
+    bench = away(fallback_size=-1)
+    bench.emit(5)
+    assert bench.publisher.drop_oldest(10**9, keep=1) == 4
+    assert sent(bench.link_up()) == [5]
+
+
+# Large elements
+
+LARGE = b"k" * 1024 * 1024
+
+
+def held(bench: Bench) -> int:
+    """Bytes of the list's elements that the publisher knows."""
+    publisher = bench.publisher
+    return sum(entry.size for entry in (*publisher._listed_sent, *publisher._listed_waiting))
+
+
+def test_of_large_elements_that_were_stored_a_few_are_held() -> None:
+    bench = away()
+    for _ in range(60):
+        bench.emit(key=LARGE)
+        bench.wait(0.1)
+    assert len(bench.stored) == 60
+    assert 0 < held(bench) < module.WINDOW_BYTES + 2 * len(LARGE)
+    assert sent(bench.link_up()) == [*range(1, 17)]
+
+
+def test_of_large_elements_that_are_drained_a_few_are_held() -> None:
+    """Those on their way, those that come next, and those that wait for their trim."""
+    bench = Bench()
+    bench.list.elements = [to_element(event_of(number, LARGE)) for number in range(1, 101)]
+    bench.settle()
+    bench.link_up()
+    most = 0
+    for tag in range(1, 101):
+        bench.ack(tag)
+        most = max(most, held(bench))
+    assert 2 * module.WINDOW_BYTES < most < 3 * module.WINDOW_BYTES + 6 * len(LARGE)
+    assert bench.count(Stat.CONFIRMED) == 100
+    assert sent(bench.actions) == [*range(1, 101)]
+    assert bench.stored == []
+
+
+def test_room_is_bounded_unless_events_can_only_wait() -> None:
+    bench = connected()
+    bench.emit(module.WINDOW + 10)
+    bench.settle()
+    assert bench.publisher.room() == 2 * module.JOB_ELEMENTS - 10
+    bench.emit(1, key=b"k" * module.WINDOW_BYTES)
+    assert bench.publisher.room() == 0
+    bench = away(fallback_size=-1)
+    bench.emit(3 * module.JOB_ELEMENTS)
+    assert bench.publisher.room() == module.JOB_ELEMENTS
