@@ -50,7 +50,7 @@ class Listener(Protocol):
     def link_down(self, reason: str) -> None: ...
     def link_blocked(self, reason: str) -> None: ...
     def link_unblocked(self) -> None: ...
-    def acked(self, tag: int, multiple: bool) -> None: ...
+    def acked(self, below: int, tags: Sequence[int]) -> None: ...
     def nacked(self, tag: int, multiple: bool) -> None: ...
     def returned(self) -> None: ...
     def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None: ...
@@ -212,18 +212,14 @@ class Broker:
             return
         acks = list(acks)
         below = max([tag for tag, multiple in acks if multiple], default=0)
-        if below:
-            self._listener.acked(below, True)
-        for tag, _ in acks:
-            if tag > below:
-                self._listener.acked(tag, False)
+        self._listener.acked(below, [tag for tag, _ in acks if tag > below])
 
     def _on_confirm(self, channel: pika.channel.Channel, frame: Any) -> None:
         if channel is not self._channel:
             return
         method = frame.method
         if isinstance(method, pika.spec.Basic.Ack):
-            self._listener.acked(method.delivery_tag, method.multiple)
+            self._on_acks(channel, [(method.delivery_tag, method.multiple)])
         else:
             self._listener.nacked(method.delivery_tag, method.multiple)
 

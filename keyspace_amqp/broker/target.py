@@ -59,6 +59,11 @@ def target(config: Config) -> Target:
     return _with_url(single, config.url) if config.url else single
 
 
+def needs_new_connection(old: Config, new: Config) -> bool:
+    """True if a change of parameters needs a new connection to the broker."""
+    return target(old) != target(new) or old.node_name != new.node_name
+
+
 def _with_url(single: Target, url: str) -> Target:
     """See https://www.rabbitmq.com/docs/uri-spec and .../uri-query-parameters."""
     scheme, _, rest = url.partition("://")

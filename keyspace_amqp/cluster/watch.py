@@ -31,11 +31,11 @@ READ_NODES = 200
 
 
 class Keeper(Protocol):
-    """Who works with the lists: the publisher. `left`: the list that it has come upon
+    """Who works with the lists: the publisher. `unserved_key`: the list that it has come upon
     in a slot that was not served."""
 
-    lists_known: bool
-    left: bytes | None
+    known: bool
+    unserved_key: bytes | None
 
     def found(self, lengths: Mapping[bytes, int]) -> None: ...
 
@@ -96,9 +96,9 @@ class Watch:
         if now >= self._next_read():
             self._last_read = now
             self._read_at = now + READ_EVERY * self._scale
-            if self._keeper.left is not None:
-                self._lists.touched(self._keeper.left)
-                self._keeper.left = None
+            if self._keeper.unserved_key is not None:
+                self._lists.touched(self._keeper.unserved_key)
+                self._keeper.unserved_key = None
             # At one moment: where the slots are, and what is in them.
             self._token, self._keys = None, self._lists.there
             commands: list[Command | Lengths] = [Lengths(self._keys)]
@@ -130,7 +130,7 @@ class Watch:
         return max(1.0, len(self.topology.nodes) / READ_NODES)
 
     def _next_read(self) -> float:
-        if self._lists.active and self._told and not self._keeper.lists_known:
+        if self._lists.active and self._told and not self._keeper.known:
             return min(self._read_at, self._last_read + READ_AGAIN * self._scale)
         return self._read_at
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import collections
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from ..config import Config
 from ..fallback import JOB_ELEMENTS
@@ -99,6 +99,11 @@ class Publisher:
         self._recovering: collections.deque[Entry] = collections.deque()  # see `recover`
         self._flush: Flush | None = None
 
+    @property
+    def counts(self) -> list[int]:
+        """Return the counters, by Stat."""
+        return self.ledger.counts
+
     def _note_error(self, text: str) -> None:
         self.last_error = text
 
@@ -142,14 +147,6 @@ class Publisher:
             if self._recovering:  # leftovers may be among these, and are not safe any more
                 self._recovering.extend(again)
         self.recent.clear()
-
-    def lists_found(self, lengths: Mapping[bytes, int]) -> None:
-        """Lists were looked at, in slots of this node. Length 0: the list is gone."""
-        self.lists.found(lengths)
-
-    def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
-        """All lists have been looked for; see Lists.set_lists."""
-        self.lists.set_lists(home, serves)
 
     def list_changed(self, what: bytes, key: bytes = b"") -> None:
         """Somebody else has run a command on a list; on all of them if `key` is empty."""
@@ -249,11 +246,11 @@ class Publisher:
         if self.link.unblock():
             self.window.progress()
 
-    def acked(self, tag: int, multiple: bool) -> None:
-        """The broker has confirmed a message, or all up to this tag (basic.ack)."""
+    def acked(self, below: int, tags: Sequence[int] = ()) -> None:
+        """The broker has confirmed all messages up to tag `below`, and these `tags`."""
         self.window.progress()
         self.link.confirmed()
-        entries = self.window.settle(tag, multiple)
+        entries = self.window.settle(below, tags)
         self.window.grow(len(entries))
         memory = len(entries)
         for entry in entries:
@@ -267,7 +264,7 @@ class Publisher:
     def nacked(self, tag: int, multiple: bool) -> None:
         """The broker has refused a message, or all up to this tag (basic.nack)."""
         self.window.progress()
-        entries = self.window.settle(tag, multiple)
+        entries = self.window.settle(tag) if multiple else self.window.settle(0, [tag])
         self.memory.refused(entries)
         self.ledger.refused(len(entries))
         if entries:

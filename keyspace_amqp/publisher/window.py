@@ -34,6 +34,10 @@ class Window:
         self._clock = clock
         self._progress_at = clock()  # of the last answer, or of the first message after none
 
+    def __len__(self) -> int:
+        """Return the number of slots, stale ones among them."""
+        return len(self._slots)
+
     def open(self) -> None:
         """A new connection: tags start from 1."""
         self.size = WINDOW
@@ -77,22 +81,22 @@ class Window:
         self.bytes += size_of(entries)
         return first_tag
 
-    def settle(self, tag: int, multiple: bool) -> list[Entry]:
-        """Take the entries that an answer of the broker is about out of the window.
+    def settle(self, below: int, tags: Sequence[int] = ()) -> list[Entry]:
+        """Take the entries that answers of the broker are about out of the window.
 
-        They are still SENT; the caller changes that. Tags that were settled before, or
-        were never sent, are ignored.
+        Those with tags up to `below`, and those with these `tags`. They are still SENT; the
+        caller changes that. Tags that were settled before, or never sent, are ignored.
         """
-        slots = self._slots
-        place = tag - (self.next_tag - len(slots))
-        if not 0 <= place < len(slots):
-            return []
-        if multiple:
-            taken = [slots.popleft() for _ in range(place + 1)]
-            entries = [entry for entry in taken if entry is not None and entry.state is SENT]
-        else:
-            entry, slots[place] = slots[place], None
-            entries = [entry] if entry is not None and entry.state is SENT else []
+        slots, first, end = self._slots, self.next_tag - len(self._slots), self.next_tag
+        taken: list[Entry | None] = []
+        if first <= below < end:
+            taken = [slots.popleft() for _ in range(below - first + 1)]
+            first = below + 1
+        for tag in tags:
+            if first <= tag < end:
+                taken.append(slots[tag - first])
+                slots[tag - first] = None
+        entries = [entry for entry in taken if entry is not None and entry.state is SENT]
         self.count -= len(entries)
         self.bytes -= size_of(entries)
         # Stale slots at the head are of no use any more.

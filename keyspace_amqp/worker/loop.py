@@ -29,7 +29,7 @@ from pika.adapters.select_connection import IOLoop
 
 from .. import __version__
 from ..broker.connection import Broker
-from ..broker.target import address, target
+from ..broker.target import address, needs_new_connection, target
 from ..cluster.peers import Apply, Run, Spread, Transmit
 from ..cluster.topology import Topology
 from ..cluster.watch import Watch
@@ -39,19 +39,19 @@ from ..config import Config, parse_databases, raw
 from ..jobs import BusMessage, Command, Job, JobResult, Lengths, SetParameters
 from ..masks import Matcher, compile_masks
 from ..message import CLASS_LETTERS, Event, Format, Value
-from ..publisher.publisher import (
+from ..publisher.actions import (
     Action,
     Close,
     Connect,
-    Flush,
     Flushed,
+    FlushMode,
     Log,
-    Publisher,
     Recovered,
     Send,
     Submit,
-    is_stale,
+    is_void_after_repair,
 )
+from ..publisher.publisher import Publisher
 from ..tables.stats import Stat, Text
 from . import log
 from .leftovers import Leftovers
@@ -167,7 +167,7 @@ class Worker:
         self.clustered = bool(lib.shim_clustered())
         self._publisher = Publisher(self.config, time.monotonic, _unix_ms, clustered=self.clustered)
         self._publisher.set_role(primary=primary, loading=loading)
-        self._watch = Watch(self._publisher, time.monotonic, clustered=self.clustered)
+        self._watch = Watch(self._publisher.lists, time.monotonic, clustered=self.clustered)
         self._watch.set_role(writable=primary and not loading)
         self._spread = Spread(self._run_id, time.monotonic, _unix_ms)
         self._broker = Broker(self._ioloop, self._publisher)
@@ -218,7 +218,7 @@ class Worker:
         if not self._busy or self._publisher.flushing:
             return
         if self._memory() < int(lib.queue_get_limit(self._events)) * _PRESSURE_OFF:
-            time.sleep(_LONG_NAP if self._publisher.ahead else _NAP)
+            time.sleep(_LONG_NAP if self._publisher.window.is_busy else _NAP)
 
     def _turn(self) -> None:
         if self._broken:
@@ -249,7 +249,7 @@ class Worker:
             most = self._pace.allows(time.monotonic())
         for action in self._publisher.poll(more=more, most=most):
             try:
-                if not (failed and is_stale(action)):
+                if not (failed and is_void_after_repair(action)):
                     self._do(action)
             except Exception:
                 failed = True
@@ -302,7 +302,7 @@ class Worker:
         if self._wake_up is not None:
             self._ioloop.remove_timeout(self._wake_up)
             self._wake_up = None
-        if self._publisher.again or (self._waiting_outside() and self._publisher.room() > 0):
+        if self._publisher.has_more or (self._waiting_outside() and self._publisher.room() > 0):
             delay = 0.0
         else:
             times = [self._publisher.wake_at(), self._watch.wake_at(), self._spread.wake_at()]
@@ -332,9 +332,9 @@ class Worker:
                 self._broker.close()
             case Log(level=level, text=text):
                 _sink(level, text)
-            case Flushed(id=flush_id, mode=mode, left=left):
+            case Flushed(id=flush_id, mode=mode, leftovers=left):
                 try:
-                    if mode is not Flush.STORE:
+                    if mode is not FlushMode.STORE:
                         self._stopped = True
                         self._leave(left)
                 finally:
@@ -427,14 +427,14 @@ class Worker:
             self._watch.set_role(writable=primary and not loading)
         elif kind == lib.RECORD_TOUCHED:
             what, key = _counted(payload, 0)
-            self._publisher.touched(what, key)
+            self._publisher.list_changed(what, key)
             self._watch.touched(key)
         elif kind == lib.RECORD_MESSAGE:
             sender, text = _counted(payload, 0)
             self._spread.received(sender.decode("ascii", "replace"), text)
         elif kind == lib.RECORD_FLUSH:
             flush_id, milliseconds, mode = struct.unpack_from("=IIB", payload)
-            self._publisher.flush(flush_id, milliseconds / 1000, Flush(mode))
+            self._publisher.flush(flush_id, milliseconds / 1000, FlushMode(mode))
 
     def _configure(self, values: Sequence[bytes], pushed: int) -> None:
         if values == self.raw_config:
@@ -448,7 +448,7 @@ class Worker:
             self._set_nice()
         self._node = ""
         self._name_node()
-        self._publisher.configure(self.config)
+        self._publisher.configure(self.config, reconnect=needs_new_connection(old, new))
 
     def _set_filter(self, config: Config) -> None:
         self._masks: Matcher = compile_masks(config.masks)
@@ -500,7 +500,7 @@ class Worker:
             room = self._publisher.room()
             memory = self._memory()
             over = memory - int(limit * _OVERFLOW)
-            if over >= 0 and (room <= 0 or self._publisher.stuck):
+            if over >= 0 and (room <= 0 or self._publisher.can_only_wait):
                 # A single event may need nearly all that there is.
                 if self._publisher.drop_oldest(over + 1, keep=int(memory <= limit)):
                     continue
@@ -674,7 +674,7 @@ class Worker:
 
     def imported(self, key: bytes, length: int, count: int) -> None:
         self._publisher.imported(key, length, count)
-        if key != self._publisher.key:
+        if key != self._publisher.list.key:
             self._watch.touched(key)
 
     def reset_stats(self) -> None:
@@ -684,11 +684,11 @@ class Worker:
 
     @property
     def writable(self) -> bool:
-        return self._publisher.writable
+        return self._publisher.lists.writable
 
     @property
     def list_keys(self) -> Sequence[bytes] | None:
-        return self._publisher.lists
+        return self._publisher.lists.complete
 
     def look_done(self, done: commands.Resume) -> None:
         if self.writable and self.list_keys is None:
@@ -705,7 +705,7 @@ class Worker:
     def about(self) -> dict[str, str | int]:
         numbers = self.numbers()
         return {
-            "role": "primary" if self._publisher.primary else "replica",
+            "role": "primary" if self._publisher.lists.primary else "replica",
             "version": __version__,
             "config_version": self._spread.config_version,
             "state": self._publisher.state,

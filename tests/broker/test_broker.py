@@ -67,7 +67,7 @@ def test_confirms_of_another_channel_mean_nothing(broker: Any) -> None:
     broker._on_return(old, None, None, b"")
     assert broker._listener.heard == []
     broker._on_confirm(new, ack(3))
-    assert broker._listener.heard == [("acked", 3, True)]
+    assert broker._listener.heard == [("acked", 3, [])]
 
 
 def test_a_nack_is_no_ack(broker: Any) -> None:

@@ -20,7 +20,8 @@ from keyspace_amqp.cluster.slots import SLOTS, key_of, slot_of
 from keyspace_amqp.cluster.watch import Watch
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import Command, Job, JobResult, Lengths
-from keyspace_amqp.publisher.publisher import Connect, Publisher, Submit
+from keyspace_amqp.publisher.actions import Connect, Submit
+from keyspace_amqp.publisher.publisher import Publisher
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.simulated import (
     DEFAULTS,
@@ -75,7 +76,7 @@ class Member:
         self.served: set[int] = set()
         self.migrating: set[int] = set()
         self.publisher = Told(DEFAULTS, lambda: sim.now, lambda: 1.0)
-        self.watch = Watch(self.publisher, lambda: sim.now, clustered=True)
+        self.watch = Watch(self.publisher.lists, lambda: sim.now, clustered=True)
         self.jobs: collections.deque[tuple[Job, Callable[[JobResult], None]]] = collections.deque()
         self.results: list[tuple[Callable[[JobResult], None], JobResult]] = []
         self.requests: list[Callable[[], None]] = []  # to the worker
@@ -370,21 +371,21 @@ class Simulation:
         """Each list is known where it is; `but` for those that may not be known yet."""
         for member in self.members:
             publisher = member.publisher
-            keys = set(publisher.keys)
+            keys = set(publisher.lists.keys)
             if not member.primary:
                 assert keys == set()
                 continue
             there = {key for key in member.data if member.has(key)}
             assert {slot_of(key) for key in there} <= member.served, "the test's own books"
             there -= but - keys
-            assert keys - {publisher.key} <= there <= keys
+            assert keys - {publisher.list.key} <= there <= keys
             assert {slot_of(key) for key in keys} <= member.served
             lengths = sum(len(member.data[key].elements) for key in there)
             assert publisher.gauges()[Stat.FALLBACK_LENGTH] == lengths
             home = member.watch._lists.home
             assert (home is None) is (not member.served)
             assert home is None or slot_of(home) in member.served
-            assert bool(publisher.key) is bool(member.served)
+            assert bool(publisher.list.key) is bool(member.served)
 
     def check_events(self) -> None:
         """Each is in one place."""
@@ -397,7 +398,7 @@ class Simulation:
         memory = [
             to_element(entry.event)
             for member in self.members
-            for entry in (*member.publisher._storing, *member.publisher._waiting)
+            for entry in member.publisher.memory
             if entry.event is not None
         ]
         born = [to_element(event_of(number)) for number in range(1, next(self.numbers))]

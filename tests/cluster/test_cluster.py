@@ -12,7 +12,7 @@ import pytest
 
 from keyspace_amqp.cluster.slots import slot_of
 from keyspace_amqp.demo.servers import RabbitServer, as_text, wait_for
-from keyspace_amqp.publisher.publisher import WINDOW
+from keyspace_amqp.publisher.window import WINDOW
 from tests.fix_cluster import Bench, StartCluster, Writer
 from tests.fix_servers import replicated, settled, stats
 

@@ -161,8 +161,8 @@ class Noted:
     """A keeper that notes what it is told."""
 
     def __init__(self) -> None:
-        self.lists_known = False
-        self.left: bytes | None = None
+        self.known = False
+        self.unserved_key: bytes | None = None
         self.lengths: dict[bytes, int] = {}
         self.homes: list[bytes | None] = []
 
@@ -171,7 +171,7 @@ class Noted:
 
     def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
         self.homes.append(home)
-        self.lists_known = True
+        self.known = True
 
 
 class Watching:
@@ -249,11 +249,11 @@ def test_the_list_that_was_left_is_looked_at_again() -> None:
     watching.watch.set_role(writable=True)
     watching.settle()
     watching.there = {key_of(6): 4}
-    watching.keeper.lists_known, watching.keeper.left = False, key_of(6)
+    watching.keeper.known, watching.keeper.unserved_key = False, key_of(6)
     watching.now += READ_AGAIN
     watching.settle()
     assert watching.keeper.lengths == {key_of(6): 4}
-    assert watching.keeper.left is None
+    assert watching.keeper.unserved_key is None
 
 
 def test_a_replica_reads_the_topology_and_looks_at_nothing() -> None:
@@ -271,7 +271,7 @@ def test_the_topology_is_read_once_in_a_while_and_soon_when_it_is_doubtful() -> 
     watching.settle()
     assert watching.seconds_until_it_reads() == pytest.approx(READ_EVERY)
     watching.settle()
-    watching.keeper.lists_known = False  # it has come upon a slot that is not served
+    watching.keeper.known = False  # it has come upon a slot that is not served
     watching.text = f"{WHOLE} 5-6"
     assert watching.seconds_until_it_reads() == pytest.approx(READ_AGAIN)
     watching.settle()

@@ -10,7 +10,8 @@ from typing import Any
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import Command, Job
 from keyspace_amqp.message import Event
-from keyspace_amqp.publisher.publisher import Action, Flushed, Log, Publisher, Send, Submit
+from keyspace_amqp.publisher.actions import Action, Flushed, Log, Send, Submit
+from keyspace_amqp.publisher.publisher import Publisher
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.simulated import (
     DEFAULTS,
@@ -87,7 +88,7 @@ class Bench:
         return self.settle()
 
     def ack(self, tag: int, *, multiple: bool = False) -> list[Action]:
-        self.publisher.acked(tag, multiple)
+        self.publisher.acked(*((tag, ()) if multiple else (0, (tag,))))
         return self.settle()
 
     def nack(self, tag: int, *, multiple: bool = False) -> list[Action]:
@@ -189,8 +190,8 @@ class SlotsBench(Bench):
     def tell(self, home: bytes | None) -> list[Action]:
         """All that the node has is found."""
         there = {key: len(self.list.here[key].elements) for key in self.list.served}
-        self.publisher.found({key: length for key, length in there.items() if length})
-        self.publisher.set_lists(home, self.list.served.__contains__)
+        self.publisher.lists.found({key: length for key, length in there.items() if length})
+        self.publisher.lists.set_lists(home, self.list.served.__contains__)
         return self.settle()
 
     def leave(self, key: bytes) -> None:

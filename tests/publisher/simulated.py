@@ -12,13 +12,23 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 
+import pytest
+
 from keyspace_amqp.cluster.watch import READ_AGAIN
 from keyspace_amqp.config import Config
 from keyspace_amqp.fallback import from_element
 from keyspace_amqp.jobs import Command, Job, JobResult
 from keyspace_amqp.message import Event
-from keyspace_amqp.publisher import publisher as module
-from keyspace_amqp.publisher.publisher import Action, Publisher, Send
+from keyspace_amqp.publisher import (
+    fallback_list,
+    list_jobs,
+    memory,
+    publisher,
+    recent,
+    window,
+)
+from keyspace_amqp.publisher.actions import Action, Send
+from keyspace_amqp.publisher.publisher import Publisher
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import FIRST_REASON, Stat
 
@@ -55,6 +65,17 @@ def bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
+_LIMITED = (fallback_list, list_jobs, memory, publisher, recent, window)
+
+
+def set_limit(patch: pytest.MonkeyPatch, name: str, value: int) -> None:
+    """Sets a limit of the publisher in all its files that know it."""
+    files = [file for file in _LIMITED if hasattr(file, name)]
+    assert files
+    for file in files:
+        patch.setattr(file, name, value)
+
+
 def dropped_of(publisher: Publisher) -> int:
     return sum(publisher.counts[stat] for stat in Stat if stat >= FIRST_REASON)
 
@@ -67,7 +88,7 @@ def assert_books_balance(publisher: Publisher) -> None:
     )
     assert came == counts[Stat.CONFIRMED] + dropped_of(publisher) + waiting
     buckets = range(Stat.CONFIRM_MS_LE_1, Stat.CONFIRM_MS_LE_INF + 1)
-    timed = sum(counts[bucket] for bucket in buckets) + len(publisher._confirmed)
+    timed = sum(counts[bucket] for bucket in buckets) + publisher.ledger.untimed
     assert timed == counts[Stat.CONFIRMED]
     assert min(gauges.values()) >= 0
     # What was handed over to another node is subtracted from what was found.
@@ -212,7 +233,7 @@ class Watched(Publisher):
 
     def set_role(self, *, primary: bool, loading: bool) -> None:
         super().set_role(primary=primary, loading=loading)
-        self._lists_at = self._now
+        self._lists_at = self._clock()
         self._tell_lists()
 
     def poll(self, *, more: bool, most: int | None = None) -> list[Action]:
@@ -225,15 +246,15 @@ class Watched(Publisher):
 
     @property
     def _asks(self) -> bool:
-        return self.writable and not self.lists_known
+        return self.lists.writable and not self.lists.known
 
     def _tell_lists(self) -> None:
-        if self._asks and self._now >= self._lists_at:
-            self._lists_at = self._now + READ_AGAIN
+        if self._asks and self._clock() >= self._lists_at:
+            self._lists_at = self._clock() + READ_AGAIN
             self.tell_lists()
 
     def tell_lists(self) -> None:
-        self.set_lists(KEY, lambda key: True)
+        self.lists.set_lists(KEY, lambda key: True)
 
 
 class Connection:
@@ -268,7 +289,7 @@ class SimulatedBroker:
         connection = self.connection
         assert connection is not None, "sent without a connection"
         assert send.first_tag == len(connection.sent) + 1, "the tags do not continue"
-        assert 0 < len(send.events) <= module.SEND_CHUNK
+        assert 0 < len(send.events) <= publisher.SEND_CHUNK
         connection.on_the_way += range(send.first_tag, send.first_tag + len(send.events))
         connection.sent += send.events
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keyspace_amqp.publisher.publisher import Log
+from keyspace_amqp.publisher.actions import Log
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import connected, sent, texts
 from tests.publisher.simulated import assert_books_balance

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from keyspace_amqp.fallback import to_element
+from keyspace_amqp.fallback import JOB_BYTES, to_element
 from keyspace_amqp.jobs import JobError
-from keyspace_amqp.publisher import publisher as module
-from keyspace_amqp.publisher.publisher import Submit
+from keyspace_amqp.publisher.actions import Submit
+from keyspace_amqp.publisher.list_jobs import CHECK_EVERY
+from keyspace_amqp.publisher.publisher import STORE_AFTER
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, commands, connected, sent, texts
@@ -19,6 +20,7 @@ from tests.publisher.simulated import (
     assert_books_balance,
     dropped_of,
     event_of,
+    set_limit,
 )
 
 
@@ -58,7 +60,7 @@ def test_a_confirm_during_a_push_leaves_the_lists_order() -> None:
     bench.settle()
     bench.publisher.set_pressure(True)
     assert "RPUSH" in commands(bench.poll())
-    bench.publisher.acked(2, False)
+    bench.publisher.acked(0, [2])
     bench.publisher.link_down("connection reset")
     bench.run_job()
     bench.publisher.connect()
@@ -74,14 +76,14 @@ def test_what_is_pushed_behind_unsent_elements_leaves_their_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As after a promotion: in flight from memory, while older ones are found."""
-    monkeypatch.setattr(module, "WINDOW", 2)
+    set_limit(monkeypatch, "WINDOW", 2)
     bench = connected()
     bench.emit(2)
     bench.settle()
     bench.list.elements.append(to_element(event_of(99)))
-    bench.publisher.touched(b"rpush")
+    bench.publisher.list_changed(b"rpush")
     bench.settle()
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     assert bench.stored == [99, 1, 2]
     for tag in (1, 3, 2):
         bench.ack(tag)
@@ -107,10 +109,10 @@ def test_a_trim_is_no_larger_than_a_push() -> None:
     bench.settle()
     bench.ack(1)
     bench.actions.clear()
-    size = module.JOB_BYTES // 3
+    size = JOB_BYTES // 3
     keys = [to_element(event_of(next(bench.numbers), b"k" * size)) for _ in range(9)]
     bench.list.elements += keys
-    bench.wait(module.CHECK_EVERY)
+    bench.wait(CHECK_EVERY)
     bench.ack(10, multiple=True)
     assert bench.stored == []
     submits = [action for action in bench.actions if isinstance(action, Submit)]
@@ -133,7 +135,7 @@ def test_an_unreadable_element_is_dropped_and_does_not_stop_the_others() -> None
 def test_what_somebody_pushes_is_found_and_delivered() -> None:
     bench = connected()
     bench.list.elements.append(to_element(event_of(1)))
-    assert sent(bench.wait(module.CHECK_EVERY)) == [1]
+    assert sent(bench.wait(CHECK_EVERY)) == [1]
     assert bench.count(Stat.FALLBACK_FOUND) == 1
 
 
@@ -162,10 +164,10 @@ def test_what_is_on_its_way_at_an_import_is_not_sent_again() -> None:
     bench.list.elements += [to_element(event_of(number)) for number in range(100, 9100)]
     bench.publisher.imported(KEY, 9000, 9000)
     bench.emit(1)
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     assert not {1, 2, 3} & set(bench.stored)
     bench.ack(2, multiple=True)
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     assert bench.stored[-1] == 3
     assert not {1, 2} & set(bench.stored)
 
@@ -185,8 +187,8 @@ def test_what_others_take_away_is_dropped_with_its_reason(what: bytes | None, re
     bench = away(found=3)
     bench.list.elements.clear()
     if what is not None:
-        bench.publisher.touched(what)  # looks at once
-    (line,) = texts(bench.wait(module.CHECK_EVERY if what is None else 0))
+        bench.publisher.list_changed(what)  # looks at once
+    (line,) = texts(bench.wait(CHECK_EVERY if what is None else 0))
     assert bench.count(reason) == dropped_of(bench.publisher) == 3
     assert bench.count(Stat.FALLBACK_LENGTH) == 0
     assert line.startswith("3 events lost: the fallback list was")
@@ -195,10 +197,10 @@ def test_what_others_take_away_is_dropped_with_its_reason(what: bytes | None, re
 def test_a_reason_explains_one_loss_only() -> None:
     bench = away(found=3)
     bench.list.elements.pop()
-    bench.publisher.touched(b"evicted")
+    bench.publisher.list_changed(b"evicted")
     bench.settle()
     bench.list.elements.pop()
-    bench.wait(module.CHECK_EVERY)
+    bench.wait(CHECK_EVERY)
     assert bench.count(Stat.DROPPED_FALLBACK_EVICTED) == 1
     assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 1
 
@@ -233,7 +235,7 @@ def test_with_the_cluster_down_events_wait_in_memory() -> None:
     assert sent(bench.link_up()) == []
     assert bench.count(Stat.QUEUE_LENGTH) == 2
     bench.list.trouble = None
-    assert sent(bench.wait(module.CHECK_EVERY)) == [1, 2, 3, 4]
+    assert sent(bench.wait(CHECK_EVERY)) == [1, 2, 3, 4]
 
 
 def test_a_slot_that_is_not_served_is_handed_over() -> None:
@@ -241,21 +243,21 @@ def test_a_slot_that_is_not_served_is_handed_over() -> None:
     bench = away(found=3)
     bench.list.trouble = NOT_SERVED
     bench.emit(2)
-    bench.wait(module.CHECK_EVERY)
+    bench.wait(CHECK_EVERY)
     assert bench.count(Stat.FALLBACK_LENGTH) == bench.count(Stat.FALLBACK_FOUND) == 0
     assert dropped_of(bench.publisher) == 0
     assert sent(bench.link_up()) == [4, 5]
     bench.ack(2, multiple=True)
     bench.list.trouble = None  # the slot is back, with what others pushed
     bench.list.elements = [to_element(event_of(99))]
-    assert sent(bench.wait(module.CHECK_EVERY)) == [99]
+    assert sent(bench.wait(CHECK_EVERY)) == [99]
 
 
 def test_a_key_with_something_else_took_the_lists_place() -> None:
     bench = away(found=3)
     bench.list.trouble = WRONG_TYPE
     bench.emit(2)
-    bench.wait(module.CHECK_EVERY)
+    bench.wait(CHECK_EVERY)
     assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 3
     assert "WRONGTYPE" in bench.publisher.last_error
     assert bench.count(Stat.QUEUE_LENGTH) == 2
@@ -267,4 +269,4 @@ def test_at_rest_it_looks_at_the_list_once_a_second_and_sleeps() -> None:
     bench.emit()
     bench.settle()
     bench.ack(1)
-    assert bench.seconds_until(Submit) == pytest.approx(module.CHECK_EVERY, abs=0.011)
+    assert bench.seconds_until(Submit) == pytest.approx(CHECK_EVERY, abs=0.011)

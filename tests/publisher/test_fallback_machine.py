@@ -23,8 +23,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from keyspace_amqp.demo.servers import RedisServer
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import Command
-from keyspace_amqp.publisher import publisher as module
-from keyspace_amqp.publisher.publisher import Send, _JobKind
+from keyspace_amqp.publisher.actions import Send
+from keyspace_amqp.publisher.list_jobs import Length, Push, Read, Trim
 from keyspace_amqp.tables.keys import KEY
 from tests.publisher.simulated import (
     CLUSTER_DOWN,
@@ -34,6 +34,7 @@ from tests.publisher.simulated import (
     Trouble,
     number_in,
     number_of,
+    set_limit,
 )
 from tests.publisher.worlds import LIMITS, World
 
@@ -178,9 +179,9 @@ seeds = st.integers(0, 2**32).map(random.Random)
 places = st.integers(0, 30)
 # Before a job of this kind or at any time, and what the module's callback has told
 # of it: it hears of the chosen classes of events only.
-Moment = tuple[_JobKind | None, bytes | None]
+Moment = tuple[type[Trim | Read | Push | Length] | None, bytes | None]
 moments = st.tuples(
-    st.sampled_from([None, _JobKind.TRIM, _JobKind.READ, _JobKind.PUSH, _JobKind.LENGTH]),
+    st.sampled_from([None, Trim, Read, Push, Length]),
     st.sampled_from([None, b"del", b"expired", b"evicted", b"flushdb"]),
 )
 
@@ -198,7 +199,7 @@ class FallbackMachine(RuleBasedStateMachine):
     @initialize(chance=seeds, nacks=st.booleans())
     def begin(self, chance: random.Random, nacks: bool) -> None:
         for name, values in LIMITS.items():
-            self.patch.setattr(module, name, chance.choice(values))
+            set_limit(self.patch, name, chance.choice(values))
         self.world = RealWorld(self.server, chance, nacks=nacks)
         self.world.turn()
 
@@ -240,7 +241,7 @@ class FallbackMachine(RuleBasedStateMachine):
         """The broker takes and confirms everything at once."""
         assert self.world is not None
         for _ in range(turns):
-            if not self.world.publisher.again:
+            if not self.world.publisher.has_more:
                 self.world.now = max(self.world.now, self.world.publisher.wake_at() or 0)
             self.world.open_link(accept=True)
             self.world.run_job()
@@ -284,12 +285,13 @@ class FallbackMachine(RuleBasedStateMachine):
         assert world is not None
         kind, told = moment
         for _ in range(20):
-            if kind is None or (world.job is not None and world.publisher._job is kind):
+            running = world.publisher.jobs.running
+            if kind is None or (world.job is not None and type(running) is kind):
                 break
             self.all_goes_well(1)
         world.others(*make())
         if told is not None:
-            world.publisher.touched(told)
+            world.publisher.list_changed(told)
         self.turn()
         if kind is not None:
             self.the_job_is_run(result=True)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 
 from keyspace_amqp.fallback import to_element
-from keyspace_amqp.publisher import publisher as module
-from keyspace_amqp.publisher.publisher import Flush, Flushed, Recovered
+from keyspace_amqp.publisher.actions import Flushed, FlushMode, Recovered
+from keyspace_amqp.publisher.flush import STORE_GRACE
+from keyspace_amqp.publisher.publisher import STORE_AFTER
+from keyspace_amqp.publisher.window import STALLED_AFTER
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, connected, flushed, sent, texts
-from tests.publisher.simulated import PAUSED, event_of, number_of
+from tests.publisher.simulated import PAUSED, event_of, number_of, set_limit
 
 
 def test_a_save_stores_at_once_with_the_broker_away() -> None:
     bench = away()
     bench.emit(2)
-    bench.publisher.flush(7, 2.0, Flush.STORE)
+    bench.publisher.flush(7, 2.0, FlushMode.STORE)
     assert flushed(bench.settle())
     assert bench.stored == [1, 2]
 
@@ -23,9 +25,9 @@ def test_a_save_stores_at_once_with_the_broker_away() -> None:
 def test_a_save_waits_a_moment_for_the_broker_and_then_stores() -> None:
     bench = connected()
     bench.emit(2)
-    bench.publisher.flush(7, 2.0, Flush.STORE)
+    bench.publisher.flush(7, 2.0, FlushMode.STORE)
     bench.settle()
-    assert not flushed(bench.wait(module.STORE_GRACE - 0.001))
+    assert not flushed(bench.wait(STORE_GRACE - 0.001))
     assert bench.stored == []
     assert flushed(bench.wait(0.002))
     assert bench.stored == [1, 2]
@@ -34,14 +36,14 @@ def test_a_save_waits_a_moment_for_the_broker_and_then_stores() -> None:
 def test_a_save_is_done_when_the_broker_has_it_all() -> None:
     bench = connected()
     bench.emit(2)
-    bench.publisher.flush(7, 2.0, Flush.STORE)
+    bench.publisher.flush(7, 2.0, FlushMode.STORE)
     bench.settle()
     assert flushed(bench.ack(2, multiple=True))
 
 
 def test_a_save_waits_for_events_that_were_not_taken_in_yet() -> None:
     bench = connected()
-    bench.publisher.flush(7, 2.0, Flush.STORE)
+    bench.publisher.flush(7, 2.0, FlushMode.STORE)
     assert not flushed(bench.poll(more=True))
     assert flushed(bench.poll(more=False))
 
@@ -50,7 +52,7 @@ def test_a_save_gives_up_in_time_and_loses_nothing() -> None:
     bench = away()
     bench.list.trouble = PAUSED
     bench.emit(2)
-    bench.publisher.flush(7, 2.0, Flush.STORE)
+    bench.publisher.flush(7, 2.0, FlushMode.STORE)
     assert bench.seconds_until(Flushed) <= 2.0
     assert bench.count(Stat.QUEUE_LENGTH) == 2
 
@@ -58,26 +60,26 @@ def test_a_save_gives_up_in_time_and_loses_nothing() -> None:
 def test_stop_waits_for_confirms() -> None:
     bench = connected()
     bench.emit(2)
-    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    bench.publisher.flush(7, 5.0, FlushMode.LEAVE)
     bench.settle()
     for tag in (1, 2):  # slow, but not silent
         assert not flushed(bench.actions)
-        bench.now += module.STALLED_AFTER - 0.01
+        bench.now += STALLED_AFTER - 0.01
         bench.ack(tag)
     (done,) = flushed(bench.actions)
-    assert done.left == []
+    assert done.leftovers == []
 
 
 def test_stop_leaves_the_list_to_whoever_keeps_it() -> None:
     bench = away(found=3)
-    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    bench.publisher.flush(7, 5.0, FlushMode.LEAVE)
     assert flushed(bench.settle())
     assert len(bench.stored) == 3
 
 
 def test_stop_with_drain_delivers_the_list() -> None:
     bench = connected(found=3)
-    bench.publisher.flush(7, 5.0, Flush.DRAIN)
+    bench.publisher.flush(7, 5.0, FlushMode.DRAIN)
     assert not flushed(bench.settle())
     assert flushed(bench.ack(3, multiple=True))
     assert bench.stored == []
@@ -85,14 +87,14 @@ def test_stop_with_drain_delivers_the_list() -> None:
 
 def test_stop_behind_a_list_that_is_not_sent_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """The list goes first, and a file is a good place, unless nobody keeps it."""
-    monkeypatch.setattr(module, "WINDOW", 2)
-    for mode in (Flush.LEAVE, Flush.DRAIN):
+    set_limit(monkeypatch, "WINDOW", 2)
+    for mode in (FlushMode.LEAVE, FlushMode.DRAIN):
         bench = connected(found=3)
         bench.emit()
         bench.publisher.flush(7, 5.0, mode)
-        if mode is Flush.LEAVE:
+        if mode is FlushMode.LEAVE:
             (done,) = flushed(bench.settle())
-            assert [number_of(event) for event in done.left] == [4]
+            assert [number_of(event) for event in done.leftovers] == [4]
             assert bench.stored == [1, 2, 3]
         else:
             assert not flushed(bench.settle())
@@ -107,9 +109,9 @@ def test_stop_behind_a_list_that_is_not_sent_yet(monkeypatch: pytest.MonkeyPatch
 def test_what_comes_too_late_for_the_disk_is_left() -> None:
     bench = away(found=1)
     bench.emit(2)
-    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    bench.publisher.flush(7, 5.0, FlushMode.LEAVE)
     (done,) = flushed(bench.settle())
-    assert [number_of(event) for event in done.left] == [2, 3]
+    assert [number_of(event) for event in done.leftovers] == [2, 3]
     assert bench.stored == [1]
     assert bench.count(Stat.DROPPED_STOPPED) == 0
 
@@ -117,28 +119,28 @@ def test_what_comes_too_late_for_the_disk_is_left() -> None:
 def test_nothing_is_left_that_the_broker_takes_in_time() -> None:
     bench = connected()
     bench.emit(2)
-    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    bench.publisher.flush(7, 5.0, FlushMode.LEAVE)
     assert not flushed(bench.settle())
     bench.ack(1)
     (done,) = flushed(bench.ack(2))
-    assert done.left == []
+    assert done.leftovers == []
 
 
 def test_what_a_silent_broker_does_not_confirm_is_left() -> None:
     bench = connected()
     bench.emit(2)
-    bench.publisher.flush(7, 5.0, Flush.LEAVE)
-    assert bench.seconds_until(Flushed) == pytest.approx(module.STALLED_AFTER, abs=0.02)
+    bench.publisher.flush(7, 5.0, FlushMode.LEAVE)
+    assert bench.seconds_until(Flushed) == pytest.approx(STALLED_AFTER, abs=0.02)
     (done,) = flushed(bench.actions)
-    assert [number_of(event) for event in done.left] == [1, 2]
+    assert [number_of(event) for event in done.leftovers] == [1, 2]
 
 
 def test_with_the_list_off_nothing_is_left() -> None:
     bench = away(fallback_size=-1)
     bench.emit(2)
-    bench.publisher.flush(7, 5.0, Flush.LEAVE)
+    bench.publisher.flush(7, 5.0, FlushMode.LEAVE)
     (done,) = flushed(bench.settle())
-    assert done.left is None
+    assert done.leftovers is None
     assert bench.count(Stat.DROPPED_STOPPED) == 2
     assert bench.count(Stat.QUEUE_LENGTH) == 0
     (line,) = [text for text in texts(bench.actions) if "lost" in text]
@@ -174,7 +176,7 @@ def test_leftovers_are_recovered_when_the_list_has_them() -> None:
     bench = away()
     bench.publisher.recover([event_of(1)])
     assert Recovered() not in bench.actions
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     assert Recovered() in bench.settle() or Recovered() in bench.actions
     assert bench.stored == [1]
 
@@ -195,7 +197,7 @@ def test_repair_sends_again_what_was_sent() -> None:
 def test_repair_takes_back_what_a_job_would_have_stored() -> None:
     bench = away()
     bench.emit(2)
-    bench.now += module.STORE_AFTER
+    bench.now += STORE_AFTER
     bench.poll()
     assert bench.job is not None
     bench.job = None

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from keyspace_amqp.publisher import publisher as module
-from keyspace_amqp.publisher.publisher import Close, Connect
+from keyspace_amqp.broker.target import needs_new_connection
+from keyspace_amqp.publisher.actions import Close, Connect
+from keyspace_amqp.publisher.link import BACKOFF_MAX
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, connected, sent
 
@@ -59,7 +60,7 @@ def test_backoff_does_not_overflow() -> None:
     bench.emit()
     for _ in range(5000):
         bench.publisher.link_down("refused")
-    assert bench.seconds_until(Connect) <= module.BACKOFF_MAX + 0.011
+    assert bench.seconds_until(Connect) <= BACKOFF_MAX + 0.011
 
 
 def test_backoff_starts_again_after_a_confirm_and_not_before() -> None:
@@ -116,6 +117,11 @@ def test_drain_does_not_wait_for_the_backoff() -> None:
     assert Connect() in bench.settle()
 
 
+def configure(bench: Bench, **parameters: Any) -> None:
+    new = dataclasses.replace(bench.config, **parameters)
+    bench.publisher.configure(new, reconnect=needs_new_connection(bench.config, new))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("host", "other"), ("port", 1), ("username", "u"), ("password", "p"), ("heartbeat", 9)],
@@ -124,7 +130,7 @@ def test_parameters_of_the_connection_make_a_new_one(name: str, value: Any) -> N
     bench = connected()
     bench.emit(2)
     bench.settle()
-    bench.publisher.configure(dataclasses.replace(bench.config, **{name: value}))
+    configure(bench, **{name: value})
     assert [a for a in bench.settle() if a in (Close(), Connect())] == [Close(), Connect()]
     assert sent(bench.link_up()) == [1, 2]
 
@@ -135,11 +141,11 @@ def test_parameters_of_the_connection_make_a_new_one(name: str, value: Any) -> N
 )
 def test_other_parameters_leave_the_connection(name: str, value: Any) -> None:
     bench = connected()
-    bench.publisher.configure(dataclasses.replace(bench.config, **{name: value}))
+    configure(bench, **{name: value})
     assert bench.settle() == []
 
 
 def test_new_parameters_are_tried_at_once() -> None:
     bench = away()
-    bench.publisher.configure(dataclasses.replace(bench.config, password="right"))
+    configure(bench, password="right")
     assert Connect() in bench.settle()

@@ -6,8 +6,12 @@ import pytest
 
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import JobError
-from keyspace_amqp.publisher import publisher as module
-from keyspace_amqp.publisher.publisher import Flush
+from keyspace_amqp.publisher.actions import FlushMode
+from keyspace_amqp.publisher.flush import STORE_GRACE
+from keyspace_amqp.publisher.list_jobs import CHECK_EVERY, JOB_RETRY_AFTER
+from keyspace_amqp.publisher.publisher import STORE_AFTER
+from keyspace_amqp.publisher.recent import PUSHED_RECENTLY
+from keyspace_amqp.publisher.window import WINDOW_BYTES
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import FIRST, SECOND, THIRD, SlotsBench, commands, flushed, sent
 from tests.publisher.simulated import (
@@ -25,7 +29,7 @@ def test_before_the_lists_are_known_memory_waits() -> None:
     bench.emit(2)
     bench.settle()
     assert sent(bench.link_up()) == []
-    assert not bench.publisher.lists_known
+    assert not bench.publisher.lists.known
     assert bench.keys_of_jobs(bench.actions) == set()
     assert sent(bench.tell(FIRST)) == [1, 2]
 
@@ -33,16 +37,16 @@ def test_before_the_lists_are_known_memory_waits() -> None:
 def test_the_lists_are_told_when_one_is_chosen() -> None:
     """Not an instant before: to who asks, none would be no elements."""
     bench = SlotsBench()
-    assert bench.publisher.lists is None
-    bench.publisher.set_lists(FIRST, bench.list.served.__contains__)
-    assert bench.publisher.lists is None
+    assert bench.publisher.lists.complete is None
+    bench.publisher.lists.set_lists(FIRST, bench.list.served.__contains__)
+    assert bench.publisher.lists.complete is None
     bench.settle()
-    assert bench.publisher.lists == [FIRST]
+    assert bench.publisher.lists.complete == [FIRST]
     bench.publisher.set_role(primary=False, loading=False)
-    assert bench.publisher.lists is None
+    assert bench.publisher.lists.complete is None
     bench = SlotsBench()
     bench.tell(None)
-    assert bench.publisher.lists == []
+    assert bench.publisher.lists.complete == []
 
 
 def test_lists_are_delivered_one_after_the_other_and_before_memory() -> None:
@@ -51,12 +55,12 @@ def test_lists_are_delivered_one_after_the_other_and_before_memory() -> None:
     bench.emit(2)
     bench.tell(FIRST)
     assert bench.count(Stat.FALLBACK_LENGTH) == 6
-    assert bench.publisher.keys[0] == SECOND
+    assert bench.publisher.lists.keys[0] == SECOND
     assert sent(bench.link_up()) == [2, 3, 4]
     assert sent(bench.ack(3, multiple=True)) == [5, 6]
     assert sent(bench.ack(5, multiple=True)) == [1, 7, 8]
     bench.ack(8, multiple=True)
-    assert bench.publisher.keys == [FIRST]
+    assert bench.publisher.lists.keys == [FIRST]
     assert bench.count(Stat.FALLBACK_FOUND) == bench.count(Stat.FALLBACK_DRAINED) == 6
 
 
@@ -64,7 +68,7 @@ def test_behind_a_list_that_is_worked_with_events_are_stored_in_it() -> None:
     bench = SlotsBench({SECOND: 2})
     bench.tell(FIRST)
     bench.emit(2)
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     assert bench.list.here[SECOND].numbers == [1, 2, 3, 4]
     assert bench.list.here[FIRST].numbers == []
     assert sent(bench.link_up()) == [1, 2, 3, 4]
@@ -75,14 +79,14 @@ def test_a_new_home_is_taken_when_the_present_list_is_empty() -> None:
     bench.tell(FIRST)
     bench.tell(SECOND)
     bench.emit()
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     assert bench.list.here[FIRST].numbers == [1, 2, 3]
     bench.link_up()
     bench.ack(3, multiple=True)
-    assert bench.publisher.keys == [SECOND]
+    assert bench.publisher.lists.keys == [SECOND]
     bench.lose_link()
     bench.emit()
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     assert bench.list.here[SECOND].numbers == [4]
 
 
@@ -102,10 +106,10 @@ def test_a_job_for_a_list_that_went_meanwhile_changes_nothing() -> None:
     bench = SlotsBench({FIRST: 3})
     bench.tell(FIRST)
     bench.link_up()
-    bench.publisher.acked(3, True)
+    bench.publisher.acked(3)
     assert "LTRIM" in commands(bench.poll())
     bench.leave(FIRST)
-    bench.publisher.set_lists(SECOND, bench.list.served.__contains__)
+    bench.publisher.lists.set_lists(SECOND, bench.list.served.__contains__)
     bench.run_job()
     bench.emit()
     assert bench.keys_of_jobs(bench.settle()) == {SECOND}
@@ -119,10 +123,10 @@ def test_when_the_slot_is_not_served_any_more_it_asks_for_the_lists() -> None:
     bench.tell(SECOND)
     bench.leave(FIRST)
     bench.emit()
-    assert bench.publisher.lists_known
-    bench.wait(module.CHECK_EVERY)
-    assert not bench.publisher.lists_known
-    assert bench.publisher.keys == [SECOND]
+    assert bench.publisher.lists.known
+    bench.wait(CHECK_EVERY)
+    assert not bench.publisher.lists.known
+    assert bench.publisher.lists.keys == [SECOND]
     assert sent(bench.link_up()) == []  # the other list may have something older
     assert sent(bench.tell(SECOND)) == [4, 5, 6]
     assert dropped_of(bench.publisher) == 0
@@ -134,8 +138,8 @@ def test_in_a_slot_that_migrates_no_list_begins() -> None:
     bench.list.migrating = {FIRST}
     bench.tell(FIRST)
     bench.emit()
-    bench.wait(module.STORE_AFTER)
-    assert not bench.publisher.lists_known
+    bench.wait(STORE_AFTER)
+    assert not bench.publisher.lists.known
     assert bench.count(Stat.QUEUE_LENGTH) == 1
     assert sent(bench.link_up()) == [1]
 
@@ -145,13 +149,13 @@ def test_in_a_slot_that_migrates_a_list_that_is_there_goes_on() -> None:
     bench.list.migrating = {FIRST}
     bench.tell(SECOND)
     bench.emit()
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     assert bench.list.here[FIRST].numbers == [1, 2, 3]
     assert sent(bench.link_up()) == [1, 2, 3]
     bench.ack(3, multiple=True)
     bench.tell(SECOND)
     bench.emit()
-    assert sent(bench.wait(module.CHECK_EVERY + module.JOB_RETRY_AFTER)) == [4]
+    assert sent(bench.wait(CHECK_EVERY + JOB_RETRY_AFTER)) == [4]
     assert bench.count(Stat.CONFIRMED) == 3
     assert dropped_of(bench.publisher) == 0
 
@@ -162,12 +166,12 @@ def test_a_migration_that_is_taken_back_after_the_last_trim_has_lost_nothing() -
     bench.list.migrating = {FIRST}
     bench.tell(FIRST)
     bench.link_up()
-    bench.publisher.acked(2, True)
+    bench.publisher.acked(2)
     assert "LTRIM" in commands(bench.poll())
     bench.run_job()
     bench.list.migrating = set()
     bench.settle()
-    bench.wait(module.CHECK_EVERY)
+    bench.wait(CHECK_EVERY)
     assert bench.count(Stat.FALLBACK_DRAINED) == bench.count(Stat.CONFIRMED) == 2
     assert bench.count(Stat.FALLBACK_LENGTH) == dropped_of(bench.publisher) == 0
 
@@ -176,23 +180,23 @@ def test_a_node_without_slots_sends_and_stores_nothing() -> None:
     bench = SlotsBench()
     bench.emit()
     bench.tell(None)
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     assert bench.keys_of_jobs(bench.actions) == set()
-    assert bench.publisher.keys == []
-    assert bench.publisher.stuck
+    assert bench.publisher.lists.keys == []
+    assert bench.publisher.can_only_wait
     assert sent(bench.link_up()) == [1]
 
 
 def test_others_take_away_a_list_that_waits() -> None:
     bench = SlotsBench({FIRST: 3, SECOND: 2})
     bench.tell(FIRST)
-    bench.publisher.found({SECOND: 1})
-    bench.publisher.found({SECOND: 0})
+    bench.publisher.lists.found({SECOND: 1})
+    bench.publisher.lists.found({SECOND: 0})
     assert bench.count(Stat.FALLBACK_LENGTH) == 3
     assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 2
-    bench.publisher.found({FIRST: 0})  # the present one: it looks for itself
+    bench.publisher.lists.found({FIRST: 0})  # the present one: it looks for itself
     assert bench.count(Stat.FALLBACK_LENGTH) == 3
-    bench.publisher.found({THIRD: 0})
+    bench.publisher.lists.found({THIRD: 0})
     assert dropped_of(bench.publisher) == 2
 
 
@@ -224,10 +228,10 @@ def test_a_replica_hands_all_lists_over() -> None:
     bench = SlotsBench({FIRST: 3, SECOND: 2})
     bench.tell(FIRST)
     bench.publisher.set_role(primary=False, loading=False)
-    bench.publisher.found({THIRD: 7})
-    bench.publisher.set_lists(FIRST, lambda key: True)
-    assert bench.publisher.keys == []
-    assert not bench.publisher.lists_known
+    bench.publisher.lists.found({THIRD: 7})
+    bench.publisher.lists.set_lists(FIRST, lambda key: True)
+    assert bench.publisher.lists.keys == []
+    assert not bench.publisher.lists.known
     assert bench.count(Stat.FALLBACK_LENGTH) == bench.count(Stat.FALLBACK_FOUND) == 0
 
 
@@ -238,10 +242,10 @@ def test_who_was_not_asked_sends_again_what_it_has_stored_lately(agreed: bool) -
     bench = SlotsBench()
     bench.tell(FIRST)
     bench.emit(2)
-    bench.wait(module.STORE_AFTER)
-    bench.wait(module.PUSHED_LATELY + 0.1)
+    bench.wait(STORE_AFTER)
+    bench.wait(PUSHED_RECENTLY + 0.1)
     bench.emit(2)
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     assert bench.list.here[FIRST].numbers == [1, 2, 3, 4]
     bench.emit()
     bench.publisher.set_role(primary=False, loading=False, agreed=agreed)
@@ -253,8 +257,8 @@ def test_what_is_kept_of_what_was_stored_lately_is_bounded() -> None:
     bench = SlotsBench()
     bench.tell(FIRST)
     for _ in range(3):
-        bench.emit(key=b"k" * (module.WINDOW_BYTES // 2))
-        bench.wait(module.STORE_AFTER)
+        bench.emit(key=b"k" * (WINDOW_BYTES // 2))
+        bench.wait(STORE_AFTER)
     bench.publisher.set_role(primary=False, loading=False)
     bench.settle()
     assert sent(bench.link_up()) == [3]
@@ -276,9 +280,9 @@ def test_a_save_does_not_wait_for_a_list_out_of_reach(home: bytes | None) -> Non
     bench.tell(home)
     bench.list.trouble = CLUSTER_DOWN
     bench.emit()
-    bench.wait(module.CHECK_EVERY)
-    bench.publisher.flush(7, 2.0, Flush.STORE)
-    assert flushed(bench.settle() + bench.wait(module.STORE_GRACE))
+    bench.wait(CHECK_EVERY)
+    bench.publisher.flush(7, 2.0, FlushMode.STORE)
+    assert flushed(bench.settle() + bench.wait(STORE_GRACE))
 
 
 def test_without_a_slot_what_is_left_at_the_end_goes_to_a_file() -> None:
@@ -287,9 +291,9 @@ def test_without_a_slot_what_is_left_at_the_end_goes_to_a_file() -> None:
     bench.tell(None)
     bench.emit(2)
     bench.settle()
-    bench.publisher.flush(7, 5.0, Flush.DRAIN)
+    bench.publisher.flush(7, 5.0, FlushMode.DRAIN)
     (done,) = flushed(bench.wait(5))
-    assert [number_of(event) for event in done.left or ()] == [1, 2]
+    assert [number_of(event) for event in done.leftovers or ()] == [1, 2]
 
 
 def test_stop_with_drain_delivers_all_lists() -> None:
@@ -297,7 +301,7 @@ def test_stop_with_drain_delivers_all_lists() -> None:
     bench.publisher.connect()
     bench.tell(FIRST)
     bench.link_up()
-    bench.publisher.flush(7, 5.0, Flush.DRAIN)
+    bench.publisher.flush(7, 5.0, FlushMode.DRAIN)
     assert not flushed(bench.settle())
     assert not flushed(bench.ack(2, multiple=True))
     assert flushed(bench.ack(3))

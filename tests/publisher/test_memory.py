@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from keyspace_amqp.fallback import to_element
-from keyspace_amqp.publisher import publisher as module
-from keyspace_amqp.publisher.publisher import Entry
+from keyspace_amqp.fallback import JOB_ELEMENTS, to_element
+from keyspace_amqp.publisher.entry import Entry
+from keyspace_amqp.publisher.window import WINDOW, WINDOW_BYTES
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, connected, sent
 from tests.publisher.simulated import event_of
@@ -35,7 +35,7 @@ LARGE = b"k" * 1024 * 1024
 def held(bench: Bench) -> int:
     """Bytes of the list's elements that the publisher knows."""
     publisher = bench.publisher
-    return sum(entry.size for entry in (*publisher._listed_sent, *publisher._listed_waiting))
+    return sum(entry.size for entry in publisher.list.known)
 
 
 def test_of_large_elements_that_were_stored_a_few_are_held() -> None:
@@ -44,7 +44,7 @@ def test_of_large_elements_that_were_stored_a_few_are_held() -> None:
         bench.emit(key=LARGE)
         bench.wait(0.1)
     assert len(bench.stored) == 60
-    assert 0 < held(bench) < module.WINDOW_BYTES + 2 * len(LARGE)
+    assert 0 < held(bench) < WINDOW_BYTES + 2 * len(LARGE)
     assert sent(bench.link_up()) == [*range(1, 17)]
 
 
@@ -58,7 +58,7 @@ def test_of_large_elements_that_are_drained_a_few_are_held() -> None:
     for tag in range(1, 101):
         bench.ack(tag)
         most = max(most, held(bench))
-    assert 2 * module.WINDOW_BYTES < most < 3 * module.WINDOW_BYTES + 6 * len(LARGE)
+    assert 2 * WINDOW_BYTES < most < 3 * WINDOW_BYTES + 6 * len(LARGE)
     assert bench.count(Stat.CONFIRMED) == 100
     assert sent(bench.actions) == [*range(1, 101)]
     assert bench.stored == []
@@ -66,11 +66,11 @@ def test_of_large_elements_that_are_drained_a_few_are_held() -> None:
 
 def test_room_is_bounded_unless_events_can_only_wait() -> None:
     bench = connected()
-    bench.emit(module.WINDOW + 10)
+    bench.emit(WINDOW + 10)
     bench.settle()
-    assert bench.publisher.room() == 2 * module.JOB_ELEMENTS - 10
-    bench.emit(1, key=b"k" * module.WINDOW_BYTES)
+    assert bench.publisher.room() == 2 * JOB_ELEMENTS - 10
+    bench.emit(1, key=b"k" * WINDOW_BYTES)
     assert bench.publisher.room() == 0
     bench = away(fallback_size=-1)
-    bench.emit(3 * module.JOB_ELEMENTS)
-    assert bench.publisher.room() == module.JOB_ELEMENTS
+    bench.emit(3 * JOB_ELEMENTS)
+    assert bench.publisher.room() == JOB_ELEMENTS

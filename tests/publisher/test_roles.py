@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from keyspace_amqp.fallback import to_element
-from keyspace_amqp.publisher.publisher import Close, Connect
+from keyspace_amqp.publisher.actions import Close, Connect
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, commands, connected, sent
 from tests.publisher.simulated import event_of
@@ -60,7 +60,7 @@ def test_a_trim_that_was_on_its_way_at_a_demotion_counts_nothing() -> None:
     bench = Bench(found=3)
     bench.settle()
     bench.link_up()
-    bench.publisher.acked(3, True)
+    bench.publisher.acked(3)
     bench.poll()
     bench.list.writable = False  # before the job runs
     bench.publisher.set_role(primary=False, loading=False)
@@ -73,7 +73,7 @@ def test_a_trim_that_was_on_its_way_at_a_demotion_counts_nothing() -> None:
 @pytest.mark.parametrize("runs", ["before the demotion", "after the promotion"])
 def test_a_trim_around_which_the_role_changed_twice_counts_nothing(runs: str) -> None:
     bench = connected(found=3)
-    bench.publisher.acked(3, True)
+    bench.publisher.acked(3)
     assert "LTRIM" in commands(bench.poll())
     assert bench.job is not None
     result = bench.list.run(bench.job) if runs == "before the demotion" else None

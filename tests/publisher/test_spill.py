@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from keyspace_amqp.publisher import publisher as module
-from keyspace_amqp.publisher.publisher import Submit
+from keyspace_amqp.fallback import JOB_BYTES, JOB_ELEMENTS
+from keyspace_amqp.publisher.actions import Submit
+from keyspace_amqp.publisher.list_jobs import JOB_RETRY_AFTER
+from keyspace_amqp.publisher.publisher import STORE_AFTER
+from keyspace_amqp.publisher.window import STALLED_AFTER, WINDOW
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, commands, connected, sent, texts
 from tests.publisher.simulated import PAUSED, dropped_of
@@ -14,7 +17,7 @@ from tests.publisher.simulated import PAUSED, dropped_of
 def test_with_the_link_down_events_are_stored_after_a_moment() -> None:
     bench = away()
     bench.emit(3)
-    bench.wait(module.STORE_AFTER - 0.001)
+    bench.wait(STORE_AFTER - 0.001)
     assert bench.stored == []
     bench.wait(0.002)
     assert bench.stored == [1, 2, 3]
@@ -26,26 +29,26 @@ def test_it_wakes_to_store_them() -> None:
     bench = away()
     bench.emit()
     seconds = bench.seconds_until(Submit)
-    assert seconds == pytest.approx(module.STORE_AFTER, abs=0.011)
+    assert seconds == pytest.approx(STORE_AFTER, abs=0.011)
     assert seconds < 0.1  # in the list by then, so it leaves time to get there
 
 
 def test_a_full_job_is_stored_at_once() -> None:
     bench = away()
-    bench.emit(module.JOB_ELEMENTS)
+    bench.emit(JOB_ELEMENTS)
     bench.settle()
-    assert len(bench.stored) == module.JOB_ELEMENTS
+    assert len(bench.stored) == JOB_ELEMENTS
 
 
 def test_jobs_are_bounded_in_elements_and_bytes() -> None:
     bench = away()
-    bench.emit(module.JOB_ELEMENTS + 1)
+    bench.emit(JOB_ELEMENTS + 1)
     bench.poll()
     bench.run_job()
-    assert len(bench.stored) == module.JOB_ELEMENTS
+    assert len(bench.stored) == JOB_ELEMENTS
     bench = away()
-    bench.emit(10, key=b"k" * (module.JOB_BYTES // 2))
-    bench.now += module.STORE_AFTER
+    bench.emit(10, key=b"k" * (JOB_BYTES // 2))
+    bench.now += STORE_AFTER
     bench.poll()
     bench.run_job()
     assert bench.stored == [1, 2]
@@ -57,7 +60,7 @@ def test_the_unconfirmed_are_stored_before_the_newer() -> None:
     bench.settle()
     bench.lose_link()
     bench.emit(2)
-    bench.now += module.STORE_AFTER
+    bench.now += STORE_AFTER
     bench.publisher.disconnect()
     bench.settle()
     assert bench.stored == [1, 2, 3, 4]
@@ -66,7 +69,7 @@ def test_the_unconfirmed_are_stored_before_the_newer() -> None:
 def test_newer_events_stand_behind_the_list() -> None:
     bench = away()
     bench.emit(2)
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     bench.emit(2)
     bench.publisher.link_up()
     # Read and pushed by us, so known: sent in its turn, without a second look.
@@ -86,15 +89,15 @@ def test_a_broker_that_confirms_nothing_counts_as_away() -> None:
     bench = connected()
     bench.emit(2)
     bench.settle()
-    bench.emit(module.WINDOW)
-    bench.wait(module.STALLED_AFTER - 0.001)
+    bench.emit(WINDOW)
+    bench.wait(STALLED_AFTER - 0.001)
     assert bench.stored == []
     bench.wait(0.002)
-    assert bench.stored == list(range(1, module.WINDOW + 3))
+    assert bench.stored == list(range(1, WINDOW + 3))
     assert bench.count(Stat.QUEUE_LENGTH) == bench.count(Stat.IN_FLIGHT) == 0
     # Late confirms still count: the elements leave the list without a second send.
-    assert bench.ack(module.WINDOW, multiple=True)
-    assert bench.stored == [module.WINDOW + 1, module.WINDOW + 2]
+    assert bench.ack(WINDOW, multiple=True)
+    assert bench.stored == [WINDOW + 1, WINDOW + 2]
 
 
 def test_a_confirm_is_progress() -> None:
@@ -102,7 +105,7 @@ def test_a_confirm_is_progress() -> None:
     bench.emit(9)
     bench.settle()
     for tag in range(1, 9):
-        bench.now += module.STALLED_AFTER - 0.001
+        bench.now += STALLED_AFTER - 0.001
         bench.ack(tag)
     assert bench.stored == []
 
@@ -113,7 +116,7 @@ def test_with_the_connection_blocked_events_are_stored() -> None:
     assert bench.publisher.state == "blocked"
     assert "low on disk" in bench.publisher.last_error
     bench.emit(2)
-    assert sent(bench.wait(module.STORE_AFTER)) == []
+    assert sent(bench.wait(STORE_AFTER)) == []
     assert bench.stored == [1, 2]
     bench.publisher.link_unblocked()
     assert sent(bench.settle()) == [1, 2]
@@ -121,21 +124,21 @@ def test_with_the_connection_blocked_events_are_stored() -> None:
 
 def test_under_pressure_events_go_to_the_list_although_the_broker_is_there() -> None:
     bench = connected()
-    bench.emit(module.WINDOW + 10)
+    bench.emit(WINDOW + 10)
     bench.publisher.set_pressure(True)
     bench.settle()
-    assert bench.count(Stat.FALLBACK_LENGTH) == module.WINDOW + 10
+    assert bench.count(Stat.FALLBACK_LENGTH) == WINDOW + 10
 
 
 def test_a_push_that_fails_is_tried_again_in_order() -> None:
     bench = away()
     bench.emit(2)
     bench.list.trouble = PAUSED
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     assert "writes are paused" in bench.publisher.last_error
     bench.emit(1)
     bench.list.trouble = None
-    assert commands(bench.wait(module.JOB_RETRY_AFTER - 0.001)).count("RPUSH") == 0
+    assert commands(bench.wait(JOB_RETRY_AFTER - 0.001)).count("RPUSH") == 0
     bench.wait(0.002)
     assert bench.stored == [1, 2, 3]
 
@@ -143,7 +146,7 @@ def test_a_push_that_fails_is_tried_again_in_order() -> None:
 def test_the_cap_drops_the_oldest() -> None:
     bench = away(fallback_size=3)
     bench.emit(5)
-    lines = texts(bench.wait(module.STORE_AFTER))
+    lines = texts(bench.wait(STORE_AFTER))
     assert bench.stored == [3, 4, 5]
     assert bench.count(Stat.DROPPED_FALLBACK_FULL) == 2
     assert lines == ["2 events lost: the fallback list is full"]
@@ -154,12 +157,12 @@ def test_what_is_confirmed_is_not_lost_by_the_cap() -> None:
     bench = connected(fallback_size=3)
     bench.emit(3)
     bench.settle()
-    bench.wait(module.STALLED_AFTER)
+    bench.wait(STALLED_AFTER)
     bench.publisher.link_blocked("low on disk")
     bench.emit(2)
-    bench.now += module.STORE_AFTER
+    bench.now += STORE_AFTER
     bench.poll()  # pushes 4 and 5
-    bench.publisher.acked(2, True)
+    bench.publisher.acked(2)
     bench.run_job()  # and 1 and 2 fall off
     assert bench.stored == [3, 4, 5]
     assert dropped_of(bench.publisher) == 0
@@ -171,4 +174,4 @@ def test_with_the_list_off_events_wait_in_memory() -> None:
     bench.emit(5)
     assert set(commands(bench.wait(60))) <= {"LLEN"}
     assert bench.count(Stat.QUEUE_LENGTH) == 5
-    assert bench.publisher.stuck
+    assert bench.publisher.can_only_wait

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from keyspace_amqp.message import body
-from keyspace_amqp.publisher import publisher as module
-from keyspace_amqp.publisher.publisher import Flush, Send
+from keyspace_amqp.publisher.actions import FlushMode, Send
+from keyspace_amqp.publisher.backoff import FIRST as BACKOFF_FIRST
+from keyspace_amqp.publisher.publisher import SEND_CHUNK, STORE_AFTER
+from keyspace_amqp.publisher.retries import REFUSED_MAX
+from keyspace_amqp.publisher.window import STALLED_AFTER, WINDOW, WINDOW_BYTES
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import away, connected, of_number, sent
@@ -15,22 +18,22 @@ from tests.publisher.simulated import assert_books_balance
 
 def test_the_window_bounds_what_is_not_confirmed() -> None:
     bench = connected()
-    bench.emit(module.WINDOW + 100)
-    assert sent(bench.settle()) == list(range(1, module.WINDOW + 1))
-    assert sent(bench.ack(1)) == [module.WINDOW + 1]
-    assert bench.count(Stat.IN_FLIGHT) == module.WINDOW
+    bench.emit(WINDOW + 100)
+    assert sent(bench.settle()) == list(range(1, WINDOW + 1))
+    assert sent(bench.ack(1)) == [WINDOW + 1]
+    assert bench.count(Stat.IN_FLIGHT) == WINDOW
     assert bench.count(Stat.QUEUE_LENGTH) == 99
 
 
 def test_the_window_is_filled_in_chunks() -> None:
     """So that confirms are read in between; `again` asks for the next turn."""
     bench = connected()
-    bench.emit(module.SEND_CHUNK + 1)
-    assert sent(bench.poll()) == list(range(1, module.SEND_CHUNK + 1))
-    assert bench.publisher.again
-    assert sent(bench.poll()) == [module.SEND_CHUNK + 1]
+    bench.emit(SEND_CHUNK + 1)
+    assert sent(bench.poll()) == list(range(1, SEND_CHUNK + 1))
+    assert bench.publisher.has_more
+    assert sent(bench.poll()) == [SEND_CHUNK + 1]
     bench.poll()
-    assert not bench.publisher.again
+    assert not bench.publisher.has_more
 
 
 def test_no_more_messages_than_are_allowed() -> None:
@@ -43,14 +46,14 @@ def test_no_more_messages_than_are_allowed() -> None:
     assert sent(bench.poll(most=2)) == [3, 4]
     bench.publisher.nacked(2 + 2, True)
     assert bench.count(Stat.NACKED) == 2
-    bench.now += module.REFUSED_MAX
+    bench.now += REFUSED_MAX
     assert sent(bench.poll(most=1)) == [3]
     assert sent(bench.poll(most=2)) == [4, 5]
     assert bench.count(Stat.FALLBACK_PUSHED) == 0
 
 
-@pytest.mark.parametrize("mode", Flush)
-def test_a_flush_sends_all_the_same(mode: Flush) -> None:
+@pytest.mark.parametrize("mode", FlushMode)
+def test_a_flush_sends_all_the_same(mode: FlushMode) -> None:
     bench = connected()
     bench.emit(5)
     bench.publisher.flush(1, 5, mode)
@@ -68,13 +71,13 @@ def test_who_has_no_place_to_wait_does_not_wait(size: int, waits: bool) -> None:
 def test_a_silent_broker_gets_no_more_than_the_window() -> None:
     """Also where the list is at its cap, and what was sent falls off it: room in the
     list is no room in the buffers on the way to the broker."""
-    bench = connected(fallback_size=module.WINDOW // 2)
+    bench = connected(fallback_size=WINDOW // 2)
     for _ in range(40):
-        bench.emit(module.WINDOW // 4)
-        bench.wait(module.STALLED_AFTER)
-    assert bench.count(Stat.DROPPED_FALLBACK_FULL) > module.WINDOW
-    assert bench.count(Stat.PUBLISHED) <= module.WINDOW
-    assert len(bench.publisher._tags) <= module.WINDOW
+        bench.emit(WINDOW // 4)
+        bench.wait(STALLED_AFTER)
+    assert bench.count(Stat.DROPPED_FALLBACK_FULL) > WINDOW
+    assert bench.count(Stat.PUBLISHED) <= WINDOW
+    assert len(bench.publisher.window) <= WINDOW
     bench.lose_link()
     bench.link_up()
     assert_books_balance(bench.publisher)
@@ -85,7 +88,7 @@ def test_what_was_refused_and_then_removed_is_not_too_large_as_well() -> None:
     bench.settle()
     bench.publisher.nacked(1, False)
     bench.list.elements.clear()
-    bench.publisher.touched(b"del", KEY)
+    bench.publisher.list_changed(b"del", KEY)
     bench.settle()
     bench.publisher.too_large(0, body)
     assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 1
@@ -102,7 +105,7 @@ def test_the_window_bounds_bytes_too() -> None:
 
 def test_one_larger_than_the_window_goes_alone() -> None:
     bench = connected()
-    bench.emit(2, key=b"k" * (module.WINDOW_BYTES + 1))
+    bench.emit(2, key=b"k" * (WINDOW_BYTES + 1))
     assert sent(bench.settle()) == [1]
     assert sent(bench.ack(1)) == [2]
 
@@ -144,7 +147,7 @@ def test_a_nack_is_repeated_later_and_nothing_newer_before() -> None:
     bench.nack(2)
     bench.ack(3)
     bench.emit()
-    assert sent(bench.wait(module.BACKOFF_FIRST - 0.001)) == []
+    assert sent(bench.wait(BACKOFF_FIRST - 0.001)) == []
     again = bench.wait(0.002)
     assert sent(again) == [2, 4]
     assert of_number(2, again) == of_number(2, first)
@@ -156,7 +159,7 @@ def test_a_nack_of_multiple_repeats_all_up_to_it() -> None:
     bench.emit(3)
     bench.settle()
     bench.nack(2, multiple=True)
-    assert sent(bench.wait(module.BACKOFF_FIRST)) == [1, 2]
+    assert sent(bench.wait(BACKOFF_FIRST)) == [1, 2]
 
 
 def test_nacks_back_off() -> None:
@@ -182,24 +185,24 @@ def test_confirms_between_nacks_do_not_end_the_backoff() -> None:
         for tag in range(first + 1, last + 1):
             bench.nack(tag)
         delays.append(bench.seconds_until(Send))
-        first, last = last + 1, bench.publisher._next_tag - 1
+        first, last = last + 1, bench.publisher.window.next_tag - 1
     assert delays == pytest.approx([0.1, 0.2, 0.4], abs=0.011)
 
 
 def test_the_window_shrinks_with_refusals_and_grows_with_confirms() -> None:
     bench = connected()
-    bench.emit(module.WINDOW)
+    bench.emit(WINDOW)
     bench.settle()
-    assert bench.count(Stat.PUBLISHED) == module.WINDOW
+    assert bench.count(Stat.PUBLISHED) == WINDOW
     sizes = []
     for _ in range(4):
-        bench.publisher.nacked(bench.publisher._next_tag - 1, True)
+        bench.publisher.nacked(bench.publisher.window.next_tag - 1, True)
         before = bench.count(Stat.PUBLISHED)
-        bench.wait(module.REFUSED_MAX)
+        bench.wait(REFUSED_MAX)
         sizes.append(bench.count(Stat.PUBLISHED) - before)
-    assert sizes == [module.WINDOW // 2**n for n in (1, 2, 3, 4)]
+    assert sizes == [WINDOW // 2**n for n in (1, 2, 3, 4)]
     before = bench.count(Stat.PUBLISHED)
-    bench.ack(bench.publisher._next_tag - 1, multiple=True)
+    bench.ack(bench.publisher.window.next_tag - 1, multiple=True)
     assert bench.count(Stat.PUBLISHED) - before == 2 * sizes[-1]
 
 
@@ -209,7 +212,7 @@ def test_nacks_of_one_round_are_one_refusal() -> None:
     bench.settle()
     for tag in range(1, 6):
         bench.nack(tag)
-    assert sent(bench.wait(module.BACKOFF_FIRST)) == [1, 2, 3, 4, 5]
+    assert sent(bench.wait(BACKOFF_FIRST)) == [1, 2, 3, 4, 5]
 
 
 def test_a_lost_link_repeats_the_unconfirmed_before_anything_newer() -> None:
@@ -254,7 +257,7 @@ def test_too_large_leaves_the_list_too() -> None:
     bench = away()
     bench.emit(1, key=b"k" * 1000)
     bench.emit(1)
-    bench.wait(module.STORE_AFTER)
+    bench.wait(STORE_AFTER)
     bench.link_up()
     bench.publisher.too_large(500, body)
     bench.lose_link()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyspace_amqp.publisher import publisher as module
+from tests.publisher.simulated import set_limit
 from tests.publisher.worlds import (
     LIMITS,
     ClusterWorld,
@@ -34,7 +34,7 @@ def test_world(kind: type[World], seed: int, story: list[int]) -> None:
     chance = random.Random(seed)
     with pytest.MonkeyPatch.context() as patch:
         for name, values in LIMITS.items():
-            patch.setattr(module, name, chance.choice(values))
+            set_limit(patch, name, chance.choice(values))
         world = kind(chance)
         world.turn()
         for number in story:

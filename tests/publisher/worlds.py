@@ -16,23 +16,24 @@ from typing import Any
 from hypothesis import note
 from hypothesis import strategies as st
 
+from keyspace_amqp.broker.target import needs_new_connection
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import Command, Job, JobError, JobResult
 from keyspace_amqp.message import Event, body
-from keyspace_amqp.publisher import publisher as module
-from keyspace_amqp.publisher.publisher import (
+from keyspace_amqp.publisher import list_jobs
+from keyspace_amqp.publisher import window as window_file
+from keyspace_amqp.publisher.actions import (
     Action,
     Close,
     Connect,
-    Entry,
-    Flush,
     Flushed,
+    FlushMode,
     Log,
     Recovered,
     Send,
-    State,
     Submit,
 )
+from keyspace_amqp.publisher.entry import Entry, State
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.simulated import (
@@ -124,7 +125,7 @@ class World:
         happen(chance)
         self.check()
         self.turn()
-        while self.publisher.again and chance.random() < 0.7:
+        while self.publisher.has_more and chance.random() < 0.7:
             self.turn()
 
     def steps(self) -> dict[Step, int]:
@@ -165,7 +166,7 @@ class World:
         publisher = self.publisher
         while not self.stopped:
             room = publisher.room()
-            if self.memory is not None and (room <= 0 or publisher.stuck):
+            if self.memory is not None and (room <= 0 or publisher.can_only_wait):
                 inside = publisher.gauges()[Stat.QUEUE_BYTES]
                 over = inside + sum(Entry(event, 0).size for event in self.outside) - self.memory
                 if over >= 0 and publisher.drop_oldest(over + 1):
@@ -190,10 +191,10 @@ class World:
                 assert self.job is None, "two jobs at once"
                 assert self.result is None, "two jobs at once"
                 self.job, self.job_keep = job, self.config.fallback_size
-            case Flushed(id=flush_id, mode=mode, left=left):
+            case Flushed(id=flush_id, mode=mode, leftovers=left):
                 assert flush_id == self.flush_id
                 self.flush_until = None
-                self.stopped = mode is not Flush.STORE
+                self.stopped = mode is not FlushMode.STORE
                 self.left = {number_of(event) for event in left or ()}
             case Recovered():
                 assert self.recovered is not None
@@ -217,9 +218,9 @@ class World:
             self.check_nothing_lost()
             self.check_known_elements()
 
-    def in_memory(self) -> list[module.Entry]:
+    def in_memory(self) -> list[Entry]:
         publisher = self.publisher
-        entries = itertools.chain(publisher._storing, publisher._sent, publisher._waiting)
+        entries = publisher.memory
         return [entry for entry in entries if entry.state is not State.DONE]
 
     def check_gauges(self) -> None:
@@ -228,14 +229,13 @@ class World:
         assert gauges[Stat.QUEUE_LENGTH] == len(waiting)
         assert gauges[Stat.QUEUE_BYTES] == sum(entry.size for entry in waiting)
         assert gauges[Stat.IN_FLIGHT] == len(entries) - len(waiting)
-        window = publisher._in_window()
-        assert publisher._bytes_in_flight == sum(entry.size for entry in window)
-        assert publisher._unconfirmed == len(window) <= module.WINDOW
+        window = publisher.window.in_flight()
+        assert publisher.window.bytes == sum(entry.size for entry in window)
+        assert publisher.window.count == len(window) <= window_file.WINDOW
         assert all(entry.state is State.SENT for entry in window)
-        done = [entry for entry in publisher._listed_sent if entry.state is State.DONE]
-        done += [entry for entry in publisher._listed_waiting if entry.state is State.DONE]
-        assert publisher._listed_done == len(done)
-        assert publisher._listed_done_bytes == sum(entry.size for entry in done)
+        done = [entry for entry in publisher.list.known if entry.state is State.DONE]
+        assert publisher.list.done == len(done)
+        assert publisher.list.done_bytes == sum(entry.size for entry in done)
 
     def check_nothing_lost(self) -> None:
         there = {number_of(entry.event) for entry in self.in_memory() if entry.event}
@@ -252,7 +252,7 @@ class World:
     def check_known_elements(self) -> None:
         """Those that the publisher knows are the list's first, in its order."""
         publisher = self.publisher
-        known = [entry.element for entry in (*publisher._listed_sent, *publisher._listed_waiting)]
+        known = [entry.element for entry in publisher.list.known]
         assert self.shared or known == self.list.elements[: len(known)]
 
     # What may happen
@@ -285,7 +285,7 @@ class World:
         if "RPUSH" in names:
             pushed = len(self.list.elements) - len(before)
             self.cut = len(set(before) - set(self.list.elements)) + max(0, -pushed)
-            assert len(self.list.elements) - len(before) <= module.JOB_ELEMENTS
+            assert len(self.list.elements) - len(before) <= list_jobs.JOB_ELEMENTS
             if self.job_keep > 0 and self.result.reply(1) == b"OK":
                 assert len(self.list.elements) <= self.job_keep
         if "UNLINK" in names:
@@ -344,7 +344,12 @@ class World:
 
     def answer(self, place: int, *, multiple: bool, ack: bool) -> None:
         tag = self.broker.answer(place, multiple=multiple, ack=ack)
-        (self.publisher.acked if ack else self.publisher.nacked)(tag, multiple)
+        if not ack:
+            self.publisher.nacked(tag, multiple)
+        elif multiple:
+            self.publisher.acked(tag)
+        else:
+            self.publisher.acked(0, [tag])
 
     def answer_all(self) -> bool:
         """Everything arrives and is confirmed."""
@@ -399,8 +404,8 @@ class World:
         self.configure(**{name: number if name in ("port", "heartbeat") else f"x{number}"})
 
     def configure(self, **parameters: Any) -> None:
-        self.config = dataclasses.replace(self.config, **parameters)
-        self.publisher.configure(self.config)
+        old, self.config = self.config, dataclasses.replace(self.config, **parameters)
+        self.publisher.configure(self.config, reconnect=needs_new_connection(old, self.config))
 
     def connections_fail_at_once(self, chance: random.Random) -> None:
         """Before pika has even begun, for a while."""
@@ -416,7 +421,7 @@ class World:
             case 0:
                 self.publisher.returned()
             case 1:
-                self.publisher.acked(tag, False)
+                self.publisher.acked(0, [tag])
             case 2:
                 self.publisher.nacked(tag, False)
 
@@ -424,9 +429,9 @@ class World:
         self.publisher.reset_stats()
 
     def redis_saves(self, _chance: random.Random) -> None:
-        self.flush(2.0, Flush.STORE)
+        self.flush(2.0, FlushMode.STORE)
 
-    def flush(self, seconds: float, mode: Flush) -> None:
+    def flush(self, seconds: float, mode: FlushMode) -> None:
         self.flush_id += 1
         self.flush_until = self.now + seconds
         self.publisher.flush(self.flush_id, seconds, mode)
@@ -491,7 +496,7 @@ class World:
                 self.open_link(accept=True),
                 self.answer_all(),
             )
-            if actions or any(events) or self.publisher.again:
+            if actions or any(events) or self.publisher.has_more:
                 idle = 0
                 continue
             at = self.publisher.wake_at()
@@ -507,7 +512,7 @@ class World:
         seconds = 5.0
         self.lossless = False
         pace = [chance.choice([0, 0.3, 0.8]) for _ in range(4)]
-        self.flush(seconds, chance.choice([Flush.LEAVE, Flush.DRAIN]))
+        self.flush(seconds, chance.choice([FlushMode.LEAVE, FlushMode.DRAIN]))
         for _ in range(10_000):
             self.turn()
             if self.stopped:
@@ -520,7 +525,7 @@ class World:
                 self.open_link(accept=chance.random() < 0.8)
             if chance.random() < pace[3]:
                 self.answer_all()
-            if not self.publisher.again:
+            if not self.publisher.has_more:
                 self.now += 0.01
         assert self.stopped
         gauges = self.publisher.gauges()
@@ -614,7 +619,7 @@ class SharedWorld(World):
                 del elements[place:]
             case 2:
                 elements.clear()
-                self.publisher.touched(chance.choice([b"flushdb", b"evicted", b"del"]))
+                self.publisher.list_changed(chance.choice([b"flushdb", b"evicted", b"del"]))
             case 3:
                 elements += [to_element(self.new_event()) for _ in range(place)]
             case 4:
@@ -678,17 +683,17 @@ class SlotsWorld(World):
         if now:
             self.read = frozenset(self.list.served), frozenset(self.list.migrating)
         served, migrating = self.read
-        for key in set(self.publisher.keys) - served:
+        for key in set(self.publisher.lists.keys) - served:
             # It was away for a moment at least; what is on its way to it is as well.
             self.take(key)
-            storing = (entry.event for entry in self.publisher._storing)
+            storing = (entry.event for entry in self.publisher.memory.being_stored)
             self.taken |= {number_of(event) for event in storing if event is not None}
         there = {key: len(self.list.here[key].elements) for key in served}
-        self.publisher.found({key: length for key, length in there.items() if length})
-        if self.publisher.writable:
+        self.publisher.lists.found({key: length for key, length in there.items() if length})
+        if self.publisher.lists.writable:
             self.told = served
         home = max(served - migrating or served, default=None)
-        self.publisher.set_lists(home, served.__contains__)
+        self.publisher.lists.set_lists(home, served.__contains__)
 
     def topology_is_read(self, _chance: random.Random) -> None:
         self.read = frozenset(self.list.served), frozenset(self.list.migrating)
@@ -735,12 +740,12 @@ class SlotsWorld(World):
 
     def check_known_elements(self) -> None:
         publisher = self.publisher
-        known = [entry.element for entry in (*publisher._listed_sent, *publisher._listed_waiting)]
-        if publisher.key is None:
+        known = [entry.element for entry in publisher.list.known]
+        if publisher.list.key is None:
             assert known == []
-        elif self.list._has(publisher.key):
+        elif self.list._has(publisher.list.key):
             # Else it is not known yet that they are gone.
-            there = self.list.here[publisher.key].elements
+            there = self.list.here[publisher.list.key].elements
             returned = {number_in(element) for element in there} & self.taken
             assert returned or known == there[: len(known)]
 
@@ -795,7 +800,7 @@ class SlotsWorld(World):
             return
         key = chance.choice(absent)
         elements = self.list.away.pop(key, [])
-        count = 0 if key in self.publisher.keys else chance.randint(0, len(elements))
+        count = 0 if key in self.publisher.lists.keys else chance.randint(0, len(elements))
         self.list.delivered += elements[:count]
         theirs = [self.new_event() for _ in range(chance.choice([0, 1, 20]))]
         stream = len(self.foreign) + 1

@@ -11,7 +11,7 @@ import redis
 from keyspace_amqp import message
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.fallback import from_element, to_element
-from keyspace_amqp.publisher.publisher import WINDOW
+from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import delivered, time_to_list
 from tests.fix_servers import (

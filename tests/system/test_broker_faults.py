@@ -18,7 +18,10 @@ import pytest
 import redis
 
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
-from keyspace_amqp.publisher.publisher import BACKOFF_FIRST, BACKOFF_MAX, REFUSED_MAX, WINDOW
+from keyspace_amqp.publisher.backoff import FIRST as BACKOFF_FIRST
+from keyspace_amqp.publisher.link import BACKOFF_MAX
+from keyspace_amqp.publisher.retries import REFUSED_MAX
+from keyspace_amqp.publisher.window import WINDOW
 from tests.fix_faults import Load, Probe, Proxy, delivered, time_to_list
 from tests.fix_servers import (
     EXCHANGE,

@@ -36,7 +36,7 @@ from testcontainers.core.network import Network
 from keyspace_amqp import __version__
 from keyspace_amqp.cluster.slots import slot_of
 from keyspace_amqp.demo.servers import wait_for
-from keyspace_amqp.publisher.publisher import WINDOW
+from keyspace_amqp.publisher.window import WINDOW
 from tests.fix_faults import Probe
 from tests.fix_servers import _SERVERS, ROOT, Mailbox, list_length, once, settled, stats
 

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from keyspace_amqp.demo.servers import RabbitServer, free_port, wait_for
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.message import Event
-from keyspace_amqp.publisher.publisher import STALLED_AFTER, STORE_AFTER, STORE_GRACE, Send
+from keyspace_amqp.publisher.actions import Send
+from keyspace_amqp.publisher.flush import STORE_GRACE
+from keyspace_amqp.publisher.publisher import STORE_AFTER
+from keyspace_amqp.publisher.window import STALLED_AFTER
 from keyspace_amqp.tables.parameters import INT64_MAX
 from keyspace_amqp.tables.stats import CONFIRM_BOUNDS, FIRST_REASON, HELP, Stat
 from tests.fix_faults import Proxy

@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.fallback import from_element
-from keyspace_amqp.publisher.publisher import WINDOW
+from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.parameters import PARAMETERS
 from tests.fix_faults import Load, Proxy, delivered

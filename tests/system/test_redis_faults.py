@@ -18,7 +18,7 @@ from redis.retry import Retry
 from keyspace_amqp import fallback, message
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.fallback import from_element
-from keyspace_amqp.publisher.publisher import WINDOW
+from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import Notifications, Probe, delivered
 from tests.fix_servers import (
