@@ -1,8 +1,8 @@
 """The README and the pages in docs say what the code does.
 
-Its tables of parameters, commands and numbers are made from the code's tables;
-`python -m tests.system.test_readme` writes them anew. Each example of a mask is tried.
-Needs no server and no module.
+Their tables of parameters, commands and counters are made from the code's tables;
+`python -m tests.system.test_readme` writes them anew. Each example of a mask is tried, and
+no paragraph is long. Needs no server and no module.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from keyspace_amqp.tables.stats import HELP, TEXT_HELP, Stat, Text
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 END = "<!-- end -->"
+
+# A reader sees the first thing to type after so many words at most; and no paragraph,
+# and no item of a list, has as many words as this.
+WORDS_BEFORE_CODE = 250
+PARAGRAPH_WORDS = 100
 
 CODE = re.compile(r"`([^`]+)`")
 
@@ -190,8 +195,30 @@ def test_what_the_shim_tells_latency() -> None:
     assert set(told) == set(spoken) - {"amqp"}
 
 
+# ---- length ------------------------------------------------------------------------
+
+
 def test_the_readme_is_read_in_ten_minutes() -> None:
     assert len(PAGES[0].read_text().split()) < 2500
+
+
+def test_the_readme_soon_says_what_to_type() -> None:
+    before, found, _ = PAGES[0].read_text().partition("\n```")
+    assert found
+    assert len(before.split()) <= WORDS_BEFORE_CODE
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paragraphs_are_short(page: pathlib.Path) -> None:
+    lengths = {block: len(block.split()) for block in _paragraphs(page.read_text())}
+    assert {block: n for block, n in lengths.items() if n >= PARAGRAPH_WORDS} == {}
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Return the paragraphs and the items of lists; code and tables are left out."""
+    text = re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^\|.*$", "", text, flags=re.MULTILINE)
+    return re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|[0-9]+\.) )|\n(?=#)|(?<=\n)(?=<!--)", text)
 
 
 def test_the_python_examples_compile() -> None:
