@@ -28,7 +28,7 @@ from keyspace_amqp.cluster import peers as _peers
 
 def _submit(self, job, done, _submit=Worker._submit):
     for command in job.commands:
-        if isinstance(command, Message) and _pathlib.Path("keep").exists():
+        if isinstance(command, BusMessage) and _pathlib.Path("keep").exists():
             with _pathlib.Path("sent").open("ab") as file:
                 file.write(b"".join(_LENGTH.pack(len(p)) + p for p in command.arguments))
     _submit(self, job, done)
@@ -40,7 +40,7 @@ def _look_around(self, _look_around=Worker._look_around):
         texts = list(_counted(say.read_bytes(), 0))
         say.unlink()
         for text in texts:
-            self._submit(Job([Message([b"", text])]), lambda result: None)
+            self._submit(Job([BusMessage([b"", text])]), lambda result: None)
     _look_around(self)
 
 
