@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from keyspace_amqp.fallback import to_element
+from keyspace_amqp.message import Event
 from keyspace_amqp.publisher import publisher as module
 from keyspace_amqp.publisher.publisher import Entry
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, connected, sent
 from tests.publisher.simulated import event_of
+
+
+def test_size_counts_the_bytes_of_name_and_key() -> None:
+    event = Event("5f0c9a-7", 1700000000123, 0, "x", b"expire", b"session:42")
+    longer = dataclasses.replace(event, name=b"n" * 106, key=b"k" * 1010)
+    assert Entry(longer, 0).size - Entry(event, 0).size == 100 + 1000
+    assert Entry(event, 0).size > len(event.name) + len(event.key)
 
 
 def test_drop_oldest_gives_up_as_much_as_is_asked() -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from keyspace_amqp.fallback import from_element, to_element
 from keyspace_amqp.message import CLASS_LETTERS, Event, body
-from keyspace_amqp.publisher.publisher import Entry
 
 EXPIRED = Event("5f0c9a-7", 1700000000123, 0, "x", b"expire", b"session:42")
 
@@ -67,12 +66,6 @@ def test_letters_stand_where_the_bits_of_the_classes_are() -> None:
         "g": 2, "$": 3, "l": 4, "s": 5, "h": 6, "z": 7,
         "x": 8, "e": 9, "t": 10, "m": 11, "d": 13, "n": 14,
     }  # fmt: skip
-
-
-def test_size_counts_the_bytes_of_name_and_key() -> None:
-    longer = dataclasses.replace(EXPIRED, name=b"n" * 106, key=b"k" * 1010)
-    assert Entry(longer, 0).size - Entry(EXPIRED, 0).size == 100 + 1000
-    assert Entry(EXPIRED, 0).size > len(EXPIRED.name) + len(EXPIRED.key)
 
 
 # ---- what somebody else has put into the list ---------------------------------

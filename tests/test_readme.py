@@ -1,7 +1,7 @@
 """The README and the pages in docs say what the code does.
 
 Its tables of parameters, commands and numbers are made from the code's tables;
-`python -m tests.system.test_readme` writes them anew. Each example of a mask is tried.
+`python -m tests.test_readme` writes them anew. Each example of a mask is tried.
 Needs no server and no module.
 """
 
@@ -20,7 +20,7 @@ from keyspace_amqp.tables.commands import COMMANDS
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import HELP, TEXT_HELP, Stat, Text
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 END = "<!-- end -->"
 
@@ -107,7 +107,7 @@ def write() -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_table(name: str) -> None:
     _, text, place = _place(f"table: {name} ")
-    assert text[place] == TABLES[name]() + "\n", "run: .venv/bin/python -m tests.system.test_readme"
+    assert text[place] == TABLES[name]() + "\n", "run: .venv/bin/python -m tests.test_readme"
 
 
 def _mask_examples() -> Iterator[tuple[bytes, bytes, bool]]:
