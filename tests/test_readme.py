@@ -28,7 +28,7 @@ CODE = re.compile(r"`([^`]+)`")
 
 
 def _cell(text: str) -> str:
-    """A text as Markdown shows it in a table, but for what stands in backquotes."""
+    """A text as Markdown shows it in a table, except for text in backquotes."""
 
     def plain(part: str) -> str:
         return re.sub(r"([\\*_<>\[\]])", r"\\\1", part)
@@ -86,8 +86,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def _place(marker: str) -> tuple[pathlib.Path, str, slice]:
-    """What stands between the line with a marker and the next end: the page, its text, and
-    where."""
+    """The text between the line with a marker and the next end: the page, its text, and where."""
     for page in PAGES:
         text = page.read_text()
         before, found, _ = text.partition(f"<!-- {marker}")
@@ -111,7 +110,7 @@ def test_table(name: str) -> None:
 
 
 def _mask_examples() -> Iterator[tuple[bytes, bytes, bool]]:
-    r"""(mask, key, whether it matches); \xHH in a key is a byte."""
+    r"""(mask, key, True if it matches); \xHH in a key is a byte."""
     _, text, place = _place("masks: ")
     for line in text[place].splitlines()[2:]:
         _, mask, matching, other, *_ = line.split("|")
@@ -168,7 +167,7 @@ def test_numbers_are_those_of_stats() -> None:
 
 
 def test_options_of_the_command_line() -> None:
-    """Each in a line with a command is one of that command."""
+    """An option in a line with a command must be one of that command."""
     (commands,) = (
         action.choices
         for action in cli._parser()._actions

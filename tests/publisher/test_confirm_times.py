@@ -31,7 +31,8 @@ def counted(bench: Bench) -> list[int]:
 
 
 def naive(ages: Sequence[int]) -> list[int]:
-    """Per bucket the events, each for itself in the first bucket that it is not above."""
+    """Per bucket the number of events; each event is in the first bucket whose bound is not below
+    its age."""
     bounds = [*CONFIRM_BOUNDS, float("inf")]
     first = [next(n for n, bound in enumerate(bounds) if age <= bound) for age in ages]
     return [first.count(n) for n in range(len(bounds))]
@@ -44,7 +45,7 @@ def test_the_names_say_the_bounds() -> None:
                if stat is not Stat.DROPPED)  # fmt: skip
 
 
-# At a bound, beside it, before the time, and far behind.
+# At a bound, beside it, in the future, and long ago.
 ages = st.one_of(
     st.sampled_from([edge for bound in CONFIRM_BOUNDS for edge in (bound - 1, bound, bound + 1)]),
     st.integers(-5000, 10**7),
@@ -53,7 +54,7 @@ ages = st.one_of(
 
 @given(st.lists(st.lists(ages, min_size=1, max_size=30), min_size=1, max_size=4))
 def test_every_event_counts_in_its_bucket(batches: list[list[int]]) -> None:
-    """In any order; those from the future count as none."""
+    """In any order; an event from the future has the age 0."""
     bench = connected()
     numbers, tags = itertools.count(1), 0
     for batch in batches:
@@ -94,7 +95,8 @@ def test_what_goes_again_counts_once_and_from_its_beginning() -> None:
 
 
 def test_what_was_in_the_list_counts_from_its_emission() -> None:
-    """Its time is in the element; also what an earlier life has stored."""
+    """Its time is in the element; also in elements that an earlier load of the module has
+    stored."""
     bench = away(found=1)
     bench.emit(1)
     bench.wait(STORE_AFTER)
@@ -106,7 +108,7 @@ def test_what_was_in_the_list_counts_from_its_emission() -> None:
 
 
 def test_a_sum_that_no_number_holds() -> None:
-    """Anybody may push an element whose time is that of the first computers."""
+    """Anybody may push an element with a time near 1970."""
     bench = connected()
     bench.publisher.counts[Stat.CONFIRM_MS_SUM] = INT64_MAX - 5
     bench.list.elements = [to_element(event_at(1, 0)), to_element(event_at(2, INT64_MAX))]

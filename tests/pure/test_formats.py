@@ -57,7 +57,7 @@ def test_a_routing_key(template: str, key: bytes, expected: bytes) -> None:
 @example(b"k" * 256)
 @example(b"." * 85)
 def test_no_routing_key_is_too_long(key: bytes) -> None:
-    """What is cut is still different for different keys, and counted."""
+    """A key that is cut stays different from others, and is counted."""
     made = form(routing_key="{key}")
     first, other = made.routing_key(event(key)), made.routing_key(event(key + b"x" * 256))
     assert len(first) <= 255
@@ -135,7 +135,7 @@ def test_lengths_of_an_element_that_do_not_agree(right: bytes, wrong: bytes) -> 
 @example(253_402_300_800_000)
 @example(2**63 - 1)
 def test_a_cloudevent_of_any_time(time_ms: int) -> None:
-    """Anybody can push an element with any time."""
+    """Any client can push an element with any time."""
     made = form(format="cloudevents").headers
     assert made is not None
     headers = made(event(time_ms=time_ms))

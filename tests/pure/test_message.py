@@ -33,8 +33,7 @@ def test_body_of_the_example() -> None:
 
 @given(events)
 def test_body_gives_the_key_whole(event: Event) -> None:
-    """As a consumer reads it: it splits at the first two newlines, for Redis'
-    own event names have none."""
+    """A consumer splits the body at its first two newlines; names of events have none."""
     event = dataclasses.replace(event, name=event.name.replace(b"\n", b"_"))
     db, name, key = body(event).split(b"\n", 2)
     assert (int(db), name, key) == (event.db, event.name, event.key)
@@ -140,13 +139,13 @@ UNSENDABLE = {
 
 @pytest.mark.parametrize("element", UNSENDABLE.values(), ids=UNSENDABLE)
 def test_an_event_that_no_message_can_carry_is_no_event(element: bytes) -> None:
-    """An event like this would fail at every attempt, and those behind it with it."""
+    """It would fail at every attempt, and with it the events behind it."""
     assert from_element(element) is None
 
 
 @given(st.builds(dataclasses.replace, events, message_id=st.just("i" * 255)))
 def test_what_an_element_brings_back_can_be_sent(event: Event) -> None:
-    """At the bounds too: the client library writes the properties."""
+    """At the bounds too: pika writes the properties."""
     found = from_element(to_element(event))
     assert found is not None
     pika.BasicProperties(message_id=found.message_id, timestamp=found.time_ms // 1000).encode()

@@ -23,12 +23,12 @@ class Record(NamedTuple):
 
     @property
     def size(self) -> int:
-        """What it takes in the queue: head, name and payload, to the next eight."""
+        """Its bytes in the queue: head, name and payload, rounded up to a multiple of eight."""
         return (HEAD.size + len(self.name) + len(self.payload) + 7) // 8 * 8
 
 
 class Queue:
-    """The C functions, with a record on one side and a record on the other."""
+    """The C functions of a queue, with records as arguments and results."""
 
     def __init__(self, shim: Shim, limit: int = 0) -> None:
         self.ffi, self.lib = shim.ffi, shim.lib
@@ -38,7 +38,7 @@ class Queue:
 
     def push(self, record: Record) -> bool:
         head = self._head
-        head.size = 0xDEAD  # the queue finds it out itself
+        head.size = 0xDEAD  # the queue computes it itself
         head.payload_len = len(record.payload)
         head.time_ms = record.time_ms
         head.db = record.db
@@ -50,12 +50,12 @@ class Queue:
         return bool(code == 0)
 
     def look(self) -> bytes:
-        """What can be taken now; it stays in the queue."""
+        """The bytes that can be taken now; they stay in the queue."""
         size = self.lib.queue_take(self.queue, self._records)
         return bytes(self.ffi.buffer(self._records[0], size)) if size else b""
 
     def take(self, most: int = 1 << 30) -> list[Record]:
-        """Takes so many records out of what lies together."""
+        """Takes at most so many records, from those that lie together in memory."""
         data = self.look()
         records: list[Record] = []
         at = 0

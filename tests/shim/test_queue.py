@@ -55,7 +55,7 @@ def measured(case: str, *arguments: int) -> list[int]:
 
 
 def test_head_is_what_the_handler_reads(shim: Shim) -> None:
-    """One struct, written down in C and again in the handler."""
+    """One struct, which C and the handler define separately."""
     worker: Any = importlib.import_module("keyspace_amqp.worker.loop")
     ffi = shim.ffi
     head = ffi.new("record_t *")
@@ -105,7 +105,7 @@ records = st.builds(
 @given(st.lists(st.one_of(records, st.integers(0, 5)), max_size=30))
 @example([Record(b"", b""), Record(b"e", b"k" * (CHUNK - 48)), Record(b"e", b"k"), 1, 1, 1, 1])
 def test_what_goes_in_comes_out(shim: Shim, steps: list[Record | int]) -> None:
-    """A record is pushed, a number takes so many; a deque tells what must happen."""
+    """A record is pushed, a number takes so many records; a deque is the model."""
     queue = Queue(shim)
     model: collections.deque[Record] = collections.deque()
     pushed = 0
@@ -152,7 +152,7 @@ def test_a_prefix_can_be_given_back(make: MakeQueue) -> None:
 
 
 def test_a_queue_may_be_freed_with_records_in_it() -> None:
-    """Many times: memory that was not given back would show."""
+    """Many times, so that memory that is not given back shows."""
     before, after = measured("filled_and_freed")
     assert after - before < 20_000_000  # of 200 MB that went through
 
@@ -264,7 +264,7 @@ PATTERN = bytes(random.Random(3).randrange(256) for _ in range(100_300))
 
 
 def numbered(number: int, most: int) -> tuple[bytes, bytes]:
-    """Name and payload of a record: of many sizes, and none like the next."""
+    """Name and payload of a record: of many sizes, and no two neighbours alike."""
     length = 100_000 if number % 20_000 == 19_999 else number * 7919 % most
     start = number % 97
     return b"e%d" % (number % 10), PATTERN[start : start + length]
@@ -274,16 +274,16 @@ def numbered(number: int, most: int) -> tuple[bytes, bytes]:
     ("count", "most", "limit"),
     [
         pytest.param(300_000, 200, 0, id="small"),
-        # The pushing thread meets a full queue time and again.
+        # The pushing thread often meets a full queue.
         pytest.param(300_000, 200, 150_000, id="small with a limit"),
         # A few records fill a chunk: the change of chunks is where threads meet.
         pytest.param(80_000, 60_000, 400_000, id="large"),
     ],
 )
 def test_two_threads(make: MakeQueue, count: int, most: int, limit: int) -> None:
-    """cffi lets go of the GIL in each call, so one thread's C code runs beside the
-    other's. Who has nothing to do waits for the other: two threads that only ask
-    again keep the GIL from each other on a busy machine."""
+    """cffi releases the GIL in each call, so that one thread's C code runs beside the other's. A
+    thread that has nothing to do waits for the other: two threads that only poll would keep the GIL
+    from each other on a busy machine."""
     queue = make(limit)
     ffi, lib, handle = queue.ffi, queue.lib, queue.queue
     give_up = time.monotonic() + 60  # against a hang only
@@ -316,7 +316,7 @@ def test_two_threads(make: MakeQueue, count: int, most: int, limit: int) -> None
         while expected < count:
             assert time.monotonic() < give_up, f"stuck at {expected} of {count}"
             arrived.clear()
-            for _ in range(100):  # to be there the moment that something comes
+            for _ in range(100):  # to take a record the moment that it comes
                 data = queue.look()
                 if data:
                     break

@@ -16,8 +16,8 @@ from keyspace_amqp.demo.servers import RabbitServer, wait_for
 from tests.fix_servers import Mailbox, Message, StartRedis, arguments_for, linked, settled
 
 
-# The second and third look like the places for a size, and for an id and a time, that
-# frames.py looks for in its example.
+# frames.py finds the places of a size, an id and a time in an example message by their values. The
+# second and the third type look like these.
 @pytest.mark.parametrize(
     "message_type",
     ["iii", "\x11\x12\x13\x14\x15\x16\x17\x18", "i" * 30 + "\1\2\3\4\5\6\7\x08"],
@@ -38,7 +38,7 @@ def test_a_node_and_a_type_of_any_bytes(
 
 
 def cloud_event(message: Message) -> Any:
-    """As the official SDK reads it."""
+    """The event as the official SDK reads it."""
     properties = {"content-type": message.properties.content_type}
     headers = message.properties.headers
     return from_binary(AMQPMessage(properties, headers, message.body), JSONFormat())
@@ -72,7 +72,7 @@ def test_cloudevents(broker: RabbitServer, mailbox: Mailbox, start_redis: StartR
 def test_routing_to_a_topic_exchange(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """People bind what they want; a key too long is cut, and counted."""
+    """Consumers bind the keys that they want; a key that is too long is cut, and counted."""
     with broker.connection() as connection:
         channel = connection.channel()
         channel.queue_bind(mailbox.name, "amq.topic", "redis.0.expired.session.#")
@@ -114,7 +114,7 @@ def test_headers_and_properties(
     assert second.headers["sequence"] == 2
     assert (first.app_id, first.type, first.priority) == ("shop", "event", 7)
     assert first.expiration == "3600000"
-    # Not mandatory: the broker does not tell that nobody wants them.
+    # Not mandatory: the broker does not tell that no queue gets them.
     client.config_set("keyspaceamqp.routing-key", "nowhere")
     client.set("a", 2)
     settled(client, confirmed=3, returned=0)
@@ -124,7 +124,7 @@ def test_headers_and_properties(
 
 
 def test_databases(broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis) -> None:
-    """A change holds for the events behind it."""
+    """A change applies to the events behind it."""
     server = start_redis(
         arguments=arguments_for(broker, mailbox), options=["keyspaceamqp.databases 0,2-3"]
     )
@@ -141,7 +141,7 @@ def test_databases(broker: RabbitServer, mailbox: Mailbox, start_redis: StartRed
 def test_classes_that_are_not_in_A(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Misses, new keys, and what Redis 8.2 added; set while it runs."""
+    """Misses, new keys, and the classes that Redis 8.2 added; set at run time."""
     server = start_redis(family, arguments_for(broker, mailbox, "x"))
     client = server.client()
     client.set("before", 1)  # not of the class
@@ -220,7 +220,7 @@ def test_values_that_an_event_leaves(
 def test_values_before_the_end(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Redis 7.2 and later say what a key held that is deleted, expires or is evicted."""
+    """Redis 7.2 and later tell what a key held that is deleted, expires or is evicted."""
     server = start_redis(family, arguments_for(broker, mailbox, "gxe"), options=VALUE)
     client = server.client()
     keeps = family != "redis-7.0"
@@ -260,8 +260,8 @@ def test_values_before_the_end(
 def test_a_deletion_by_a_time_that_is_over(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Redis 7.0 would delete a key if somebody looks at it between such a command and its
-    event, and tell nobody but its replica."""
+    """Between such a command and its event, Redis 7.0 would delete a key that is looked at, and
+    tell only its replica."""
     server = start_redis(family, arguments_for(broker, mailbox, "g$"), options=VALUE)
     replica = start_redis(family, arguments_for(broker, mailbox, "g$"))
     client, copy = server.client(), replica.client()
@@ -304,7 +304,7 @@ def test_a_value_is_left_out_rather_than_its_event(
 def test_too_large_is_what_the_message_is(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """The broker has a limit for the body that it gets, in whatever form."""
+    """The broker's limit is one for the body that it gets, in whatever form."""
     server = start_redis(
         arguments=arguments_for(broker, mailbox),
         options=["keyspaceamqp.format json", "keyspaceamqp.value 10000"],
@@ -325,7 +325,7 @@ def test_too_large_is_what_the_message_is(
 def test_values_wait_in_the_list(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """As they were at their event, not as they are when the broker is there."""
+    """With the values that keys had at their events, not those at the delivery."""
     server = start_redis(arguments=arguments_for(broker, mailbox), options=VALUE)
     client = server.client()
     client.execute_command("KEYSPACEAMQP.DISCONNECT")
@@ -344,8 +344,8 @@ def test_values_wait_in_the_list(
 def test_values_cost_nothing_when_they_are_off(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Nothing is read of a key then: not without the parameter, nor in a form that has no
-    place for it."""
+    """The key's value is not read then: neither without the parameter, nor with a format that has
+    no place for it."""
     server = start_redis(arguments=arguments_for(broker, mailbox))
     client = server.client()
 

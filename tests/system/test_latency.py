@@ -1,5 +1,5 @@
-"""How long it took, with real servers: from an event to its confirm, in STATS; and how long
-Redis waited for the module, in Redis' own LATENCY."""
+"""Times with real servers: from an event to its confirm, in STATS; and of Redis' waits for the
+module, in Redis' own LATENCY."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.publisher.test_confirm_times import NAMES
 def test_stats_tell_of_an_outage(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """What came while the link was dead took as long as that."""
+    """An event that came while the link was dead took as long as the outage."""
     with Proxy(broker.port) as proxy:
         client = start_redis(arguments=arguments_for(proxy.port, mailbox, events="$")).client()
         for number in range(20):
@@ -54,14 +54,14 @@ def test_stats_tell_of_an_outage(
 
 
 def watched(client: redis.Redis) -> dict[str, int]:
-    """What Redis has noted of the module: per event the longest time in milliseconds."""
+    """What Redis has noted of the module: the longest time in milliseconds by event."""
     found = {name.decode(): longest for name, _, _, longest, *_ in client.latency_latest()}
     return {name: longest for name, longest in found.items() if name.startswith("keyspaceamqp")}
 
 
 @pytest.mark.parametrize("threshold", [1, 0])
 def test_a_long_job(family: str, threshold: int, start_redis: StartRedis) -> None:
-    """An element of 25 MB has to be copied by the main thread. 0: nobody wants to know."""
+    """The main thread has to copy an element of 25 MB. With a threshold of 0 nothing is noted."""
     client = start_redis(family, arguments_for(free_port(), events="$")).client()
     client.config_set("latency-monitor-threshold", threshold)
     client.set("small", 1)
@@ -78,7 +78,7 @@ def test_a_long_job(family: str, threshold: int, start_redis: StartRedis) -> Non
 def test_waits_for_the_handler(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """A save and an unload give a broker that is silent some time."""
+    """A save and an unload wait some time for a silent broker."""
     server = start_redis(family, None)
     client = server.client()
     client.config_set("latency-monitor-threshold", 1)
