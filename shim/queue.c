@@ -7,7 +7,7 @@
  * that were read are kept for the pushing thread instead of being freed, so that
  * a steady flow allocates nothing, nor do bursts of up to SPARES chunks.
  *
- * This file knows neither Redis nor Python; tests/test_queue.py drives it.
+ * This file knows neither Redis nor Python; tests/shim/test_queue.py drives it.
  */
 #include <stdatomic.h>
 #include <stdlib.h>

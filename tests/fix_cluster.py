@@ -1,5 +1,5 @@
-"""What the tests of Redis Cluster share: a cluster of six, a client that writes and
-remembers which node has taken what, and the two checks over all nodes."""
+"""What the tests of Redis Cluster share: a cluster of six, a client that writes and remembers which
+node has taken which key, and the two checks over all nodes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Bench:
                 settled(client, timeout, queue_length=0, in_flight=0)
 
     def waiting(self) -> int:
-        """The events that are in lists and in memory."""
+        """The number of events in lists and in memory."""
         sums = self.sums()
         return sums["fallback_length"] + sums["queue_length"]
 
@@ -142,7 +142,7 @@ class Bench:
         self.cluster.wait_settled()
 
     def reshard(self, source: RedisServer, target: RedisServer, slots: int) -> None:
-        """Moves slots as people do."""
+        """Moves slots with redis-cli, as operators do."""
         self.cluster.cli(
             "reshard",
             f"127.0.0.1:{source.port}",
@@ -154,8 +154,8 @@ class Bench:
 
 
 class Writer:
-    """Writes to a bench in a thread until its `with` ends; what was not answered may
-    have happened or not, and is in `unsure`."""
+    """Writes to a bench in a thread until its `with` ends. A key without an answer may have been
+    written or not; it is in `unsure`."""
 
     def __init__(self, bench: Bench, pause: float = 0.0005) -> None:
         self.unsure: set[bytes] = set()

@@ -210,7 +210,7 @@ class Proxy:
         self._selector.close()
 
     def lose(self) -> None:
-        """From now on the present links are dead, and neither end is told."""
+        """The links that there are now go dead, and neither end is told."""
         self._lose.set()
         wait_for(lambda: not self._lose.is_set(), 30)
 
@@ -291,8 +291,8 @@ class Proxy:
 
 
 def time_to_list(client: redis.Redis) -> float:
-    """The median time from a write to its event in the list. Looks now and then only: who
-    asks all the time takes the processor that the worker needs."""
+    """The median time from a write to its event in the list. It looks at intervals: looking all the
+    time would take the processor from the worker."""
     times = []
     for number in range(21):
         length = list_length(client)
@@ -325,8 +325,8 @@ while not select.select([sys.stdin], [], [], 0.001)[0] or count <= 10:
     count += 1
 print(slowest, count, flush=True)
 """
-# No answer may take longer, on a machine however noisy: a server that waits for a
-# broker does not answer for seconds.
+# No answer may take longer, even on a noisy machine: a server that waits for a broker does not
+# answer for seconds.
 PROBE_BOUND = 1.5
 
 
@@ -366,13 +366,13 @@ _SLOWEST = "slowest PING"
 
 @pytest.fixture
 def probe(request: pytest.FixtureRequest) -> Iterator[Probe]:
-    """See `Probe`. The median of the runs is printed at the end of the session and
-    has a bound that says whether Redis waited for anybody."""
+    """See `Probe`. The median of the runs is printed at the end of the session. It has a bound,
+    above which Redis must have waited for something."""
     result = Probe()
     yield result
     if not result.slowest:
         return
-    # Reports take this along, also from another process.
+    # Part of the test's report, also if another process has run the test.
     request.node.user_properties.append((_SLOWEST, result.slowest))
     assert result.median < PROBE_BOUND, f"Redis took {result.slowest} seconds to answer"
 

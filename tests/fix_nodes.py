@@ -26,12 +26,13 @@ from tests.fix_servers import _CRASH, _SERVERS, FAMILIES, MODULE, settled, stats
 
 # Redis 8.2 sends and takes messages as 7.0 does.
 TWO_FAMILIES = pytest.mark.parametrize("family_cluster", ["redis-7.0", "valkey-8.1"], indirect=True)
-# Where only the handler matters.
+# For tests of the handler alone.
 ONE_FAMILY = pytest.mark.parametrize("family_cluster", ["redis-7.0"], indirect=True)
 
 NUMBERS = [stat.name.lower() for stat in Stat]
 
-# A bound against hangs; what must not take the time-out says so by "6 of 6".
+# A bound against hangs. A command must not need the time-out for other nodes, and shows that by "6
+# of 6".
 SOON = 30.0
 
 
@@ -41,8 +42,8 @@ class Nodes(RedisCluster):
     def __init__(
         self, folder: pathlib.Path, family: str, module: pathlib.Path = MODULE, **size: int
     ) -> None:
-        # Whether the cluster is down: a server then takes a look ten times a second at
-        # who waits, for whatever, and answers CLUSTERDOWN in our place.
+        # True while the cluster is down: ten times a second the server then looks for clients that
+        # wait, and answers them CLUSTERDOWN, also those that wait for the module.
         self.down = False
         self._numbers = itertools.count()
         self._clients: dict[tuple[RedisServer, int], redis.Redis] = {}
@@ -83,7 +84,7 @@ class Nodes(RedisCluster):
         return [reply[name.encode()] for reply in replies]
 
     def rows(self, node: RedisServer) -> dict[int, dict[str, Any]]:
-        """KEYSPACEAMQP.CLUSTER as this node has it: per port the fields."""
+        """The reply of KEYSPACEAMQP.CLUSTER on this node: its fields by port."""
         table = {}
         for row in self.run(node, "CLUSTER"):
             fields = {
@@ -137,20 +138,21 @@ class Nodes(RedisCluster):
             wait_for(lambda node=node: complete(node), SOON, f"{node.port} knows {count} nodes")
 
     def wait_ok(self, nodes: Sequence[RedisServer]) -> None:
-        """Waits until these nodes hold that the cluster is not down."""
+        """Waits until cluster_state of these nodes is ok."""
         for node in nodes:
             wait_for(lambda node=node: self.at(node).cluster("info")["cluster_state"] == "ok", SOON)
 
     def fresh(self) -> None:
-        """All nodes up, parameters as at the start, nothing in the lists."""
+        """Brings the cluster back to its start: all nodes up, the first parameters, nothing in the
+        lists."""
         for node in self.nodes:
             if not node.running:
                 node.start()
         self.ready()
         given = {"events": "A", "host": "127.0.0.1", "port": str(free_port())}
         defaults = []
-        for setting in PARAMETERS:
-            defaults += [setting.name, given.get(setting.name, setting.default)]
+        for parameter in PARAMETERS:
+            defaults += [parameter.name, given.get(parameter.name, parameter.default)]
         for line, arguments in (
             ("CONNECT", []),
             ("CONFIG SET", defaults),
@@ -162,12 +164,12 @@ class Nodes(RedisCluster):
         self.agree()
 
     def remove(self, node: RedisServer) -> None:
-        """A node that is no member any more ends."""
+        """Forgets a node that is no member any more, and checks that it ends cleanly."""
         self.nodes.remove(node)
         assert self.failures([node]) == []
 
     def failures(self, nodes: Sequence[RedisServer] | None = None) -> list[str]:
-        """Stops nodes; what was wrong with them."""
+        """Stops nodes; returns what was wrong with them."""
         wrong = []
         for node in nodes or self.nodes:
             name = f"{node.folder.name} on port {node.port}"
@@ -232,7 +234,7 @@ def everybody(result: object, count: int = 6) -> dict[str, Any]:
 
 
 def missing(reply: Any, node: RedisServer) -> None:
-    """The reply says that five of six have carried it out, and who has not."""
+    """Checks that a command was carried out on five of six nodes, and that it names the other."""
     assert (reply[b"nodes"], reply[b"of"]) == (5, 6)
     (text,) = reply[b"missing"]
     assert text.startswith(b"127.0.0.1:%d: " % node.port)
@@ -244,7 +246,7 @@ def peeked_keys(reply: dict[str, Any]) -> list[bytes]:
 
 
 def at_once(actions: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Calls functions in threads, all at the same instant; what they returned."""
+    """Calls functions in threads, all at the same instant; returns what they returned."""
     barrier = threading.Barrier(len(actions))
     results: list[Any] = [None] * len(actions)
 

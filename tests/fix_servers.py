@@ -328,13 +328,13 @@ def list_length(client: redis.Redis) -> int:
 
 
 def linked(replica: redis.Redis) -> None:
-    """Waits until a replica has had its full copy, and hears of what follows."""
+    """Waits until a replica has had its full copy, and receives what follows."""
     wait_for(lambda: replica.info("replication").get("master_link_status") == "up", 30)
 
 
 def replicated(primary: redis.Redis, replica: redis.Redis) -> None:
-    """Waits until a replica has carried out what its primary has now. WAIT is about what
-    its own client has written, so not about what the module has."""
+    """Waits until a replica has carried out all that its primary has now. WAIT would not do: it
+    counts only what its own client has written, and not what the module has."""
     linked(replica)
     offset = primary.info("replication")["master_repl_offset"]
     wait_for(

@@ -42,7 +42,7 @@ def load() -> Shim:
 
 @pytest.fixture(scope="session")
 def shim() -> Iterator[Shim]:
-    """The shim's `ffi` and `lib`; while it is in use, the handler finds it too."""
+    """The shim's `ffi` and `lib`. While a test uses it, the handler imports this module too."""
     if not MODULE.exists():
         pytest.fail(f"{MODULE} is not built: run `make build`")
     loaded = load()

@@ -3,7 +3,7 @@
 pika marshals the three frames of a message in about 12 µs, and nearly all of that
 goes to what is the same in each message. Here pika marshals an example once, and a
 message takes 0.5 µs: what differs is put between the parts that do not.
-tests/test_frames.py holds every byte against pika's own.
+tests/broker/test_frames.py holds every byte against pika's own.
 
 Pure; worker thread.
 """

@@ -110,7 +110,8 @@ def instructions(rig: Rig, plan: Plan, report: Report) -> None:
 
 
 def floods(rig: Rig, plan: Plan, report: Report, chosen: list[str]) -> None:
-    """Item for item the same flood; `chosen`: which of broker, sink, masks, away."""
+    """The same flood for each item; `chosen`: those of broker, sink, masks, away that are
+    measured."""
     ports: dict[str, Callable[[], int]] = {
         "broker": lambda: rig.broker.port,
         "sink": lambda: rig.sink,

@@ -1,5 +1,8 @@
-"""Prints the memory that an event in the shim's queue takes, in bytes, in a process of
-its own: what an earlier measurement had freed would be used again unseen."""
+"""Prints the bytes that an event takes in the shim's queue.
+
+In a process of its own: the allocator would use memory that an earlier measurement freed, and the
+result would be too small.
+"""
 
 from __future__ import annotations
 

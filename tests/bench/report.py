@@ -30,8 +30,8 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """`met`, `missed`, or nothing without a target; `GROSS` when no round comes within
-        a factor of it, so that it cannot be the machine's noise."""
+        """`met`, `missed`, or nothing without a target; `GROSS` if every round misses it by more
+        than a factor, which cannot be the machine's noise."""
         if self.target is None:
             return ""
         if self.target.met(self.median):

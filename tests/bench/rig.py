@@ -18,7 +18,7 @@ from .measure import BUILT, LostEvents
 
 QUEUE = "bench"  # and its routing key
 DELIVERY_MODE = 1  # the module's default
-# When STATS do not change for so many seconds, what is waited for will never come.
+# If STATS do not change for so many seconds, a wait for a change of them fails.
 STUCK = 30.0
 # Realistic masks of which none matches a key of redis-benchmark (key:…) or of load.c.
 MASKS = (
@@ -146,10 +146,9 @@ class Rig:
 
     @contextlib.contextmanager
     def books(self, what: str, discard: bool = False, matches: bool = True) -> Iterator[None]:
-        """A round of `what`: it starts and ends with nothing under way, and each SET of it is
-        accounted for. `discard`: what is not delivered at the end is purged, and so
-        accounted for. `matches`: whether the masks let events through. What is missing
-        goes to `losses`."""
+        """A round of `what`. Nothing is under way at its beginning and at its end, and each SET is
+        accounted for. `discard`: events that are not delivered at the end are purged, which
+        accounts for them. `matches`: the masks let events through. Losses are added to `losses`."""
         before, sets = self.rest(), self.sets()
         yield
         if discard:

@@ -1,6 +1,6 @@
-"""What the broker module passes on to the publisher, and what it keeps to itself.
+"""What the connection passes on to the publisher, and what it keeps to itself.
 
-pika's callbacks are called by hand here; real brokers are in test_broker_faults.py.
+The tests call pika's callbacks by hand; for tests with real brokers see test_broker_faults.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Listener:
 
 
 class Channel:
-    """Stands for a channel of pika, in what this module looks at."""
+    """Stands for a channel of pika; it has only what the connection uses."""
 
     def __init__(self) -> None:
         self.connection = object()
@@ -57,8 +57,8 @@ def ack(tag: int) -> Any:
 
 
 def test_confirms_of_another_channel_mean_nothing(broker: Any) -> None:
-    """A channel that closes still hears confirms. Its tags count the messages of
-    its own connection, and would confirm others on the new one."""
+    """A channel that is closing still hears confirms. Its tags count the messages of its own
+    connection; on the new connection the same tags are other messages."""
     old, new = Channel(), Channel()
     broker._channel = new
     broker._on_confirm(old, ack(5))
@@ -203,7 +203,8 @@ def test_whoever_disconnects_ends_all_attempts(
 def test_a_connection_that_was_open_is_not_continued_elsewhere(
     broker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The publisher has to hear of its end first: what was sent on it is sent again."""
+    """The publisher has to hear first that the connection has ended: it sends again what was sent
+    on it."""
 
     class Opened(Attempts.Connection):
         def __getattr__(self, name: str) -> Any:

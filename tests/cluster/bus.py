@@ -52,7 +52,7 @@ class Bus:
             self.members[target].spread.received(sender, data)
 
     def settle(self, seconds: float = 0) -> None:
-        """Everybody says and does what there is, without a loss; for a while."""
+        """All members say and do what they have to, for a while; no message is lost."""
         until = self.now + seconds
         while True:
             while any(member.turn() for member in self.members.values()) or self.on_the_way:
@@ -66,19 +66,19 @@ class Bus:
 
 
 class Member:
-    """A node with what a worker does for its Spread. What another node has asked for is
-    done a little later, in its turn."""
+    """A node, with what the worker does for its Spread. A request of another node is carried out a
+    little later, in its turn."""
 
     def __init__(self, bus: Bus, name: str, skew_ms: int) -> None:
         self.bus, self.name, self.skew_ms = bus, name, skew_ms
         self.topology = Topology(name, {}, frozenset())
         self.values: dict[str, bytes] = {}  # as they are set here
-        self.ran: list[tuple[str, bytes]] = []  # in which life, and what
+        self.ran: list[tuple[str, bytes]] = []  # in which load, and the command
         self.outcomes: list[Outcome] = []
         self.begin()
 
     def begin(self) -> None:
-        """A life of the module; the parameters are those of redis.conf."""
+        """The module is loaded; the parameters are those of redis.conf."""
         self.life = f"{next(self.bus.lives):016x}"
         self.waiting: collections.deque[Apply | Run] = collections.deque()
         self.spread = Spread(
@@ -99,7 +99,7 @@ class Member:
         return actions
 
     def hear(self) -> None:
-        """A turn in which there is no time for what others have asked for."""
+        """A turn that has no time for the requests of other nodes."""
         for action in self.spread.poll():
             if isinstance(action, Transmit):
                 self.bus.send(self.name, action.target, action.data)

@@ -42,8 +42,8 @@ PATCHES = {"LOOK_KEYS": 3, "LOOK_SLOWLY": SLOTS // 8}
 
 @dataclasses.dataclass
 class Migration:
-    """Of a slot to another shard. `done`: its new node serves it; the old one is yet to
-    hear of it."""
+    """A slot moves to another shard. `done`: its new node serves it; the old node has not heard of
+    that yet."""
 
     source: Member
     target: Member
@@ -193,7 +193,7 @@ class Simulation:
         return [member for member in self.members if member.primary]
 
     def nodes_text(self, asking: Member) -> str:
-        """CLUSTER NODES. Of the others' slots nobody wants to know."""
+        """The reply to CLUSTER NODES, without the slots of other nodes, which nothing reads."""
         lines = []
         for member in self.members:
             role = "master" if member.primary else "slave"
@@ -207,7 +207,7 @@ class Simulation:
         return "\n".join(lines) + "\n"
 
     def check_job(self, member: Member, job: Job) -> None:
-        """It works with lists only that it was told are its own."""
+        """A job works only with lists in slots that the node was told are its own."""
         for command in job.commands:
             assert isinstance(command, Command)
             assert slot_of(command.arguments[0]) in member.publisher.told
@@ -268,9 +268,10 @@ class Simulation:
         return chance.choice(slots) if slots else None
 
     def list_moves(self, chance: random.Random) -> None:
-        """MIGRATE; it is heard by nobody who has not chosen that class of events."""
+        """MIGRATE. Its event is of a class that is not chosen, so the module does not hear of
+        it."""
         slot = self.pick(chance)
-        # Where a failover has made an end of the migration it would be a loss.
+        # After a failover the source is not migrating any more, and a move would be a loss.
         if slot is not None and slot in self.migrations[slot].source.migrating:
             self.move(slot, self.migrations[slot].source, self.migrations[slot].target)
 
@@ -313,14 +314,15 @@ class Simulation:
         self.changes += 1
 
     def shard_fails_over(self, chance: random.Random) -> None:
-        """The new primary knows nothing of migrations: somebody mends that, later."""
+        """The new primary knows nothing of the migrations of the old one; they are taken back or
+        ended later."""
         shard = chance.choice(self.shards)
         old, new = sorted(shard, key=lambda member: not member.primary)
         for slot, migration in list(self.migrations.items()):
             if migration.target is old:
                 migration.target = new
             if migration.source is old and migration.done:
-                old.served.discard(slot)  # elected with what all the others know
+                old.served.discard(slot)  # the others knew that when they elected
                 del self.migrations[slot]
             elif migration.source is old:
                 migration.source = new
@@ -357,7 +359,7 @@ class Simulation:
         self.check_events()
 
     def live(self, seconds: float) -> None:
-        """Everybody does at once what there is to do."""
+        """All members do at once what there is to do."""
         until = self.now + seconds
         while self.now < until:
             busy = True
@@ -368,7 +370,7 @@ class Simulation:
             self.now = max(self.now + 0.01, min(member.wake_at() for member in self.members))
 
     def check(self, but: Set[bytes] = frozenset()) -> None:
-        """Each list is known where it is; `but` for those that may not be known yet."""
+        """Each list is known where it is. `but`: lists that may not be known yet."""
         for member in self.members:
             publisher = member.publisher
             keys = set(publisher.lists.keys)

@@ -1,7 +1,7 @@
-"""The module in a real Redis Cluster: once, through failovers, and through resharding.
+"""The module in a real Redis Cluster: each event arrives once, through failovers and resharding.
 
-Six nodes, three primaries and three replicas; the broker is one that may be killed.
-Each test ends with the two checks over all nodes (`Bench.checked`).
+Six nodes, three primaries and three replicas; the broker may be killed. Each test ends with the two
+checks over all nodes (`Bench.checked`).
 """
 
 from __future__ import annotations
@@ -78,9 +78,10 @@ def test_a_primary_dies_while_the_broker_is_away(
 def test_failovers_by_command_while_the_broker_is_away(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """One primary agrees, one is not asked, one has its slots taken over; there and
-    back, so that each node is promoted and demoted. Who has not agreed sends once more
-    what it has stored lately: the new primary may not have it."""
+    """CLUSTER FAILOVER plain, with FORCE and TAKEOVER: one primary agrees, one is not asked,
+    one has its slots taken over. There and back, so that each node is promoted and demoted.
+    A primary that has not agreed sends again what it has stored lately: the new primary may
+    not have it."""
     bench = start_cluster(family, own_broker)
     own_broker.kill()
     bench.write(600)
@@ -106,9 +107,8 @@ def test_failovers_by_command_while_the_broker_is_away(
 
 
 def test_a_primary_dies_under_load(own_broker: RabbitServer, start_cluster: StartCluster) -> None:
-    """With the broker there: what Redis itself has kept is delivered. Redis loses what
-    it had not replicated yet, key and event alike; so each key that is left has to have
-    its event."""
+    """The broker is there: all that Redis itself has kept is delivered. Redis loses what it had not
+    replicated, key and event alike; so each key that is still there must have its event."""
     bench = start_cluster("redis-7.0", own_broker)
     with Writer(bench) as writer:
         wait_for(lambda: len(bench.written) > 1000)
@@ -123,9 +123,8 @@ def test_a_primary_dies_under_load(own_broker: RabbitServer, start_cluster: Star
     with bench.cluster.client() as client:
         kept = {key for _, key in bench.written if client.exists(key)}
         maybe = {key for key in writer.unsure if client.exists(key)}
-    # Events that were in the dead one's memory are gone with it (README); they are
-    # as old as the list is behind memory, and no older. One more may have been written and
-    # not answered.
+    # Events in the memory of the dead node are lost (README). They are no older than an event is
+    # when it is pushed to the list. One more may have been written and not answered.
     theirs = {key: bench.answered[key] for port, key in bench.written if port == dead.port}
     last = {key for key, when in theirs.items() if when > max(theirs.values()) - 0.5}
     bench.unsure |= writer.unsure
@@ -133,14 +132,14 @@ def test_a_primary_dies_under_load(own_broker: RabbitServer, start_cluster: Star
     assert len(maybe - {message.event[2] for message in bench.messages}) <= 1
 
 
-# test_a_node_comes_and_goes moves them on Redis 7.0. Valkey's SETSLOT waits for replicas: 5461
-# slots take it most of a minute.
+# For Redis 7.0 see test_a_node_comes_and_goes. SETSLOT of Valkey waits for the replicas, so that
+# 5461 slots take most of a minute.
 @pytest.mark.parametrize("family", ["redis-8.2"])
 def test_all_slots_of_a_node_move_while_the_broker_is_away(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """Twice, so that the node that is left without slots gets some again. Its list
-    goes with its slot, is found where it arrives, and nothing is said about it."""
+    """Twice, so that the node without slots gets some again. Its list goes with its slot, is found
+    where it arrives, and is not counted as lost."""
     bench = start_cluster(family, own_broker, ["cluster-allow-replica-migration no"])
     own_broker.kill()
     bench.write(600)
@@ -150,7 +149,7 @@ def test_all_slots_of_a_node_move_while_the_broker_is_away(
         bench.reshard(source, target, 16384)
         bench.cluster.wait_settled()
     assert lists_of(bench)[source.port] == set()
-    # An event of its last slot may have come when there was no place for a list any more.
+    # An event of its last slot may have come when the node had no slot for a list any more.
     wait_for(lambda: bench.waiting() == len(bench.written))
     for node in bench.running:
         if node is not source:
@@ -170,9 +169,9 @@ def test_all_slots_of_a_node_move_while_the_broker_is_away(
 def test_a_slot_stays_on_its_way(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """The slot of the list is MIGRATING here and IMPORTING there: as long as the key is
-    here it is the list; once it has gone another one is used. With all classes of
-    events, of which our keys have many now."""
+    """The list's slot is MIGRATING here and IMPORTING on the other node. As long as the key is here
+    it is the list; when it has gone, another key is used. With all classes of events, of which the
+    list's keys now have many."""
     bench = start_cluster(family, own_broker, events="A")
     own_broker.kill()
     bench.write(300)
@@ -202,8 +201,8 @@ def test_a_slot_stays_on_its_way(
 def test_a_flush_beside_a_key_of_another_slot(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """FLUSHALL saves, and a save stores what is in memory; but not within a transaction
-    on another slot, or these servers put the list into that slot's table."""
+    """FLUSHALL saves, and at a save the module stores what is in memory. Within a transaction on
+    another slot it must not: these servers would put the list into that slot's table."""
     bench = start_cluster(family, own_broker, ["save 3600 1"])
     own_broker.kill()
     primary = bench.cluster.primaries()[0]
@@ -225,8 +224,8 @@ def test_a_flush_beside_a_key_of_another_slot(
 def test_a_node_comes_and_goes_while_the_broker_is_away(
     own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """A new primary takes slots, one with a list among them, is emptied again, and
-    leaves: nothing of it leaves with it."""
+    """A new primary takes slots, one of them with a list. Its slots move away again, and it leaves:
+    no event leaves with it."""
     bench = start_cluster("redis-7.0", own_broker, ["cluster-allow-replica-migration no"])
     own_broker.kill()
     bench.write(300)
@@ -259,11 +258,11 @@ def test_a_node_comes_and_goes_while_the_broker_is_away(
 def test_a_primary_without_slots_still_delivers(
     own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """What it has in memory when its last slot goes."""
+    """It delivers what it has in memory when its last slot goes."""
     bench = start_cluster("redis-7.0", own_broker, ["cluster-require-full-coverage no"])
     source = bench.cluster.primaries()[0]
     with source.client() as client:
-        # Without a list, it has nothing but memory.
+        # Without a slot it has no list, only memory.
         client.execute_command("KEYSPACEAMQP.CONFIG", "SET", "fallback-size", -1)
         own_broker.kill()
         bench.write(300)

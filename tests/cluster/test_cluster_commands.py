@@ -38,7 +38,7 @@ def test_commands_act_on_all_nodes(cluster: Nodes, broker: RabbitServer, mailbox
 def test_commands_of_a_replica_act_on_all_nodes(
     cluster: Nodes, broker: RabbitServer, mailbox: Mailbox
 ) -> None:
-    """It does not matter which node they are given to."""
+    """Also commands that are given to a replica act on all nodes."""
     replica = cluster.replica_of(cluster.primaries()[1])
     act_on_all_nodes(replica, cluster, broker, mailbox)
 
@@ -85,7 +85,7 @@ def act_on_all_nodes(
         assert [stats(cluster.at(n))["dropped_purged"] > 0 for n in primaries] == [True] * 3
         assert run("STATS RESET") == everybody(b"OK")
         assert {stats(cluster.at(n))["events_seen"] for n in cluster.nodes} == {0}
-    # With the broker there: what waits is delivered, by CONNECT and by DRAIN.
+    # The broker is there: CONNECT and DRAIN deliver what waits.
     write(cluster, ["late"])
     for primary in primaries:
         settled(cluster.at(primary), queue_length=0)
@@ -111,7 +111,8 @@ def act_on_all_nodes(
 
 @ONE_FAMILY
 def test_local_commands_stay(cluster: Nodes) -> None:
-    """With LOCAL a command is for the node that it is given to, and says only that."""
+    """With LOCAL a command acts only on the node that it is given to, and its reply does not name
+    other nodes."""
     node = cluster.primaries()[0]
     others = [other for other in cluster.nodes if other is not node]
     versions = cluster.versions()
@@ -140,7 +141,7 @@ def test_local_commands_stay(cluster: Nodes) -> None:
     assert here_only("FALLBACK PURGE") == length
     assert here_only("STATS RESET") == b"OK"
     assert [row[b"id"].decode() for row in here_only("CLUSTER")].count(cluster.id_of(node)) == 1
-    # What goes to all now arrives behind everything that went before.
+    # A change for all nodes arrives after all messages that were sent before it.
     assert cluster.run(node, "CONFIG SET", "heartbeat", 9)[b"nodes"] == 6
     assert cluster.values("exchange") == [
         b"here" if other is node else b"amq.direct" for other in cluster.nodes
@@ -156,7 +157,7 @@ def test_local_commands_stay(cluster: Nodes) -> None:
 
 @ONE_FAMILY
 def test_a_refused_value_changes_nothing(cluster: Nodes) -> None:
-    """Nowhere, and nobody is told."""
+    """On no node, and no other node is told."""
     versions = cluster.versions()
     before = [cluster.run(node, "CONFIG GET", "*") for node in cluster.nodes]
     marks = [len(node.log()) for node in cluster.nodes]
@@ -179,7 +180,7 @@ def test_a_refused_value_changes_nothing(cluster: Nodes) -> None:
                 cluster.run(node, line, *arguments)
     assert cluster.versions() == versions
     assert [cluster.run(node, "CONFIG GET", "*") for node in cluster.nodes] == before
-    # Nor later: this comes behind whatever had been sent.
+    # Nor later: this change comes after all that had been sent.
     assert cluster.run(cluster.nodes[0], "CONFIG SET", "heartbeat", 8)[b"nodes"] == 6
     cluster.agree(heartbeat=8)
     for was, node in zip(before, cluster.nodes, strict=True):
@@ -191,7 +192,7 @@ def test_a_refused_value_changes_nothing(cluster: Nodes) -> None:
 @ONE_FAMILY
 @pytest.mark.parametrize("count", [2, 6])
 def test_changes_of_one_parameter_at_the_same_instant(count: int, cluster: Nodes) -> None:
-    """One of them holds in the end, the same on all nodes."""
+    """In the end all nodes have the value of one of the changes."""
     nodes = cluster.nodes[:count]
     for number in range(25):
         changes = [
@@ -209,7 +210,8 @@ def test_changes_of_one_parameter_at_the_same_instant(count: int, cluster: Nodes
             f"one value on all nodes in round {number}",
         )
         assert value in {f"{number}:{node.port}".encode() for node in nodes}
-    # The names of nodes decide within a millisecond only: who comes later wins, each of them.
+    # The names of nodes decide only between changes of the same millisecond: otherwise the later
+    # change wins.
     for node in nodes:
         assert as_map(cluster.run(node, "CONFIG SET", "exchange", node.port)) == everybody(b"OK")
         assert cluster.values("exchange") == [b"%d" % node.port] * 6
@@ -217,7 +219,8 @@ def test_changes_of_one_parameter_at_the_same_instant(count: int, cluster: Nodes
 
 @ONE_FAMILY
 def test_changes_of_different_parameters_at_the_same_instant(cluster: Nodes) -> None:
-    """All are kept: those of six nodes, and those of two that set two each."""
+    """All changes are kept: those of six nodes, and those of two nodes that change two parameters
+    each."""
     names = ["username", "password", "exchange", "routing-key", "heartbeat", "fallback-size"]
     for number in range(20):
         pairs = [(name, str(1000 + number * 10 + n)) for n, name in enumerate(names)]
@@ -233,7 +236,8 @@ def test_changes_of_different_parameters_at_the_same_instant(cluster: Nodes) -> 
 
 @ONE_FAMILY
 def test_commands_on_all_nodes_at_once(cluster: Nodes) -> None:
-    """No node waits for one that waits for it: all are answered by all."""
+    """Nodes that wait for each other's answers do not block each other: each command is answered by
+    all nodes."""
     write(cluster, [str(number) for number in range(20)])
     lines = [
         "CONFIG SET heartbeat 9",
@@ -271,8 +275,8 @@ def test_commands_on_all_nodes_at_once(cluster: Nodes) -> None:
 
 @TWO_FAMILIES
 def test_binary_and_large_values(cluster: Nodes, probe: Probe) -> None:
-    """All 256 bytes, and as much as a parameter takes, arrive as they are; and Redis is
-    not held up by it, neither where it was set nor elsewhere."""
+    """All 256 bytes, and as much as a parameter may have, arrive unchanged. Redis does not wait for
+    it, neither on this node nor on the others."""
     asked, other = cluster.nodes[0], cluster.nodes[-1]
     every_byte = bytes(range(256))
     reply = cluster.run(asked, "KEYMASK SET", every_byte, every_byte[::-1])
@@ -285,7 +289,7 @@ def test_binary_and_large_values(cluster: Nodes, probe: Probe) -> None:
     cluster.run(asked, "CONFIG SET", "exchange", name, "username", name[::-1])
     assert cluster.values("exchange") == [name] * 6
     assert cluster.values("username") == [name[::-1]] * 6
-    # Nearly all of the 64 KiB of masks: each byte takes four in the parameter's form.
+    # Nearly the 64 KiB that masks may have: each byte takes four in the parameter's text.
     large = [bytes([number]) + b"\xfe" * 250 for number in range(65)]
     for server in (asked, other, cluster.nodes[2]):
         with probe(server):
@@ -297,8 +301,8 @@ def test_binary_and_large_values(cluster: Nodes, probe: Probe) -> None:
 
 @TWO_FAMILIES
 def test_a_large_element_of_another_node(cluster: Nodes, probe: Probe) -> None:
-    """PEEK shows a key with all bytes in it, wherever it waits. One of 5 MB behind it is
-    no load for the bus: its own node shows it."""
+    """PEEK shows a key with all bytes, on whichever node its event waits. An element of 5 MB behind
+    it is not sent over the bus: only its own node shows it."""
     key = bytes(range(256)) * 2000 + b"{x}"
     client = cluster.client()
     client.set(key, 1)
@@ -341,8 +345,8 @@ def shown_rows(cluster: Nodes, node: RedisServer) -> dict[int, dict[str, Any]]:
 
 
 def right(cluster: Nodes, node: RedisServer, running: Sequence[RedisServer]) -> bool:
-    """Whether a node shows these as they are. Links come and go: it has to show what
-    there is before and after."""
+    """True if a node shows these as they are. Links change at any time, so what it shows must be
+    true before and after."""
     before = own_rows(cluster, running)
     rows = shown_rows(cluster, node)
     return before == own_rows(cluster, running) == {n.port: rows[n.port] for n in running}
@@ -350,8 +354,8 @@ def right(cluster: Nodes, node: RedisServer, running: Sequence[RedisServer]) -> 
 
 @TWO_FAMILIES
 def test_cluster_and_stats_cluster(cluster: Nodes, broker: RabbitServer, mailbox: Mailbox) -> None:
-    """Any node shows all nodes as they are, and the sums of their counters: also after a
-    failover, and with a node down."""
+    """Any node shows all nodes as they are, and the sums of their counters: also after a failover,
+    and with a node down."""
 
     primaries = cluster.primaries()
     cluster.run(
@@ -361,7 +365,7 @@ def test_cluster_and_stats_cluster(cluster: Nodes, broker: RabbitServer, mailbox
     write(cluster, keys)
     for primary in primaries:
         settled(cluster.at(primary), fallback_length=0, state="connected")
-    for primary in primaries[1:]:  # one knows another broker than the other
+    for primary in primaries[1:]:  # each has another broker
         port = broker.port if primary is primaries[0] else free_port()
         cluster.run(primary, "CONFIG SET", "port", port, "LOCAL")
     write(cluster, [f"more:{number}" for number in range(60)])
@@ -397,7 +401,8 @@ def test_cluster_and_stats_cluster(cluster: Nodes, broker: RabbitServer, mailbox
 
 @ONE_FAMILY
 def test_what_is_shown_with_a_node_down(cluster: Nodes) -> None:
-    """What the others know of it; and the sums of the others, which say so."""
+    """The row of the node says what the others know of it; the sums are those of the others, and
+    the reply says so."""
     primary = cluster.primaries()[0]
     down = cluster.replica_of(primary)
     down_id = cluster.id_of(down)
@@ -418,7 +423,7 @@ def test_what_is_shown_with_a_node_down(cluster: Nodes) -> None:
 
 
 def test_a_server_in_no_cluster(family: str, start_redis: StartRedis) -> None:
-    """It is one node, and replies of commands are as plain as ever."""
+    """It is one node, and replies of commands have no list of nodes."""
     client = start_redis(family, ["A", "127.0.0.1", free_port()]).client(protocol=3)
 
     def run(line: str) -> Any:
@@ -432,7 +437,8 @@ def test_a_server_in_no_cluster(family: str, start_redis: StartRedis) -> None:
     assert (row[b"role"], row[b"fallback_length"]) == (b"primary", 1)
 
     def same() -> bool:
-        """It tries to connect again and again, so not at any time."""
+        """Compared until it holds: it tries to connect again and again, so that the rows may differ
+        for a moment."""
         (row,) = run("CLUSTER")
         shown = stats(client)
         return all(row[name.encode()].decode() == shown[name] for name in ("state", "last_error"))

@@ -1,4 +1,4 @@
-"""What the nodes tell each other: messages that are heard and made by a changed handler."""
+"""Messages between the nodes, which a changed handler writes down and makes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.fix_nodes import SOON, Nodes, as_map, everybody, started, sums, write
 from tests.fix_servers import _SERVERS, Mailbox, handler_copy, once, settled, stats
 from tests.system.test_secrets import found, shown
 
-# Appended to worker/loop.py in a copy of the handler. A node sends what it finds in a file
-# named `say`, keeps what it sends in `sent` as long as there is a file named `keep`, and
-# with one named `later` its messages are those of a version that has more to say.
+# Appended to worker/loop.py in a copy of the handler. A node sends the messages in a file named
+# `say`. While there is a file named `keep`, it appends what it sends to `sent`. While there is one
+# named `later`, its messages have the additions of a later version.
 TALK = """
 
 import pathlib as _pathlib
@@ -28,7 +28,7 @@ from keyspace_amqp.cluster import peers as _peers
 
 def _submit(self, job, done, _submit=Worker._submit):
     for command in job.commands:
-        if isinstance(command, Message) and _pathlib.Path("keep").exists():
+        if isinstance(command, BusMessage) and _pathlib.Path("keep").exists():
             with _pathlib.Path("sent").open("ab") as file:
                 file.write(b"".join(_LENGTH.pack(len(p)) + p for p in command.arguments))
     _submit(self, job, done)
@@ -40,7 +40,7 @@ def _look_around(self, _look_around=Worker._look_around):
         texts = list(_counted(say.read_bytes(), 0))
         say.unlink()
         for text in texts:
-            self._submit(Job([Message([b"", text])]), lambda result: None)
+            self._submit(Job([BusMessage([b"", text])]), lambda result: None)
     _look_around(self)
 
 
@@ -75,7 +75,7 @@ def talking_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]
 
 @pytest.fixture
 def talking(talking_cluster: Nodes, request: pytest.FixtureRequest) -> Nodes:
-    """A cluster whose messages can be heard and made, see TALK."""
+    """A cluster whose messages a test can read and make, see TALK."""
     request.node.stash.setdefault(_SERVERS, []).extend(talking_cluster.nodes)
     for node in talking_cluster.nodes:
         for name in ("say", "keep", "sent", "later"):
@@ -85,7 +85,7 @@ def talking(talking_cluster: Nodes, request: pytest.FixtureRequest) -> Nodes:
 
 
 def say(cluster: Nodes, node: RedisServer, messages: Sequence[bytes]) -> None:
-    """Has a node send messages to all others."""
+    """Makes a node send messages to all others."""
     data = b"".join(struct.pack("=I", len(message)) + message for message in messages)
     (node.folder / "said").write_bytes(data)
     (node.folder / "said").rename(node.folder / "say")
@@ -94,7 +94,7 @@ def say(cluster: Nodes, node: RedisServer, messages: Sequence[bytes]) -> None:
 
 
 def sent(node: RedisServer) -> list[tuple[str, dict[str, Any]]]:
-    """What a node has sent since `keep` is there: targets and messages."""
+    """What a node has sent since the file `keep` is there: targets and messages."""
     path = node.folder / "sent"
     data = path.read_bytes() if path.exists() else b""
     parts, at = [], 0
@@ -157,7 +157,7 @@ def garbage() -> list[bytes]:
         good + b" ",
         good[:20] + bytes([good[20] ^ 1]) + good[21:],
         framed(good[8:], magic=b"KSX"),
-        # Of versions that there may be, the form being what it may be then, or the same.
+        # Of other versions, whose form may be another or the same.
         framed(good[8:], version=2),
         framed(b"\0\1\2", version=3),
         framed(good[8:], version=0),
@@ -170,7 +170,7 @@ def garbage() -> list[bytes]:
 
 
 def test_garbage_is_ignored(talking: Nodes) -> None:
-    """It is counted, seldom logged, and nothing comes of it."""
+    """It is counted, logged at a bounded rate, and changes nothing."""
     speaker, *others = talking.nodes
     messages = garbage()
     talking.run(speaker, "CONFIG SET", "exchange", "good")
@@ -201,8 +201,8 @@ def test_garbage_is_ignored(talking: Nodes) -> None:
 
 
 def test_commands_and_answers_that_nobody_knows(talking: Nodes) -> None:
-    """Of the right form, but of another mind: a command that is not there, answers to
-    what was not asked, and values that are refused. Nothing breaks."""
+    """Their form is right, their content is not: a command that does not exist, answers without a
+    question, values that are refused. Nothing breaks."""
     speaker, *others = talking.nodes
     late = talking.versions()[0] + 1
     write(talking, [str(number) for number in range(30)])
@@ -233,8 +233,8 @@ def test_commands_and_answers_that_nobody_knows(talking: Nodes) -> None:
 
 
 def test_nodes_of_a_later_version(talking: Nodes) -> None:
-    """A rolling upgrade: half of the nodes say more than the others understand, and know
-    a parameter that the others do not."""
+    """A rolling upgrade: half of the nodes send fields that the others do not know, and have a
+    parameter that the others do not have."""
     later, earlier = talking.nodes[::2], talking.nodes[1::2]
     for node in later:
         (node.folder / "later").touch()
@@ -250,7 +250,7 @@ def test_nodes_of_a_later_version(talking: Nodes) -> None:
         assert len(talking.rows(node)) == 6
         assert talking.run(node, "STATS CLUSTER")[b"nodes"] == 6
     talking.agree(exchange="x5", masks="m5")
-    # One that starts again is told of everything by everybody, also of the parameter.
+    # A node that starts again hears everything from all others, also the unknown parameter.
     earlier[0].kill()
     earlier[0].start()
     talking.ready()
@@ -269,8 +269,8 @@ def test_nodes_of_a_later_version(talking: Nodes) -> None:
 def test_the_password(
     talking: Nodes, broker: RabbitServer, mailbox: Mailbox, request: pytest.FixtureRequest
 ) -> None:
-    """Set on one node, all log in with it. Nobody shows it, and it is sent to those who
-    do not have it, and to nobody else."""
+    """Set on one node, all log in with it. No output shows it. It is sent only to nodes that do not
+    have it."""
     user, password = f"user-{uuid.uuid4()}", f"secret-{uuid.uuid4().hex}"
     broker.ctl("add_user", user, password)
     request.addfinalizer(lambda: broker.ctl("delete_user", user))
@@ -318,7 +318,7 @@ def test_the_password(
         if sender is not setter:  # said hello before the other had heard the setter
             assert target is not None
             assert "want" in {asked["kind"] for to, asked in sent(target) if ids.get(to) is sender}
-    # Nothing else brings it out: no other change, command, or failure.
+    # Nothing else makes a node send it: no other change, command, or failure.
     for node in talking.nodes:
         talking.run(node, "CONFIG SET", "heartbeat", 33)
         talking.run(node, "KEYMASK SET", "ALL")
@@ -327,7 +327,7 @@ def test_the_password(
         talking.run(node, "STATS CLUSTER")
     hellos(1)
     assert carriers() == told
-    # But a node that has lost it, and who gives it.
+    # A node that has lost it gets it again.
     back = talking.replica_of(talking.primaries()[0])
     back.kill()
     back.start()

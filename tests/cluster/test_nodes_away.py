@@ -1,4 +1,4 @@
-"""Nodes that are away for a time, or that load the module again, and how they catch up."""
+"""Nodes that are away for a time, or that load the module again, catch up."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from tests.fix_servers import _SERVERS, stats
 
 @ONE_FAMILY
 def test_a_node_that_was_killed_catches_up(cluster: Nodes) -> None:
-    """Also with several changes that it missed, and with none by itself."""
+    """After several changes that it missed, and after none."""
     away = cluster.replica_of(cluster.primaries()[0])
     others = [node for node in cluster.nodes if node is not away]
-    cluster.run(away, "CONFIG SET", "heartbeat", 11)  # it has to hear of its own, too
+    cluster.run(away, "CONFIG SET", "heartbeat", 11)  # it must hear of this one, too
     cluster.run(others[0], "KEYMASK SET", "a")
     away.kill()
     for number, node in enumerate(others):
@@ -61,13 +61,13 @@ def test_a_primary_that_stands_still_catches_up(cluster: Nodes) -> None:
 
 @ONE_FAMILY
 def test_a_replica_that_stands_still_catches_up(cluster: Nodes) -> None:
-    """Nobody is kept from an answer by it."""
+    """No answer of the others waits for it."""
     stand_still(cluster.replica_of(cluster.primaries()[0]), cluster)
 
 
 def stand_still(away: RedisServer, cluster: Nodes) -> None:
-    """Nobody knows for a while that it does not answer. Nobody who asks meanwhile waits
-    for those who have asked before."""
+    """For a while no node knows that this one does not answer. Commands that are given meanwhile do
+    not wait for each other."""
     others = [node for node in cluster.nodes if node is not away]
     away.signal(signal.SIGSTOP)
     # Several clients of one node, and one of each other node.
@@ -81,7 +81,7 @@ def stand_still(away: RedisServer, cluster: Nodes) -> None:
     )
     for reply in replies:
         missing(reply, away)
-    # Now it is known to fail, and nobody is waited for.
+    # Now it is known to fail, and no command waits for it.
     fails = b"127.0.0.1:%d: it is failing" % away.port
 
     def known(node: RedisServer) -> bool:
@@ -93,7 +93,7 @@ def stand_still(away: RedisServer, cluster: Nodes) -> None:
         missing(cluster.run(node, "CONFIG SET", "heartbeat", 20 + number), away)
     missing(cluster.run(others[0], "KEYMASK SET", "k"), away)
     cluster.agree(others, heartbeat=24, masks="k")
-    # Three others are primaries, be it at once or after the failover.
+    # Three other nodes are primaries, at once or after the failover.
     wait_for(
         lambda: (
             [role for port, role, *_ in cluster.view(others[0]) if port != away.port].count(
@@ -110,8 +110,8 @@ def stand_still(away: RedisServer, cluster: Nodes) -> None:
 
 @ONE_FAMILY
 def test_a_node_comes_and_goes(cluster: Nodes) -> None:
-    """A new node gets the configuration that the others have; one that was removed
-    is told nothing any more."""
+    """A new node gets the parameters that the others have; one that was removed hears nothing any
+    more."""
     first = cluster.nodes[0]
     cluster.run(first, "CONFIG SET", "exchange", "of all", "password", "of all")
     cluster.run(first, "KEYMASK SET", "a", "b")
@@ -124,7 +124,7 @@ def test_a_node_comes_and_goes(cluster: Nodes) -> None:
     cluster.nodes.append(new)
     cluster.cli("add-node", f"127.0.0.1:{new.port}", f"127.0.0.1:{first.port}")
     cluster.ready(7)
-    # Which it has brought along: it was set for all nodes that there were.
+    # It has brought this value along: alone, it had set it for all nodes.
     cluster.agree(exchange="of all", masks="a b", routing_key="its own")
     assert stats(cluster.at(new))["state"] == "disconnected"
     for node in (first, new):
@@ -148,8 +148,8 @@ def test_a_node_comes_and_goes(cluster: Nodes) -> None:
 
 
 class BusProxy(Proxy):
-    """The way to a node's cluster bus, which can be closed to nodes of the other side:
-    they come from another address."""
+    """A proxy before a node's cluster bus that can be closed to the nodes of the other side, which
+    connect from another address."""
 
     def __init__(self, target: int, home: str) -> None:
         super().__init__(target)
@@ -229,13 +229,13 @@ def test_both_sides_of_a_partition_change_parameters(
 
 @TWO_FAMILIES
 def test_unload_and_load_amid_messages(cluster: Nodes) -> None:
-    """Whatever flies about meanwhile: nothing crashes, and the node catches up."""
+    """With messages on their way each time: nothing crashes, and the node catches up."""
     node, *others = cluster.nodes
     client = cluster.at(node)
     stop = threading.Event()
 
     def change(other: RedisServer) -> int:
-        """Sets parameters without a pause; how often."""
+        """Sets a parameter without a pause; returns how often."""
         count = 0
         with contextlib.closing(other.client(protocol=3)) as changer:
             while not stop.is_set():
@@ -257,8 +257,8 @@ def test_unload_and_load_amid_messages(cluster: Nodes) -> None:
             client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
         finally:
             stop.set()
-        # The server is there and takes messages for nobody. Those who ask wait as long
-        # as they may, but not for each other, or it would be too long.
+        # The server is there, but no module takes its messages. Each command waits for as long as
+        # it may; they must not wait for each other, which would take too long.
         lines = ["KEYMASK SET missed", "FALLBACK LEN", "STATS RESET", "CONFIG SET heartbeat 3"]
         for reply in at_once([lambda line=line: cluster.run(others[1], line) for line in lines]):
             missing(reply, node)

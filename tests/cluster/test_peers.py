@@ -1,4 +1,5 @@
-"""What the nodes of a cluster agree upon, and the questions that they ask each other."""
+"""The parameters that the nodes of a cluster agree upon, and the commands that they ask each other
+to run."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def test_two_changes_at_the_same_instant_end_the_same_everywhere() -> None:
 
 
 def test_the_same_version_in_two_lives_of_a_node() -> None:
-    """The node knows only that some version is far ahead of its clock, twice the same."""
+    """Before and after a restart it makes the same version of two values: each time it knows only
+    that some version is far ahead of its clock."""
     bus, a, b, c = three()
     bus.members["c"].skew_ms = DAY_MS
     c.set(host=b"h")
@@ -84,7 +86,7 @@ def test_clocks_that_differ_do_not_let_an_earlier_change_win(skew_ms: int) -> No
 
 
 def test_an_earlier_change_that_waits_does_not_undo_a_later_one() -> None:
-    """What the other node has set waits for its turn; meanwhile a client sets it here."""
+    """A change of another node waits its turn; meanwhile a client sets the parameter here."""
     bus, a, b, _c = three()
     a.set(port=b"1")
     a.hear()
@@ -98,7 +100,7 @@ def test_an_earlier_change_that_waits_does_not_undo_a_later_one() -> None:
 
 
 def test_what_is_older_by_the_clock_is_told() -> None:
-    """Not what was set at the same time, and not what is the same."""
+    """But not values of the same time, and not equal values."""
     _bus, a, _b, _c = three()
     version = a.spread.assign({"port": b"1", "host": b"h"})["port"].version
     for earlier, value, older in (
@@ -123,7 +125,7 @@ def test_values_are_bytes(value: bytes) -> None:
 
 
 def test_values_travel_only_to_those_who_need_them() -> None:
-    """The password, say: hello goes to all once a second, and has the versions only."""
+    """As for the password: `hello` goes to all once a second, and has only versions."""
     bus, a, _b, _c = three()
     a.set(password=b"hunter2")
     bus.settle(3 * HELLO_EVERY)

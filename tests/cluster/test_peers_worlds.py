@@ -94,7 +94,7 @@ class World:
 
     def node_starts_again(self, chance: random.Random) -> None:
         member = self.pick(chance)
-        self.asked -= len(member.spread._questions)  # nobody will answer these
+        self.asked -= len(member.spread._questions)  # these are never answered
         member.begin()
 
     def node_joins(self, chance: random.Random) -> None:
@@ -116,7 +116,7 @@ class World:
             assert member.spread.registers == first.registers
             assert member.spread.config_version == first.config_version
             newest = {name: register.value for name, register in first.registers.items()}
-            # What redis.conf has and nobody knows of any more stays as it is.
+            # A value of redis.conf of which no node has a version stays as it is.
             assert member.values | newest == member.values
             assert len(member.ran) == len(set(member.ran)), "done twice"
             assert {word for _, word in member.ran} <= self.ran

@@ -83,7 +83,7 @@ def test_the_answer_of_redis_7_0() -> None:
     assert topology.myself == A
     assert topology.served == MINE
     assert topology.migrating == {93}
-    # Who shakes hands is no member yet.
+    # A node in handshake is no member yet.
     assert {i: dataclasses.astuple(node)[1:] for i, node in topology.nodes.items()} == {
         A: ("127.0.0.1:7000", True, False),
         B: ("127.0.0.1:7001", True, False),
@@ -92,7 +92,7 @@ def test_the_answer_of_redis_7_0() -> None:
 
 
 def test_the_answer_of_redis_8_2() -> None:
-    """Who does not answer this node (fail?) is not waited for."""
+    """A node that does not answer this one (fail?) is not waited for."""
     topology = read_topology(REDIS_8_2)
     assert (topology.served, topology.migrating) == (MINE, {93})
     assert [i for i, node in topology.nodes.items() if node.failing] == [B]

@@ -1,4 +1,4 @@
-"""Which lists a node looks after: what it finds, and when it reads the topology again."""
+"""Which lists a node knows: what it finds in its slots, and when it reads the topology again."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def look(lists: Lists, there: Mapping[bytes, int]) -> dict[bytes, int]:
 
 
 def test_lists_of_other_forms_are_found_when_they_are_touched() -> None:
-    """A key of ours with another tag: somebody has renamed a list."""
+    """A list's key with another tag: a client has renamed a list."""
     other = b"keyspaceamqp:{other}:fallback"
     lists = Lists()
     lists.begin()
@@ -101,7 +101,7 @@ def test_a_flush_makes_it_look_at_everything() -> None:
 
 
 def test_the_slot_of_home_is_looked_at_first() -> None:
-    """On most servers it has the only list; how long that is shows at once."""
+    """On most servers it has the only list, and its length is to show at once."""
     lists = Lists()
     lists.begin()
     lists.set_topology(ALONE)
@@ -112,7 +112,7 @@ def test_the_slot_of_home_is_looked_at_first() -> None:
 
 
 def test_a_list_is_gone_when_its_slot_has_stayed() -> None:
-    """An empty key in a slot on its way has gone ahead, to where the slot will be."""
+    """In a slot that migrates, a list that is not here may be on the other node already."""
     key = key_of(3)
     lists = Lists()
     lists.begin()
@@ -143,7 +143,7 @@ def test_a_list_whose_slot_has_left_is_not_counted() -> None:
 
 
 def test_a_list_that_comes_unheard_is_found_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a slot that was here all the time, without an event of a class that is heard."""
+    """In a slot that was here all the time, without an event of a chosen class."""
     monkeypatch.setattr(lists_module, "LOOK_SLOWLY", 4096)
     lists = Lists()
     lists.begin()
@@ -216,7 +216,7 @@ class Watching:
 
 
 def test_the_keeper_is_told_when_all_was_looked_at() -> None:
-    """Before that, something older may be in a list that nobody knows."""
+    """Before that, a list that is not known yet may have older events."""
     watching = Watching()
     watching.there = {key_of(6): 3}
     watching.watch.set_role(writable=True)
@@ -244,7 +244,7 @@ def test_a_server_that_is_in_no_cluster_has_one_list() -> None:
 
 
 def test_the_list_that_was_left_is_looked_at_again() -> None:
-    """The keeper came upon a slot that was not served for a moment."""
+    """The keeper has left it because its slot was not served for a moment."""
     watching = Watching()
     watching.watch.set_role(writable=True)
     watching.settle()
@@ -271,7 +271,7 @@ def test_the_topology_is_read_once_in_a_while_and_soon_when_it_is_doubtful() -> 
     watching.settle()
     assert watching.seconds_until_it_reads() == pytest.approx(READ_EVERY)
     watching.settle()
-    watching.keeper.known = False  # it has come upon a slot that is not served
+    watching.keeper.known = False  # as when a slot is not served
     watching.text = f"{WHOLE} 5-6"
     assert watching.seconds_until_it_reads() == pytest.approx(READ_AGAIN)
     watching.settle()
@@ -280,8 +280,8 @@ def test_the_topology_is_read_once_in_a_while_and_soon_when_it_is_doubtful() -> 
 
 
 def test_what_a_replica_has_asked_is_not_told_of_the_primary() -> None:
-    """Else the new primary would think for a moment that it has no slots, and no list
-    with older events in it."""
+    """From a reply to a replica, the new primary would take for a moment that it has no slots and
+    no list with older events."""
     watching = Watching()
     watching.text = WHOLE
     job = watching.watch.poll()
@@ -295,7 +295,7 @@ def test_what_a_replica_has_asked_is_not_told_of_the_primary() -> None:
 
 
 def test_while_redis_is_busy_it_does_not_wake_up() -> None:
-    """For a job that is under way there is nothing to wait for but its end."""
+    """While a job is under way, only the end of the job is a reason to wake up."""
     watching = Watching()
     watching.watch.set_role(writable=True)
     assert watching.watch.poll() is not None
@@ -314,7 +314,7 @@ def test_after_a_job_that_was_lost_it_reads_again() -> None:
 
 @pytest.mark.parametrize("reply", [None, b"+garbage\r\n", b"-ERR unknown command\r\n"])
 def test_a_topology_that_cannot_be_read_is_asked_for_again(reply: bytes | None) -> None:
-    """As while the server ends. If it goes on, the keeper has to go without a list."""
+    """As while the server ends. If the server goes on, the keeper has to work without a list."""
     watching = Watching()
     watching.watch.set_role(writable=True)
     for failures in range(1, READ_FAILURES + 1):

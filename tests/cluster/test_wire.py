@@ -30,7 +30,7 @@ OTHER: list[Any] = [None, True, 1, -1, 2**70, 1.5, "", "x", "\u20ac", [], [1], {
 
 
 class Listener:
-    """A node that has a parameter, and has asked another something."""
+    """A node that has a parameter, and has asked another node something."""
 
     def __init__(self) -> None:
         self.bus, self.member, _, _ = three()
@@ -69,7 +69,7 @@ def with_head(body: bytes, magic: bytes = b"KSA", version: int = 1) -> bytes:
 
 @pytest.mark.parametrize("message", VALID, ids=lambda message: message["kind"])
 def test_each_kind_is_understood(message: Any) -> None:
-    """Or the tests below could not fail."""
+    """Otherwise the tests below could not fail."""
     listener = Listener()
     before = listener.state()
     actions = listener.hears(packed(message, listener.asked))
@@ -105,8 +105,8 @@ def test_other_peoples_messages_and_later_versions() -> None:
 
 
 def wrong_shapes() -> Iterator[tuple[Any, str]]:
-    """Valid messages in which something is of another type, at any depth, with what kinds
-    of values are right there."""
+    """Valid messages in which one value, at any depth, has another type; with the types that are
+    right in that place."""
     for message in VALID:
         for path in paths(message):
             for value in OTHER:
@@ -131,7 +131,7 @@ def paths(value: Any) -> Iterator[tuple[Any, ...]]:
         yield from ((step, *rest) for rest in paths(inner))
 
 
-# Whose type does not matter, or that may be missing.
+# Fields that may have any type, or may be missing.
 FREE = {"speaks", "reply", "reply.0", "reply.1", "reply.1.a", "error"}
 
 
@@ -140,7 +140,7 @@ def test_wrong_types_in_every_field() -> None:
     for message, path in wrong_shapes():
         if path in FREE:
             continue
-        # A true that stands for a number harms nobody, no more than an empty list.
+        # `true` instead of a number does no harm, and neither does an empty list.
         listener = Listener()
         before, data = listener.state(), packed(message, listener.asked)
         actions = listener.hears(data)
@@ -154,7 +154,8 @@ def test_wrong_types_in_every_field() -> None:
 
 
 def kind_of_harmless(message: Any) -> bool:
-    """What may be heard although it is no message of ours: nothing is asked or told."""
+    """True if hearing this changes nothing, though it is no valid message: nothing is asked or
+    told."""
     versions = list(message.get("versions", {}).values()) if message["kind"] == "hello" else []
     if message["kind"] == "have":
         versions = [register[0] for register in message["registers"].values()]
@@ -241,7 +242,7 @@ def test_json_of_any_shape(message: Any) -> None:
     if listener.spread.rejected:
         assert actions == []
         assert listener.state() == before
-    # And its own messages are still such.
+    # And what it sends is still valid.
     bus = listener.bus
     bus.now += HELLO_EVERY
     listener.member.hear()

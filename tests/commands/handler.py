@@ -38,7 +38,7 @@ def nodes_of(*others: str, primary: bool = True) -> Topology:
 
 
 class FakeHandler:
-    """What the worker is to a command; remembers what it was asked for."""
+    """Stands for the worker as commands use it; remembers what it was asked for."""
 
     def __init__(self, topology: Topology = ALONE, **changed: bytes) -> None:
         self.raw_config: Sequence[bytes] = [
@@ -51,7 +51,7 @@ class FakeHandler:
         self.clustered = topology is not ALONE
         self.writable = True
         self.list_keys: Sequence[bytes] | None = [KEY]
-        self.keys_found: Sequence[bytes] | None = None  # by a look
+        self.keys_found: Sequence[bytes] | None = None  # what a look finds
         self.outcome = Outcome()  # what the other nodes answer
         self.registers: dict[str, Register] = {}
         self.setting = False
@@ -130,7 +130,7 @@ Results = Sequence[Sequence[tuple[bytes | None, int]]]
 
 
 class Run:
-    """Carries a command out: jobs get the results given, in their order."""
+    """Carries out a command; its jobs get the given results, in their order."""
 
     def __init__(
         self, handler: FakeHandler, *arguments: bytes, results: Results = (), asked: bool = False

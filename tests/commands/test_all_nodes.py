@@ -57,7 +57,7 @@ setting_commands = pytest.mark.parametrize(
 
 
 def results_of(told: Mapping[str, bytes]) -> Results:
-    """Of the one job, if there is any."""
+    """The results of the one job, if there is any."""
     return [[OK]] if set(told) - {LINK} else []
 
 
@@ -78,7 +78,7 @@ def test_what_is_set_is_told_to_all(
 def test_what_is_set_here_only(
     how: str, arguments: list[bytes], result: Any, told: Mapping[str, bytes]
 ) -> None:
-    """No version is made of it, so it is not passed on later either."""
+    """It gets no version, so it is not passed on later either."""
     handler = FakeHandler() if how == "alone" else clustered({"a": None})
     words = [*arguments, b"local"] if how == "LOCAL" else arguments
     run = Run(handler, *words, results=results_of(told), asked=how == "asked")
@@ -123,7 +123,7 @@ def test_what_is_the_same_everywhere_is_answered_here(arguments: list[bytes]) ->
 
 
 PEEKED: Results = [lengths(1), [(to_resp([b"a"]), 0), OK]]
-# The command, the results of its jobs here, what another node answers, and the sum.
+# The command, the results of its jobs here, the answer of another node, and both together.
 RUNNING: list[tuple[list[bytes], Results, Any, Any]] = [
     ([FALLBACK, b"LEN"], [lengths(12)], 30, 42),
     ([FALLBACK, b"drain"], [], 30, 47),
@@ -174,7 +174,7 @@ def test_another_node_gets_elements_that_fit_into_a_message() -> None:
     ids=lambda value: repr(value),
 )
 def test_a_replica_does_not_answer_for_its_copy(arguments: list[bytes], empty: Any) -> None:
-    """Its primary does; with LOCAL one may look at it."""
+    """Its primary does; with LOCAL a replica shows its copy."""
     handler = clustered({"a": 5 if empty == 0 else ["x"]})
     handler.writable = False
     handler.list_keys = None
@@ -227,7 +227,7 @@ def test_the_table_of_the_nodes() -> None:
     assert rows[2][b"role"] == b"primary"
     assert rows[2][b"last_error"] == b"no answer"
     assert all(list(row) == list(rows[0]) for row in rows)
-    # What it tells of itself is what it understands of others.
+    # It understands from others what it tells of itself.
     own = commands.plain(Run(handler, CLUSTER, asked=True).reply)
     (row,) = [row for row in Run(clustered({"a": own}), CLUSTER).reply if row[b"id"] == b"a"]
     assert row[b"last_error"] == "h\u00e9".encode()
@@ -255,8 +255,8 @@ anything = st.recursive(
 @given(answered=anything, error=st.text(st.characters(exclude_categories=[])))
 @example(answered={"role": "\ud800"}, error="\ud800")
 def test_answers_of_any_shape(answered: Any, error: str) -> None:
-    """A node of a later version may answer what it likes: there is a reply all the same,
-    and what is understood is in it."""
+    """A node of a later version may answer anything: there is a reply, with the parts that are
+    understood."""
     for arguments, results, _, _ in RUNNING:
         reply = Run(clustered({"a": answered}, b=error), *arguments, results=results).reply
         assert reply[b"nodes"] == 2
@@ -309,7 +309,7 @@ def test_stats_of_what_is_not_there() -> None:
 
 
 class Applied(Run):
-    """Sets what another node has set for all: the newest of it."""
+    """Sets what another node has set for all; only what is newest."""
 
     def __init__(
         self, handler: FakeHandler, values: Mapping[str, bytes], results: Results = ()
@@ -357,7 +357,7 @@ def test_apply_says_what_is_older() -> None:
 
 
 def test_apply_leaves_what_it_does_not_know() -> None:
-    """A parameter of a later version."""
+    """It may be a parameter of a later version."""
     handler = clustered({"a": None})
     assert Applied(handler, {"later": b"x"}).jobs == []
     assert Applied(handler, {"later": b"x", "port": b"1"}, [[OK]]).jobs == config_set(
@@ -366,7 +366,7 @@ def test_apply_leaves_what_it_does_not_know() -> None:
 
 
 def test_apply_leaves_what_was_set_since() -> None:
-    """It may have waited, and a client of this node was faster."""
+    """The change may have waited while a client of this node set the parameter."""
     handler = clustered({"a": None})
     handler.registers = {
         "port": Register((10, "me"), b"2"),

@@ -62,7 +62,7 @@ def test_keymask_list() -> None:
     ],
 )
 def test_keymask_changes(masks: bytes, arguments: list[bytes], value: bytes, count: int) -> None:
-    """One value set, so that the shim checks it and CONFIG GET and REWRITE see it."""
+    """One value is set, so that the shim checks it, and CONFIG GET and REWRITE see it."""
     run = Run(FakeHandler(masks=masks), KEYMASK, *arguments, results=[[OK]])
     assert run.jobs == config_set((b"masks", value))
     assert run.reply == count
@@ -117,7 +117,7 @@ def test_config_get_one() -> None:
 
 def test_config_get_a_pattern() -> None:
     reply = Run(FakeHandler(), CONFIG, b"GET", b"*").reply
-    assert list(reply) == [setting.name.encode() for setting in PARAMETERS]
+    assert list(reply) == [parameter.name.encode() for parameter in PARAMETERS]
     assert list(Run(FakeHandler(), CONFIG, b"GET", b"ho?t").reply) == [b"host"]
     assert list(Run(FakeHandler(), CONFIG, b"GET", b"*r*-*e").reply) == [
         b"delivery-mode", b"worker-nice", b"password-file", b"tls-cert-file", b"tls-server-name",
@@ -272,7 +272,7 @@ def test_fallback_len_of_several_lists() -> None:
 
 
 def test_fallback_len_where_the_lists_are_not_known() -> None:
-    """On a replica, or before a primary has looked: in every slot."""
+    """On a replica, or before a primary has looked, it counts in every slot."""
     handler = clustered({})
     handler.list_keys = None
     results = [lengths(*[0] * LOOK_KEYS) for _ in range(0, SLOTS, LOOK_KEYS)]

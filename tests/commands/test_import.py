@@ -40,7 +40,7 @@ def numbered(count: int, first: int = 0) -> list[bytes]:
 
 
 def take_over(client: redis.Redis, key: str = OLD) -> int:
-    """Gives the command until there is nothing left, as people have to."""
+    """Repeats the command until nothing is left, as users have to."""
     total = 0
     while taken := run(client, f"FALLBACK IMPORT {key}"):
         total += taken
@@ -96,7 +96,7 @@ def test_the_class_comes_from_the_name() -> None:
 
 
 def test_classes_are_those_of_redis(family: str, start_redis: StartRedis) -> None:
-    """What Redis says of its events, for all that a few commands emit."""
+    """For all events of a few commands, compared with the classes in which Redis notifies."""
     client = start_redis(family, arguments_for(free_port(), events="Anm")).client()
     for line in (
         "SET a 1 PX 1", "INCR b", "APPEND b 1", "SETRANGE b 0 1", "RENAME b c", "COPY c d",
@@ -207,7 +207,7 @@ BINARY = [
 def test_all_is_taken_over(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """With the broker away, so that the list can be looked at; then it comes back."""
+    """The broker is away, so that the list can be looked at; then it comes back."""
     arguments = arguments_for(free_port(), mailbox, events="$")
     server = start_redis(family, arguments)
     client = server.client()
@@ -238,8 +238,7 @@ def test_all_is_taken_over(
 def test_with_the_broker_there_and_events_that_flow(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """Redis answers meanwhile, nothing comes twice, and both kinds of events come in their
-    order."""
+    """Redis answers meanwhile, no event comes twice, events of both kinds are in order."""
     server = start_redis(arguments=arguments_for(broker, mailbox, events="$"))
     client = server.client()
     client.set("load", 1)
@@ -261,8 +260,8 @@ def test_with_the_broker_there_and_events_that_flow(
     messages = mailbox.receive()
     keys = [message.event[2] for message in messages]
     assert [key for key in keys if key.startswith(b"old:")] == expected
-    # If the broker stands still for a moment, what was on its way may go once more. What it
-    # confirms while it is pushed behind elements that nobody has read counts as found.
+    # If the broker stands still for a moment, messages in flight may be sent again. Events that it
+    # confirms while they are pushed behind unread elements count as found.
     first = [message.event[2] for message in once(messages)]
     assert 0 <= numbers["fallback_found"] - 120_000 <= len(messages) - len(first)
     assert [key for key in first if not key.startswith(b"old:")] == [b"load", *load.keys]
@@ -272,8 +271,8 @@ def test_with_the_broker_there_and_events_that_flow(
 def test_events_of_the_old_list_are_events(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """That Redis takes elements away from that key is an event as any other; a mask keeps
-    it away."""
+    """Redis' events about the removal of elements from that key are forwarded like any other; a
+    mask can exclude them."""
     client = start_redis(arguments=arguments_for(broker, mailbox, events="A")).client()
     put(client, numbered(3))
     assert take_over(client) == 3
@@ -289,7 +288,7 @@ def test_events_of_the_old_list_are_events(
 
 
 def test_an_element_that_is_no_event(start_redis: StartRedis) -> None:
-    """What stands before it is taken over; it and what is behind it stays."""
+    """Elements before it are taken over; it and those behind it stay."""
     client = start_redis(arguments=arguments_for(free_port(), events="$")).client()
     elements = numbered(4500)
     put(client, [*elements[:4400], b"no\xffne\r\nof ours", *elements[4400:]])
@@ -308,7 +307,7 @@ def test_an_element_that_is_no_event(start_redis: StartRedis) -> None:
 
 
 def test_refusals(family: str, start_redis: StartRedis) -> None:
-    """And after each of them both lists are as they were."""
+    """After each refusal both lists are as they were."""
     arguments = arguments_for(free_port(), events="$", size=10)
     server = start_redis(family, arguments, ["repl-diskless-sync-delay 0"])
     client = server.client()
@@ -375,8 +374,8 @@ def test_the_place_of_our_list_is_taken(start_redis: StartRedis) -> None:
 def test_killed_in_the_middle(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """With appendfsync always each element is in just one of the lists afterwards, and
-    both together are in order."""
+    """With appendfsync always, each element is in exactly one of the two lists afterwards, and both
+    together are in order."""
     arguments = arguments_for(free_port(), mailbox, events="$")
     options = ["appendonly yes", "appendfsync always", "save ''"]
     server = start_redis(arguments=arguments, options=options)
@@ -386,7 +385,7 @@ def test_killed_in_the_middle(
     for part in (0.1, 0.4):
         talker = server.client()
         connection = talker.connection_pool.get_connection()
-        for _ in range(10):  # each works for a while only
+        for _ in range(10):  # each takes over only a part
             connection.send_command("KEYSPACEAMQP.FALLBACK", "IMPORT", OLD)
         wait_for(lambda part=part, client=client: list_length(client) > part * 60_000, 30, "import")
         server.kill()
@@ -405,8 +404,8 @@ def test_killed_in_the_middle(
 
 
 def test_cluster(family: str, broker: RabbitServer, start_cluster: StartCluster) -> None:
-    """Whichever node is asked, the one that has the key's slot takes it over, into the
-    list that it works with; its replica has all that."""
+    """Whichever node is asked: the one that has the key's slot takes the list over, into the list
+    that it works with. Its replica then has all of it."""
     bench = start_cluster(family, broker, events="$")
     bench.write(30)
     bench.checked()

@@ -89,7 +89,7 @@ def test_help(family: str, start_redis: StartRedis) -> None:
 def test_config(family: str, start_redis: StartRedis) -> None:
     client = start_redis(family).client(protocol=3)
     everything = run(client, "CONFIG GET *")
-    assert [name.decode() for name in everything] == [setting.name for setting in PARAMETERS]
+    assert [name.decode() for name in everything] == [parameter.name for parameter in PARAMETERS]
     assert everything[b"password"] == b"(hidden)"
     assert run(client, "CONFIG SET port 1000 host example.org LOCAL") == b"OK"
     assert run(client, "CONFIG GET [hp]o*t LOCAL") == {b"host": b"example.org", b"port": b"1000"}
@@ -184,7 +184,7 @@ def test_fallback(family: str, start_redis: StartRedis) -> None:
     assert run(client, "FALLBACK PEEK 3") == elements[:3]
     assert run(client, "FALLBACK PEEK 100") == elements
     assert "count: '0' is not accepted" in error(client, "FALLBACK PEEK 0")
-    assert run(client, "FALLBACK DRAIN") == 30  # so many wait; nobody is there
+    assert run(client, "FALLBACK DRAIN") == 30  # so many wait; there is no broker
     assert run(client, "FALLBACK PURGE") == 30
     assert list_length(client) == 0
     settled(client, fallback_length=0, dropped=30, dropped_purged=30)
@@ -233,7 +233,7 @@ def test_wrong_stats_arguments(start_redis: StartRedis) -> None:
 
 
 def test_in_multi_and_in_scripts(family: str, start_redis: StartRedis) -> None:
-    """What waits for the worker says that it cannot; STATS does not wait."""
+    """Commands that wait for the worker are refused there, with the reason; STATS does not wait."""
     client = start_redis(family).client()
     pipeline = client.pipeline()
     pipeline.execute_command("KEYSPACEAMQP.STATS")
@@ -260,7 +260,7 @@ def test_clients_that_leave_while_they_wait(start_redis: StartRedis) -> None:
 
 
 def test_stats_of_all_names_are_there(start_redis: StartRedis) -> None:
-    """The names that the README promises."""
+    """The names that the documentation promises."""
     promised = [
         "state",
         "broker",

@@ -89,7 +89,7 @@ def test_the_printed_lines_load(tmp_path: pathlib.Path) -> None:
     with server:
         client = server.client(decode_responses=True)
         found = client.config_get("keyspaceamqp.*")
-    expected = {f"keyspaceamqp.{setting.name}": setting.default for setting in PARAMETERS} | {
+    expected = {f"keyspaceamqp.{parameter.name}": parameter.default for parameter in PARAMETERS} | {
         "keyspaceamqp.host": "broker.example",
         "keyspaceamqp.password": 'p "w',
         "keyspaceamqp.masks": r"^a\x20b$ !^a\x20bc",

@@ -1,4 +1,4 @@
-"""A publisher with a clock that only tests move: what the examples are written with."""
+"""A publisher, its list, and a clock that only tests move: for the examples."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Bench:
         return self.settle()
 
     def seconds_until(self, kind: type[Action]) -> float:
-        """Sleeps as the worker does until there is such an action."""
+        """Sleeps as the worker does until a poll gives such an action."""
         start = self.now
         for _ in range(1000):
             if any(isinstance(action, kind) for action in self.settle()):
@@ -173,8 +173,8 @@ FIRST, SECOND, THIRD, *_ = SimulatedSlots.KEYS
 
 
 class SlotsBench(Bench):
-    """A bench in a cluster. The test tells of the slots; each list has so many elements
-    at the start, numbered in the order given."""
+    """A bench in a cluster. The test moves slots and tells the publisher of them. Each list has the
+    given number of elements at the start, numbered in the order given."""
 
     list: SimulatedSlots
 
@@ -188,14 +188,14 @@ class SlotsBench(Bench):
         self.publisher.set_role(primary=True, loading=False)
 
     def tell(self, home: bytes | None) -> list[Action]:
-        """All that the node has is found."""
+        """Tells the publisher of all lists that the node has."""
         there = {key: len(self.list.here[key].elements) for key in self.list.served}
         self.publisher.lists.found({key: length for key, length in there.items() if length})
         self.publisher.lists.set_lists(home, self.list.served.__contains__)
         return self.settle()
 
     def leave(self, key: bytes) -> None:
-        """The slot goes, with its list."""
+        """The slot moves to another node, with its list."""
         self.list.away[key] = self.list.here[key].elements
         self.list.here[key].elements = []
         self.list.served.discard(key)

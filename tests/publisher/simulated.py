@@ -91,7 +91,7 @@ def assert_books_balance(publisher: Publisher) -> None:
     timed = sum(counts[bucket] for bucket in buckets) + publisher.ledger.untimed
     assert timed == counts[Stat.CONFIRMED]
     assert min(gauges.values()) >= 0
-    # What was handed over to another node is subtracted from what was found.
+    # FALLBACK_FOUND may be negative: what another node takes over is subtracted from it.
     assert min(counts[stat] for stat in Stat if stat is not Stat.FALLBACK_FOUND) >= 0
 
 
@@ -159,7 +159,7 @@ class SimulatedList:
         return b"*%d\r\n" % len(found) + b"".join(map(bulk, found))
 
     def _read(self, first: int, last: int, most: int) -> bytes:
-        """As the shim does it: the element that brings it to `most` bytes is the last."""
+        """Stops as the shim does: the element that makes it `most` bytes is the last."""
         found: list[bytes] = []
         for element in self.elements[first : last + 1]:
             if sum(map(len, found)) >= most:
@@ -180,7 +180,7 @@ class SimulatedList:
 
 
 class SimulatedSlots(SimulatedList):
-    """Several lists, in slots that come and go. `elements` has all that are here."""
+    """Several lists, in slots that come and go. `elements`: those of all lists that are here."""
 
     KEYS = tuple(b"keyspaceamqp:{%d}:fallback" % number for number in range(5))
 
@@ -198,7 +198,7 @@ class SimulatedSlots(SimulatedList):
 
     @elements.setter
     def elements(self, elements: Sequence[bytes]) -> None:
-        """What is there at the start."""
+        """Sets what is there at the start."""
         self.here[self.KEYS[0]].elements = list(elements)
 
     @property
@@ -218,16 +218,16 @@ class SimulatedSlots(SimulatedList):
         return reply
 
     def _has(self, key: bytes) -> bool:
-        """In a slot that migrates, what is not here may be there."""
+        """True if Redis runs a command for this key. In a slot that migrates it does so only if the
+        key is here: else it may be on the other node."""
         present = key not in self.migrating or bool(self.here[key].elements)
         return key in self.served and present
 
 
 class Watched(Publisher):
-    """With what cluster.Watch does for it: it is told of its lists (on a server that is
-    in no cluster, of one) when it may write them, and a little after it has found the
-    present one out of reach.
-    """
+    """A publisher with what cluster.Watch does for it. It is told of its lists (on a server in no
+    cluster: of one) when it may write them, and again a little after the present list was out of
+    reach."""
 
     _lists_at = 0.0
 
@@ -275,8 +275,10 @@ class SimulatedBroker:
         self.silent = False
         self.opening = False
         self.connection: Connection | None = None
-        self.largest = 10**9  # bytes of a key: a larger one costs the channel
-        self.arrives_at_loss = 0.0  # of what is on the way when a link goes
+        self.largest = 10**9  # bytes of a key: the broker closes the channel for a larger one
+        self.arrives_at_loss = (
+            0.0  # the part of what is on the way that arrives when a link is lost
+        )
         self.received: dict[int, None] = {}  # numbers of events, in order of arrival
         self.confirmed: set[int] = set()
 
@@ -294,7 +296,7 @@ class SimulatedBroker:
         connection.sent += send.events
 
     def lose(self) -> None:
-        """The link goes. Some of what was on the way has arrived, but no answer."""
+        """The link is lost. A part of what was on the way has arrived, without an answer."""
         if self.connection is not None:
             self.arrive(int((len(self.connection.on_the_way) + 1) * self.arrives_at_loss))
         self.connection = None
@@ -314,7 +316,7 @@ class SimulatedBroker:
         return True
 
     def answer(self, place: int, *, multiple: bool, ack: bool) -> int:
-        """Takes the answered tags off the books of the broker; the answer's tag."""
+        """Takes tags out of `unanswered`; returns the tag of the answer."""
         assert self.connection is not None
         connection = self.connection
         tag = sorted(connection.unanswered)[place % len(connection.unanswered)]

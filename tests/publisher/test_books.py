@@ -1,4 +1,4 @@
-"""The counters and what the log says: each event is in one of them."""
+"""Counters and log lines: each event is counted once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ def test_a_return_is_counted_and_not_repeated() -> None:
 
 
 def test_returns_are_logged_once_a_minute() -> None:
-    """However many: the first at once, the others together, each in one of the lines."""
+    """The first return is logged at once, those after it together; each is in exactly one of the
+    lines."""
     bench = connected()
     lines: list[tuple[float, str]] = []
     for second in range(150):
         bench.publisher.returned()
         lines += [(second, text.partition(" ")[0]) for text in texts(bench.wait(1))]
     assert lines == [(0, "1"), (60, "60"), (120, "60")]
-    # And the last ones without another return.
+    # The last ones are logged without another return.
     assert bench.seconds_until(Log) == pytest.approx(31, abs=0.1)
     (text,) = texts(bench.actions[-1:])
     assert text.startswith("29 messages reached no queue: exchange 'amq.direct' ")

@@ -1,4 +1,5 @@
-"""Out of the list: read, sent, confirmed, trimmed; and while others change it."""
+"""From the list to the broker: read, sent, confirmed, trimmed; also while others change the
+list."""
 
 from __future__ import annotations
 
@@ -53,8 +54,8 @@ def test_out_of_order_confirms_trim_only_the_head() -> None:
 
 
 def test_a_confirm_during_a_push_leaves_the_lists_order() -> None:
-    """Else the head of the list is not what a trim expects, and all is read and
-    sent again."""
+    """Otherwise the head of the list is not what a trim expects, and all of it is read and sent
+    again."""
     bench = connected()
     bench.emit(3)
     bench.settle()
@@ -75,7 +76,8 @@ def test_a_confirm_during_a_push_leaves_the_lists_order() -> None:
 def test_what_is_pushed_behind_unsent_elements_leaves_their_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As after a promotion: in flight from memory, while older ones are found."""
+    """As after a promotion: events of memory are in flight while older ones are found in the
+    list."""
     set_limit(monkeypatch, "WINDOW", 2)
     bench = connected()
     bench.emit(2)
@@ -93,7 +95,7 @@ def test_what_is_pushed_behind_unsent_elements_leaves_their_order(
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_trim_takes_nothing_that_it_does_not_know(at: int) -> None:
-    """Somebody changed the list, unseen, between the read and the trim."""
+    """Somebody has changed the list between the read and the trim, without an event."""
     bench = Bench(found=3)
     bench.settle()
     bench.link_up()
@@ -104,7 +106,7 @@ def test_a_trim_takes_nothing_that_it_does_not_know(at: int) -> None:
 
 
 def test_a_trim_is_no_larger_than_a_push() -> None:
-    """Redis' main thread is held for as long as it takes to look at the elements."""
+    """Redis' main thread is busy for as long as it looks at the elements."""
     bench = connected(found=1)
     bench.settle()
     bench.ack(1)
@@ -146,7 +148,7 @@ def test_what_is_imported_is_found_at_once() -> None:
     bench.publisher.imported(KEY, 4, 2)
     assert bench.count(Stat.FALLBACK_FOUND) == 4
     assert bench.publisher.gauges()[Stat.FALLBACK_LENGTH] == 4
-    bench.list.elements = [to_element(event_of(9))]  # somebody else was faster
+    bench.list.elements = [to_element(event_of(9))]  # somebody else has taken elements away
     bench.publisher.imported(KEY, 1, 1)
     assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 4
     assert bench.count(Stat.FALLBACK_FOUND) == 5
@@ -226,7 +228,7 @@ def test_purge_tells_why_it_failed() -> None:
 
 
 def test_with_the_cluster_down_events_wait_in_memory() -> None:
-    """The list may have something older, so nothing goes past it."""
+    """The list may have older events, so newer ones must not be sent before them."""
     bench = Bench(found=2)
     bench.list.trouble = CLUSTER_DOWN
     bench.emit(2)

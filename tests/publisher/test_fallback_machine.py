@@ -1,9 +1,9 @@
 """The publisher and the list in a real Redis, while others change the list.
 
-As the worlds of worlds.py, with the same simulated broker; but the jobs
-are run by a Redis server, and its answers are what the shim would pass on. At
-each step hypothesis lets the broker fail, a job be refused, or somebody do to the
-list what he likes. Only what others have removed may be missing in the end.
+Like the worlds of worlds.py, with the same simulated broker; but a Redis server runs the jobs, and
+its answers are what the shim would pass on. At each step hypothesis lets the broker fail, has a job
+refused, or has another client change the list in any way. Only events that others have removed may
+be missing in the end.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class RealList(SimulatedList):
             self.change(b"RPUSH", KEY, *elements)
 
     def change(self, *words: bytes | int) -> None:
-        """What others do. Errors are their own affair."""
+        """A change by another client, which may fail."""
         self._seen = None
         with contextlib.suppress(redis.exceptions.ResponseError):
             self.client.execute_command(*words)
@@ -138,7 +138,7 @@ class RealWorld(World):
 
     def run_job(self) -> bool:
         if self.job is not None and self.list.trouble is NOT_SERVED:
-            # Another node's now, for all we know: what is newer does not wait for it.
+            # The list counts as another node's now: newer events do not wait for it.
             self.given_up |= {number for number in self.list.numbers if number is not None}
         return super().run_job()
 
@@ -147,16 +147,16 @@ class RealWorld(World):
         assert not lost, f"nobody has removed {sorted(lost)}"
 
     def check_order(self, send: Send) -> None:
-        """First arrivals of our events are in order, but for those that others had
-        in their hands. A broker that refuses some changes their order."""
+        """First arrivals of our events are in order, except for events that other clients have
+        moved. A broker that refuses some messages changes their order."""
         excepted = self.theirs | self.removed | self.given_up
         arrived = [number for number in self.broker.received if number not in excepted]
         assert self.nacks or arrived == sorted(arrived)
 
     def others(self, *words: bytes | int) -> None:
-        """Somebody runs a command on the server."""
+        """Another client runs a command on the server."""
         before = set(self.list.numbers)
-        # Those that he moves or has twice are his, as far as their order goes.
+        # The order of events that this client moves or copies is not checked.
         self.theirs |= {number_in(word) for word in words if isinstance(word, bytes)} - {None}
         self.list.change(*words)
         self.removed |= (before | self.theirs) - set(self.list.numbers) - {None}
@@ -167,7 +167,7 @@ class RealWorld(World):
         return to_element(event)
 
     def rest(self) -> None:
-        """All is well again, and everything is delivered that is there."""
+        """Nothing fails any more, and all that is there is delivered."""
         if self.list.client.type(KEY) != b"list":
             self.others(b"DEL", KEY)
         self.heal()
@@ -177,8 +177,8 @@ class RealWorld(World):
 
 seeds = st.integers(0, 2**32).map(random.Random)
 places = st.integers(0, 30)
-# Before a job of this kind or at any time, and what the module's callback has told
-# of it: it hears of the chosen classes of events only.
+# The change comes before a job of this kind, or at any time. The module hears of it only if the
+# class of its event is chosen.
 Moment = tuple[type[Trim | Read | Push | Length] | None, bytes | None]
 moments = st.tuples(
     st.sampled_from([None, Trim, Read, Push, Length]),
@@ -187,7 +187,7 @@ moments = st.tuples(
 
 
 class FallbackMachine(RuleBasedStateMachine):
-    """A rule is one thing that happens; then it is the publisher's turn."""
+    """Each rule is one thing that happens; then it is the publisher's turn."""
 
     server: RedisServer
 
@@ -222,7 +222,7 @@ class FallbackMachine(RuleBasedStateMachine):
         return self.world.foreign_element()
 
     def element(self, place: int) -> bytes:
-        """An element of the list, or what is none."""
+        """An element of the list, or bytes that are no element."""
         assert self.world is not None
         elements = self.world.list.elements
         return elements[place % len(elements)] if elements else b"nothing"
@@ -347,7 +347,7 @@ class FallbackMachine(RuleBasedStateMachine):
 
     @rule(moment=moments, place=places)
     def somebody_replaces_one(self, moment: Moment, place: int) -> None:
-        """The list's length and its ends stay the same."""
+        """The list's length, and its first and last element, stay the same."""
         assert self.world is not None
         there = self.world.list
 

@@ -86,7 +86,8 @@ def test_stop_with_drain_delivers_the_list() -> None:
 
 
 def test_stop_behind_a_list_that_is_not_sent_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The list goes first, and a file is a good place, unless nobody keeps it."""
+    """The list goes first. Events behind it go into the file, except if nothing keeps the list
+    (DRAIN): then all are sent."""
     set_limit(monkeypatch, "WINDOW", 2)
     for mode in (FlushMode.LEAVE, FlushMode.DRAIN):
         bench = connected(found=3)
@@ -161,7 +162,7 @@ def test_leftovers_come_behind_the_list_and_before_anything_new() -> None:
 
 
 def test_leftovers_wait_while_the_data_set_loads() -> None:
-    """The list, which is older, is not there yet."""
+    """The list, which has older events, is not loaded yet."""
     bench = Bench()
     bench.publisher.set_role(primary=True, loading=True)
     bench.publisher.recover([event_of(3)])

@@ -1,4 +1,5 @@
-"""When the publisher connects, how long it waits, and what makes a new connection."""
+"""When the publisher connects, how long it waits before that, and which parameters need a new
+connection."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def test_backoff_does_not_overflow() -> None:
 
 
 def test_backoff_starts_again_after_a_confirm_and_not_before() -> None:
-    """A broker that accepts and throws us out must not be hammered."""
+    """A broker that accepts connections and closes them at once must not get one after the
+    other."""
     bench = Bench()
     bench.emit()
     bench.settle()

@@ -35,7 +35,7 @@ def test_before_the_lists_are_known_memory_waits() -> None:
 
 
 def test_the_lists_are_told_when_one_is_chosen() -> None:
-    """Not an instant before: to who asks, none would be no elements."""
+    """Not before that: FALLBACK LEN would take "no lists" for "no elements"."""
     bench = SlotsBench()
     assert bench.publisher.lists.complete is None
     bench.publisher.lists.set_lists(FIRST, bench.list.served.__contains__)
@@ -50,7 +50,8 @@ def test_the_lists_are_told_when_one_is_chosen() -> None:
 
 
 def test_lists_are_delivered_one_after_the_other_and_before_memory() -> None:
-    """The longest first. Memory goes to the end, or into the list at home."""
+    """The longest list first. Events of memory are sent at the end, or stored in the list at
+    home."""
     bench = SlotsBench({FIRST: 1, SECOND: 3, THIRD: 2})
     bench.emit(2)
     bench.tell(FIRST)
@@ -118,7 +119,7 @@ def test_a_job_for_a_list_that_went_meanwhile_changes_nothing() -> None:
 
 
 def test_when_the_slot_is_not_served_any_more_it_asks_for_the_lists() -> None:
-    """That comes before the topology is read the next time."""
+    """Redis refuses the job before the topology is read the next time."""
     bench = SlotsBench({FIRST: 3, SECOND: 2})
     bench.tell(SECOND)
     bench.leave(FIRST)
@@ -133,7 +134,7 @@ def test_when_the_slot_is_not_served_any_more_it_asks_for_the_lists() -> None:
 
 
 def test_in_a_slot_that_migrates_no_list_begins() -> None:
-    """Redis would send us to the other node; events wait in memory, or go."""
+    """Redis would redirect the command to the other node. Events wait in memory, or are sent."""
     bench = SlotsBench()
     bench.list.migrating = {FIRST}
     bench.tell(FIRST)
@@ -161,7 +162,7 @@ def test_in_a_slot_that_migrates_a_list_that_is_there_goes_on() -> None:
 
 
 def test_a_migration_that_is_taken_back_after_the_last_trim_has_lost_nothing() -> None:
-    """The trim empties the list, so that Redis does not answer for its key any more."""
+    """The trim empties the list, and from then on Redis does not answer for its key."""
     bench = SlotsBench({FIRST: 2})
     bench.list.migrating = {FIRST}
     bench.tell(FIRST)
@@ -237,8 +238,8 @@ def test_a_replica_hands_all_lists_over() -> None:
 
 @pytest.mark.parametrize("agreed", [True, False])
 def test_who_was_not_asked_sends_again_what_it_has_stored_lately(agreed: bool) -> None:
-    """The new primary may have taken over before it had them: the list goes with the
-    data. What is older it has."""
+    """The new primary may have taken over before the last pushes reached it: the list goes with the
+    data. It has all older elements."""
     bench = SlotsBench()
     bench.tell(FIRST)
     bench.emit(2)
@@ -286,7 +287,8 @@ def test_a_save_does_not_wait_for_a_list_out_of_reach(home: bytes | None) -> Non
 
 
 def test_without_a_slot_what_is_left_at_the_end_goes_to_a_file() -> None:
-    """Also where there are no saves: the list would be lost, these need not."""
+    """Also where the server saves nothing: the list would be lost there, and these events are
+    not."""
     bench = SlotsBench()
     bench.tell(None)
     bench.emit(2)

@@ -1,13 +1,23 @@
-"""What the publisher holds in memory, and what it gives up if that is too much."""
+"""What the publisher keeps in memory, and what it gives up if that is too much."""
 
 from __future__ import annotations
 
+import dataclasses
+
 from keyspace_amqp.fallback import JOB_ELEMENTS, to_element
+from keyspace_amqp.message import Event
 from keyspace_amqp.publisher.entry import Entry
 from keyspace_amqp.publisher.window import WINDOW, WINDOW_BYTES
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, connected, sent
 from tests.publisher.simulated import event_of
+
+
+def test_size_counts_the_bytes_of_name_and_key() -> None:
+    event = Event("5f0c9a-7", 1700000000123, 0, "x", b"expire", b"session:42")
+    longer = dataclasses.replace(event, name=b"n" * 106, key=b"k" * 1010)
+    assert Entry(longer, 0).size - Entry(event, 0).size == 100 + 1000
+    assert Entry(event, 0).size > len(event.name) + len(event.key)
 
 
 def test_drop_oldest_gives_up_as_much_as_is_asked() -> None:
@@ -49,7 +59,7 @@ def test_of_large_elements_that_were_stored_a_few_are_held() -> None:
 
 
 def test_of_large_elements_that_are_drained_a_few_are_held() -> None:
-    """Those on their way, those that come next, and those that wait for their trim."""
+    """Those in flight, those that come next, and those that wait for their trim."""
     bench = Bench()
     bench.list.elements = [to_element(event_of(number, LARGE)) for number in range(1, 101)]
     bench.settle()

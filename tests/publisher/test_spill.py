@@ -1,4 +1,4 @@
-"""Into the list: when the events of memory are stored, in which order, and up to which cap."""
+"""From memory into the list: when events are stored, in which order, and up to which cap."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_it_wakes_to_store_them() -> None:
     bench.emit()
     seconds = bench.seconds_until(Submit)
     assert seconds == pytest.approx(STORE_AFTER, abs=0.011)
-    assert seconds < 0.1  # in the list by then, so it leaves time to get there
+    assert seconds < 0.1  # an event must be in the list by then; this leaves time for the job
 
 
 def test_a_full_job_is_stored_at_once() -> None:
@@ -72,7 +72,7 @@ def test_newer_events_stand_behind_the_list() -> None:
     bench.wait(STORE_AFTER)
     bench.emit(2)
     bench.publisher.link_up()
-    # Read and pushed by us, so known: sent in its turn, without a second look.
+    # Known since the push: sent in its turn, without another read.
     assert sent(bench.settle()) == [1, 2, 3, 4]
 
 
@@ -95,7 +95,7 @@ def test_a_broker_that_confirms_nothing_counts_as_away() -> None:
     bench.wait(0.002)
     assert bench.stored == list(range(1, WINDOW + 3))
     assert bench.count(Stat.QUEUE_LENGTH) == bench.count(Stat.IN_FLIGHT) == 0
-    # Late confirms still count: the elements leave the list without a second send.
+    # Late confirms still count: the elements leave the list without being sent again.
     assert bench.ack(WINDOW, multiple=True)
     assert bench.stored == [WINDOW + 1, WINDOW + 2]
 

@@ -26,7 +26,7 @@ def test_the_window_bounds_what_is_not_confirmed() -> None:
 
 
 def test_the_window_is_filled_in_chunks() -> None:
-    """So that confirms are read in between; `again` asks for the next turn."""
+    """Confirms are read between two chunks; `again` asks for another turn."""
     bench = connected()
     bench.emit(SEND_CHUNK + 1)
     assert sent(bench.poll()) == list(range(1, SEND_CHUNK + 1))
@@ -62,15 +62,16 @@ def test_a_flush_sends_all_the_same(mode: FlushMode) -> None:
 
 @pytest.mark.parametrize(("size", "waits"), [(-1, False), (1, False), (0, True), (10, True)])
 def test_who_has_no_place_to_wait_does_not_wait(size: int, waits: bool) -> None:
-    """No list, or one that is half full: events would be lost for the sake of speed."""
+    """Without a list, or with one that is half full, events would be lost to save processor
+    time."""
     bench = connected(fallback_size=size)
     bench.emit(2)
     assert sent(bench.poll(most=0)) == ([] if waits else [1, 2])
 
 
 def test_a_silent_broker_gets_no_more_than_the_window() -> None:
-    """Also where the list is at its cap, and what was sent falls off it: room in the
-    list is no room in the buffers on the way to the broker."""
+    """Also if the list is at its cap and loses elements that were sent: they still take room in the
+    buffers on the way to the broker."""
     bench = connected(fallback_size=WINDOW // 2)
     for _ in range(40):
         bench.emit(WINDOW // 4)
@@ -174,7 +175,7 @@ def test_nacks_back_off() -> None:
 
 
 def test_confirms_between_nacks_do_not_end_the_backoff() -> None:
-    """A full queue with a slow consumer takes some and refuses others."""
+    """A full queue with a slow consumer takes some messages and refuses others."""
     bench = connected()
     bench.emit(40)
     bench.settle()

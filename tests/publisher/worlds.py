@@ -1,7 +1,7 @@
 """Worlds in which anything may happen to a publisher at any time.
 
-After each step nothing may be lost that is not counted. A world takes its chances from
-random numbers; test_worlds.py has them from hypothesis.
+After each step, each event that is lost must have been counted. All choices of a world come from
+random numbers; in test_worlds.py hypothesis gives them.
 """
 
 from __future__ import annotations
@@ -59,19 +59,18 @@ from tests.publisher.simulated import (
 
 
 class World:
-    """A publisher between a list and a broker; the worker's part is done here.
+    """A publisher between a list and a broker; the world does the worker's part.
 
-    A step is one thing that happens, and then the publisher's turn. `steps` says
-    which there are and how often; each makes its choices with the random numbers
-    that it is given.
+    A step is one thing that happens, and then the publisher's turn. `steps` has all kinds of steps
+    with their weights; each makes its choices with the random numbers that it is given.
     """
 
-    # Nothing that happens is a reason to lose an event, or to pass by the list:
-    # the broker must hear of all events, in their order.
+    # Nothing that happens is a reason to lose an event, or to send one before those in the list:
+    # the broker must get all events in their order.
     lossless = False
     shared = False  # others change the list
     fallback_sizes: Sequence[int] = (0, 0, 10**6)
-    memory: int | None = None  # bytes; more waits outside only until it is dropped
+    memory: int | None = None  # bytes; if there is more, the oldest is dropped
     troubles: Sequence[Trouble | None] = (None, None, None, CLUSTER_DOWN, PAUSED)
 
     def __init__(self, chance: random.Random) -> None:
@@ -205,7 +204,7 @@ class World:
     # What must always hold
 
     def check_order(self, send: Send) -> None:
-        """On one connection older follows newer only after a nack."""
+        """On one connection an older event comes after a newer one only after a nack."""
         connection = self.broker.connection
         if self.lossless and not self.twice and connection and not connection.nacked:
             numbers = [number_of(event) for event in (*connection.sent[-1:], *send.events)]
@@ -408,7 +407,7 @@ class World:
         self.publisher.configure(self.config, reconnect=needs_new_connection(old, self.config))
 
     def connections_fail_at_once(self, chance: random.Random) -> None:
-        """Before pika has even begun, for a while."""
+        """An attempt fails before pika has begun with it; for a while."""
         self.fails_at_once = chance.random() < 0.5
 
     def broker_says_something_odd(self, chance: random.Random) -> None:
@@ -437,11 +436,11 @@ class World:
         self.publisher.flush(self.flush_id, seconds, mode)
 
     def handler_fails(self, chance: random.Random) -> None:
-        """An exception, and what the worker does then."""
+        """An exception in the handler, and what the worker does then."""
         job_lost = chance.random() < 0.5
         if job_lost:
             if self.result is not None:
-                self.risked_by_others += self.cut  # the result would have told
+                self.risked_by_others += self.cut  # only the result would have told
             self.job = self.result = None
             self.twice = True  # a push that was done is done again
         self.broker.arrives_at_loss = chance.random()
@@ -464,8 +463,8 @@ class World:
         return not waiting and not any(gauges.values()) and not self.open_purges
 
     def heal(self) -> None:
-        """All is well again: everything must be delivered, without a push from
-        outside and without spinning."""
+        """Nothing fails any more: everything must be delivered, without a further event and without
+        a busy loop."""
         self.list.trouble = None
         self.fails_at_once = False
         self.set_role(primary=True, loading=False)
@@ -507,8 +506,8 @@ class World:
         raise AssertionError("not delivered")
 
     def stop(self, chance: random.Random) -> None:
-        """Memory must be empty in time, and the books say where it went. Redis and
-        the broker may be slow, or do nothing at all."""
+        """A stop. In its time memory must become empty, and the counters say where each event went.
+        Redis and the broker may be slow, or do nothing at all."""
         seconds = 5.0
         self.lossless = False
         pace = [chance.choice([0, 0.3, 0.8]) for _ in range(4)]
@@ -536,7 +535,7 @@ class World:
 
 
 class LosslessWorld(World):
-    """Only the broker, the pace and the reach of the list are bad."""
+    """Only the broker, the pace and the reach of the list change."""
 
     lossless = True
 
@@ -545,7 +544,7 @@ class LosslessWorld(World):
 
 
 class ClusterWorld(World):
-    """The node is demoted and promoted, loads a data set, and its slot moves."""
+    """The node is demoted and promoted, it loads a data set, and its slot moves."""
 
     troubles = (None, None, None, CLUSTER_DOWN, NOT_SERVED)
 
@@ -599,7 +598,7 @@ class ImportWorld(World):
 
 
 class SharedWorld(World):
-    """Others change the list too."""
+    """Other clients change the list too."""
 
     shared = True
     fallback_sizes = (0, 0, 15)
@@ -639,8 +638,8 @@ class SharedWorld(World):
 
 
 class SlotsWorld(World):
-    """Slots come and go, with their lists. What goes with a slot is not lost, and what
-    stays keeps its order."""
+    """Slots come and go, with their lists. What goes with a slot is not lost, and what stays keeps
+    its order."""
 
     troubles = (None, None, CLUSTER_DOWN, PAUSED)
     list: SimulatedSlots
@@ -676,15 +675,15 @@ class SlotsWorld(World):
     # The watch's part
 
     def tell_lists(self, *, now: bool) -> None:
-        """What has been read of the topology, a moment ago or just now, and what is in its
-        slots now."""
+        """Tells the publisher of the lists in the node's slots: by the topology as it is now, or as
+        it was read before."""
         if self.result is not None or self.looks_later:
             return
         if now:
             self.read = frozenset(self.list.served), frozenset(self.list.migrating)
         served, migrating = self.read
         for key in set(self.publisher.lists.keys) - served:
-            # It was away for a moment at least; what is on its way to it is as well.
+            # The slot was away for at least a moment, and so was what is on its way to it.
             self.take(key)
             storing = (entry.event for entry in self.publisher.memory.being_stored)
             self.taken |= {number_of(event) for event in storing if event is not None}
@@ -719,8 +718,8 @@ class SlotsWorld(World):
             assert {command.arguments[0] for command in commands} <= self.told
 
     def check_order(self, send: Send) -> None:
-        """Of events that came the same way: from this node, or in one list. Those that were
-        in flight when a list arrived stand behind it, and go once more."""
+        """In order are events that came the same way: from this node, or in one list. Events that
+        were in flight when a list arrived are stored behind it, and are sent again."""
         connection = self.broker.connection
         if self.twice or connection is None or connection.nacked:
             return
@@ -744,7 +743,7 @@ class SlotsWorld(World):
         if publisher.list.key is None:
             assert known == []
         elif self.list._has(publisher.list.key):
-            # Else it is not known yet that they are gone.
+            # Otherwise the publisher does not know yet that they are gone.
             there = self.list.here[publisher.list.key].elements
             returned = {number_in(element) for element in there} & self.taken
             assert returned or known == there[: len(known)]
@@ -784,7 +783,7 @@ class SlotsWorld(World):
             self.list.migrating.discard(key)
 
     def slot_leaves(self, chance: random.Random) -> None:
-        """All of them, at times."""
+        """One slot; sometimes all of them."""
         keys = sorted(self.list.served)
         for key in keys if chance.random() < 0.1 else keys and [chance.choice(keys)]:
             self.move(key)
@@ -792,9 +791,9 @@ class SlotsWorld(World):
             self.list.migrating.discard(key)
 
     def slot_arrives(self, chance: random.Random) -> None:
-        """With what the other node has left of its list, and with its own events. Within
-        the second in which nobody here notices that it was away it has delivered nothing:
-        else it would look as if somebody had removed that."""
+        """Its list has what the other node has not delivered, and that node's own events. If the
+        slot was away for less than the second in which this node notices that, the other node has
+        delivered nothing: otherwise it would look as if a client had removed it."""
         absent = sorted(set(self.list.KEYS) - self.list.served)
         if not absent:
             return
@@ -811,7 +810,7 @@ class SlotsWorld(World):
     # How it ends
 
     def heal(self) -> None:
-        """The slots that are here stay, and if there are none one comes."""
+        """The slots that are here stay; if there are none, one arrives."""
         self.list.migrating.clear()
         for key in self.list.away.keys() & self.list.served:
             self.list.here[key].elements[:0] = self.list.away.pop(key)
@@ -830,7 +829,7 @@ class SlotsWorld(World):
 
 
 class WatchedSlots(Watched):
-    """Told by its world what is there, as soon as there is a moment for it."""
+    """Its world tells it of the lists as soon as that is possible."""
 
     def __init__(self, world: SlotsWorld, chance: random.Random) -> None:
         super().__init__(world.config, lambda: world.now, lambda: wall_at(world.now), chance.random)
@@ -840,10 +839,10 @@ class WatchedSlots(Watched):
         self._world.tell_lists(now=True)
 
 
-# Small, so that they are met often.
+# Small, so that they are reached often.
 LIMITS = {"WINDOW": [4, 20], "SEND_CHUNK": [2, 7], "JOB_ELEMENTS": [8, 40]}
 
-# A number for each step: so hypothesis can leave out steps to find a short story.
+# A number for each step, so that hypothesis can leave out steps and find a short story.
 stories = st.integers(0, 300).flatmap(
     lambda count: st.lists(st.integers(0, 2**32), min_size=count, max_size=count)
 )

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from keyspace_amqp.config import Config, format_masks, parse_databases, parse_masks
 from keyspace_amqp.tables.parameters import INDEX, INT64_MAX, MASKS_BYTES, PARAMETERS, Kind
 
-# The module's arguments in their order, with the documented defaults: who loads
-# the module with positional arguments depends on both.
+# The module's arguments in their order, with the documented defaults: positional arguments in a
+# configuration file depend on both.
 POSITIONAL = [
     (1, "events", "xe"),
     (2, "host", "127.0.0.1"),
@@ -26,11 +26,11 @@ POSITIONAL = [
     (10, "fallback-size", "10000000"),
     (11, "masks", "ALL"),
 ]
-DEFAULTS = [setting.default.encode() for setting in PARAMETERS]
+DEFAULTS = [parameter.default.encode() for parameter in PARAMETERS]
 
 
 def values(**changed: bytes) -> list[bytes]:
-    """Raw values in the table's order: the defaults, but for those given."""
+    """Raw values in the table's order: the defaults, except for those given."""
     return [changed.get(s.name.replace("-", "_"), s.default.encode()) for s in PARAMETERS]
 
 
@@ -58,12 +58,12 @@ def test_only_these_are_secrets() -> None:
 
 
 def test_bounds_are_bounds() -> None:
-    for setting in PARAMETERS:
-        assert setting.minimum < setting.maximum, setting.name
-        assert setting.help
-        assert setting.accepted
-        size = int(setting.default) if setting.kind is Kind.INTEGER else len(setting.default)
-        assert setting.minimum <= size <= setting.maximum, setting.name
+    for parameter in PARAMETERS:
+        assert parameter.minimum < parameter.maximum, parameter.name
+        assert parameter.help
+        assert parameter.accepted
+        size = int(parameter.default) if parameter.kind is Kind.INTEGER else len(parameter.default)
+        assert parameter.minimum <= size <= parameter.maximum, parameter.name
 
 
 def test_bounds_are_those_of_the_protocol() -> None:
@@ -184,7 +184,7 @@ def test_a_password_is_not_shown() -> None:
 
 mask = st.one_of(
     st.binary(min_size=1, max_size=12),
-    # what is near to an escape
+    # texts that look nearly like an escape
     st.lists(
         st.sampled_from([b"\\", b"x", b"2", b"0", b" ", b"\n", b"\x00", b"\xff", b"a"]), min_size=1
     ).map(b"".join),

@@ -102,7 +102,7 @@ LIST = KEY.decode()
 
 
 def test_the_list_stays_on_the_node_that_has_slot_of_its_tag() -> None:
-    """The shim knows our keys by this prefix and suffix; the tag makes the slot."""
+    """The shim knows the lists' keys by this prefix and suffix; the tag decides the slot."""
     assert KEY.startswith(b"keyspaceamqp:{")
     assert KEY.endswith(b"}:fallback")
 
@@ -124,7 +124,7 @@ def test_push_with_a_cap_keeps_the_newest() -> None:
     ("start", "count", "bounds"), [(0, 1, "0 0"), (0, 10, "0 9"), (500, 250, "500 749")]
 )
 def test_peek_reads_a_range_and_changes_nothing(start: int, count: int, bounds: str) -> None:
-    """LRANGE counts the end in."""
+    """LRANGE includes the last index."""
     job = peek_job(KEY, start, count)
     assert texts(job) == [f"LRANGE {LIST} {bounds}", f"LLEN {LIST}"]
     assert writes(job) == []
@@ -132,7 +132,7 @@ def test_peek_reads_a_range_and_changes_nothing(start: int, count: int, bounds: 
 
 
 def test_trim_looks_before_it_cuts() -> None:
-    """All that goes must be what was delivered, in the form in which Redis replies."""
+    """What is cut off must be the elements that were delivered, as Redis replies with them."""
     job = trim_job(KEY, [b"first\r\n", b"", b"last"])
     assert texts(job) == [f"LRANGE {LIST} 0 2", f"LTRIM {LIST} 3 -1", f"LLEN {LIST}"]
     expected = [command.expected for command in redis_commands(job)]

@@ -20,8 +20,8 @@ from keyspace_amqp import masks
 
 
 def compile_masks(several: Iterable[bytes]) -> Callable[[bytes], bool]:
-    """The compiled masks as a function of a key. What lies around the key is of the
-    kind that would change the answer if anybody looked at it."""
+    """The compiled masks as a function of a key. The bytes around the key are such that looking at
+    them would change the answer."""
     matches = masks.compile_masks(several)
 
     def in_place(key: bytes) -> bool:
@@ -34,19 +34,16 @@ def compile_masks(several: Iterable[bytes]) -> Callable[[bytes], bool]:
 
 
 def reference(mask: bytes, key: bytes) -> bool:
-    """A first `^` ties the rest to the start; else every place of the key, its
-    end included, may be the beginning of a match."""
+    """A first `^` ties the rest to the start; otherwise a match may begin at every place in the
+    key, also at its end."""
     if mask[:1] == b"^":
         return _here(mask, 1, key, 0)
     return any(_here(mask, 0, key, at) for at in range(len(key) + 1))
 
 
 def _here(mask: bytes, i: int, key: bytes, at: int) -> bool:
-    """Does the mask from `i` on match at this very place?
-
-    The order of the questions is the matcher's: nothing left, a star behind, a
-    last `$`, one byte.
-    """
+    """True if the mask from `i` on matches at this very place. The cases come in the matcher's
+    order: end of the mask, a star behind, a last `$`, one byte."""
     if i == len(mask):
         return True
     if mask[i + 1 : i + 2] == b"*":
@@ -59,7 +56,7 @@ def _here(mask: bytes, i: int, key: bytes, at: int) -> bool:
 
 
 def _star(byte: int, mask: bytes, i: int, key: bytes, at: int) -> bool:
-    """None of the byte and the rest, or one more of it and then the rest."""
+    """The rest without this byte, or one more such byte and then the rest again."""
     while not _here(mask, i, key, at):
         if at == len(key) or byte not in (ord("."), key[at]):
             return False
@@ -67,7 +64,7 @@ def _star(byte: int, mask: bytes, i: int, key: bytes, at: int) -> bool:
     return True
 
 
-# Few bytes, so that masks and keys meet; all that mean something to somebody.
+# Few bytes, so that masks and keys often match; among them all that are special somewhere.
 ALPHABET = b"ab.^$*\x00\n"
 small = st.lists(st.sampled_from(ALPHABET), max_size=8).map(bytes)
 # Without stars but `.*` a mask goes another way through the code.
@@ -125,7 +122,7 @@ def test_every_short_mask_and_key() -> None:
             assert not wrong, (mask, wrong)
 
 
-# Written down by hand from the meaning, neither from the code nor the reference.
+# Written by hand from the documented meaning, not from the code or the reference.
 TABLE = [
     # the constructs of the table
     (b"c", [b"c", b"abc", b"cab"], [b"", b"ab"]),
@@ -153,14 +150,14 @@ TABLE = [
     (b"a$b", [b"a$b", b"xa$bx"], [b"ab", b"a$"]),
     (b"$$", [b"$", b"a$"], [b"", b"$a"]),
     (b"$a", [b"$a"], [b"a", b""]),
-    # hardly anything there
+    # next to nothing
     (b"", [b"", b"a", b"\n"], []),
     (b"^", [b"", b"a"], []),
     (b"$", [b"", b"a"], []),
     (b"^$", [b""], [b"a", b"\n", b"\x00"]),
     (b".", [b"a", b"\n", b"\x00"], [b""]),
     (b".*", [b"", b"a"], []),
-    # what a regular expression would take for something else
+    # special in a regular expression, and not here
     (b"a+b", [b"a+b"], [b"aab"]),
     (b"[ab]", [b"[ab]"], [b"a"]),
     (b"(a|b)", [b"(a|b)"], [b"a"]),
@@ -206,7 +203,7 @@ def test_no_masks_match_nothing() -> None:
 
 
 def naive(several: Iterable[bytes], key: bytes) -> bool:
-    """The rule as people read it; a mask for itself, one after the other."""
+    """The rule in its simplest reading: one mask after the other, each by itself."""
     several = list(several)
 
     def hits(mask: bytes) -> bool:
@@ -232,7 +229,7 @@ key_with_sign = st.one_of(small_key, st.lists(st.sampled_from(b"ab!"), max_size=
     st.randoms(use_true_random=False),
 )
 def test_masks_that_exclude(several: list[bytes], keys: list[bytes], order: random.Random) -> None:
-    """Against the naive reading, in whatever order the masks stand."""
+    """Compared with the simplest reading, with the masks in any order."""
     shuffled = order.sample(several, len(several))
     for key in keys:
         expected = naive(several, key)
@@ -265,7 +262,7 @@ def test_the_reason_names_a_mask_that_decides(several: list[bytes], key: bytes) 
         ([b"^a", b"!z$"], [b"a", b"ab"], [b"az", b"b", b"z"]),
         ([b"ALL", b"!^tmp:"], [b"a"], [b"tmp:"]),
         ([b"!a", b"a"], [], [b"a", b"ba", b"b"]),
-        # ALL is the word behind the sign too
+        # ALL is the word also behind the sign
         ([b"!ALL"], [], [b"", b"a", b"ALL"]),
         ([b"ALL", b"!ALL"], [], [b"", b"a"]),
         ([b"!.*ALL"], [b"", b"AL"], [b"ALL", b"xALLx"]),
@@ -293,8 +290,8 @@ def test_masks_may_come_from_an_iterator() -> None:
 # ---- cost --------------------------------------------------------------------
 
 MANY = [b"^%da*%da*a*b$" % (n % 10, n % 7) for n in range(19)] + [b"^a*a*a*b$"]
-# None of them matches a key of 'a's only, and a matcher that goes back and tries
-# again needs quadratic to exponential time to find that out.
+# None of them matches a key of 'a's only. A matcher that backtracks needs quadratic to exponential
+# time to find that out.
 SLOW: dict[str, list[bytes]] = {
     "two gaps": [b"^a.*a.*b$"],
     "five gaps": [b"a.*a.*a.*a.*a.*b"],
@@ -322,8 +319,8 @@ def cpu_seconds(run: Callable[[], object], times: int = 5) -> float:
 
 @pytest.mark.parametrize("name", SLOW)
 def test_time_grows_no_faster_than_the_key(name: str) -> None:
-    """Doubles the key from few bytes on, and gives up at the first jump: a
-    matcher that is not linear fails here in a moment instead of hanging."""
+    """Doubles the key, from a few bytes on, and stops at the first jump: a matcher that is not
+    linear fails here at once instead of hanging."""
     matches = compile_masks(SLOW[name])
     floor = 0.001  # below it the clock and the first call count more than the key
     before = floor
@@ -342,10 +339,8 @@ def test_time_grows_no_faster_than_the_key(name: str) -> None:
 
 
 def lines_run(run: Callable[[], object], most: int) -> int:
-    """How many lines of masks.py ran: work that no busy machine can blur.
-
-    Ends what needs more than `most`, instead of waiting for it.
-    """
+    """The number of lines of masks.py that ran, which does not depend on the load of the machine.
+    Stops a match that needs more than `most`, instead of waiting for it."""
     count = 0
 
     def trace(frame: FrameType, event: str, _argument: Any) -> Any:
@@ -365,7 +360,7 @@ def lines_run(run: Callable[[], object], most: int) -> int:
     return count
 
 
-# Those that the automaton runs; a regular expression has no lines to count.
+# Only masks that the automaton runs: a regular expression has no lines to count.
 @pytest.mark.parametrize("name", [name for name in SLOW if "star" in name or "both" in name])
 def test_work_grows_with_the_key_only(name: str) -> None:
     def work(length: int) -> int:
@@ -374,12 +369,12 @@ def test_work_grows_with_the_key_only(name: str) -> None:
 
     first, second, third = work(64), work(128), work(192)
     assert first > 0
-    # The first bytes may cost more: that is where the states are found.
+    # The first bytes may cost more: at these the states are made.
     assert third - second <= second - first + 8
 
 
 def test_work_on_keys_that_differ() -> None:
-    """Random keys visit ever new states; a byte still costs a bounded number of
+    """Random keys lead to new states all the time; a byte must still cost a bounded number of
     lines."""
     matches = compile_masks([b"b*a............c$"])
     key = bytes(random.Random(7).choice(b"ab") for _ in range(4000))
@@ -387,7 +382,7 @@ def test_work_on_keys_that_differ() -> None:
 
 
 def test_memory_does_not_grow_with_what_was_seen() -> None:
-    """The automaton of this mask has millions of states; few may be remembered."""
+    """The automaton of this mask has millions of states, of which only a few may be kept."""
     matches = compile_masks([b"b*a........................c$"])
     generator = random.Random(7)
     tracemalloc.start()

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from keyspace_amqp.fallback import from_element, to_element
 from keyspace_amqp.message import CLASS_LETTERS, Event, body
-from keyspace_amqp.publisher.entry import Entry
 
 EXPIRED = Event("5f0c9a-7", 1700000000123, 0, "x", b"expire", b"session:42")
 
@@ -34,8 +33,7 @@ def test_body_of_the_example() -> None:
 
 @given(events)
 def test_body_gives_the_key_whole(event: Event) -> None:
-    """As a consumer reads it: it splits at the first two newlines, for Redis'
-    own event names have none."""
+    """A consumer splits the body at its first two newlines; names of events have none."""
     event = dataclasses.replace(event, name=event.name.replace(b"\n", b"_"))
     db, name, key = body(event).split(b"\n", 2)
     assert (int(db), name, key) == (event.db, event.name, event.key)
@@ -67,12 +65,6 @@ def test_letters_stand_where_the_bits_of_the_classes_are() -> None:
         "g": 2, "$": 3, "l": 4, "s": 5, "h": 6, "z": 7,
         "x": 8, "e": 9, "t": 10, "m": 11, "d": 13, "n": 14,
     }  # fmt: skip
-
-
-def test_size_counts_the_bytes_of_name_and_key() -> None:
-    longer = dataclasses.replace(EXPIRED, name=b"n" * 106, key=b"k" * 1010)
-    assert Entry(longer, 0).size - Entry(EXPIRED, 0).size == 100 + 1000
-    assert Entry(EXPIRED, 0).size > len(EXPIRED.name) + len(EXPIRED.key)
 
 
 # ---- what somebody else has put into the list ---------------------------------
@@ -147,13 +139,13 @@ UNSENDABLE = {
 
 @pytest.mark.parametrize("element", UNSENDABLE.values(), ids=UNSENDABLE)
 def test_an_event_that_no_message_can_carry_is_no_event(element: bytes) -> None:
-    """An event like this would fail at every attempt, and those behind it with it."""
+    """It would fail at every attempt, and with it the events behind it."""
     assert from_element(element) is None
 
 
 @given(st.builds(dataclasses.replace, events, message_id=st.just("i" * 255)))
 def test_what_an_element_brings_back_can_be_sent(event: Event) -> None:
-    """At the bounds too: the client library writes the properties."""
+    """At the bounds too: pika writes the properties."""
     found = from_element(to_element(event))
     assert found is not None
     pika.BasicProperties(message_id=found.message_id, timestamp=found.time_ms // 1000).encode()

@@ -28,11 +28,11 @@ BITS = {
     "o": 1 << 15, "c": 1 << 16,  # of Redis 8.2
 }  # fmt: skip
 EVERY_CLASS = sum(BITS.values())
-# What a server's own `A` stands for: all but misses and new keys.
+# The classes of a server's own `A`: all but misses and new keys.
 ALIAS = EVERY_CLASS & ~(BITS["m"] | BITS["n"] | BITS["o"] | BITS["c"])
-# Room as in the module: no message may be longer.
+# As much room as in the module: no message may be longer.
 ERROR_BYTES = 1024
-# Redis shows so much of a refused CONFIG SET (CONFIG_ERR_SIZE).
+# Redis shows this much of the message for a refused CONFIG SET (CONFIG_ERR_SIZE).
 CUT = 256
 
 Check = Callable[..., str | None]
@@ -145,7 +145,7 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
 
 
 def test_every_parameter_is_in_the_table_of_this_test() -> None:
-    assert list(VALUES) == [setting.name for setting in PARAMETERS]
+    assert list(VALUES) == [parameter.name for parameter in PARAMETERS]
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -158,15 +158,15 @@ def test_refused(check: Check, name: str) -> None:
     assert [v[:40] for v in VALUES[name][1] if check(name, v) is None] == []
 
 
-@pytest.mark.parametrize("setting", PARAMETERS, ids=lambda setting: setting.name)
-def test_a_default_passes_its_own_check(check: Check, setting: Parameter) -> None:
-    assert check(setting.name, setting.default.encode()) is None
+@pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: parameter.name)
+def test_a_default_passes_its_own_check(check: Check, parameter: Parameter) -> None:
+    assert check(parameter.name, parameter.default.encode()) is None
 
 
-@pytest.mark.parametrize("setting", PARAMETERS, ids=lambda setting: setting.name)
-def test_the_bounds_are_those_of_the_table(check: Check, setting: Parameter) -> None:
-    """The .so was made from this table, and says so at its edges."""
-    s = setting
+@pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: parameter.name)
+def test_the_bounds_are_those_of_the_table(check: Check, parameter: Parameter) -> None:
+    """The .so was made from this table, and its checks begin at these bounds."""
+    s = parameter
     if s.kind is Kind.INTEGER:
         inside, outside = [s.minimum, s.maximum], [s.minimum - 1, s.maximum + 1]
         assert all(check(s.name, b"%d" % number) is None for number in inside)
@@ -197,26 +197,26 @@ patterns = pytest.mark.parametrize("name", [s.name for s in PARAMETERS if s.patt
 @integers
 @given(number=st.one_of(st.integers(-(2**65), 2**65), st.integers(-2, 70_000)))
 def test_any_number(check: Check, name: str, number: int) -> None:
-    setting = PARAMETERS[INDEX[name]]
-    inside = setting.minimum <= number <= setting.maximum
+    parameter = PARAMETERS[INDEX[name]]
+    inside = parameter.minimum <= number <= parameter.maximum
     assert (check(name, b"%d" % number) is None) is inside
 
 
 @integers
 @given(value=st.text("-+0123 .x\n", max_size=24))
 def test_what_looks_like_a_number(check: Check, name: str, value: str) -> None:
-    """What passes is what the handler's int() reads, and within the bounds."""
-    setting = PARAMETERS[INDEX[name]]
+    """A number passes if the handler's int() reads it and it is within the bounds."""
+    parameter = PARAMETERS[INDEX[name]]
     number = int(value) if re.fullmatch("-?[0-9]+", value) and len(value) < 24 else None
-    inside = number is not None and setting.minimum <= number <= setting.maximum
+    inside = number is not None and parameter.minimum <= number <= parameter.maximum
     assert (check(name, value.encode()) is None) is inside
 
 
 @texts
 @given(value=st.binary(max_size=300).map(lambda value: value.replace(b"\0", b"\n")))
 def test_a_text_is_any_bytes_of_the_right_number(check: Check, name: str, value: bytes) -> None:
-    setting = PARAMETERS[INDEX[name]]
-    inside = setting.minimum <= len(value) <= setting.maximum
+    parameter = PARAMETERS[INDEX[name]]
+    inside = parameter.minimum <= len(value) <= parameter.maximum
     assert (check(name, value) is None) is inside
 
 
@@ -225,8 +225,8 @@ def test_a_text_is_any_bytes_of_the_right_number(check: Check, name: str, value:
 def test_a_pattern_means_the_same_to_posix_and_to_python(
     check: Check, name: str, data: st.DataObject
 ) -> None:
-    """The shim checks with the one, the command line with the other."""
-    setting = PARAMETERS[INDEX[name]]
+    """The shim checks with POSIX, the command line with Python."""
+    parameter = PARAMETERS[INDEX[name]]
     pieces = [v for values in VALUES[name] for v in values if len(v) < 60]
     drawn = st.lists(
         st.one_of(st.sampled_from(pieces), st.sampled_from([b"{", b"}", b":", b",", b"/", b"\\"])),
@@ -234,9 +234,9 @@ def test_a_pattern_means_the_same_to_posix_and_to_python(
     )
     value = b"".join(data.draw(st.one_of(drawn, st.lists(st.binary(max_size=9)))))
     value = value.replace(b"\0", b"?")
-    fits = setting.minimum <= len(value) <= setting.maximum
+    fits = parameter.minimum <= len(value) <= parameter.maximum
     text = value.decode("utf-8", "surrogateescape")
-    fits = fits and re.fullmatch(setting.pattern, text) is not None
+    fits = fits and re.fullmatch(parameter.pattern, text) is not None
     assert (check(name, value) is None) is fits
 
 
@@ -264,14 +264,14 @@ def test_masks_are_refused_for_lone_backslashes_and_signs_only(check: Check, val
 def test_a_refusal_names_the_parameter_the_value_and_what_is_accepted(
     check: Check, name: str
 ) -> None:
-    setting = PARAMETERS[INDEX[name]]
+    parameter = PARAMETERS[INDEX[name]]
     for value in VALUES[name][1]:
         message = check(name, value)
         assert message is not None
         assert message.startswith(f"{name}: ")
-        assert message.endswith(f"; give {setting.accepted}")
+        assert message.endswith(f"; give {parameter.accepted}")
         assert len(message) < CUT
-        if setting.sensitive:
+        if parameter.sensitive:
             continue
         escaped = [chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in value]
         shown = "".join(escaped)

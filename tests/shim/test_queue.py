@@ -4,110 +4,22 @@ from __future__ import annotations
 
 import collections
 import importlib
-import pathlib
+import json
 import random
-import resource
-import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.fix_servers import ROOT
 from tests.fix_shim import Shim
-
-CHUNK = 64 * 1024  # CHUNK_BYTES of queue.c: records around it are the corner cases
-HEAD = struct.Struct("=IIQiHBB")
-FIELDS = ("size", "payload_len", "time_ms", "db", "name_len", "kind", "class_bit")
-EVENT, COMMAND = 0, 1
-
-
-class Record(NamedTuple):
-    name: bytes
-    payload: bytes
-    kind: int = EVENT
-    db: int = 0
-    time_ms: int = 0
-    class_bit: int = 8
-
-    @property
-    def size(self) -> int:
-        """What it takes in the queue: head, name and payload, to the next eight."""
-        return (HEAD.size + len(self.name) + len(self.payload) + 7) // 8 * 8
-
-
-class Queue:
-    """The C functions, with a record on one side and a record on the other."""
-
-    def __init__(self, shim: Shim, limit: int = 0) -> None:
-        self.ffi, self.lib = shim.ffi, shim.lib
-        self.queue = self.lib.queue_new(limit)
-        self._head = self.ffi.new("record_t *")
-        self._records = self.ffi.new("const char **")
-
-    def push(self, record: Record) -> bool:
-        head = self._head
-        head.size = 0xDEAD  # the queue finds it out itself
-        head.payload_len = len(record.payload)
-        head.time_ms = record.time_ms
-        head.db = record.db
-        head.name_len = len(record.name)
-        head.kind = record.kind
-        head.class_bit = record.class_bit
-        code = self.lib.queue_push(self.queue, head, record.name, record.payload)
-        assert code in (0, -1)
-        return bool(code == 0)
-
-    def look(self) -> bytes:
-        """What can be taken now; it stays in the queue."""
-        size = self.lib.queue_take(self.queue, self._records)
-        return bytes(self.ffi.buffer(self._records[0], size)) if size else b""
-
-    def take(self, most: int = 1 << 30) -> list[Record]:
-        """Takes so many records out of what lies together."""
-        data = self.look()
-        records: list[Record] = []
-        at = 0
-        while at < len(data) and len(records) < most:
-            size, record = parse(data, at)
-            records.append(record)
-            at += size
-        assert at <= len(data)
-        self.lib.queue_release(self.queue, at, len(records))
-        return records
-
-    def take_all(self) -> list[Record]:
-        records: list[Record] = []
-        while some := self.take():
-            records += some
-        return records
-
-    @property
-    def bytes(self) -> int:
-        return int(self.lib.queue_bytes(self.queue))
-
-    @property
-    def length(self) -> int:
-        return int(self.lib.queue_length(self.queue))
-
-    @property
-    def pushed(self) -> int:
-        return int(self.lib.queue_pushed(self.queue))
-
-    def free(self) -> None:
-        self.lib.queue_free(self.queue)
-
-
-def parse(data: bytes, at: int) -> tuple[int, Record]:
-    size, payload_len, time_ms, db, name_len, kind, class_bit = HEAD.unpack_from(data, at)
-    start = at + HEAD.size
-    name = data[start : start + name_len]
-    payload = data[start + name_len : start + name_len + payload_len]
-    return size, Record(name, payload, kind, db, time_ms, class_bit)
-
+from tests.shim.queues import CHUNK, FIELDS, HEAD, Queue, Record, parse
 
 MakeQueue = Callable[..., Queue]
 
@@ -125,17 +37,25 @@ def make(shim: Shim) -> Iterator[MakeQueue]:
         queue.free()
 
 
-def resident() -> int:
-    """Bytes of memory that this process has now."""
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def measured(case: str, *arguments: int) -> list[int]:
+    """Bytes of memory, see memory.py. In a process of its own: in this one the allocator
+    may still have what earlier tests gave back, and take it instead of new memory.
+    """
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.shim.memory", case, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return list(json.loads(run.stdout))
 
 
 # ---- the record ---------------------------------------------------------------
 
 
 def test_head_is_what_the_handler_reads(shim: Shim) -> None:
-    """One struct, written down in C and again in the handler."""
+    """One struct, which C and the handler define separately."""
     worker: Any = importlib.import_module("keyspace_amqp.worker.loop")
     ffi = shim.ffi
     head = ffi.new("record_t *")
@@ -185,7 +105,7 @@ records = st.builds(
 @given(st.lists(st.one_of(records, st.integers(0, 5)), max_size=30))
 @example([Record(b"", b""), Record(b"e", b"k" * (CHUNK - 48)), Record(b"e", b"k"), 1, 1, 1, 1])
 def test_what_goes_in_comes_out(shim: Shim, steps: list[Record | int]) -> None:
-    """A record is pushed, a number takes so many; a deque tells what must happen."""
+    """A record is pushed, a number takes so many records; a deque is the model."""
     queue = Queue(shim)
     model: collections.deque[Record] = collections.deque()
     pushed = 0
@@ -231,24 +151,10 @@ def test_a_prefix_can_be_given_back(make: MakeQueue) -> None:
     assert queue.take_all() == [*pushed[30:], Record(b"late", b"k")]
 
 
-def test_a_queue_may_be_freed_with_records_in_it(shim: Shim) -> None:
-    """Many times: memory that was not given back would show."""
-    big = Record(b"e", b"k" * 200_000)
-
-    def fill_and_free() -> None:
-        queue = Queue(shim)
-        for _ in range(10):
-            queue.push(big)
-            queue.push(Record(b"e", b"small"))
-        queue.take(3)
-        queue.free()
-
-    for _ in range(10):
-        fill_and_free()
-    before = resident()
-    for _ in range(100):
-        fill_and_free()
-    assert resident() - before < 20_000_000  # of 200 MB that went through
+def test_a_queue_may_be_freed_with_records_in_it() -> None:
+    """Many times, so that memory that is not given back shows."""
+    before, after = measured("filled_and_freed")
+    assert after - before < 20_000_000  # of 200 MB that went through
 
 
 # ---- the limit -----------------------------------------------------------------
@@ -331,63 +237,25 @@ def test_events_never_take_more_than_the_limit(
 # ---- memory ---------------------------------------------------------------------
 
 
-def test_a_steady_flow_takes_no_more_memory(make: MakeQueue) -> None:
+def test_a_steady_flow_takes_no_more_memory() -> None:
     """Two million events, some waiting all the time: 250 MB go through."""
-    queue = make()
-    ffi, lib = queue.ffi, queue.lib
-    head = ffi.new("record_t *", {"payload_len": 96, "name_len": 6})
-    pointer = ffi.new("const char **")
-    handle, name, key, push = queue.queue, b"expire", b"k" * 96, lib.queue_push
-    size = Record(name, key).size
-
-    def flow(rounds: int) -> None:
-        for _ in range(rounds):
-            for _ in range(1000):
-                push(handle, head, name, key)
-            while queue.length > 500:
-                taken = lib.queue_take(handle, pointer)
-                lib.queue_release(handle, taken, taken // size)
-
-    flow(200)
-    before = resident()
-    flow(1800)
-    after = resident()
-    assert queue.pushed == 2_000_000
+    before, after, pushed = measured("steady_flow")
+    assert pushed == 2_000_000
     assert after < 1.1 * before, (before, after)
 
 
 @pytest.mark.parametrize("payload_len", [100, 40_000, 300_000])
-def test_a_flood_is_given_back(make: MakeQueue, payload_len: int) -> None:
+def test_a_flood_is_given_back(payload_len: int) -> None:
     """Fills the queue up and empties it, again and again."""
-    queue = make(20_000_000)
-    record = Record(b"expire", b"k" * payload_len)
-
-    def flood() -> None:
-        while queue.push(record):
-            pass
-        while queue.length:
-            size = queue.lib.queue_take(queue.queue, queue._records)
-            queue.lib.queue_release(queue.queue, size, size // record.size)
-
-    for _ in range(2):
-        flood()
-    before = resident()
-    rounds = 5 if payload_len == 100 else 30
-    for _ in range(rounds):
-        flood()
-    assert resident() - before < 20_000_000, "more than once what may wait has stayed"
+    before, after = measured("floods", payload_len)
+    assert after - before < 20_000_000, "more than once what may wait has stayed"
 
 
-def test_a_large_event_is_given_back_at_once(make: MakeQueue) -> None:
+def test_a_large_event_is_given_back_at_once() -> None:
     """Not only when the next event comes."""
-    queue = make()
-    record = Record(b"set", b"k" * 50_000_000)
-    before = resident()
-    queue.push(record)
-    size = queue.lib.queue_take(queue.queue, queue._records)
-    assert resident() - before > 40_000_000
-    queue.lib.queue_release(queue.queue, size, 1)
-    assert resident() - before < 10_000_000
+    before, full, after = measured("large_event")
+    assert full - before > 40_000_000
+    assert after - before < 10_000_000
 
 
 # ---- two threads ----------------------------------------------------------------
@@ -396,7 +264,7 @@ PATTERN = bytes(random.Random(3).randrange(256) for _ in range(100_300))
 
 
 def numbered(number: int, most: int) -> tuple[bytes, bytes]:
-    """Name and payload of a record: of many sizes, and none like the next."""
+    """Name and payload of a record: of many sizes, and no two neighbours alike."""
     length = 100_000 if number % 20_000 == 19_999 else number * 7919 % most
     start = number % 97
     return b"e%d" % (number % 10), PATTERN[start : start + length]
@@ -406,16 +274,16 @@ def numbered(number: int, most: int) -> tuple[bytes, bytes]:
     ("count", "most", "limit"),
     [
         pytest.param(300_000, 200, 0, id="small"),
-        # The pushing thread meets a full queue time and again.
+        # The pushing thread often meets a full queue.
         pytest.param(300_000, 200, 150_000, id="small with a limit"),
         # A few records fill a chunk: the change of chunks is where threads meet.
         pytest.param(80_000, 60_000, 400_000, id="large"),
     ],
 )
 def test_two_threads(make: MakeQueue, count: int, most: int, limit: int) -> None:
-    """cffi lets go of the GIL in each call, so one thread's C code runs beside the
-    other's. Who has nothing to do waits for the other: two threads that only ask
-    again keep the GIL from each other on a busy machine."""
+    """cffi releases the GIL in each call, so that one thread's C code runs beside the other's. A
+    thread that has nothing to do waits for the other: two threads that only poll would keep the GIL
+    from each other on a busy machine."""
     queue = make(limit)
     ffi, lib, handle = queue.ffi, queue.lib, queue.queue
     give_up = time.monotonic() + 60  # against a hang only
@@ -448,7 +316,7 @@ def test_two_threads(make: MakeQueue, count: int, most: int, limit: int) -> None
         while expected < count:
             assert time.monotonic() < give_up, f"stuck at {expected} of {count}"
             arrived.clear()
-            for _ in range(100):  # to be there the moment that something comes
+            for _ in range(100):  # to take a record the moment that it comes
                 data = queue.look()
                 if data:
                     break

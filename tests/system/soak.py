@@ -1,15 +1,15 @@
-"""A long run of random faults over real servers: `make soak`, or
-`python -m tests.system.soak --minutes 10 --seed 7`.
+"""A long run of random faults over real servers: `make soak`, or `python -m tests.system.soak
+--minutes 10 --seed 7`.
 
-Each minute is a round of its own, with the seed of the one before it plus one. A
-round has a Redis with a replica, a broker, and writers; the family of the server
-and its persistence, what the writers do, which faults there are and when, come
-from the seed. Two threads make the faults, so that they meet: one hurts the
-broker and the link to it, the other Redis and the module. At the end all is
-healed, and what has arrived is compared with what Redis itself has notified its
-subscribers of: nothing is lost, nothing is unexpected, what is repeated has its
-first message_id, and first arrivals are in order. So time and chance of the
-machine decide how the faults meet; the rest is as before with the same seed.
+Each minute is a round of its own, whose seed is that of the round before plus one. A round has a
+Redis with a replica, a broker, and writers. The seed decides the family and the persistence of the
+server, what the writers do, and which faults come when. Two threads make faults, so that faults
+coincide: one hurts the broker and the link to it, the other Redis and the module.
+
+At the end nothing fails any more, and the messages are compared with what Redis itself has told its
+subscribers: nothing is lost, nothing is unexpected, repeated messages have their first message_id,
+and first arrivals are in order. How the faults coincide depends on the time and the machine;
+everything else is the same with the same seed.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from tests.system.test_events import random_commands
 
 ROUND = 60.0  # seconds of faults
 WRITERS = 3
-# Seconds between the batches of a writer, which have 19 commands on average: all
-# in all about two thousand events a second.
+# Seconds between the batches of a writer. A batch has 19 commands on average: together about two
+# thousand events a second.
 PACE = 0.02
 HEAL_TIMEOUT = 120
 EXCHANGE = "soak"
-# What is not routed by it goes by the other: so the queue need not be bound anew
-# at once when the exchange was deleted and comes again.
+# The alternate exchange takes what this one does not route. So the queue need not be bound again at
+# once when the exchange was deleted and comes back.
 EXCHANGE_ARGUMENTS = {"alternate-exchange": "amq.direct"}
 PERSISTENCE = {"rdb": ["save 3600 1000000"], "aof": ["appendonly yes"]}
 # Keys without a time to live make no events while nobody writes.
@@ -155,7 +155,7 @@ class Round:
     def __init__(self, folder: pathlib.Path, broker: RabbitServer, seed: int) -> None:
         self.seed = seed
         self.folder = folder
-        # In six rounds one after the other there is each of them.
+        # Six rounds in a row have each of them.
         self.family = list(FAMILIES)[seed % 3]
         self.persistence = list(PERSISTENCE)[seed // 3 % 2]
         source = random.Random(seed)
@@ -271,13 +271,13 @@ class Round:
     # ---- segments: unbroken runs of writing to one primary --------------------
 
     def _begin_segment(self) -> None:
-        """Somebody listens to Redis' own notifications, and then there are events."""
+        """Subscribes to Redis' own notifications, before there are events."""
         primary = self._primary
         if self._notifications is None:
             self._notifications = Notifications(primary.server).__enter__()
         self._begin_probe()
         self._segments += 1
-        # Nothing else makes this event: it tells whose messages are which.
+        # Nothing else makes this event: it tells which messages come from which load of the module.
         primary.client.set(f"segment:{self._segments}", 1)
         for writer in self._writers:
             writer.client = primary.server.client()
@@ -286,7 +286,7 @@ class Round:
         self._resting = False
 
     def _end_segment(self, *, memory_empty: bool) -> None:
-        """No more events. `memory_empty`: all of them are delivered or in the list."""
+        """No more events. `memory_empty`: all events are delivered or in the list."""
         for writer in self._writers:
             writer.resting.acquire()
             if writer.client is not None:
@@ -366,7 +366,7 @@ class Round:
         self._proxy.deaf = False
 
     def _cut_link(self, source: random.Random) -> None:
-        """In the middle of whatever is on its way."""
+        """Cuts the link within whatever is on its way."""
         with contextlib.suppress(AssertionError):  # nothing was on its way: then later
             self._proxy.cut(source.randrange(100_000), timeout=3)
 
@@ -408,7 +408,7 @@ class Round:
         self._command("KEYSPACEAMQP.FALLBACK", "DRAIN")
 
     def _save_in_background(self, _source: random.Random) -> None:
-        with contextlib.suppress(redis.exceptions.ResponseError):  # one is under way
+        with contextlib.suppress(redis.exceptions.ResponseError):  # a save is under way
             self._command("BGSAVE")
 
     def _rewrite_in_background(self, _source: random.Random) -> None:
@@ -419,7 +419,7 @@ class Round:
         self._command("CLIENT", "PAUSE", source.randint(50, 2000), "WRITE")
 
     def _reload_data(self, _source: random.Random) -> None:
-        """The data set goes and comes again, the list with it, under load."""
+        """The data set is emptied and loaded again, with the list, under load."""
         with self._without_probe():
             self._command("DEBUG", "RELOAD")
 
@@ -431,7 +431,7 @@ class Round:
         self._begin_segment()
 
     def _restart(self, _source: random.Random) -> None:
-        # Only a dump has what is stored at the very end.
+        # Only a dump has what is stored last.
         self._end_segment(memory_empty=self.persistence == "aof")
         primary = self._primary
         assert primary.server.stop() == 0
@@ -484,7 +484,8 @@ class Round:
         loads = [load for node in self._nodes for load in node.loads if load]
         by_load = {event: load for load, found in arrived.items() for event in found.values()}
         for events in loads:
-            # Keys may expire before it, in another load as well, and before anybody listens.
+            # Keys may expire before this event, also in another load of the module, and before the
+            # subscription.
             mark = next(event for event in events if event[2].startswith(b"segment:"))
             found = arrived.pop(by_load.get(mark, ""), {})
             came = [found[number] for number in sorted(found)]

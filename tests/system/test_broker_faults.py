@@ -37,7 +37,7 @@ from tests.fix_servers import (
 
 
 def loaded(server: RedisServer) -> Load:
-    """Two thousand writes a second, about."""
+    """A load of about two thousand writes a second."""
     return Load(server, batch=100, pause=0.05)
 
 
@@ -59,7 +59,7 @@ def is_back(client: redis.Redis) -> bool:
 
 
 def least_wait(attempts: int, most: float = BACKOFF_MAX) -> float:
-    """The shortest time that so many attempts in a row may wait in all."""
+    """The shortest sum of the waits between so many attempts."""
     return sum(min(most, BACKOFF_FIRST * 2.0**n) / 2 for n in range(attempts))
 
 
@@ -88,7 +88,7 @@ def test_killed_three_times_under_load(
                     ),
                     60,
                 )
-    # What was sent and not confirmed at a kill may come again.
+    # Messages in flight at a kill may come again.
     delivered(client, mailbox, [b"first", *load.keys], repeated=3 * WINDOW)
 
 
@@ -169,7 +169,7 @@ def _method(method: object, channel: int = 0) -> bytes:
 
 
 _PROPERTIES = {"capabilities": {"publisher_confirms": True, "basic.nack": True}}
-# The handshake: what the client says, by the number of its method, and the answer.
+# The handshake: the client's method, by its number, and the answer.
 _HANDSHAKE = {
     b"AMQP\0\0\x09\x01": _method(pika.spec.Connection.Start(server_properties=_PROPERTIES)),
     b"\x00\x0a\x00\x0b": _method(pika.spec.Connection.Tune(2047, 131072, 60)),
@@ -181,11 +181,9 @@ _START = _HANDSHAKE[b"AMQP\0\0\x09\x01"]
 
 
 class Impostor:
-    """A listener that is no broker. In a `with`.
-
-    Plays the handshake up to `steps` answers; then it says `last` and closes, or
-    with `last` None it is silent. `accepted`: when each connection came.
-    """
+    """A listener that is no broker; in a `with`. It plays the handshake up to `steps` answers. Then
+    it sends `last` and closes; if `last` is None it is silent. `accepted`: the time of each
+    connection."""
 
     def __init__(self, steps: int, last: bytes | None = None) -> None:
         self.accepted: list[float] = []
@@ -239,8 +237,8 @@ class Impostor:
 
 
 def test_silent_while_it_opens(broker: RabbitServer, start_redis: StartRedis) -> None:
-    """A peer that accepts, and never answers the first, the second … of our words:
-    each time the attempt ends, says why, and there is another."""
+    """A peer that accepts, and never answers the first, the second, … method of the client. Each
+    time the attempt ends with the reason, and there is another attempt."""
     with contextlib.ExitStack() as stack:
         tried = []
         for steps in range(len(_HANDSHAKE)):
@@ -262,8 +260,8 @@ def test_silent_while_it_opens(broker: RabbitServer, start_redis: StartRedis) ->
 
 
 def test_silent_under_load(broker: RabbitServer, start_redis: StartRedis, probe: Probe) -> None:
-    """Rule 2: accepts and never answers. Events are in the list, Redis answers as
-    ever, and a change of the port puts it right at once."""
+    """Rule 2: a peer that accepts and never answers. Events are in the list, Redis answers as
+    before, and with another port the module connects at once."""
     mailbox = Mailbox(broker)
     server = start_redis(arguments=arguments_for(broker, mailbox, "$"))
     client = server.client()
@@ -317,8 +315,8 @@ def test_garbage(
     start_redis: StartRedis,
     probe: Probe,
 ) -> None:
-    """Attempts become rare, the error is told in a line, and a change of the port
-    puts it right."""
+    """Attempts become rare, the log has the error in one line, and with another port the module
+    connects at once."""
     mailbox = Mailbox(broker)
     with Impostor(steps, last) as impostor:
         server = start_redis(arguments=arguments_for(impostor.port, mailbox, "$"))
@@ -343,8 +341,8 @@ def test_garbage(
 def test_packets_vanish_under_load(
     broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """No reset, just silence: stored at once, and a new link when heartbeats have
-    been missing; the old one stays dead."""
+    """No reset, only silence. Events are stored at once; when heartbeats are missing there is a new
+    link, and the old one stays dead."""
     mailbox = Mailbox(broker)
     with Proxy(broker.port) as proxy:
         arguments = arguments_for(proxy.port, mailbox, "$")
@@ -370,7 +368,7 @@ def test_packets_vanish_under_load(
 def test_packets_vanish_while_it_opens(
     broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """New links hear nothing either, for longer than an attempt takes."""
+    """New links are dead too, for longer than an attempt takes."""
     mailbox = Mailbox(broker)
     with Proxy(broker.port) as proxy:
         server = start_redis(arguments=arguments_for(proxy.port, mailbox, "$"))
@@ -449,7 +447,7 @@ def test_an_exchange_is_missing_and_deleted(
                 wait_for(lambda n=run: server.log().count("404 NOT_FOUND") > 0, 30)
                 all_stored(client, load)
                 assert "404 NOT_FOUND" in stats(client)["last_error"]
-                # What comes before the binding goes on to the queue all the same.
+                # What comes before the binding reaches the queue too.
                 alternate = {"alternate-exchange": EXCHANGE}
                 channel.exchange_declare(exchange, "direct", arguments=alternate)
                 channel.queue_bind(mailbox.name, exchange, mailbox.routing_key)
@@ -482,7 +480,7 @@ def test_a_wrong_password(broker: RabbitServer, start_redis: StartRedis, probe: 
 def test_a_user_without_permissions(
     own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """None for the virtual host, then none to write, then all."""
+    """No permission for the virtual host, then none to write, then all."""
     mailbox = Mailbox(own_broker)
     own_broker.ctl("add_user", "limited", "limited")
     arguments = arguments_for(own_broker, mailbox, "$")
@@ -535,14 +533,14 @@ def test_closed_by_the_broker(
 
 
 def _memory(server: RedisServer) -> int:
-    """The process' memory in bytes, Python's included."""
+    """The process' memory in bytes, with Python's."""
     status = pathlib.Path(f"/proc/{server.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
 def test_a_full_queue_refuses(broker: RabbitServer, start_redis: StartRedis, probe: Probe) -> None:
-    """basic.nack: tried again, more and more rarely; what comes meanwhile is in the
-    list and not in memory; all of it arrives when a consumer makes room."""
+    """basic.nack: the message is sent again, at growing intervals. Events that come meanwhile are
+    in the list and not in memory. All arrive when a consumer makes room."""
     mailbox = Mailbox(broker, **{"x-max-length": 500, "x-overflow": "reject-publish"})
     server = start_redis(arguments=arguments_for(broker, mailbox, "$"))
     client = server.client()
@@ -565,8 +563,8 @@ def test_a_full_queue_refuses(broker: RabbitServer, start_redis: StartRedis, pro
     # A key of the load and its element in the list are some 200 bytes.
     assert grown < len(load.keys) * 400 + 16 * 1024 * 1024
 
-    # A consumer that takes one at a time: for each there is one accepted, and hardly
-    # more refused.
+    # The consumer takes one message at a time. For each the broker accepts one, and refuses hardly
+    # more.
     with broker.connection() as connection:
         channel = connection.channel()
         before = stats(client)
@@ -587,12 +585,13 @@ def test_a_full_queue_refuses(broker: RabbitServer, start_redis: StartRedis, pro
     wait_for(receive, 100)
     settled(client, fallback_length=0, dropped=0, confirmed=len(load.keys))
     received += mailbox.receive()
-    # A message that was refused comes behind those that were not.
+    # A refused message arrives after messages that were not refused.
     assert sorted(m.event[2] for m in received) == sorted(load.keys)
 
 
 def test_no_queue_is_bound(broker: RabbitServer, start_redis: StartRedis) -> None:
-    """The broker returns and confirms: counted, and logged, once a minute at most."""
+    """The broker returns the messages and confirms them: they are counted, and logged at most once
+    a minute."""
     server = start_redis(arguments=arguments_for(broker, "no-queue-is-bound", "$"))
     client = server.client()
     with loaded(server) as load:
@@ -620,7 +619,7 @@ def test_a_host_that_does_not_exist(
         with probe(server):
             load.more(500)
             all_stored(client, load)
-            # In the words of the C library, which differ without a network.
+            # The text is the C library's, and differs without a network.
             wait_for(lambda: "name" in stats(client)["last_error"].lower(), 120)
         client.config_set("keyspaceamqp.host", "127.0.0.1")
         wait_for(lambda: is_back(client), 30)
@@ -629,8 +628,8 @@ def test_a_host_that_does_not_exist(
     assert "Traceback" not in server.log()
 
 
-# The C library's resolver, but for the name `slow.invalid`: that it writes into the
-# file ASKED, and has no answer until there is a file ANSWER.
+# The C library's resolver, except for the name `slow.invalid`: it writes that into the file ASKED,
+# and answers when there is a file ANSWER.
 _SLOW_RESOLVER = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -674,11 +673,11 @@ class SlowName:
 
     @property
     def asked(self) -> int:
-        """How often somebody has asked so far."""
+        """The number of questions so far."""
         return self._asked.read_text().count("\n") if self._asked.exists() else 0
 
     def answer(self) -> None:
-        """All who have asked and who will ask get an answer."""
+        """Answers all questions, those that were asked and those that come."""
         self._answer.touch()
 
 
@@ -724,7 +723,7 @@ def test_a_name_that_resolves_slowly(
     timed = [b"timed:%d" % number for number in range(21)]
     numbers = delivered(client, mailbox, [*load.keys, *timed])
     assert (numbers["state"], numbers["handler_errors"]) == ("connected", 0)
-    # What was asked for before and is answered now changes nothing.
+    # The late answer to the earlier question changes nothing.
     slow_name.answer()
     client.set("timed:last", 1)
     delivered(client, mailbox, [b"timed:last"], confirmed=len(load.keys) + 22)
@@ -733,7 +732,7 @@ def test_a_name_that_resolves_slowly(
 def test_unload_while_a_name_resolves(
     broker: RabbitServer, start_redis: StartRedis, slow_name: SlowName
 ) -> None:
-    """The resolver's answer comes when there is nobody left to hear it."""
+    """The resolver answers when the module is unloaded already."""
     mailbox = Mailbox(broker)
     arguments = arguments_for(broker, mailbox, "$")
     arguments[1] = "slow.invalid"

@@ -82,7 +82,7 @@ def images() -> dict[str, str]:
 
 @dataclasses.dataclass
 class Networks:
-    """What the nodes have between them and with their clients, and the way to the broker."""
+    """Two networks: between the nodes and with their clients, and to the broker."""
 
     redis: Network
     amqp: Network
@@ -90,7 +90,7 @@ class Networks:
 
 @pytest.fixture(scope="session")
 def networks() -> Iterator[Networks]:
-    own = {"internal": True}  # nobody needs the world
+    own = {"internal": True}  # no container needs the internet
     with Network(docker_network_kw=own) as first, Network(docker_network_kw=own) as second:
         yield Networks(first, second)
 
@@ -111,7 +111,7 @@ class Member:
 
     @property
     def ip(self) -> str:
-        """Raises OSError while it is not in the network, or not there."""
+        """Its address in a network. Raises OSError while it has none."""
         try:
             wrapped = self.container.get_wrapped_container()
             wrapped.reload()
@@ -130,7 +130,7 @@ class Member:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stands still, and nobody is told."""
+        """Paused by Docker: it answers nothing, and no connection ends."""
         wrapped = self.container.get_wrapped_container()
         wrapped.pause()
         try:
@@ -140,8 +140,8 @@ class Member:
 
     @contextlib.contextmanager
     def cut_off(self, network: Network) -> Iterator[None]:
-        """Without the interface to a network; the links over it hang. Comes back with
-        another address, perhaps."""
+        """Takes it out of a network; links over that network hang. It may come back with another
+        address."""
         self.leave(network)
         try:
             yield
@@ -224,8 +224,8 @@ class Node(Member):
             .with_network(self.network)
             .with_network_aliases(self.name)
             .with_volume_mapping(self.volume.name, "/data", "rw")
-            # Cut off from one network it looks for its peers by way of the other, and Redis
-            # would wait for such a connection as long as the kernel tries.
+            # When it is cut off from one network, it connects to its peers over the other one, and
+            # Redis would wait for these connections as long as the kernel tries.
             .with_kwargs(sysctls={"net.ipv4.tcp_syn_retries": 1})
         )
         self.running = True
@@ -248,7 +248,7 @@ class Node(Member):
             self.container.stop()
 
     def client(self) -> redis.Redis:
-        # What was sent once must not be sent again.
+        # A command that was sent must not be sent again.
         retry = Retry(NoBackoff(), 0)
         return redis.Redis(self.ip, socket_connect_timeout=1, socket_timeout=2, retry=retry)
 
@@ -282,7 +282,7 @@ class Fleet:
         wait_for(self.whole, 60, "a whole cluster")
 
     def whole(self) -> bool:
-        """Every node sees all of them, and links to all of them."""
+        """True if every node sees all of them, and has links to all."""
         for node in self.nodes:
             with node.client() as client:
                 info = client.execute_command("CLUSTER INFO")
@@ -320,10 +320,8 @@ class Fleet:
 
 
 class Writer:
-    """SETs keys of one node's slots, hundreds a second, until its `with` ends.
-
-    `answered`: what Redis has answered, in order. `unsure`: what may have happened or
-    not."""
+    """SETs keys in one node's slots, hundreds a second, until its `with` ends. `answered`: keys
+    that Redis has answered, in order. `unsure`: keys that may have been written or not."""
 
     def __init__(self, node: Node, nodes: Sequence[Node]) -> None:
         self.node = node
@@ -371,7 +369,7 @@ class Writer:
 
 @contextlib.contextmanager
 def written_to(nodes: Sequence[Node]) -> Iterator[list[Writer]]:
-    """Writes to all nodes at the same time, each of its own."""
+    """Writes to all nodes at the same time, to each its own keys."""
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(Writer(node, nodes)) for node in nodes]
         for writer in writers:
@@ -383,7 +381,7 @@ def written_to(nodes: Sequence[Node]) -> Iterator[list[Writer]]:
 def fleet(
     rabbitmq: Broker, networks: Networks, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Fleet]]:
-    """Makes so many nodes that are not started yet; more options of the server."""
+    """Makes nodes that are not started yet, with more options of the server."""
     nodes: list[Node] = []
 
     def make(count: int, *options: str) -> Fleet:
@@ -429,7 +427,7 @@ def found(node: Node) -> dict[str, Any]:
 
 
 def stores(node: Node, more: int = 100) -> None:
-    """Waits until the node's list has grown so much."""
+    """Waits until the node's list has grown by so many elements."""
     target = found(node)["fallback_length"] + more
     wait_for(lambda: found(node)["fallback_length"] >= target, 60, f"a list on {node.name}")
 
@@ -445,8 +443,8 @@ def delivers(node: Node, more: int = 100) -> None:
 
 @pytest.mark.parametrize("base", ["redis", "valkey"])
 def test_the_image(base: str, fleet: Callable[..., Fleet], images: dict[str, str]) -> None:
-    """On each base: as the server's user, with nothing of the build in it; and what waits at
-    `docker stop` is there for the next container."""
+    """On each base: it runs as the server's user and has nothing of the build in it. Events that
+    wait at `docker stop` are there for the next container."""
     made = fleet(1)
     (node,) = made.nodes
     node.start(images[base])
@@ -481,7 +479,7 @@ def test_the_image(base: str, fleet: Callable[..., Fleet], images: dict[str, str
 
 
 def test_a_node_without_the_way_to_the_broker(cluster: Fleet) -> None:
-    """It stores what the others deliver meanwhile, and comes back."""
+    """It stores events while the others deliver, and connects again."""
     alone, *others = cluster.nodes
     with written_to(cluster.nodes) as writers:
         for _ in range(3):
@@ -495,7 +493,7 @@ def test_a_node_without_the_way_to_the_broker(cluster: Fleet) -> None:
 
 @pytest.mark.parametrize("fault", ["network", "pause"])
 def test_the_broker(fault: str, cluster: Fleet, rabbitmq: Broker, probe: Probe) -> None:
-    """Out of its network, and silent."""
+    """It is cut off from its network, and then paused."""
     node = cluster.nodes[0]
     with written_to(cluster.nodes) as writers:
         for _ in range(3):
@@ -511,8 +509,8 @@ def test_the_broker(fault: str, cluster: Fleet, rabbitmq: Broker, probe: Probe) 
 
 @pytest.mark.parametrize("fault", ["network", "pause"])
 def test_a_node_without_its_cluster(fault: str, cluster: Fleet) -> None:
-    """Nobody reaches it, though it reaches the broker; or it stands still altogether. What it
-    had answered before is delivered, and so is what the others take meanwhile."""
+    """No other node reaches it though it reaches the broker; or it is paused. Events of commands
+    that it had answered are delivered, and so are those of the others meanwhile."""
     alone, *others = cluster.nodes
 
     def missed() -> bool:
@@ -533,8 +531,8 @@ def test_a_node_without_its_cluster(fault: str, cluster: Fleet) -> None:
 
 
 def test_an_upgrade_node_by_node(cluster: Fleet, images: dict[str, str], rabbitmq: Broker) -> None:
-    """Each node in turn ends, and another image, with Valkey, goes on with its data; for the
-    first two the broker is away, so there are lists to be taken over."""
+    """Each node in turn ends, and a container of another image, with Valkey, goes on with its data.
+    During the first two the broker is away, so that there are lists to take over."""
     with written_to(cluster.nodes) as writers:
 
         def upgrade(node: Node) -> None:
@@ -573,7 +571,7 @@ def compose(*words: str, project: str, image: str) -> str:
 
 
 def test_compose(images: dict[str, str]) -> None:
-    """`docker compose up` shows events, and those of somebody else too."""
+    """`docker compose up` shows events, also those of another client."""
     project = f"test-{uuid.uuid4().hex[:8]}"
     common = {"project": project, "image": images["redis"]}
     try:

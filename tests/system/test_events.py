@@ -49,8 +49,8 @@ class Witness:
 
 
 def random_commands(client: redis.Redis, source: random.Random, count: int) -> Iterator[None]:
-    """Runs random commands on all types, in several databases, by every way that
-    a client has; yields after each."""
+    """Runs random commands on all types, in several databases, in every way that a client has;
+    yields after each."""
     keys = [
         *(b"key:%d" % number for number in range(30)),
         b"",
@@ -139,7 +139,7 @@ def test_messages_are_what_redis_itself_notifies(
 
 
 def _no_short_lives(client: redis.Redis) -> bool:
-    """Whether all keys that expire within a second are gone."""
+    """True if all keys that expire within a second are gone."""
     for db in range(6):
         client.execute_command("SELECT", db)
         for key in client.scan_iter(count=1000):
@@ -323,7 +323,7 @@ def test_a_sign_that_excludes_nothing_is_refused(start_redis: StartRedis) -> Non
 def test_a_change_of_masks_is_in_order_with_events(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Masks apply to events behind the change only, however full the queue is."""
+    """New masks apply only to events behind the change, however full the queue is."""
     server = start_redis(arguments=arguments_for(broker, mailbox))
     client = server.client()
     expected = []
@@ -349,7 +349,7 @@ def test_hostile_masks_stall_nothing(
         client.set("a" * 10_000, 1)
     client.set("aaab", 1)
     assert mailbox.receive(1)[0].event[2] == b"aaab"
-    # An answer of the worker: it is not busy with the masks.
+    # The worker answers, so it has finished compiling the masks.
     assert client.execute_command("KEYSPACEAMQP.KEYMASK", "TEST", "a" * 10_000) == 0
     settled(client, events_seen=21, events_matched=1)
 
@@ -377,7 +377,7 @@ def test_a_million_bytes_of_key(
 def test_nothing_of_a_replica_and_nothing_of_loading(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Rule 14: a replica and a load of history publish nothing, a promoted one does."""
+    """Rule 14: a replica and the loading of a data set publish nothing, a promoted replica does."""
     primary = start_redis(family, arguments_for(broker, mailbox), ["appendonly yes"])
     replica = start_redis(
         family, arguments_for(broker, mailbox), [f"replicaof 127.0.0.1 {primary.port}"]

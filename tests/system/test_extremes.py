@@ -26,9 +26,9 @@ from tests.fix_servers import (
 
 MIB = 1024 * 1024
 QUEUE_LIMIT = 64 * MIB  # the default
-# What the handler may take above what waits in the queue: a window of messages on
-# their way to the broker, one of the list's elements that come next, one that
-# waits for its trim, their copies, and what the allocators keep for later.
+# Memory that the handler may take in addition to the queue: a window of messages in flight, one of
+# the list's elements that come next, one of elements that wait for their trim, their copies, and
+# memory that the allocators keep.
 HANDLER_BYTES = 128 * MIB
 
 
@@ -49,7 +49,7 @@ def resident(server: RedisServer) -> int:
 
 
 def forget_peak(server: RedisServer) -> None:
-    """`peak` counts from here on."""
+    """Begins a new measurement of `peak`."""
     pathlib.Path(f"/proc/{server.pid}/clear_refs").write_text("5")
 
 
@@ -68,14 +68,14 @@ def beside_the_data(server: RedisServer, client: redis.Redis) -> int:
 
 
 def main_thread_seconds(server: RedisServer) -> float:
-    """Processor time of Redis' main thread. It does not grow when others use the
-    machine, as the time of a clock does."""
+    """Processor time of Redis' main thread. Unlike the time of a clock, it does not grow if others
+    use the machine."""
     path = pathlib.Path(f"/proc/{server.pid}/task/{server.pid}/schedstat")
     return int(path.read_text().split()[0]) / 1e9
 
 
 def go(client: redis.Redis, port: int) -> None:
-    """The broker is at another port: a free one is a broker that is away."""
+    """Sets the broker's port; a free port is a broker that is away."""
     client.config_set("keyspaceamqp.port", port)
 
 
@@ -95,7 +95,7 @@ def event_body(message: Message) -> bytes:
 
 
 def bodies_of(told: Notifications) -> list[bytes]:
-    """What the messages have to be; events of the module's keys are not for them."""
+    """The bodies that the messages must have; events of the module's keys are left out."""
     return [
         b"%d\n%b\n%b" % event for event in told.events if not event[2].startswith(b"keyspaceamqp:")
     ]
@@ -107,8 +107,8 @@ def bodies_of(told: Notifications) -> list[bytes]:
 def test_noeviction(
     family: str, broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """Clients' writes are refused, the module's own are not: events of what still
-    happens go to the list, and leave it although memory is still short."""
+    """Redis refuses clients' writes, but not the module's own: events that still happen go to the
+    list, and leave it although memory is short."""
     mailbox = Mailbox(broker)
     server = start_redis(
         family, arguments_for(free_port(), mailbox), ["maxmemory-policy noeviction"]
@@ -146,8 +146,8 @@ def test_noeviction(
 def test_the_list_is_evicted(
     family: str, events: str, broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """allkeys-lru takes everything: the list with it. That is noticed whether or
-    not evictions are among the events to forward, and what comes later arrives."""
+    """allkeys-lru takes everything, also the list. The module notices that, whether or not
+    evictions are among the events to forward; later events arrive."""
     mailbox = Mailbox(broker)
     server = start_redis(
         family, arguments_for(free_port(), mailbox, events), ["maxmemory-policy allkeys-lru"]
@@ -160,7 +160,7 @@ def test_the_list_is_evicted(
                 write(client, f"run {run}", 100)
                 settled(client, queue_length=0)
                 client.config_set("maxmemory", 1)
-                # The evictions of the others are events too, and make a new list.
+                # The evictions of other keys are events too, and begin a new list.
                 wait_for(lambda: client.dbsize() == 0, 30)
                 client.config_set("maxmemory", 0)
                 wait_for(lambda n=lost: stats(client)["dropped_fallback_evicted"] >= n + 100, 30)
@@ -179,7 +179,7 @@ def test_the_list_is_evicted(
 
 
 def is_part_in_order(part: list[bytes], whole: list[bytes]) -> bool:
-    """Whether `part` is `whole` with some left out."""
+    """True if `part` is `whole` without some of its items."""
     rest = iter(whole)
     return all(item in rest for item in part)
 
@@ -209,7 +209,7 @@ def test_an_eviction_storm(
         assert len(expected) == client.info("stats")["evicted_keys"]
         delivered(client, mailbox, expected, what=event_body)
         return
-    # The list is a key among others here; there is one if the broker is away, or so slow.
+    # The list may be evicted like other keys; there is one if the broker is away or slow.
     assert numbers["dropped"] == numbers["dropped_fallback_evicted"]
     arrived = [message.body for message in mailbox.receive()]
     assert len(arrived) == len(expected) - numbers["dropped"]
@@ -222,8 +222,8 @@ def test_an_eviction_storm(
 def test_a_key_of_another_type_in_the_way_for_long(
     broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """There is no list to go to: events wait in memory as far as the limit goes,
-    then the oldest are given up, and all of it is plain to see."""
+    """There can be no list: events wait in memory up to the limit, then the oldest are given up.
+    Counters and log say all of it."""
     mailbox = Mailbox(broker)
     server = start_redis(
         arguments=arguments_for(broker, mailbox, "$", masks=("^run",)),
@@ -262,8 +262,8 @@ def test_a_key_of_another_type_in_the_way_for_long(
 def test_keys_of_a_megabyte(
     family: str, broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """With the broker there, and away: whole, in order, and the handler holds a few
-    of them and not the list."""
+    """With the broker there, and away: keys arrive whole and in order, and the handler holds a few
+    of them and not the whole list."""
     mailbox = Mailbox(broker)
     server = start_redis(family, arguments_for(broker, mailbox, "$"))
     client = server.client(socket_timeout=60)
@@ -310,8 +310,8 @@ def test_keys_of_a_megabyte(
 
 
 def test_keys_as_large_as_the_queue(broker: RabbitServer, start_redis: StartRedis) -> None:
-    """A key of nearly queue-limit arrives whole, one above it is counted, and with
-    a larger limit that arrives too; afterwards the memory is free again."""
+    """A key of nearly queue-limit arrives whole; a larger one is counted, and arrives with a larger
+    limit. Afterwards the memory is free again."""
     mailbox = Mailbox(broker)
     server = start_redis(arguments=arguments_for(broker, mailbox, "$"))
     client = server.client(socket_timeout=60)
@@ -363,17 +363,14 @@ def test_keys_as_large_as_the_queue(broker: RabbitServer, start_redis: StartRedi
 BURST = """
 for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do redis.call('SET', 'b:' .. number, 1) end
 """
-# Nobody is to be held for longer by one push, read or trim.
+# No client should wait longer for one push, read or trim.
 HELD_SECONDS = 0.020
 
 
 def shares(client: redis.Redis, *commands: str) -> Iterator[tuple[str, int, float, float]]:
-    """For each command that ran: its name, its calls, the mean of their seconds,
-    and the share of calls that took less than HELD_SECONDS. By Redis' own clock, so
-    with pauses in which the system ran something else.
-
-    Only jobs run these commands here.
-    """
+    """For each command that ran: its name, its calls, the mean of their seconds, and the part of
+    calls that took less than HELD_SECONDS. The times are by Redis' own clock, so they include
+    pauses in which the system ran something else. Here only jobs run these commands."""
     usage = client.info("commandstats")
     for name in commands:
         reply = client.execute_command("LATENCY", "HISTOGRAM", name)
@@ -392,8 +389,8 @@ def shares(client: redis.Redis, *commands: str) -> Iterator[tuple[str, int, floa
 
 
 def take_keys(mailbox: Mailbox, count: int) -> list[bytes]:
-    """The keys of so many messages, the repeated ones once; faster than `receive`,
-    and only for a million that nobody looks at in detail."""
+    """The keys of so many messages, each key once. Faster than `receive`, for a million messages
+    whose details do not matter."""
     first: dict[str, bytes] = {}
     with mailbox.broker.connection() as connection:
         channel = connection.channel()
@@ -414,14 +411,14 @@ def take_keys(mailbox: Mailbox, count: int) -> list[bytes]:
 def test_a_burst(
     family: str, count: int, broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """All at once from one script, with the broker away: memory is bounded, all goes
-    to the list and comes back from it in order while clients write, and no job
-    holds the main thread for long.
+    """All events at once from one script, with the broker away. Memory is bounded; all events go to
+    the list and come back from it in order while clients write, and no job holds the main thread
+    for long.
 
-    How long: each job runs its commands one after the other, so Redis' own
-    statistics say how long these took. Reading is not a command, and there is more
-    to a job than its commands, so the processor time of the main thread is taken
-    too, while nobody else makes it work, and divided by the number of jobs.
+    For how long: each job runs its commands one after the other, so Redis' own statistics have
+    their times. But reading an element is no command, and a job is more than its commands. So the
+    processor time of the main thread is taken too, while nothing else uses it, and divided by the
+    number of jobs.
     """
     mailbox = Mailbox(broker)
     server = start_redis(family, arguments_for(free_port(), mailbox, "$", mode=1))
@@ -451,7 +448,9 @@ def test_a_burst(
     measured = {row[0]: row for row in shares(client, "rpush", "ltrim")}
     pushes = measured["rpush"][1]
     print(f"{pushes} pushes: {cpu / pushes * 1000:.3f} ms of the main thread each")
-    assert pushes > (count - pushed) / 2000 / 2  # else it is not them that were measured
+    assert (
+        pushes > (count - pushed) / 2000 / 2
+    )  # otherwise the statistics are not those of our jobs
     assert cpu / pushes < HELD_SECONDS
     settled(client, dropped=0, queue_length=0, queue_bytes=0)
 
@@ -507,7 +506,7 @@ redis.call('HDEL', KEYS[1], 'f')
 
 
 def let_pass(client: redis.Redis, milliseconds: int) -> None:
-    """Waits until so much time is over for Redis, without a look at any key."""
+    """Waits until so much time has passed for Redis, without looking at any key."""
 
     def now() -> int:
         seconds, microseconds = client.time()
@@ -552,7 +551,7 @@ def round_of_commands(client: redis.Redis, number: int) -> None:
     client.xadd(c, {"f": 1}, maxlen=1, approximate=False)
     client.xgroup_create(c, "group")
     client.delete(c)
-    # Expired, and nobody has noticed yet: a read does, a write, and a script.
+    # Expired, but not removed yet: a read, a write, and a script remove it.
     for key in (a, b, c):
         client.set(key, 1, px=1)
     let_pass(client, 1)
@@ -564,8 +563,8 @@ def round_of_commands(client: redis.Redis, number: int) -> None:
 def test_every_source_of_events(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Scripts, functions, transactions, commands with several events, keys that
-    expire when they are looked at: as Redis itself tells it, in its order."""
+    """Scripts, functions, transactions, commands with several events, keys that expire when they
+    are looked at: messages are those events that Redis itself notifies, in order."""
     server = start_redis(family, arguments_for(broker, mailbox))
     client = server.client()
     client.function_load(LIBRARY)
@@ -589,7 +588,7 @@ def test_every_source_of_events(
 def test_many_keys_expire_at_once(
     family: str, count: int, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """First those that somebody looks at, then the others by Redis' own search."""
+    """First keys that a client looks at, then the others by Redis' own search."""
     server = start_redis(family, arguments_for(broker, mailbox, "x", mode=1))
     client = server.client(socket_timeout=60)
     client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)

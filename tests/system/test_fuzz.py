@@ -1,8 +1,8 @@
 """Random arguments, values, commands and masks for real servers.
 
-Whatever comes: the server stands, a refusal says what was wrong and what is
-accepted, and what was there before is whole. Each test takes a seed by chance and
-prints it; KEYSPACE_AMQP_SEED takes the one that failed.
+With any input the server stands, a refusal says what was wrong and what is accepted, and all values
+from before are kept. Each test draws a seed and prints it; KEYSPACE_AMQP_SEED repeats a run that
+failed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tests.fix_servers import MODULE, Mailbox, StartRedis, arguments_for, settle
 from tests.pure.test_masks import naive
 from tests.system.test_load import loaded
 
-NAMES = [setting.name for setting in PARAMETERS]
-# Who needs a name server finds none here, and at once.
+NAMES = [parameter.name for parameter in PARAMETERS]
+# There is no name server, so that names fail at once.
 HOSTS = [b"127.0.0.1", b"::1", b"localhost", b"..", b"a..b", b"\xff\xfe", b"x" * 255,
          b"127.0.0.1,[::1]:1,localhost:65535"]  # fmt: skip
 URLS = [b"", b"amqp://localhost", b"amqps://u:p@127.0.0.1:1,[::1]/v?verify=verify_none&heartbeat=1",
@@ -69,7 +69,7 @@ GOOD = {
     "deduplication-header": SWITCH,
     "databases": [b"ALL", b"0", b"9-3,1", b"0-999999999"],
 }
-# All that a refusal may say. Each names what is accepted.
+# All that a refusal may say. Each text names what is accepted.
 REASON = re.compile(
     r"(?P<name>[a-z-]+): ('.*'|this value) is not accepted.*; give .+"
     r"|wrong arguments, expected: KEYSPACEAMQP\."
@@ -104,7 +104,7 @@ def noise(chance: random.Random) -> bytes:
 
 
 def value(chance: random.Random, name: str) -> bytes:
-    """One for a parameter: right, nearly right, or anything."""
+    """A value for a parameter: right, nearly right, or anything."""
     good = chance.choice(GOOD[name])
     kind = chance.random()
     if kind < 0.6:
@@ -119,20 +119,20 @@ def value(chance: random.Random, name: str) -> bytes:
 
 
 def fits(name: str, given: bytes) -> bool:
-    """Whether a value is to be accepted: the README's table, told once more."""
-    setting = PARAMETERS[INDEX[name]]
+    """True if a value is to be accepted: the documented table, written once more."""
+    parameter = PARAMETERS[INDEX[name]]
     if b"\0" in given:
         return False
-    if setting.kind is Kind.INTEGER:
+    if parameter.kind is Kind.INTEGER:
         is_number = re.fullmatch(rb"-?[0-9]{1,22}", given)
-        return bool(is_number) and setting.minimum <= int(given) <= setting.maximum
-    if setting.kind is Kind.EVENTS:
+        return bool(is_number) and parameter.minimum <= int(given) <= parameter.maximum
+    if parameter.kind is Kind.EVENTS:
         return 1 <= len(given) <= 64 and set(given) <= set(b"g$lshzxetdmnA")
-    if setting.pattern and not re.fullmatch(
-        setting.pattern, given.decode("utf-8", "surrogateescape")
+    if parameter.pattern and not re.fullmatch(
+        parameter.pattern, given.decode("utf-8", "surrogateescape")
     ):
         return False
-    if setting.kind is Kind.MASKS:
+    if parameter.kind is Kind.MASKS:
         bare = re.sub(rb"\\\\|\\x[0-9a-fA-F]{2}", b"m", given)
         return (
             b"\\" not in bare
@@ -140,7 +140,7 @@ def fits(name: str, given: bytes) -> bool:
             and max(map(len, bare.split()), default=0) <= MASK_BYTES
             and len(given) <= MASKS_BYTES
         )
-    return setting.minimum <= len(given) <= setting.maximum
+    return parameter.minimum <= len(given) <= parameter.maximum
 
 
 def parameters(client: redis.Redis) -> dict[bytes, bytes]:
@@ -158,7 +158,7 @@ def attempt(client: redis.Redis, *words: Any) -> str | None:
 
 
 def sound(server: RedisServer, client: redis.Redis) -> None:
-    """The handler has met nothing that it was not made for."""
+    """Checks that the handler has met no error that it was not made for."""
     assert client.ping()
     assert "unexpected exception" not in server.log()
     assert "Traceback" not in server.log()
@@ -283,7 +283,7 @@ def test_set(family: str, chance: random.Random, start_redis: StartRedis) -> Non
 
 
 def arguments(chance: random.Random, command: str, words: list[bytes]) -> list[bytes]:
-    """Some for a command: words that it knows, values of parameters, anything."""
+    """Arguments for a command: words that it knows, values of parameters, anything."""
     if command == "CONNECT":
         count = chance.randrange(15)
         given = [value(chance, name) for name in NAMES[1:10][:count]]
@@ -335,8 +335,8 @@ def test_masks(
     mailbox: Mailbox,
     start_redis: StartRedis,
 ) -> None:
-    """The events that arrive are those that a slow and simple matcher lets through,
-    in order, each with the masks of its moment; KEYMASK TEST says the same."""
+    """The events that arrive are those that a slow and simple matcher lets through, in order, each
+    by the masks of its moment. KEYMASK TEST agrees."""
     client = start_redis(family, arguments_for(broker, mailbox, "$")).client()
 
     def some(alphabet: bytes, least: int, most: int) -> bytes:

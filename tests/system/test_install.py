@@ -40,9 +40,9 @@ class Interpreter:
 
 
 def interpreters() -> list[Interpreter]:
-    """Those with headers and a shared libpython, each version once: this one, the system's, and
-    what else is in PATH or was installed by pyenv or uv. The system's too if this one is of the
-    same version: it lays out its folders in its own way."""
+    """Interpreters with headers and a shared libpython, each version once: this one, the system's,
+    and others in PATH or installed by pyenv or uv. The system's also if this one is of the same
+    version, because it lays out its folders in another way."""
     home = pathlib.Path.home()
     managed = [
         pathlib.Path(os.environ.get("PYENV_ROOT", home / ".pyenv"), "versions"),
@@ -68,7 +68,7 @@ def named(interpreter: Interpreter) -> str:
 
 
 def works(environment: pathlib.Path, library: str, mailbox: Mailbox, folder: pathlib.Path) -> None:
-    """An environment's command and module; everybody says the same version."""
+    """Checks the command and the module of an environment; all parts have the same version."""
 
     def run(*words: str | pathlib.Path) -> str:
         return subprocess.run(
@@ -103,7 +103,7 @@ def works(environment: pathlib.Path, library: str, mailbox: Mailbox, folder: pat
         client.set("a", 1)
         assert mailbox.receive(1)[0].event == (0, b"set", b"a")
         settled(client, confirmed=1)
-        # What it needs is in the environment, not where this test runs.
+        # It must find its packages in the environment, not where this test runs.
         assert str(environment) in server.log()
         maps = pathlib.Path(f"/proc/{server.pid}/maps").read_text()
         assert client.info("keyspaceamqp")["keyspaceamqp_version"] == __version__
@@ -163,7 +163,7 @@ def test_wheel(
 
 
 def test_pip_install_in_a_checkout(tmp_path: pathlib.Path, mailbox: Mailbox) -> None:
-    """As the README says; the checkout may go afterwards."""
+    """As the documentation says; the checkout may be removed afterwards."""
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns(".venv", "build", ".git", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, source, ignore=ignored)

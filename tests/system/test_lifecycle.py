@@ -49,8 +49,8 @@ def rss(server: RedisServer) -> int:
 def test_many_unloads_under_load(
     family: str, there: bool, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """What is captured while the module is loaded is delivered, in the list, or in
-    the file for the next load; nothing grows."""
+    """Events that are captured while the module is loaded are delivered, or are in the list or in
+    the file for the next load. Memory, threads and descriptors do not grow."""
     server = start_redis(family)
     client = server.client()
     client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
@@ -69,7 +69,7 @@ def test_many_unloads_under_load(
     assert threads2 <= threads
     assert descriptors2 <= descriptors + 1
     assert memory2 < memory * 1.5
-    # Unbroken runs of keys: what arrived between two loads has no holes.
+    # Keys of one load of the module follow each other without holes.
     client.execute_command("MODULE", "LOAD", str(MODULE), *arguments_for(broker, mailbox, "$"))
     settled(client, fallback_length=0, queue_length=0, in_flight=0)
     messages = once(mailbox.receive())
@@ -83,8 +83,8 @@ def test_many_unloads_under_load(
 def test_a_life_that_is_over_takes_no_memory(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Python looks for garbage seldom; an unload does not leave it to that. Debian's Redis
-    has one allocator for itself and for us, which knows to the byte what is in use."""
+    """Python collects garbage seldom; an unload does not wait for that. Debian's Redis has one
+    allocator for itself and for the module, which counts each byte in use."""
     client = start_redis("redis-7.0").client()
     client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
     arguments = arguments_for(broker, mailbox, "$")
@@ -104,8 +104,8 @@ def test_a_life_that_is_over_takes_no_memory(
 
 
 def test_unload_is_an_affair_of_this_server_only(family: str, start_redis: StartRedis) -> None:
-    """Redis replicates the command if the data set changes meanwhile: replicas would
-    lose the module, and the server itself at its next start from the file."""
+    """Redis replicates MODULE UNLOAD if the data set changes meanwhile. Then replicas would lose
+    the module, and so would the server itself at its next start from the file."""
     arguments = arguments_for(free_port(), events="$")
     options = ["appendonly yes", "appendfsync always", "repl-diskless-sync-delay 0"]
     server = start_redis(family, arguments, options)
@@ -156,8 +156,8 @@ def test_unload_drops_only_what_has_nowhere_to_go(start_redis: StartRedis) -> No
 def test_unload_counts_what_there_was_no_time_for(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """More events than can be delivered in the time of a stop, and no list: each
-    is delivered or counted, also those that the worker has not even taken in."""
+    """More events than a stop has time to deliver, and no list: each is delivered or counted as
+    lost, also events that the worker has not taken in."""
     server = start_redis(arguments=arguments_for(broker, mailbox, "$", size=-1))
     client = server.client(socket_timeout=60)
     client.set("first", 1)
@@ -167,7 +167,7 @@ def test_unload_counts_what_there_was_no_time_for(
     client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
     lost = sum(int(n) for n in re.findall(r"(\d+) (?:more )?events lost", server.log()))
     assert lost > 0
-    # What was sent and not confirmed in time counts as lost, and may have arrived.
+    # Messages in flight at the end count as lost, and may have arrived.
     arrived = len(mailbox.receive())
     assert count <= arrived + lost <= count + WINDOW, (arrived, lost)
 
@@ -176,8 +176,8 @@ def test_unload_counts_what_there_was_no_time_for(
 def test_unload_with_a_full_queue(
     there: bool, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """What fits into the queue is delivered or in the list, what does not is counted
-    and logged, though nobody had the time to look at it before."""
+    """Events that fit into the queue are delivered or in the list. The others are counted and
+    logged, though the worker had no time before the unload."""
     arguments = arguments_for(broker.port if there else free_port(), mailbox, "$")
     server = start_redis(arguments=arguments, options=["keyspaceamqp.queue-limit 1048576"])
     client = server.client(socket_timeout=60)
@@ -194,12 +194,12 @@ def test_unload_with_a_full_queue(
     settled(client, fallback_length=0, queue_length=0, in_flight=0)
     numbers = [int(message.event[2][1:]) for message in once(mailbox.receive())]
     assert numbers == sorted(numbers)
-    # What was sent and not confirmed at the end may have arrived, and come again.
+    # Messages in flight at the end may have arrived, and come again.
     assert len(numbers) == count + 1 - lost
 
 
 def test_unload_while_a_connection_opens(start_redis: StartRedis) -> None:
-    """Twenty times, and no socket stays behind."""
+    """Twenty times, and no socket stays open."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
         arguments = arguments_for(silent.getsockname()[1], events="$")
         server = start_redis(arguments=None)
@@ -218,7 +218,7 @@ def test_unload_while_a_connection_opens(start_redis: StartRedis) -> None:
         threads, descriptors = resources(server)
         assert threads <= before[0]
         assert descriptors <= before[1]
-    # Whatever was captured is in the list, or in the file for the next load.
+    # All captured events are in the list, or in the file for the next load.
     client.execute_command("MODULE", "LOAD", str(MODULE), *arguments_for(free_port()))
     settled(client, fallback_length=20)
 
@@ -226,8 +226,8 @@ def test_unload_while_a_connection_opens(start_redis: StartRedis) -> None:
 def test_connections_that_nobody_answers_on(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """A connection given up for another one ends, even if its peer says nothing and
-    there are no heartbeats."""
+    """The module gives a connection up for another one. The old one ends even if its peer is silent
+    and there are no heartbeats."""
     with Proxy(broker.port) as proxy:
         server = start_redis(arguments=arguments_for(proxy.port, mailbox, "$"))
         client = server.client()
@@ -251,7 +251,7 @@ def test_connections_that_nobody_answers_on(
 def test_every_parameter_changed_under_load(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """Whatever is set, and set right again: nothing is lost."""
+    """Each parameter is set to another value and back: nothing is lost."""
     (tmp_path / "password").write_text("guest")
     other = f"other-{mailbox.routing_key}"
     with broker.connection() as connection:
@@ -295,7 +295,7 @@ def test_every_parameter_changed_under_load(
         "deduplication-header": ["on", "off"],
         "databases": ["0-3", "ALL"],
     }
-    assert list(changes) == [setting.name for setting in PARAMETERS]
+    assert list(changes) == [parameter.name for parameter in PARAMETERS]
     with Load(server, batch=10, pause=0.005) as load:
         for _ in range(3):
             for name, values in changes.items():
@@ -323,8 +323,8 @@ def test_shutdown(
     mailbox: Mailbox,
     start_redis: StartRedis,
 ) -> None:
-    """SIGTERM: with a broker everything is delivered; without one, what the disk
-    can keep is kept, and the server ends in time."""
+    """SIGTERM. With a broker everything is delivered. Without one, events are stored as far as the
+    server saves, and it ends in time."""
     port = broker.port if there else free_port()
     server = start_redis(family, arguments_for(port, mailbox), SHUTDOWNS[persistence])
     client = server.client()
@@ -345,7 +345,7 @@ def test_shutdown(
         client.set("new", 1)
         expected.append(b"new")
         client.config_set("keyspaceamqp.port", broker.port)
-    # What was confirmed and not yet trimmed when the file was written comes again.
+    # Events that were confirmed and not yet trimmed when the file was written come again.
     delivered(client, mailbox, expected, repeated=2 * WINDOW if there else 0)
     assert not list(server.folder.glob("*.leftover"))
 
@@ -353,9 +353,9 @@ def test_shutdown(
 def test_events_too_late_for_the_append_only_file(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Redis closes the file before it tells modules of a shutdown. What is in
-    memory then survives in a file of its own: twice, the broker away all the
-    time, and in order with what is in the list."""
+    """Redis closes the file before it tells modules of a shutdown. Events in memory then survive in
+    a file of their own: twice, with the broker away all the time, and in order with the events of
+    the list."""
     server = start_redis(family, arguments_for(free_port(), mailbox), ["appendonly yes"])
     expected = []
     for life in range(3):
@@ -395,7 +395,7 @@ def test_leftovers_that_cannot_be_read(start_redis: StartRedis) -> None:
 
 
 def test_save_has_what_is_in_memory(start_redis: StartRedis) -> None:
-    """A synchronous SAVE stores first: a crash right after it loses nothing."""
+    """A synchronous SAVE stores what is in memory first: a crash right after it loses nothing."""
     server = start_redis(arguments=arguments_for(free_port()), options=["dbfilename dump.rdb"])
     client = server.client()
     with client.pipeline(transaction=False) as pipeline:
@@ -412,7 +412,7 @@ def test_save_has_what_is_in_memory(start_redis: StartRedis) -> None:
 def test_forks_under_load(
     family: str, there: bool, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """BGSAVE and BGREWRITEAOF: no deadlock, nothing lost, nothing twice."""
+    """BGSAVE and BGREWRITEAOF: no deadlock, nothing lost, nothing repeated."""
     forks = 500 if family == "redis-7.0" and there else 20
     port = broker.port if there else free_port()
     server = start_redis(
@@ -454,7 +454,7 @@ def test_connect_and_disconnect_hammered(
 
 
 def test_a_long_script(broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis) -> None:
-    """Redis' main thread is busy for long: the worker lives on without it."""
+    """Redis' main thread is busy for long; the worker does its work without it."""
     server = start_redis(arguments=arguments_for(broker, mailbox, "$"))
     client = server.client()
     count = 50_000

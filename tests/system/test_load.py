@@ -28,7 +28,7 @@ from tests.fix_servers import (
     site_packages,
 )
 
-DEFAULTS = {setting.name: setting.default for setting in PARAMETERS}
+DEFAULTS = {parameter.name: parameter.default for parameter in PARAMETERS}
 GIVEN = ["$x", "localhost", "1234", "user", "secret", "20", "my-exchange", "my.key", "2", "0"]
 
 
@@ -57,7 +57,7 @@ def test_defaults(family: str, start_redis: StartRedis) -> None:
 @pytest.mark.parametrize("count", range(len(GIVEN) + 1))
 def test_any_tail_of_the_arguments_may_be_left_out(count: int, start_redis: StartRedis) -> None:
     server = start_redis(arguments=GIVEN[:count])
-    names = [setting.name for setting in PARAMETERS]
+    names = [parameter.name for parameter in PARAMETERS]
     expected = DEFAULTS | dict(zip(names, GIVEN[:count], strict=False))
     assert parameters(server.client()) == expected
 
@@ -91,11 +91,11 @@ def test_every_way_to_load(family: str, start_redis: StartRedis, tmp_path: pathl
         "2000",
     )
     found = parameters(client)
-    # What is named wins over what has a position.
+    # A named value wins over a positional one.
     assert (found["events"], found["host"], found["port"]) == ("l", "example.org", "1000")
     assert client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST") == [b"^a", b"^b"]
     with pytest.raises(redis.exceptions.ResponseError):
-        client.execute_command("MODULE", "LOAD", str(MODULE))  # twice
+        client.execute_command("MODULE", "LOAD", str(MODULE))  # loaded twice
     command_line = RedisServer(tmp_path / "command-line", FAMILIES[family]())
     command_line.write_config()
     arguments = [*command_line.command(), "--loadmodule", str(MODULE), "s"]
@@ -165,9 +165,9 @@ def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> Non
     assert parameters(server.client()) == changed | {"port": "5672"}
 
 
-@pytest.mark.parametrize("setting", PARAMETERS, ids=lambda setting: setting.name)
+@pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: parameter.name)
 def test_every_parameter_can_be_set_while_it_runs(
-    setting: Any,
+    parameter: Any,
     broker: Any,
     mailbox: Mailbox,
     start_redis: StartRedis,
@@ -215,8 +215,8 @@ def test_every_parameter_can_be_set_while_it_runs(
     client = server.client()
     client.set("a", 1)
     mailbox.receive(1)
-    client.config_set(f"keyspaceamqp.{setting.name}", other[setting.name])
-    assert parameters(client)[setting.name] == other[setting.name]
+    client.config_set(f"keyspaceamqp.{parameter.name}", other[parameter.name])
+    assert parameters(client)[parameter.name] == other[parameter.name]
     client.set("a", 1)
     assert mailbox.receive(1)[0].event == (0, b"set", b"a")
 
@@ -255,7 +255,7 @@ WRONG = [
 def test_a_wrong_value_is_refused(
     name: str, value: str, accepted: str, start_redis: StartRedis
 ) -> None:
-    """By CONFIG SET and by our command, with the old values whole; and at load."""
+    """By CONFIG SET and by the module's command, with the old values kept; and at load."""
     server = start_redis()
     client = server.client()
     before = parameters(client)
@@ -277,14 +277,14 @@ def test_a_wrong_value_is_refused(
         )
     assert not loaded(client)
     assert f"{name}: " in server.log()
-    position = next(setting.position for setting in PARAMETERS if setting.name == name)
+    position = next(parameter.position for parameter in PARAMETERS if parameter.name == name)
     if position is not None and name != "masks":
-        arguments = [setting.default for setting in PARAMETERS][: position - 1]
+        arguments = [parameter.default for parameter in PARAMETERS][: position - 1]
         with pytest.raises(redis.exceptions.ResponseError):
             client.execute_command("MODULE", "LOAD", str(MODULE), *arguments, value)
         assert f"argument {position}, {name}: " in server.log()
         assert not loaded(client)
-    # Nothing is left behind: it can be loaded rightly now.
+    # The failed load has left nothing behind: the module can be loaded now.
     client.execute_command("MODULE", "LOAD", str(MODULE))
     assert parameters(client) == DEFAULTS
 
@@ -299,7 +299,7 @@ def test_an_unknown_named_parameter(family: str, start_redis: StartRedis) -> Non
 
 
 def load_fails(server: RedisServer, path: pathlib.Path) -> str:
-    """Loads a module, which must fail and leave the server up; the log."""
+    """Loads a module, which must fail and leave the server up; returns the log."""
     client = server.client()
     with pytest.raises(redis.exceptions.ResponseError):
         client.execute_command("MODULE", "LOAD", str(path))
@@ -336,8 +336,7 @@ def test_packages_are_missing(family: str, start_redis: StartRedis, tmp_path: pa
 
 
 def build_elsewhere(source: pathlib.Path, python: pathlib.Path) -> pathlib.Path:
-    """Builds a copy of the sources with the lines that users of CMake know; the
-    module's path."""
+    """Builds a copy of the sources with cmake, as its users do; returns the module's path."""
     root = MODULE.parent.parent
     for name in ("shim", "keyspace_amqp"):
         shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -353,8 +352,8 @@ def build_elsewhere(source: pathlib.Path, python: pathlib.Path) -> pathlib.Path:
 
 
 def test_what_the_build_used_is_gone(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
-    """A module in a build folder depends on the sources and on the environment
-    that it was built with: when they are gone, the log says which."""
+    """A module in a build folder depends on the sources and on the environment that it was built
+    with. If one of them is gone, the log says which."""
     server = start_redis(arguments=None)
     environment, source = tmp_path / "environment", tmp_path / "source"
     venv.create(environment, symlinks=True)
@@ -437,7 +436,8 @@ def test_the_worker_is_nice(start_redis: StartRedis) -> None:
 
 
 def test_only_the_entry_points_are_exported() -> None:
-    """redis-server exports thousands of symbols; ours are our own."""
+    """redis-server exports thousands of symbols; the module must not use one of them in place of
+    its own."""
     listed = subprocess.run(
         ["nm", "-D", "--defined-only", str(MODULE)], check=True, capture_output=True, text=True
     ).stdout

@@ -20,56 +20,9 @@ import redis
 import trustme
 
 from keyspace_amqp import __version__
-from keyspace_amqp.broker.target import Target, target
-from keyspace_amqp.config import Config
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from tests.fix_faults import Load, delivered
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, once, settled, stats
-
-# ---- what the parameters mean ----------------------------------------------
-
-PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
-
-
-def goal(**changed: Any) -> Target:
-    return target(dataclasses.replace(PLAIN, **changed))
-
-
-@pytest.mark.parametrize(
-    ("host", "servers"),
-    [
-        ("a", [("a", 5672)]),
-        ("a,b:1,127.0.0.1:2", [("a", 5672), ("b", 1), ("127.0.0.1", 2)]),
-        ("::1", [("::1", 5672)]),
-        ("[::1]", [("::1", 5672)]),
-        ("[::1]:7,fe80::1%eth0", [("::1", 7), ("fe80::1%eth0", 5672)]),
-    ],
-)
-def test_hosts(host: str, servers: list[tuple[str, int]]) -> None:
-    assert goal(host=host).servers == tuple(servers)
-
-
-def test_a_url_wins_where_it_says_something() -> None:
-    single = goal()
-    assert goal(url="amqp://h/") == goal(url="amqp://h")
-    assert goal(url="amqp://h") == dataclasses.replace(single, servers=(("h", 5672),))
-    tls = dataclasses.replace(single, servers=(("h", 5671),), tls=True)
-    assert goal(url="amqps://h") == tls
-    assert goal(url="amqp://h", tls=True).tls is False
-    assert goal(url="amqp://a:1,[::1],c/v").servers == (("a", 1), ("::1", 5672), ("c", 5672))
-    full = goal(
-        url="amqps://us%40er:p%3a%ff@h:1/v%2fh?heartbeat=7&auth_mechanism=external&"
-        "verify=verify_none&cacertfile=/a%20b&certfile=/c&keyfile=/k&server_name_indication=n"
-    )
-    assert full == Target(
-        servers=(("h", 1),), username=b"us@er", password=b"p:\xff", password_file="",
-        external=True, vhost="v/h", heartbeat=7, tls=True, ca_file="/a b", cert_file="/c",
-        key_file="/k", server_name="n", verify=False, keepalive=60,
-    )  # fmt: skip
-    # A password in a file, unless the URL has one.
-    assert goal(url="amqp://u@h", password_file="/f").password is None
-    assert goal(url="amqp://u:p@h", password_file="/f").password == b"p"
-
 
 # ---- one broker ------------------------------------------------------------
 
@@ -127,7 +80,7 @@ def test_a_url_and_a_virtual_host(broker: RabbitServer, client: redis.Redis) -> 
 def test_a_password_from_a_file(
     broker: RabbitServer, client: redis.Redis, tmp_path: pathlib.Path
 ) -> None:
-    """Read again at each connection: so it can be changed while both run."""
+    """It is read again at each connection, so it can be changed at run time."""
     broker.ctl("add_user", "rotating", "first")
     broker.ctl("set_permissions", "rotating", ".*", ".*", ".*")
     file = tmp_path / "password"
@@ -199,7 +152,7 @@ class Authority:
         self._ca.cert_pem.write_to_path(str(self.file))
 
     def issue(self, name: str, *identities: str, **more: Any) -> tuple[str, str]:
-        """Files with a certificate and its key; made anew if they are there."""
+        """Writes files with a certificate and its key, also over older ones."""
         leaf = self._ca.issue_cert(*identities, **more)
         cert, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         leaf.cert_chain_pems[0].write_to_path(str(cert))
@@ -261,7 +214,7 @@ def test_tls(secured: Secured, start_redis: StartRedis, tmp_path: pathlib.Path) 
     config_set(client, tls_ca_file=secured.other.file)
     refused(client, "certificate is refused")
     config_set(client, tls_ca_file=secured.ours.file)
-    refused(client)  # it wants a certificate of ours; how that shows is TLS' affair
+    refused(client)  # it wants a client certificate; the text depends on the TLS library
     config_set(client, tls_cert_file=cert)
     refused(client, f"tls-cert-file {cert}", "cannot be used")  # without the key
     wrong = secured.ours.issue("wrong", "other.example")
@@ -290,7 +243,7 @@ def test_tls(secured: Secured, start_redis: StartRedis, tmp_path: pathlib.Path) 
     config_set(client, tls_server_name="")
     connected(client, fallback_length=0)
 
-    # Who we are may be in the certificate.
+    # The user's name may be in the certificate.
     config_set(client, auth_mechanism="external", username="nobody", password="wrong")
     client.set("a", 1)
     numbers = connected(client, fallback_length=0, queue_length=0, in_flight=0)
@@ -305,7 +258,7 @@ def test_tls(secured: Secured, start_redis: StartRedis, tmp_path: pathlib.Path) 
     numbers = settled(client, state="connected", confirmed=numbers["confirmed"] + 1)
     assert len(mailbox.receive()) == numbers["confirmed"]
 
-    # A tool gets there by the same URL, and an IPv6 address is a name as any other.
+    # A tool connects with the same URL, and an IPv6 address is a name like any other.
     url = f"amqps://[::1]:{secured.port}/?cacertfile={secured.ours.file}&certfile={cert}"
     url += f"&keyfile={key}&auth_mechanism=external"
     command = [sys.executable, "-m", "keyspace_amqp.cli", "tail", "--amqp", url, "--json"]
@@ -321,7 +274,7 @@ def test_tls(secured: Secured, start_redis: StartRedis, tmp_path: pathlib.Path) 
 
 
 def test_tls_under_load(secured: Secured, start_redis: StartRedis) -> None:
-    """Large messages among them, and a connection that is closed again and again."""
+    """With large messages, and a connection that is closed again and again."""
     secured.present("localhost", "127.0.0.1")
     mailbox = Mailbox(secured.broker)
     cert, key = secured.ours.issue("client", "client.example", common_name="from-certificate")
@@ -350,7 +303,7 @@ def test_tls_under_load(secured: Secured, start_redis: StartRedis) -> None:
 
 
 def test_hosts_are_tried_one_after_the_other(broker: RabbitServer, client: redis.Redis) -> None:
-    """One of them answers, and it is found at the first attempt, whatever the others do."""
+    """One of them answers. The first attempt finds it, whatever the others do."""
     dead = [f"127.0.0.1:{free_port()}" for _ in range(3)]
     config_set(client, host=",".join([*dead, f"localhost:{broker.port}"]), port=1)
     for _ in range(4):
@@ -368,7 +321,7 @@ class Pair:
     brokers: tuple[RabbitServer, RabbitServer]
 
     def one_at(self, address: str) -> tuple[RabbitServer, RabbitServer]:
-        """The one with this address, and the other."""
+        """The broker with this address, and the other one."""
         first, second = self.brokers
         return (first, second) if address.endswith(f":{first.port}") else (second, first)
 
@@ -384,8 +337,8 @@ def pair() -> Iterator[Pair]:
 
 
 def test_failover_between_two_brokers(pair: Pair, start_redis: StartRedis) -> None:
-    """The broker in use dies under load. A quorum queue with a member on each has no
-    majority until it is back: what is not confirmed waits in the list."""
+    """The broker in use dies under load. A quorum queue with a member on each broker has no
+    majority until it is back: events that are not confirmed wait in the list."""
     hosts = ",".join(f"127.0.0.1:{broker.port}" for broker in pair.brokers)
     quorum = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 2}
     mailbox = Mailbox(pair.brokers[0], **quorum)
@@ -413,7 +366,7 @@ def test_failover_between_two_brokers(pair: Pair, start_redis: StartRedis) -> No
     at_rest = {"fallback_length": 0, "queue_length": 0, "in_flight": 0, "dropped": 0}
     numbers = settled(client, 60, **at_rest)
     arrived = [message.event[2] for message in once(mailbox.receive())]
-    # A queue that looks for a leader may refuse a message and take the next one.
+    # A queue that elects a leader may refuse a message and take the next one.
     if numbers["nacked"]:
         arrived.sort(key=dict(zip(load.keys, range(len(load.keys)), strict=True)).__getitem__)
     assert arrived == load.keys

@@ -1,5 +1,5 @@
-"""Redis at fault, or on the move: killed, stopped, saving, loading, synchronizing,
-promoted, demoted. What was captured arrives, in order, and history is not told twice."""
+"""Redis at fault, or changing: killed, stopped, saving, loading, synchronizing, promoted, demoted.
+Captured events arrive in order, and loading a data set makes no messages."""
 
 from __future__ import annotations
 
@@ -36,17 +36,15 @@ from tests.fix_servers import (
 from tests.system.test_events import random_commands
 
 RDB = ["save 3600 1000000"]
-# In 100 ms an event has to be in the list; this is for a machine that stands still.
+# An event has to be in the list within 100 ms; more, for a machine that stands still.
 LATE = 0.5
 
 
 class Writer:
-    """A client that SETs numbered keys in pipelines, and does not give up: when its
-    server is gone or takes no writes, it asks again where to write, and goes on.
-
-    In a `with`. `answered`: the keys that a server has answered, in order, with the
-    time of the answer. `uncertain`: those whose answer was cut off: written or not.
-    """
+    """A client that SETs numbered keys in pipelines, and does not give up. If its server is gone or
+    takes no writes, it asks again where to write, and goes on. In a `with`. `answered`: the keys
+    that a server has answered, in order, with the time of the answer. `uncertain`: keys whose
+    answer was cut off; they may have been written or not."""
 
     def __init__(
         self, where: RedisServer | Callable[[], int], batch: int = 100, pause: float = 0.02
@@ -66,8 +64,8 @@ class Writer:
 
     @property
     def newest(self) -> float:
-        """When the newest answer came. What was lost after it is as old as it is behind this:
-        at any other time the machine may have stood still meanwhile."""
+        """The time of the newest answer. Ages of lost events are counted back from it: after it,
+        the machine may have stood still."""
         return list(self.answered.values())[-1]
 
     def _run(self) -> None:
@@ -151,13 +149,13 @@ def number_of(key: bytes) -> int:
 
 
 def loaded_keys(client: redis.Redis) -> list[bytes]:
-    """The keys of a Writer that the server has, in the order of their writing."""
+    """The keys of a Writer that the server has, in the order of writing."""
     return sorted(client.scan_iter(match="load:*", count=10_000), key=number_of)
 
 
 def only_a_tail(arrived: Sequence[bytes], written: dict[bytes, float], until: float) -> float:
-    """Checks that `arrived` is in order and that only the newest of what was `written`
-    is not there; how long before `until` the oldest of these was answered."""
+    """Checks that `arrived` is in order and that only the newest of `written` are missing; returns
+    how long before `until` the oldest of these was answered."""
     keys = list(written)
     known = [key for key in arrived if key in written]
     assert list(arrived) == sorted(arrived, key=number_of)
@@ -179,8 +177,8 @@ def test_stopped_under_load(
     mailbox: Mailbox,
     start_redis: StartRedis,
 ) -> None:
-    """SIGTERM while clients write, with snapshots on disk: every write that is in the
-    last snapshot has its event, be the replica as far behind as it is."""
+    """SIGTERM while clients write, with snapshots on disk: every write in the last snapshot has its
+    event, however far behind the replica is."""
     arguments = arguments_for(broker, mailbox, "$")
     server = start_redis(family, arguments, [*RDB, "repl-diskless-sync-delay 0"])
     client = server.client()
@@ -197,17 +195,17 @@ def test_stopped_under_load(
             begin = time.monotonic()
             assert server.stop(timeout=30) == 0
             took.append(time.monotonic() - begin)
-        # With the broker: redis.conf has its port.
+        # The broker is there: redis.conf has its port.
         server.start()
         assert "events lost" not in server.log()
         keys = loaded_keys(client)
         assert set(load.answered) <= set(keys)
-        # With the broker, what is in the snapshot is delivered after it as well.
+        # With the broker there, events in the snapshot are delivered after the restart too.
         delivered(client, mailbox, keys, repeated=len(keys))
         if not there:
             client.config_set("keyspaceamqp.port", free_port())
     if replicated:
-        # What the replica did not get before the stop, it does not keep for ever.
+        # Trims that the replica did not get before the stop reach it in the end.
         wait_for(lambda: client.wait(1, 1000) == 1 and list_length(replica.client()) == 0, 30)
     print(f"the end took {', '.join(f'{seconds:.2f}' for seconds in took)} s")
     assert max(took) < 15
@@ -216,8 +214,8 @@ def test_stopped_under_load(
 def test_killed_with_the_broker_away(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """kill -9 with an append-only file that is never behind: of what is older than the
-    last moments nothing is lost."""
+    """kill -9, with an append-only file that is written at once: except for the last moments,
+    nothing is lost."""
     server = start_redis(
         family,
         arguments_for(broker, mailbox, "$"),
@@ -228,8 +226,8 @@ def test_killed_with_the_broker_away(
     for times in (2.5, 3, 3.5):
         client.delete(*loaded_keys(client), "nothing")
         client.config_set("keyspaceamqp.port", free_port())
-        # For much longer than LATE, with less than a push holds at most; and not always as
-        # long, for a push that comes seldom may just have been.
+        # For much longer than LATE, with fewer events than a push may have. The time varies, so
+        # that the kill does not always come just after a push.
         with Writer(server, batch=10) as load:
             end = time.monotonic() + times * LATE
             wait_for(lambda end=end: time.monotonic() > end, 10)
@@ -246,8 +244,8 @@ def test_killed_with_the_broker_away(
 def test_killed_while_the_list_is_drained(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """kill -9 in the middle of the delivery: nothing is lost, and what comes again is
-    what was not trimmed yet."""
+    """kill -9 during the delivery: nothing is lost, and only events that were not trimmed yet come
+    again."""
     server = start_redis(
         arguments=arguments_for(broker, mailbox, "$", masks=("^load",)),
         options=["appendonly yes", "appendfsync always"],
@@ -277,8 +275,8 @@ def test_stopped_with_a_paused_broker(
     start_redis: StartRedis,
     probe: Probe,
 ) -> None:
-    """SIGTERM while the broker holds the connection and says nothing: Redis ends in
-    time, and what was not confirmed is on the disk."""
+    """SIGTERM while the broker keeps the connection and is silent: Redis ends in time, and events
+    that were not confirmed are on the disk."""
     mailbox = Mailbox(own_broker)
     arguments = arguments_for(own_broker, mailbox, "$", masks=("^load",))
     server = start_redis(family, arguments, persistence)
@@ -320,9 +318,9 @@ def test_loaded_again_under_load(
     mailbox: Mailbox,
     start_redis: StartRedis,
 ) -> None:
-    """The data set is thrown away and loaded from disk, the list with it, between two
-    commands of the clients. History is not told again, and nothing is lost: neither
-    what is in the list nor what is in memory meanwhile."""
+    """The data set is dropped and loaded from disk, with the list, between two commands of the
+    clients. Loading makes no messages, and nothing is lost: neither events in the list nor events
+    in memory."""
     server = start_redis(
         family, arguments_for(broker, mailbox, "A", masks=("^load", "^history")), ["appendonly yes"]
     )
@@ -335,7 +333,7 @@ def test_loaded_again_under_load(
     settled(client, confirmed=len(history))
     if not there:
         client.config_set("keyspaceamqp.port", free_port())
-    # Clients are heard while the load goes on, and told that they have to wait.
+    # During the load Redis answers clients that they have to wait.
     client.config_set("loading-process-events-interval-bytes", 1024)
     with Writer(server) as load:
         for _ in range(5):
@@ -364,7 +362,7 @@ def follow(replica: RedisServer, primary: RedisServer) -> None:
 
 
 def caught_up(primary: redis.Redis, replica: redis.Redis) -> bool:
-    """Whether the two have the same data, the list included."""
+    """True if the two have the same data, with the list."""
     digests = {client.execute_command("DEBUG", "DIGEST") for client in (primary, replica)}
     return len(digests) == 1
 
@@ -379,10 +377,10 @@ def test_full_sync_under_load(
     mailbox: Mailbox,
     start_redis: StartRedis,
 ) -> None:
-    """A replica that fell too far behind gets everything anew, over the wire: it tells
-    nothing of it, has the list in the end, and the primary goes on as ever."""
+    """A replica that is too far behind gets all data again, over the network. It publishes nothing,
+    has the list in the end, and the primary goes on as before."""
     primary = start_redis(family, arguments_for(broker, mailbox), [*SYNC, "repl-backlog-size 16kb"])
-    # With the broker at hand: if the replica had something to say, it could.
+    # The replica could reach the broker, if it published anything.
     options = [f"repl-diskless-load {loading}", "loading-process-events-interval-bytes 1024"]
     replica = start_replica(
         start_redis, family, arguments_for(broker, mailbox), primary, [*SYNC, *options]
@@ -417,7 +415,7 @@ def test_full_sync_under_load(
 
 
 def promote(server: RedisServer) -> list[bytes]:
-    """REPLICAOF NO ONE; what was in the list then."""
+    """REPLICAOF NO ONE; returns what was in the list then."""
     with server.client() as client, client.pipeline(transaction=True) as pipeline:
         pipeline.execute_command("REPLICAOF", "NO", "ONE")
         pipeline.lrange(KEY, 0, -1)
@@ -434,9 +432,9 @@ def event_of(element: bytes) -> message.Event:
 def test_promoted_under_load_and_back(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """With the broker away the list changes its owner twice. All that was in it at each
-    promotion is delivered, once; a demoted node delivers what was in its memory, and
-    nothing else."""
+    """The broker is away, and the list changes its owner twice. All events that were in it at each
+    promotion are delivered, once; a demoted node delivers what was in its memory, and nothing
+    else."""
     arguments = arguments_for(free_port(), mailbox, "$")
     first = start_redis(family, arguments, SYNC)
     second = start_replica(start_redis, family, arguments, first, SYNC)
@@ -459,7 +457,7 @@ def test_promoted_under_load_and_back(
     settled(one, queue_length=0, in_flight=0)
     assert list_length(one) > 0
     wait_for(lambda: caught_up(one, two), 30)
-    # What the second holds is what it had in memory when it was demoted.
+    # The second node holds the events that were in its memory when it was demoted.
     numbers = settled(two, fallback_length=0, in_flight=0, state="replica")
     held = numbers["queue_length"]
     two.config_set("keyspaceamqp.port", broker.port)
@@ -480,7 +478,7 @@ def test_promoted_under_load_and_back(
     arrived = set(ids.values())
     assert len(arrived) == len(messages), "a write that two nodes tell of"
     assert arrived <= {*load.answered, *load.uncertain}
-    # Of what the clients find, only the last moments before a promotion are missing.
+    # Of the keys that are there, only those of the last moments before a promotion have no event.
     lost = [key for key in loaded_keys(one) if key in load.answered and key not in arrived]
     ages = [
         min(now - load.answered[key] for now in promotions if now > load.answered[key] - LATE)
@@ -495,8 +493,8 @@ def test_promoted_under_load_and_back(
 def test_failover_under_load(
     family: str, there: bool, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """FAILOVER, three times: writes wait, the two change their roles. Nothing is lost;
-    what a demoted node could not store any more, it delivers itself."""
+    """FAILOVER, three times: writes are paused, and the two nodes change their roles. Nothing is
+    lost: a demoted node delivers what it could not store any more."""
     arguments = arguments_for(broker if there else free_port(), mailbox, "$")
     first = start_redis(family, arguments, SYNC)
     second = start_replica(start_redis, family, arguments, first, SYNC)
@@ -522,7 +520,7 @@ def test_failover_under_load(
 
 
 class Sentinel(RedisServer):
-    """A redis-sentinel that watches one primary and decides alone."""
+    """A redis-sentinel that watches one primary and decides without others."""
 
     name = "sentinel"
 
@@ -541,7 +539,7 @@ class Sentinel(RedisServer):
     def ready(self) -> bool:
         if not super().ready():
             return False
-        # It looks at its servers every ten seconds otherwise.
+        # Otherwise it asks its servers only every ten seconds.
         with self.client() as client:
             client.execute_command("SENTINEL", "DEBUG", "info-period", 500, "publish-period", 500)
         return True
@@ -559,8 +557,8 @@ def test_sentinel(
     start_redis: StartRedis,
     tmp_path: pathlib.Path,
 ) -> None:
-    """The primary is killed under load with the broker away; Sentinel promotes another
-    node, clients follow it, the killed one comes back as its replica."""
+    """The primary is killed under load with the broker away. Sentinel promotes another node,
+    clients follow it, and the killed node comes back as its replica."""
     arguments = arguments_for(free_port(), mailbox, "$")
     options = [*SYNC, "appendonly yes"]
     first = start_redis(family, arguments, options)
@@ -605,7 +603,7 @@ def test_sentinel(
     arrived = set(keys_of(messages))
     assert len(arrived) == len(messages), "a write that two nodes tell of"
     assert arrived <= {*load.answered, *load.uncertain}
-    # Of the writes that have survived, only those of the last moments have no event.
+    # Of the keys that have survived, only those of the last moments have no event.
     lost = [key for key in keys if key in load.answered and key not in arrived]
     age = max([0.0, *(killed - load.answered[key] for key in lost)])
     gone = len(load.answered.keys() - set(keys))

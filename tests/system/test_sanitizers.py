@@ -34,22 +34,22 @@ BUILD = ROOT / "build" / "sanitized"
 FLAGS = ["-std=gnu11", "-O2", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 # Valkey opens modules with RTLD_DEEPBIND, and AddressSanitizer refuses that.
 SERVERS = ["redis-7.0", "redis-8.2"]
-# Ends of a run that a sanitizer has found fault with.
+# What a sanitizer prints if it has found an error.
 _FOUND = re.compile(r"ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error:|fatal error")
 _CALLER = re.compile(r"\(.*/(?:(libredis_keyspace_amqp)|[^/)]*python)[^/)]*\)")
 
 
 def fixed_addresses() -> list[str]:
-    """The start of a command line that has the kernel lay out memory without chance,
-    where it may: a kernel that is too inventive finds places that the sanitizers of
-    gcc 12 cannot cope with."""
+    """The start of a command line after which the kernel lays out memory without randomness, where
+    that is allowed: the sanitizers of gcc 12 cannot handle all addresses that a newer kernel
+    chooses."""
     setarch = ["setarch", platform.machine(), "-R"]
     return [] if subprocess.run([*setarch, "true"], capture_output=True).returncode else setarch
 
 
 def environment(reports: pathlib.Path, **options: object) -> dict[str, str]:
-    """For a program that is to load the sanitized module. What is found is written
-    to files in `reports`: `judge` has to read them, for the exit code says nothing."""
+    """The environment of a program that loads the sanitized module. Findings are written to files
+    in `reports`, which `judge` has to read: the exit code does not show them."""
     library = subprocess.run(
         ["cc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -58,7 +58,7 @@ def environment(reports: pathlib.Path, **options: object) -> dict[str, str]:
         "log_path": reports / "report",
         "detect_leaks": 1,
         "print_stacktrace": 1,
-        # With the file of each frame, which says whose it is.
+        # With the file of each frame, which tells its owner.
         "stack_trace_format": '"    #%n %F %L (%m)"',
     }
     words = ":".join(f"{name}={value}" for name, value in options.items())
@@ -67,7 +67,7 @@ def environment(reports: pathlib.Path, **options: object) -> dict[str, str]:
         "LD_PRELOAD": library,
         "ASAN_OPTIONS": words,
         "UBSAN_OPTIONS": words,
-        # Python's leaks are none of our business, and servers must end with 0.
+        # Python's leaks do not count, and servers must end with 0.
         "LSAN_OPTIONS": "exitcode=0",
     }
 
@@ -82,8 +82,8 @@ def judge(reports: pathlib.Path) -> None:
 
 
 def ours(report: str) -> list[str]:
-    """The leaks in a report that our own C code has allocated, and not a Python that
-    it called: whichever of them is met first on the way from malloc outwards."""
+    """The leaks in a report that our own C code has allocated, and not Python on its behalf: from
+    malloc outwards, our code is met before Python."""
     leaks = [part for part in report.split("\n\n") if " leak of " in part]
     assert leaks
     callers = ((leak, _CALLER.search(leak)) for leak in leaks)
@@ -105,9 +105,10 @@ def sanitized() -> pathlib.Path:
 def test_the_queue_and_the_checks_of_parameters(
     sanitized: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """Their own tests, once more. The one with two Python threads is left out: the
-    program below does it without the GIL."""
-    # Freed memory is kept for a while, to catch late users; a few tests measure memory.
+    """The tests of the queue and of the checks, once more. The one with two Python threads is left
+    out: the next test does that without the GIL."""
+    # Freed memory is kept for a while to catch late uses; only a little, because some tests measure
+    # memory.
     options = environment(tmp_path / "reports", quarantine_size_mb=8)
     tests = subprocess.run(
         [
@@ -130,8 +131,8 @@ def test_the_queue_and_the_checks_of_parameters(
     assert re.search(r"\d{3} passed", tests.stdout)
 
 
-# A full queue time and again; or none, which leaves nothing but the chunks that go
-# round between the threads to tell one of the other.
+# A queue that is often full; or one without a limit, where the threads meet only at the chunks that
+# they hand to each other.
 @pytest.mark.parametrize("limit", [300_000, 0], ids=["full", "no limit"])
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_the_queue_between_threads(sanitizer: str, limit: int, tmp_path: pathlib.Path) -> None:
@@ -154,7 +155,7 @@ def test_the_queue_between_threads(sanitizer: str, limit: int, tmp_path: pathlib
 
 @contextlib.contextmanager
 def judged(reports: pathlib.Path) -> Iterator[None]:
-    """Says what a sanitizer has ended a server for, rather than that it has gone."""
+    """Fails with what a sanitizer has ended a server for, instead of with the lost connection."""
     try:
         yield
     except redis.exceptions.ConnectionError:
@@ -168,7 +169,7 @@ def refused(client: redis.Redis, *words: Any) -> None:
 
 
 def every_command(client: redis.Redis) -> None:
-    """All commands, rightly and wrongly; the configuration is as before then."""
+    """Runs all commands, rightly and wrongly; afterwards the parameters are as before."""
     for line in (
         "HELP",
         "STATS",
@@ -190,10 +191,10 @@ def every_command(client: redis.Redis) -> None:
         client.execute_command(*("KEYSPACEAMQP." + line).split())
     for line in ("STATS no", "CONFIG", "CONFIG SET port", "KEYMASK ADD", "FALLBACK PEEK -1"):
         refused(client, *("KEYSPACEAMQP." + line).split())
-    for setting in PARAMETERS:
-        if setting.name not in ("username", "routing-key", "exchange"):
-            refused(client, "KEYSPACEAMQP.CONFIG", "SET", setting.name, b"\xff\\" * 40_000)
-            refused(client, "CONFIG", "SET", f"keyspaceamqp.{setting.name}", b"\x00" * 3)
+    for parameter in PARAMETERS:
+        if parameter.name not in ("username", "routing-key", "exchange"):
+            refused(client, "KEYSPACEAMQP.CONFIG", "SET", parameter.name, b"\xff\\" * 40_000)
+            refused(client, "CONFIG", "SET", f"keyspaceamqp.{parameter.name}", b"\x00" * 3)
     masks = [b"^" + bytes([byte]) * 200 for byte in range(256)]
     refused(client, "KEYSPACEAMQP.KEYMASK", "SET", *masks * 10)
     client.execute_command("KEYSPACEAMQP.KEYMASK", "SET", *masks[:50])
@@ -210,7 +211,7 @@ def every_command(client: redis.Redis) -> None:
 
 
 def leave_while_it_answers(server: RedisServer) -> None:
-    """A client that does not wait for its answer."""
+    """A client that closes before its answer comes."""
     client = server.client()
     connection = client.connection_pool.get_connection()
     connection.send_command("KEYSPACEAMQP.KEYMASK", "LIST")
@@ -219,7 +220,7 @@ def leave_while_it_answers(server: RedisServer) -> None:
 
 
 def unloaded(client: redis.Redis) -> bool:
-    """Unloads; but Redis keeps a module that has still to answer somebody."""
+    """Unloads the module. Redis refuses that while the module has an answer to give."""
     try:
         client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
     except redis.exceptions.ResponseError as error:
@@ -240,7 +241,7 @@ def test_the_module_in_a_server(
 ) -> None:
     """Load, traffic, outages, every command, forks, wrong loads, unload."""
     reports = tmp_path / "reports"
-    # Servers are built without frame pointers: the stack is found the slow way.
+    # Servers are built without frame pointers, so stacks have to be unwound the slow way.
     options = environment(reports, fast_unwind_on_malloc=0, malloc_context_size=12)
     server = start_redis(family, None, ["dbfilename dump.rdb", "appendonly yes"], start=False)
     started = [*fixed_addresses(), *server.command()]
@@ -253,7 +254,7 @@ def test_the_module_in_a_server(
     def write(count: int) -> None:
         with client.pipeline(transaction=False) as pipeline:
             for _ in range(count):
-                # Some larger than a chunk of the queue.
+                # Some keys are larger than a chunk of the queue.
                 size = 100_000 if len(keys) % 500 == 499 else len(keys) % 50
                 keys.append(b"%d\0\xff\n" % len(keys) + b"k" * size)
                 pipeline.set(keys[-1], 1)
@@ -267,7 +268,7 @@ def test_the_module_in_a_server(
             write(1000)
             quiet = {"fallback_length": 0, "queue_length": 0, "in_flight": 0}
             numbers = settled(client, events_matched=1000, **quiet)
-            # What the last life has sent and was not told of comes again.
+            # What the last load has sent without a confirm comes again.
             found = numbers["fallback_found"]
             again += found
             assert numbers["confirmed"] == 1000 + found
@@ -293,7 +294,7 @@ def test_the_module_in_a_server(
         again += settled(client, fallback_length=0, in_flight=0)["fallback_found"]
         delivered(client, mailbox, keys, repeated=again)
         client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
-    # With the module in it: the worker's thread would be in the way of the search
-    # for leaks, which takes place at the end.
+    # The module is unloaded first: the search for leaks comes at the end, and the worker's thread
+    # would disturb it.
     assert server.stop(60) == 0
     judge(reports)

@@ -1,7 +1,7 @@
-"""The password is shown nowhere, and who may do what.
+"""The password is shown nowhere; and which users may give which commands.
 
-Each place that is given the password has one of its own (`secret-…`), so that a
-failure says which of them came out, and where.
+Each place that gets the password has one of its own (`secret-…`), so that a failure says which of
+them came out, and where.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def shown(server: RedisServer, client: redis.Redis) -> dict[str, list[str]]:
 def test_the_password_is_a_secret(
     family: str, broker: RabbitServer, start_redis: StartRedis
 ) -> None:
-    """Whatever way it comes, and whatever is wrong with it."""
+    """In whatever way it is given, and whatever is wrong with it."""
     server = start_redis(family, ["A"], [*OPTIONS, f"keyspaceamqp.port {broker.port}"])
     client = server.client()
 
@@ -80,7 +80,7 @@ def test_the_password_is_a_secret(
         ours = ("KEYSPACEAMQP.CONFIG", "SET")
         client.execute_command(*ours, "port", free_port(), "PASSWORD", "secret-set")
         last_error("Connection refused")
-        # Not UTF-8: a message about that would name the byte.
+        # Not UTF-8: an error message about that would show a byte of it.
         client.execute_command(*ours, "port", broker.port, "password", b"secret-bytes\xff")
         last_error("ACCESS_REFUSED")
         client.execute_command("KEYSPACEAMQP.CONNECT", "no.invalid", 1, "user", "secret-connect")
@@ -109,8 +109,7 @@ def test_the_password_is_a_secret(
             refusal(client, "KEYSPACEAMQP.CONNECT", "h", 1, "user", too_long),
             refusal(client, "KEYSPACEAMQP.CONNECT", "h", 1, "u", "secret-more", "x"),
         ]
-        # Names and values changed about: the answer names what is no name, and
-        # that is all.
+        # Names and values are swapped: the answer shows only the word that is no name.
         refusal(client, *ours, "secret-swapped", "password")
         with client.pipeline() as pipeline:
             pipeline.execute_command(*ours, "password", "secret-multi")
@@ -123,7 +122,7 @@ def test_the_password_is_a_secret(
     assert found(seen) == []
     assert shown(server, client) == {}
     assert parameters(client)["password"] == "secret-connect"
-    # Redis' own command: refused or not, its reply and the log say nothing.
+    # Redis' own command: whether it is refused or not, the reply and the log do not show it.
     answers = [refusal(client, "CONFIG", "SET", "keyspaceamqp.password", too_long)]
     with server.client().monitor() as monitor:
         client.config_set("keyspaceamqp.password", "secret-config")
@@ -134,7 +133,7 @@ def test_the_password_is_a_secret(
 
 
 def test_what_no_module_can_prevent(family: str, start_redis: StartRedis) -> None:
-    """Where servers show it, and the README says so."""
+    """Places where servers show it; the documentation lists them."""
     server = start_redis(family, None, OPTIONS[1:])
     client = server.client()
     path = str(MODULE)
@@ -181,7 +180,7 @@ def test_a_crash_shows_no_password(family: str, tmp_path: pathlib.Path) -> None:
         with server:
             client = server.client()
             client.config_set("keyspaceamqp.port", free_port())
-            if kind != "SEGFAULT":  # that one has it from the file only
+            if kind != "SEGFAULT":  # that server has it only from its file
                 client.config_set("keyspaceamqp.password", "secret-config")
                 client.execute_command("KEYSPACEAMQP.CONFIG", "SET", "password", "secret-set")
                 client.execute_command(
@@ -224,7 +223,7 @@ pika.ConnectionParameters = broken
 def test_an_exception_shows_no_password(
     where: str, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """A handler that raises and shows all that it knows; the log has tracebacks."""
+    """A handler that raises with all that it knows; the log has tracebacks."""
     environment = tmp_path / "environment"
     venv.create(environment, symlinks=True)
     path = installed_copy(environment)
@@ -273,8 +272,8 @@ USERS = {
 
 
 def allowed(server: RedisServer, user: str, password: str = "secret") -> list[tuple[str, ...]]:
-    """What a user may do, of all that there is. (Another one than the default user:
-    that one may do everything.)"""
+    """The commands that a user may give, of all that exist. The user is not the default one, who
+    may give all."""
     client = server.client(username=user, password=password)
     may = []
     for words in READING + ADMIN:
@@ -287,8 +286,8 @@ def allowed(server: RedisServer, user: str, password: str = "secret") -> list[tu
 
 
 def test_categories(family: str, start_redis: StartRedis) -> None:
-    """From 7.2 on a module's commands have some; also for users who were there
-    before the module."""
+    """From 7.2 on a module's commands have categories; also for users that were made before the
+    module was loaded."""
     server = start_redis(family, None)
     client = server.client()
     users = {
@@ -318,7 +317,7 @@ def test_categories(family: str, start_redis: StartRedis) -> None:
 
 
 def test_the_lines_of_the_readme(family: str, start_redis: StartRedis) -> None:
-    """Each of its users may do what it says, and nothing else of ours."""
+    """Each of its users may give the commands that it says, and no other of the module."""
     text = (ROOT / "docs/commands.md").read_text().partition("### Access control")[2]
     block = text.partition("```text\n")[2].partition("```")[0]
     parts = re.findall(r"^# (.*)\n((?:ACL SETUSER .*\n)+)", block, re.MULTILINE)

@@ -43,7 +43,7 @@ def words_of(server: RedisServer, name: str, words: Sequence[object]) -> list[st
 
 
 def tool(server: RedisServer, name: str, *words: object, code: int = 0) -> str:
-    """Runs `keyspace-amqp`, in this process; what it says on standard error."""
+    """Runs `keyspace-amqp` in this process; returns what it prints on standard error."""
     with contextlib.redirect_stderr(io.StringIO()) as said:
         assert cli.main(words_of(server, name, words)) == code, said.getvalue()
     return said.getvalue()
@@ -67,7 +67,7 @@ def listed(client: redis.Redis) -> list[bytes]:
 
 
 def stored(client: redis.Redis, count: int, prefix: str = "k") -> list[bytes]:
-    """Has so many events in the list; their keys."""
+    """Makes so many events and waits until they are in the list; returns their keys."""
     keys = [f"{prefix}{number}".encode() for number in range(count)]
     with client.pipeline(transaction=False) as pipeline:
         for key in keys:
@@ -82,8 +82,8 @@ def stored(client: redis.Redis, count: int, prefix: str = "k") -> list[bytes]:
 def test_there_and_back_byte_for_byte(
     family: str, broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """What is taken out counts as removed, what is put back as found, and arrives with the
-    message_id that it had."""
+    """Elements that are taken out count as removed. Those that are put back count as found, and
+    arrive with their first message_id."""
     mailbox = Mailbox(broker)
     server = start_redis(family, arguments_for(free_port(), mailbox, "$"))
     client = server.client()
@@ -126,8 +126,8 @@ def test_lines_are_for_people_too() -> None:
 def test_a_kill_between_file_and_removal(
     batch: int, broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """kill -9 just before a removal, and another one in the middle of a line: every event
-    is in the file or in Redis, and the next run goes on."""
+    """kill -9 just before a removal, and another one in the middle of a line: every event is in the
+    file or in Redis, and the next run goes on."""
     mailbox = Mailbox(broker)
     server = start_redis(arguments=arguments_for(free_port(), mailbox, "$"))
     client = server.client()
@@ -165,8 +165,7 @@ elements._remove = _remove
 def test_while_writes_go_on(
     broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """The module pushes to the list that is drained: each event is in one place, and in
-    order."""
+    """The module pushes to the list during the drain: each event is in one place, and in order."""
     mailbox = Mailbox(broker)
     server = start_redis(arguments=arguments_for(free_port(), mailbox, "$"))
     client = server.client()
@@ -192,7 +191,8 @@ def test_while_writes_go_on(
 
 
 def test_only_what_was_written_is_removed(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
-    """Somebody trims the list between reading and removing: what nobody has read stays."""
+    """Another client trims the list between the read and the removal: elements that were not read
+    stay."""
     server = start_redis(arguments=arguments_for(free_port(), events="$"))
     client = server.client()
     stored(client, 1000)
@@ -219,7 +219,7 @@ elements._File.write = _write
 def test_it_does_not_fight_with_the_module(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """While the list is delivered, drain is refused: before it begins, and when the broker
+    """While the module delivers the list, drain is refused: before it begins, and when the broker
     comes back meanwhile. With --force nothing is lost either."""
     server = start_redis(arguments=arguments_for(broker, mailbox, "$"))
     client = server.client()
@@ -252,7 +252,7 @@ elements._remove = _remove
     tool(server, "drain", "--to", forced, "--force")
     settled(client, fallback_length=0, queue_length=0, in_flight=0)
     arrived = {message.event[2] for message in mailbox.receive()}
-    if forced.exists():  # else the module was faster
+    if forced.exists():  # otherwise the module was faster
         arrived |= {element.rpartition(b" ")[2] for element in elements_in(forced)}
     assert arrived == set(keys)
 
@@ -260,7 +260,8 @@ elements._remove = _remove
 def test_large_elements_go_in_small_batches(
     broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """With values an element may have a megabyte; Redis is held for a few of them at a time."""
+    """With its value an element may have a megabyte, and Redis should be busy with only a few of
+    them at a time."""
     server = start_redis(arguments=arguments_for(free_port(), Mailbox(broker), "$"))
     client = server.client()
     stored(client, 10)
@@ -310,7 +311,7 @@ def test_a_cluster(
 
 
 def test_a_file_is_never_overwritten(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
-    """Nor is anything taken out when it cannot be written."""
+    """And nothing is taken out if the file cannot be written."""
     server = start_redis(arguments=arguments_for(free_port(), events="$"))
     client = server.client()
     stored(client, 10)
@@ -346,7 +347,7 @@ def test_a_file_is_never_overwritten(start_redis: StartRedis, tmp_path: pathlib.
     ],
 )
 def test_a_bad_line(line: bytes, bad_lines: Any) -> None:
-    """It is named, and nothing is pushed."""
+    """The error names it, and nothing is pushed."""
     server, file = bad_lines
     sound = [to_line(to_element(Event(f"a-{n}", 1, 0, "$", b"set", b"k"))) for n in range(5000)]
     file.write_bytes(b"".join(sound) + line)
@@ -357,7 +358,7 @@ def test_a_bad_line(line: bytes, bad_lines: Any) -> None:
 
 @pytest.fixture(scope="module")
 def bad_lines(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server without the module, for the list alone."""
+    """A server without the module, for tests of the list alone."""
     folder = tmp_path_factory.mktemp("bad")
     with RedisServer(folder) as server:
         yield server, folder / "events.jsonl"
@@ -366,7 +367,7 @@ def bad_lines(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_replay_does_not_push_what_would_be_cut_off(
     start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """fallback-size counts for the module's pushes, and would cut the oldest then."""
+    """fallback-size applies at the module's pushes, which would then cut off the oldest."""
     server = start_redis(arguments=arguments_for(free_port(), events="$", size=100))
     client = server.client()
     stored(client, 60)
@@ -383,7 +384,8 @@ def test_replay_does_not_push_what_would_be_cut_off(
 
 
 def test_other_servers(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
-    """A replica is refused; one without the module is not: nobody delivers there."""
+    """A replica is refused. A server without the module is not: there nothing else delivers the
+    list."""
     primary = start_redis(arguments=None, options=["repl-diskless-sync-delay 0"])
     replica = start_redis(arguments=None, options=[f"replicaof 127.0.0.1 {primary.port}"])
     elements: Sequence[bytes] = [to_element(Event("a-1", 1, 0, "$", b"set", b"k"))]

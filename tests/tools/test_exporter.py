@@ -30,7 +30,7 @@ from tests.fix_servers import ROOT, Mailbox, StartRedis, arguments_for, settled
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
-# What Prometheus waits for a scrape, unless it is told otherwise.
+# The time that Prometheus waits for a scrape by default.
 SCRAPE_TIMEOUT = 10
 
 
@@ -140,7 +140,7 @@ def test_buckets_are_cumulative_and_in_seconds() -> None:
 
 
 class Answers(CollectorRegistry):
-    """What is made of answers that nobody has given."""
+    """The metrics that the exporter makes of given answers."""
 
     def __init__(self, answers: dict[str, Any]) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class Answers(CollectorRegistry):
 
 @pytest.fixture
 def paused_servers(start_redis: StartRedis) -> Iterator[contextlib.ExitStack]:
-    """What is to be done with them before `start_redis` looks at them."""
+    """A stack that lets stopped servers go on, before `start_redis` checks them."""
     with contextlib.ExitStack() as stack:
         yield stack
 
@@ -160,9 +160,9 @@ def paused_servers(start_redis: StartRedis) -> Iterator[contextlib.ExitStack]:
 def test_a_cluster_of_which_nodes_come_and_go(
     broker: RabbitServer, start_cluster: StartCluster, paused_servers: contextlib.ExitStack
 ) -> None:
-    """All nodes are there, by the addresses of the cluster, and one that joins is at the
-    next scrape. One that is paused or dead, also the one that --redis names, is down, and
-    the others are seen in time."""
+    """All nodes are there, by the addresses of the cluster; a new node is there at the next scrape.
+    A paused or dead node is down, also the one that --redis names, and the others are read in
+    time."""
     bench = start_cluster("redis-7.0", broker)
     bench.write(200)
     nodes = bench.cluster.nodes
@@ -207,7 +207,8 @@ def test_a_cluster_of_which_nodes_come_and_go(
 
 
 def test_who_does_not_answer_is_down(start_redis: StartRedis) -> None:
-    """Nobody there, one that hangs, and one without the module: the scrape itself goes well."""
+    """An address without a server, a server that hangs, and one without the module: the scrape
+    itself succeeds."""
     port = free_port()
     assert up(scrape(exporter.Nodes(f"redis://127.0.0.1:{port}"))) == {f"127.0.0.1:{port}": 0}
     server = start_redis(arguments=None)
@@ -219,7 +220,7 @@ def test_who_does_not_answer_is_down(start_redis: StartRedis) -> None:
 
 
 def test_few_rights_suffice(start_redis: StartRedis) -> None:
-    """Those that --help names."""
+    """The rights that --help names."""
     server = start_redis(arguments=arguments_for(free_port()))
     server.client().acl_setuser(
         "watcher", enabled=True, passwords="+secret", commands=["+info", "+cluster|nodes"]
@@ -229,7 +230,7 @@ def test_few_rights_suffice(start_redis: StartRedis) -> None:
 
 
 def test_the_command(start_redis: StartRedis, served: Any) -> None:
-    """Serves until it is told to end, by SIGTERM and by Ctrl-C."""
+    """It serves until it is told to end, by SIGTERM and by Ctrl-C."""
     server = start_redis(arguments=arguments_for(free_port()))
     for number in (signal.SIGTERM, signal.SIGINT):
         process, address = served("--listen", "127.0.0.1:0", "--redis", url(server))
@@ -269,7 +270,8 @@ def test_an_address_in_use() -> None:
 
 @pytest.mark.parametrize("package", ["prometheus_client", "redis"])
 def test_a_missing_package(package: str, tmp_path: pathlib.Path) -> None:
-    """Named, with what mends it; the other commands need the standard library alone."""
+    """The error names it and the command that installs it; the other commands need only the
+    standard library."""
     (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError(name={package!r})\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     words = command("exporter", "--dashboard")
@@ -286,8 +288,8 @@ PROMQL = {"sum", "max", "by", "rate", "increase", "histogram_quantile"}
 
 
 def test_the_dashboard_uses_what_there_is(start_redis: StartRedis) -> None:
-    """Each expression asks for metrics that the exporter has, by labels that they have;
-    legends too."""
+    """Each expression asks for metrics that the exporter has, by labels that they have; so do
+    legends."""
     server = start_redis(arguments=arguments_for(free_port()))
     there: dict[str, set[str]] = {}
     answer = {"state": "idle", "confirm_ms_le_1": 1, "confirm_ms_le_inf": 1, "confirm_ms_sum": 1}
@@ -313,7 +315,7 @@ def test_the_dashboard_uses_what_there_is(start_redis: StartRedis) -> None:
             assert set(re.findall(r"[a-z_]{2,}", words)) - metrics <= PROMQL, expression
             counters = {metric for metric in metrics if metric.endswith(("_total", "_bucket"))}
             assert ("rate(" in expression or "increase(" in expression) == bool(counters)
-    # And what the documentation speaks of is there.
+    # The metrics that the documentation names exist.
     page = (ROOT / "docs" / "operations.md").read_text()
     spoken = set(re.findall(r"\bkeyspace_amqp_[a-z_]*[a-z]", page))
     spoken.remove("keyspace_amqp_confirm_seconds")  # its parts have longer names
@@ -321,7 +323,7 @@ def test_the_dashboard_uses_what_there_is(start_redis: StartRedis) -> None:
 
 
 def test_the_dashboard_has_all_that_is_to_be_watched() -> None:
-    """And every panel has a place and an id of its own."""
+    """Every panel also has a place and an id of its own."""
     panels = board()["panels"]
     text = json.dumps([target["expr"] for panel in panels for target in panel["targets"]])
     for name in (

@@ -67,7 +67,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs a tool in this process: its exit code, stdout and stderr."""
+    """Runs a tool in this process; returns its exit code, stdout and stderr."""
 
     def run(*words: str) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -78,7 +78,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 class Running:
-    """A tool in a process of its own; in a `with`, which ends it."""
+    """A tool in a process of its own. In a `with`, which ends it."""
 
     def __init__(self, folder: pathlib.Path, *words: str, terminal: bool = False) -> None:
         self._outputs = folder / "stdout", folder / "stderr"
@@ -136,13 +136,13 @@ class Running:
             pytest.fail(f"waited for {what}: {self.out}\n{self.err}")
 
     def interrupted(self) -> int:
-        """Ctrl-C; the exit code."""
+        """Sends Ctrl-C; returns the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(SOON)
 
 
 def tailing(folder: pathlib.Path, *words: str) -> Running:
-    """A `tail` whose queue is there."""
+    """A `tail` that has its queue."""
     tail = Running(folder, "tail", *words)
     try:
         tail.waits(lambda tail: "routing key" in tail.err, "it reads")
@@ -157,7 +157,8 @@ def tailing(folder: pathlib.Path, *words: str) -> Running:
 
 @pytest.mark.parametrize("tool", ALL_TOOLS)
 def test_without_packages(tool: str) -> None:
-    """Help needs the standard library alone, and teaches; the rest says what is missing."""
+    """--help needs only the standard library, and explains; everything else says which package is
+    missing."""
 
     def bare(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-S", "-m", "keyspace_amqp.cli", tool, *words]
@@ -175,7 +176,7 @@ def test_without_packages(tool: str) -> None:
 @pytest.mark.parametrize("tool", ALL_TOOLS)
 @pytest.mark.parametrize("given", ["redis://u:s3cret@127.0.0.1:{port}", "http://u:s3cret@x", ":"])
 def test_no_server(tool: str, given: str, run: Run) -> None:
-    """A message and no secret."""
+    """An error message, without the password."""
     code, out, err = run(tool, "--redis", given.format(port=free_port()))
     assert (code, out) == (1, "")
     assert err.startswith("keyspace-amqp: ")
@@ -183,7 +184,7 @@ def test_no_server(tool: str, given: str, run: Run) -> None:
 
 
 def test_a_server_that_hangs(start_redis: StartRedis) -> None:
-    """It is not asked again and again, which would take several times as long."""
+    """It is not asked several times, which would take several times as long."""
     server = start_redis()
     with Proxy(server.port) as link:
         options = argparse.Namespace(redis=f"redis://127.0.0.1:{link.port}")
@@ -198,7 +199,7 @@ def test_a_server_that_hangs(start_redis: StartRedis) -> None:
 
 
 def test_nodes_are_asked_at_the_same_time() -> None:
-    """Whatever one takes, and whatever becomes of it."""
+    """However long one node takes, and whatever it answers."""
     barrier = threading.Barrier(3)
 
     def question(node: nodes.Node) -> str:
@@ -237,8 +238,7 @@ def test_ways_to_a_server(
 
 
 def test_tls_to_a_server(start_redis: StartRedis, run: Run, tmp_path: pathlib.Path) -> None:
-    """With the certificates that the URL names; a server whose certificate nobody vouches
-    for is not talked to."""
+    """With the certificates that the URL names; a server with an unknown certificate is refused."""
     authority, port = trustme.CA(), free_port()
     mine = authority.issue_cert("127.0.0.1")
     files = {name: str(tmp_path / name) for name in ("ca", "cert", "key")}
@@ -262,7 +262,8 @@ def test_tls_to_a_server(start_redis: StartRedis, run: Run, tmp_path: pathlib.Pa
 
 
 def test_nodes_come_and_go(start_redis: StartRedis) -> None:
-    """A group takes in what the cluster is now; who is alone does not know its own host."""
+    """A group of nodes follows the cluster; a server outside of a cluster does not know its own
+    host."""
     options = ["cluster-enabled yes", "cluster-config-file nodes.conf"]
     one, two = (
         start_redis(arguments=None, options=[*options, f"cluster-port {free_port()}"])
@@ -290,7 +291,7 @@ def test_nodes_come_and_go(start_redis: StartRedis) -> None:
 
 
 def rows(out: str) -> dict[str, dict[str, str]]:
-    """The table, per address; columns are at least two blanks apart."""
+    """The rows of the table, by address; columns are at least two blanks apart."""
     head, *lines = [re.split(r" {2,}", line.rstrip()) for line in out.splitlines()]
     return {line[0]: dict(zip(head[1:], line[1:], strict=False)) for line in lines}
 
@@ -321,8 +322,8 @@ def test_status(
 def test_status_live(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """On a terminal it goes on: with confirms per second, with what is lost standing out,
-    and without a server that is away; until Ctrl-C."""
+    """On a terminal it goes on until Ctrl-C, also while a server is away. It shows confirms per
+    second, and losses stand out."""
     server = start_redis(arguments=arguments_for(broker, mailbox))
     words = ("status", "--interval", "0.05", "--redis", url(server))
     with Running(tmp_path, *words, terminal=True) as status, server.client() as client:
@@ -359,8 +360,7 @@ def test_a_cluster(
     run: Run,
     tmp_path: pathlib.Path,
 ) -> None:
-    """All three tools see all nodes, and are not stopped by one that is down and one
-    that hangs."""
+    """All three tools see all nodes; a node that is down and one that hangs do not stop them."""
     bench = start_cluster("redis-7.0", broker, options=["unixsocket redis.sock"])
     primary = bench.cluster.primaries()[0]
     with tailing(tmp_path, "--redis", url(primary), "--count", "300") as tail:
@@ -415,15 +415,15 @@ def test_a_cluster(
 
 
 def test_tail_shows_all_forms(broker: RabbitServer, start_redis: StartRedis, run: Run) -> None:
-    """Text, JSON, CloudEvents in binary mode; anything else as its escaped body. What a
-    terminal would obey is escaped, and repeated messages are marked."""
+    """Text, JSON, CloudEvents in binary mode; anything else as its escaped body. Control characters
+    are escaped, and repeated messages are marked."""
     mailbox = Mailbox(broker)
     data = {"db": 2, "event": "set", "class": "$", "time_ms": 1700000000123}
 
     def publish(body: bytes, content_type: str, **properties: Any) -> tuple[Any, ...]:
         return body, pika.BasicProperties(content_type=content_type, **properties)
 
-    # What others may send: it must not end the tool.
+    # Anything that other clients may send; it must not end the tool.
     foreign = [b'{"event": 1, "key_base64": 5}', b"[" * 100_000, b"[]", b'{"event": 1}', b'"x"']
     foreign += [b'{"event": "\\ud800", "key": "\\ud800", "time_ms": 1e9}']
     foreign += [b'{"event": "set", "key": {"a": null}, "time_ms": 9' + b"9" * 30 + b"}"]
@@ -489,7 +489,8 @@ def test_tail_shows_all_forms(broker: RabbitServer, start_redis: StartRedis, run
 def test_tail_of_an_exchange(
     kind: str, broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """Broker, exchange and routing key are the module's; nothing is left at the broker."""
+    """It takes broker, exchange and routing key from the module, and leaves nothing at the
+    broker."""
     exchange = f"tools-{kind}"
     with broker.connection() as connection:
         connection.channel().exchange_declare(exchange, kind)
@@ -510,8 +511,8 @@ def test_tail_of_an_exchange(
 def test_tail_over_a_restart_of_the_broker(
     own_broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """It says that it has missed something, and goes on. Ctrl-C ends it also when the
-    broker hangs."""
+    """It says that it has missed messages, and goes on. Ctrl-C ends it also while the broker
+    hangs."""
     server = start_redis(arguments=arguments_for(own_broker))
     with server.client() as client, tailing(tmp_path, "--redis", url(server)) as tail:
         client.set("before", "v")
@@ -534,7 +535,7 @@ def test_tail_over_a_restart_of_the_broker(
 def test_tail_cannot_begin(
     broker: RabbitServer, start_redis: StartRedis, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each time it says why, ends with 1, and shows no password."""
+    """Each time it says why, exits with 1, and shows no password."""
     server = start_redis(arguments=arguments_for(broker))
     bare = start_redis(arguments=None)
     ours, away = ("--redis", url(server)), f"amqp://u:s3cret@127.0.0.1:{free_port()}/"
@@ -568,7 +569,7 @@ def test_tail_cannot_begin(
 
 
 def findings(run: Run, server: RedisServer, *words: str) -> tuple[int, list[str], str]:
-    """The exit code, all but what is ok as `level about text → advice`, and what is ok."""
+    """The exit code, all findings except ok as `level about text → advice`, and the ok ones."""
     code, out, err = run("doctor", "--json", "--redis", url(server), *words)
     assert err == ""
     report = json.loads(out)
@@ -586,8 +587,8 @@ def findings(run: Run, server: RedisServer, *words: str) -> tuple[int, list[str]
 def test_doctor_finds_nothing(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis, run: Run
 ) -> None:
-    """All is well; and the doctor has changed nothing, nor does anybody get its message,
-    not even from an exchange that gives everything to everybody."""
+    """All is well. The doctor has changed nothing, and no queue gets its message, not even from an
+    exchange that routes everything to all queues."""
     with broker.connection() as connection:
         channel = connection.channel()
         channel.exchange_declare("tools-all", "fanout")
@@ -685,8 +686,8 @@ def test_doctor_of_another_version(
 def test_doctor_is_refused_where_the_module_is_not(
     broker: RabbitServer, start_redis: StartRedis, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The module is connected, so a wrong password of ours is no problem of it. A password
-    among the arguments is told of, and not shown."""
+    """The module is connected, so a wrong password of the doctor is no problem of the module. A
+    password among the arguments is reported, and not shown."""
     user = "tools-user"
     broker.ctl("add_user", user, "s3cret")
     broker.ctl("set_permissions", user, ".*", ".*", ".*")
@@ -713,7 +714,7 @@ def test_doctor_is_refused_where_the_module_is_not(
 def test_doctor_without_the_module(
     broker: RabbitServer, start_redis: StartRedis, run: Run, tmp_path: pathlib.Path
 ) -> None:
-    """How to load it; with --amqp, the broker is looked at all the same."""
+    """It says how to load the module; with --amqp, it checks the broker all the same."""
     server = start_redis(arguments=None)
     code, bad, good = findings(run, server, "--amqp", amqp_url(broker))
     assert code == 1
@@ -740,13 +741,13 @@ def test_doctor_and_files_that_cannot_be_written(
         client.bgsave()
         wait_for(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", SOON)
         _, bad, _ = findings(run, server)
-        client.config_set("save", "")  # it could not end
+        client.config_set("save", "")  # otherwise it could not end
     expected = "^problem persistence RDB saves fail, and clients' writes are refused"
     assert any(re.search(expected, line) for line in bad), bad
 
 
 def test_doctor_and_an_append_only_file_that_cannot_be_written() -> None:
-    """As INFO tells of it: a full disk is not to be had in a test."""
+    """By what INFO says: a test cannot make a full disk."""
     info = {"aof_enabled": 1, "aof_last_write_status": "err", "rdb_last_bgsave_status": "ok"}
     (finding,) = doctor.persistence(doctor.Facts(info, {"save": ""}))
     assert (finding.about, finding.level) == ("persistence", "problem")
@@ -784,7 +785,7 @@ def test_doctor_knows_of_the_defect_of_valkey(
 def test_doctor_with_few_rights(
     broker: RabbitServer, start_redis: StartRedis, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it may not ask it says, and goes on with the rest; status needs little."""
+    """It names what it may not ask, and goes on with the rest; status needs few rights."""
     server = start_redis(arguments=arguments_for(broker))
     rights = ["+ping", "+info", "+cluster|nodes", "+keyspaceamqp.stats", "+module|list"]
     with server.client() as client:
@@ -806,7 +807,7 @@ def test_doctor_with_few_rights(
 def test_doctor_and_a_handler_that_hangs(
     broker: RabbitServer, tmp_path: pathlib.Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told apart from a server that hangs."""
+    """It can tell that from a server that hangs."""
     path = handler_copy(tmp_path / "copy")
     with (path.parent / "commands" / "dispatch.py").open("a") as file:
         file.write(
@@ -827,7 +828,7 @@ def test_doctor_and_a_handler_that_hangs(
 
 
 def test_doctor_on_nodes_that_differ() -> None:
-    """What the rows of KEYSPACEAMQP.CLUSTER say."""
+    """It reports what the rows of KEYSPACEAMQP.CLUSTER say."""
 
     class Client:
         def cluster(self, _: str) -> dict[str, str]:

@@ -11,11 +11,10 @@ from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
 from tests.fix_faults import Load, delivered
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, handler_copy, settled, stats
 
-# Appended to worker/loop.py in a copy of the handler: while a file named `faults` is
-# in the server's directory, one function after the other raises at its next call,
-# either before it has done anything or when it has done everything. Left out is
-# what shows and mends the damage of an exception (it would not get through thousands
-# of such calls), and the frame of the loop around it.
+# Appended to worker/loop.py in a copy of the handler. While there is a file named `faults` in the
+# server's directory, one function after the other raises at its next call, either before its work
+# or after it. Functions that report and repair the damage of an exception are left out (they would
+# not survive thousands of faults), and so is the outermost function of the loop.
 INJECT = """
 
 import pathlib as _pathlib
@@ -89,7 +88,7 @@ def start_faulty(
     code: str,
     arguments: list,
 ) -> RedisServer:
-    """A server with a copy of the handler to whose loop.py `code` is added."""
+    """Starts a server with a copy of the handler to whose loop.py `code` is added."""
     path = handler_copy(tmp_path / "environment")
     with (path.parent / "worker" / "loop.py").open("a") as file:
         file.write(code)
@@ -142,7 +141,7 @@ def test_exceptions_anywhere(
 def test_an_event_over_which_the_handler_always_fails(
     mailbox: Mailbox, broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """It is counted and given up; the others arrive."""
+    """It is counted and given up; the other events arrive."""
     code = """
 
 def _compile(masks, _compile=compile_masks):

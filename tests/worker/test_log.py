@@ -1,4 +1,4 @@
-"""Whatever Python says goes to the sink that log.install was given."""
+"""All that Python prints or logs goes to the sink that log.install was given."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ Lines = list[tuple[str, str]]
 
 @contextlib.contextmanager
 def installed() -> Iterator[Lines]:
-    """What reaches the sink; the process is as before afterwards.
-
-    No fixture: between a fixture and its test pytest sets sys.stderr anew.
-    """
+    """The lines that reach the sink. Afterwards the process is as before. Not a fixture: pytest
+    sets sys.stderr again between a fixture and its test."""
     root = logging.getLogger()
     loggers = [root, log.LOGGER, logging.getLogger("pika")]
     levels = [logger.level for logger in loggers]
@@ -84,7 +82,8 @@ def test_a_traceback_is_logged_line_by_line() -> None:
 
 
 def test_other_loggers() -> None:
-    """Other libraries' warnings are of interest; pika's are said in our own words."""
+    """Warnings of other libraries are logged; those of pika are not, because the broker's own lines
+    replace them."""
     with installed() as lines:
         logging.getLogger("somebody.else").warning("look")
         logging.getLogger("somebody.else").info("la la la")
@@ -169,7 +168,8 @@ def test_a_later_call_replaces_the_sink() -> None:
 
 
 def test_a_record_that_cannot_be_formatted_harms_nobody() -> None:
-    """The caller only wanted to say something; logging's own handlers catch this."""
+    """The caller only wants to log; it must not get the exception. The handlers of logging catch it
+    too."""
     with installed() as lines:
         log.LOGGER.error("%d", "no number")
         assert lines
@@ -189,7 +189,7 @@ raise SystemError("the end")
 
 
 def test_in_a_process_of_its_own() -> None:
-    """Without pytest, which has hooks of its own: nothing reaches the real stderr."""
+    """Without pytest's own hooks: nothing reaches the real stderr."""
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,

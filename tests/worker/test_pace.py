@@ -1,4 +1,4 @@
-"""The brake on messages, with a clock and a machine of its own."""
+"""The limit on messages for the sake of Redis, with a simulated clock and machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOOK_EVERY = 0.01
 
 
 class Machine:
-    """Redis' main thread, of whose time a part runs and a part waits."""
+    """Redis' main thread: of each second it runs for a part and waits for a part."""
 
     def __init__(self) -> None:
         self.now, self.ran, self.waited = 50.0, 7.0, 3.0
@@ -27,7 +27,7 @@ class Machine:
         return self.pace.rate
 
     def sends(self, seconds: float, turn: float) -> int:
-        """How many messages are allowed in a time, in turns of a length."""
+        """The number of messages that are allowed in a time, in turns of the given length."""
         total = 0
         for _ in range(round(seconds / turn)):
             self.now += turn
@@ -53,7 +53,7 @@ def test_a_redis_that_lacks_a_core_brakes_to_the_slowest() -> None:
 
 
 def test_a_moment_is_not_enough() -> None:
-    """Linux tells of a wait of 30 ms when it is over."""
+    """Linux reports a wait of 30 ms only when it is over."""
     machine = Machine()
     for _ in range(20):
         assert machine.looks(47, runs=0.99, waits=0.01) is None
@@ -80,7 +80,7 @@ def test_the_brake_goes_when_redis_sleeps() -> None:
 
 
 def test_the_brake_finds_what_redis_can_bear() -> None:
-    """Others wait for each message that is sent: the brake swings around the rate at
+    """Redis waits a little for each message that is sent: the limit settles around the rate at
     which the waiting is what is allowed."""
     machine = Machine()
     rates = []
@@ -95,7 +95,7 @@ def test_the_brake_finds_what_redis_can_bear() -> None:
 
 @pytest.mark.parametrize("turn", [0.0001, 0.001, 0.0037])
 def test_as_many_are_allowed_as_the_rate_says(turn: float) -> None:
-    """However short the turns are; at the slowest rate most allow nothing."""
+    """However short the turns are; at the slowest rate most turns allow none."""
     machine = Machine()
     machine.looks(100, runs=0.7, waits=0.3)
     machine.sends(1, turn)

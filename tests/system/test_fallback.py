@@ -42,8 +42,8 @@ def keys_of(messages: list) -> list[bytes]:
 
 
 def test_an_outage(family: str, own_broker: RabbitServer, start_redis: StartRedis) -> None:
-    """Killed under load, away, back: everything arrives, in order, and what is
-    repeated has the same message_id."""
+    """The broker is killed under load, is away, and comes back: everything arrives, in order, and
+    repeated messages have the same message_id."""
     mailbox = Mailbox(own_broker).keep()
     server = start_redis(family, arguments_for(own_broker, mailbox))
     client = server.client()
@@ -57,7 +57,7 @@ def test_an_outage(family: str, own_broker: RabbitServer, start_redis: StartRedi
     assert numbers["state"] in ("disconnected", "connecting")
     assert numbers["last_error"]
     own_broker.start()
-    # Only what was sent and not confirmed when the broker died may come twice.
+    # Only messages in flight when the broker died may come twice.
     delivered(
         client, mailbox, expected, repeated=WINDOW, confirmed=6001, returned=0, state="connected"
     )
@@ -93,8 +93,8 @@ def test_events_are_in_the_list_soon(start_redis: StartRedis) -> None:
 def test_the_list_outlives_redis(
     family: str, persistence: str, broker: RabbitServer, start_redis: StartRedis
 ) -> None:
-    """Stopped with the broker away, started with the broker still away; then it
-    comes back, and no new event does."""
+    """Redis stops and starts while the broker is away; then the broker comes back, without a new
+    event."""
     mailbox = Mailbox(broker)
     options = {"rdb": ["save 3600 1000000"], "aof": ["appendonly yes", "appendfsync always"]}
     server = start_redis(family, arguments_for(free_port(), mailbox), options[persistence])
@@ -174,7 +174,7 @@ def test_a_cap_keeps_the_newest(broker: RabbitServer, start_redis: StartRedis) -
 def test_without_a_list_events_wait_in_memory_and_the_oldest_go(
     broker: RabbitServer, start_redis: StartRedis
 ) -> None:
-    """fallback-size below 0: no list; the queue's limit says how many can wait."""
+    """fallback-size below 0 means no list; queue-limit says how much can wait."""
     mailbox = Mailbox(broker)
     server = start_redis(arguments=arguments_for(free_port(), mailbox, size=-1))
     client = server.client()
@@ -188,7 +188,7 @@ def test_without_a_list_events_wait_in_memory_and_the_oldest_go(
     kept = 60_000 - numbers["dropped"]
     settled(client, confirmed=kept, queue_length=0)
     arrived = keys_of(mailbox.receive())
-    # In order, and the newest of all is there: what is given up is what is oldest.
+    # In order, and the newest is among them: the oldest are given up.
     assert arrived == [key for key in expected if key in set(arrived)]
     assert arrived[-1] == expected[-1]
 
@@ -241,7 +241,7 @@ def test_what_others_do_to_the_list_is_counted(
     broker: RabbitServer,
     start_redis: StartRedis,
 ) -> None:
-    """Rule 15: noticed, counted, logged, and no event about the list itself."""
+    """Rule 15: changes by others are noticed, counted and logged, and make no event."""
     mailbox = Mailbox(broker)
     server = start_redis(family, arguments_for(free_port(), mailbox, "$lgx"))
     client = server.client()
@@ -284,8 +284,8 @@ def test_elements_put_there_by_somebody_are_delivered(
 def test_a_key_of_another_type_in_the_way(
     own_broker: RabbitServer, start_redis: StartRedis
 ) -> None:
-    """Events flow past it while the broker is there, wait in memory when not, and
-    the error is plain to see."""
+    """With the broker there, events do not need the list; without it they wait in memory, and STATS
+    and the log show the error."""
     mailbox = Mailbox(own_broker).keep()
     server = start_redis(arguments=arguments_for(own_broker, mailbox, "$", masks=("^k",)))
     client = server.client()
@@ -323,8 +323,8 @@ def test_disconnect_and_connect(
 def test_paused_writes_do_not_stop_the_server(
     family: str, broker: RabbitServer, start_redis: StartRedis
 ) -> None:
-    """While writes are paused Redis asserts that nothing is replicated: events
-    wait in memory, and go to the list afterwards."""
+    """While writes are paused, Redis asserts that nothing is replicated. So events wait in memory,
+    and go to the list afterwards."""
     mailbox = Mailbox(broker)
     server = start_redis(family, arguments_for(free_port(), mailbox))
     client = server.client()
@@ -343,7 +343,7 @@ def test_paused_writes_do_not_stop_the_server(
 def test_a_poisoned_list_does_not_stall_the_rest(
     broker: RabbitServer, start_redis: StartRedis
 ) -> None:
-    """Anybody may push to the list: what no message can be made of is given up."""
+    """Any client may push to the list: elements that cannot become a message are given up."""
     mailbox = Mailbox(broker)
     client = start_redis(arguments=arguments_for(broker, mailbox, "$")).client()
     poison = [
@@ -363,7 +363,7 @@ def test_a_poisoned_list_does_not_stall_the_rest(
 def test_a_message_that_the_broker_does_not_take(
     broker: RabbitServer, start_redis: StartRedis
 ) -> None:
-    """Above max_message_size (128 MiB) the broker closes the channel each time."""
+    """The broker closes the channel for each message above max_message_size (128 MiB)."""
     mailbox = Mailbox(broker)
     server = start_redis(
         arguments=arguments_for(broker, mailbox, "$"),

@@ -1,8 +1,8 @@
 """The README and the pages in docs say what the code does.
 
-Their tables of parameters, commands and counters are made from the code's tables;
-`python -m tests.system.test_readme` writes them anew. Each example of a mask is tried, and
-no paragraph is long. Needs no server and no module.
+Its tables of parameters, commands and numbers are made from the code's tables;
+`python -m tests.test_readme` writes them anew. Each example of a mask is tried.
+Needs no server and no module.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from keyspace_amqp.tables.commands import COMMANDS
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import HELP, TEXT_HELP, Stat, Text
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-END = "<!-- end -->"
-
 # A reader sees the first thing to type after so many words at most; and no paragraph,
 # and no item of a list, has as many words as this.
 WORDS_BEFORE_CODE = 250
 PARAGRAPH_WORDS = 100
+END = "<!-- end -->"
 
 CODE = re.compile(r"`([^`]+)`")
 
 
 def _cell(text: str) -> str:
-    """A text as Markdown shows it in a table, but for what stands in backquotes."""
+    """A text as Markdown shows it in a table, except for text in backquotes."""
 
     def plain(part: str) -> str:
         return re.sub(r"([\\*_<>\[\]])", r"\\\1", part)
@@ -91,8 +90,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def _place(marker: str) -> tuple[pathlib.Path, str, slice]:
-    """What stands between the line with a marker and the next end: the page, its text, and
-    where."""
+    """The text between the line with a marker and the next end: the page, its text, and where."""
     for page in PAGES:
         text = page.read_text()
         before, found, _ = text.partition(f"<!-- {marker}")
@@ -112,11 +110,11 @@ def write() -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_table(name: str) -> None:
     _, text, place = _place(f"table: {name} ")
-    assert text[place] == TABLES[name]() + "\n", "run: .venv/bin/python -m tests.system.test_readme"
+    assert text[place] == TABLES[name]() + "\n", "run: .venv/bin/python -m tests.test_readme"
 
 
 def _mask_examples() -> Iterator[tuple[bytes, bytes, bool]]:
-    r"""(mask, key, whether it matches); \xHH in a key is a byte."""
+    r"""(mask, key, True if it matches); \xHH in a key is a byte."""
     _, text, place = _place("masks: ")
     for line in text[place].splitlines()[2:]:
         _, mask, matching, other, *_ = line.split("|")
@@ -173,7 +171,7 @@ def test_numbers_are_those_of_stats() -> None:
 
 
 def test_options_of_the_command_line() -> None:
-    """Each in a line with a command is one of that command."""
+    """An option in a line with a command must be one of that command."""
     (commands,) = (
         action.choices
         for action in cli._parser()._actions
@@ -193,9 +191,6 @@ def test_what_the_shim_tells_latency() -> None:
     )
     spoken = re.findall(r"`keyspaceamqp-([a-z]+)`", TEXT)
     assert set(told) == set(spoken) - {"amqp"}
-
-
-# ---- length ------------------------------------------------------------------------
 
 
 def test_the_readme_is_read_in_ten_minutes() -> None:

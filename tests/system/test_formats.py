@@ -1,10 +1,8 @@
-"""What messages look like: routing keys, formats, headers, properties and values, with
-real servers; and what the pure functions make of any event."""
+"""What messages look like with real servers: routing keys, formats, headers, values."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import time
 from typing import Any
@@ -13,159 +11,13 @@ import pytest
 import redis
 from cloudevents.core.bindings.amqp import AMQPMessage, from_binary
 from cloudevents.core.formats.json import JSONFormat
-from hypothesis import example, given
-from hypothesis import strategies as st
 
-from keyspace_amqp.config import Config
 from keyspace_amqp.demo.servers import RabbitServer, wait_for
-from keyspace_amqp.fallback import from_element, to_element
-from keyspace_amqp.message import Event, Format, Value
 from tests.fix_servers import Mailbox, Message, StartRedis, arguments_for, linked, settled
 
-PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
 
-
-def form(node: str = "here:6379", **changed: Any) -> Format:
-    return Format(dataclasses.replace(PLAIN, **changed), node)
-
-
-def event(key: bytes = b"session:42:x", name: bytes = b"expired", **more: Any) -> Event:
-    return Event(**({"message_id": "a1-7", "time_ms": 1_700_000_000_123, "db": 3, "letter": "x",
-                     "name": name, "key": key} | more))  # fmt: skip
-
-
-# ---- routing keys ------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("template", "key", "expected"),
-    [
-        ("redis.{db}.{event}.{class}", b"a", b"redis.3.expired.expired"),
-        ("{node}", b"a", b"here:6379"),
-        ("{key}", b"session:42:x", b"session:42:x"),
-        ("{key:1}-{key:2}-{key:3}-{key:4}", b"session:42:x", b"session-42-x-"),
-        ("{key:2}", b"a:b:c:d", b"b"),
-        ("{key:*}", b"session:42:x", b"session.42.x"),
-        ("{key:*}", b"a.b:c", b"a%2Eb.c"),
-        ("{key}", b"a.b*c#d%e f\xff\n", b"a%2Eb%2Ac%23d%25e%20f%FF%0A"),
-        ("{{{key:1}}}", b"a", b"{a}"),
-        ("fixed", b"a", b"fixed"),
-        ("", b"a", b""),
-    ],
-)
-def test_a_routing_key(template: str, key: bytes, expected: bytes) -> None:
-    made = form(routing_key=template)
-    assert made.routing_key(event(key)) == expected
-    assert (made.fixed_key == expected) is ("{" not in template)
-
-
-@given(st.binary(max_size=2000))
-@example(b"k" * 255)
-@example(b"k" * 256)
-@example(b"." * 85)
-def test_no_routing_key_is_too_long(key: bytes) -> None:
-    """What is cut is still different for different keys, and counted."""
-    made = form(routing_key="{key}")
-    first, other = made.routing_key(event(key)), made.routing_key(event(key + b"x" * 256))
-    assert len(first) <= 255
-    assert len(other) == 255
-    assert first != other
-    assert made.cut == 1 + (len(first) == 255 and b"~" in first[-17:] and len(key) > 84)
-
-
-# ---- elements of the list ----------------------------------------------------
-
-values = st.one_of(
-    st.none(),
-    st.builds(
-        Value,
-        type=st.sampled_from(["string", "hash"]),
-        length=st.integers(10_000, 2**40),
-        data=st.one_of(st.none(), st.binary(max_size=50)),
-        before=st.booleans(),
-    ),
-)
-words = st.one_of(st.binary(max_size=50), st.sampled_from([b"", b" ", b"1 2 3", b" \n "]))
-
-
-@given(words, words, values)
-def test_an_element_keeps_all_of_an_event(name: bytes, key: bytes, value: Value | None) -> None:
-    whole = event(key, name, value=value)
-    element = to_element(whole)
-    assert from_element(element) == whole
-    assert element.startswith(b"1 " if value is None else b"2 ")
-
-
-@given(words, words, values, st.data())
-def test_a_damaged_element_is_an_event_or_none(
-    name: bytes, key: bytes, value: Value | None, data: st.DataObject
-) -> None:
-    element = bytearray(to_element(event(key, name, value=value)))
-    place = data.draw(st.integers(0, len(element) - 1))
-    element[place] = data.draw(st.integers(0, 255))
-    found = from_element(bytes(element))
-    if found is not None:
-        for shape in ("text", "json", "cloudevents"):
-            made = form(format=shape, headers=True, routing_key="{event}.{key:*}")
-            made.body(found)
-            made.routing_key(found)
-            assert made.headers is not None
-            made.headers(found)
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        (b"2 a1-7 1 3 x 2 3 string 9 0 4 ab", b"2 a1-7 1 3 x 2 4 string 9 0 4 ab"),
-        (b" 9 0 4 ", b" 9 0 5 "),
-        (b" 9 0 4 ", b" 9 0 -2 "),
-        (b" 9 0 4 ", b" 3 0 4 "),
-        (b" 9 0 4 ", b" 9 0 99 "),
-        (b"2 a1-7", b"3 a1-7"),
-    ],
-)
-def test_lengths_of_an_element_that_do_not_agree(right: bytes, wrong: bytes) -> None:
-    element = b"2 a1-7 1 3 x 2 3 string 9 0 4 ab key data"
-    found = from_element(element)
-    assert found is not None
-    assert (found.name, found.key) == (b"ab", b"key")
-    assert found.value == Value("string", 9, b"data", before=False)
-    assert right in element
-    assert from_element(element.replace(right, wrong)) is None
-
-
-# ---- formats -----------------------------------------------------------------
-
-
-@given(st.integers(0, 2**63 - 1))
-@example(253_402_300_800_000)
-@example(2**63 - 1)
-def test_a_cloudevent_of_any_time(time_ms: int) -> None:
-    """Anybody can push an element with any time."""
-    made = form(format="cloudevents").headers
-    assert made is not None
-    headers = made(event(time_ms=time_ms))
-    assert ("cloudEvents:time" in headers) is (time_ms < 253_402_300_800_000)
-
-
-@given(words, words, values, st.integers(0, 2**63 - 1))
-def test_json_tells_all(name: bytes, key: bytes, value: Value | None, time_ms: int) -> None:
-    text = form(format="json").body(event(key, name, value=value, time_ms=time_ms))
-    item = json.loads(text)
-    shown = item["key"].encode() if "key" in item else base64.b64decode(item["key_base64"])
-    assert shown == key
-    assert ("key" in item) != ("key_base64" in item)
-    assert (item["db"], item["class"], item["id"]) == (3, "expired", "a1-7")
-    assert item["time_ms"] == time_ms
-    assert ("value" in item) is (value is not None)
-    if value is not None:
-        assert item["value"]["length"] == value.length
-        assert item["value"]["before"] is value.before
-        assert ("cut" in item["value"]) is (value.data is not None)
-
-
-# The second and third look like the places for a size, and for an id and a time, that
-# frames.py looks for in its example.
+# frames.py finds the places of a size, an id and a time in an example message by their values. The
+# second and the third type look like these.
 @pytest.mark.parametrize(
     "message_type",
     ["iii", "\x11\x12\x13\x14\x15\x16\x17\x18", "i" * 30 + "\1\2\3\4\5\6\7\x08"],
@@ -185,18 +37,8 @@ def test_a_node_and_a_type_of_any_bytes(
     settled(client, confirmed=1, handler_errors=0)
 
 
-def test_a_cut_text_is_still_text() -> None:
-    cut = Value("string", 6, "aé€".encode()[:5], before=False)
-    item = json.loads(form(format="json").body(event(value=cut)))
-    assert item["value"]["data"] == "aé"
-    assert item["value"]["cut"] is True
-    binary = Value("string", 9, b"a\xff\xfe", before=True)
-    item = json.loads(form(format="json").body(event(value=binary)))
-    assert base64.b64decode(item["value"]["data_base64"]) == b"a\xff\xfe"
-
-
 def cloud_event(message: Message) -> Any:
-    """As the official SDK reads it."""
+    """The event as the official SDK reads it."""
     properties = {"content-type": message.properties.content_type}
     headers = message.properties.headers
     return from_binary(AMQPMessage(properties, headers, message.body), JSONFormat())
@@ -230,7 +72,7 @@ def test_cloudevents(broker: RabbitServer, mailbox: Mailbox, start_redis: StartR
 def test_routing_to_a_topic_exchange(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """People bind what they want; a key too long is cut, and counted."""
+    """Consumers bind the keys that they want; a key that is too long is cut, and counted."""
     with broker.connection() as connection:
         channel = connection.channel()
         channel.queue_bind(mailbox.name, "amq.topic", "redis.0.expired.session.#")
@@ -272,7 +114,7 @@ def test_headers_and_properties(
     assert second.headers["sequence"] == 2
     assert (first.app_id, first.type, first.priority) == ("shop", "event", 7)
     assert first.expiration == "3600000"
-    # Not mandatory: the broker does not tell that nobody wants them.
+    # Not mandatory: the broker does not tell that no queue gets them.
     client.config_set("keyspaceamqp.routing-key", "nowhere")
     client.set("a", 2)
     settled(client, confirmed=3, returned=0)
@@ -282,7 +124,7 @@ def test_headers_and_properties(
 
 
 def test_databases(broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis) -> None:
-    """A change holds for the events behind it."""
+    """A change applies to the events behind it."""
     server = start_redis(
         arguments=arguments_for(broker, mailbox), options=["keyspaceamqp.databases 0,2-3"]
     )
@@ -299,7 +141,7 @@ def test_databases(broker: RabbitServer, mailbox: Mailbox, start_redis: StartRed
 def test_classes_that_are_not_in_A(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Misses, new keys, and what Redis 8.2 added; set while it runs."""
+    """Misses, new keys, and the classes that Redis 8.2 added; set at run time."""
     server = start_redis(family, arguments_for(broker, mailbox, "x"))
     client = server.client()
     client.set("before", 1)  # not of the class
@@ -378,7 +220,7 @@ def test_values_that_an_event_leaves(
 def test_values_before_the_end(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Redis 7.2 and later say what a key held that is deleted, expires or is evicted."""
+    """Redis 7.2 and later tell what a key held that is deleted, expires or is evicted."""
     server = start_redis(family, arguments_for(broker, mailbox, "gxe"), options=VALUE)
     client = server.client()
     keeps = family != "redis-7.0"
@@ -418,8 +260,8 @@ def test_values_before_the_end(
 def test_a_deletion_by_a_time_that_is_over(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Redis 7.0 would delete a key if somebody looks at it between such a command and its
-    event, and tell nobody but its replica."""
+    """Between such a command and its event, Redis 7.0 would delete a key that is looked at, and
+    tell only its replica."""
     server = start_redis(family, arguments_for(broker, mailbox, "g$"), options=VALUE)
     replica = start_redis(family, arguments_for(broker, mailbox, "g$"))
     client, copy = server.client(), replica.client()
@@ -462,7 +304,7 @@ def test_a_value_is_left_out_rather_than_its_event(
 def test_too_large_is_what_the_message_is(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """The broker has a limit for the body that it gets, in whatever form."""
+    """The broker's limit is one for the body that it gets, in whatever form."""
     server = start_redis(
         arguments=arguments_for(broker, mailbox),
         options=["keyspaceamqp.format json", "keyspaceamqp.value 10000"],
@@ -483,7 +325,7 @@ def test_too_large_is_what_the_message_is(
 def test_values_wait_in_the_list(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """As they were at their event, not as they are when the broker is there."""
+    """With the values that keys had at their events, not those at the delivery."""
     server = start_redis(arguments=arguments_for(broker, mailbox), options=VALUE)
     client = server.client()
     client.execute_command("KEYSPACEAMQP.DISCONNECT")
@@ -502,8 +344,8 @@ def test_values_wait_in_the_list(
 def test_values_cost_nothing_when_they_are_off(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Nothing is read of a key then: not without the parameter, nor in a form that has no
-    place for it."""
+    """The key's value is not read then: neither without the parameter, nor with a format that has
+    no place for it."""
     server = start_redis(arguments=arguments_for(broker, mailbox))
     client = server.client()
 

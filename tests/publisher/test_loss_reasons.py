@@ -1,4 +1,4 @@
-"""A node with several lists: each loss is counted with the reason of its own list."""
+"""A node with several lists: each loss is counted with the reason that holds for its list."""
 
 from __future__ import annotations
 

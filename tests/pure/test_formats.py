@@ -1,0 +1,168 @@
+"""What messages look like, without servers: routing keys, elements of the list, formats."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from keyspace_amqp.config import Config
+from keyspace_amqp.fallback import from_element, to_element
+from keyspace_amqp.message import Event, Format, Value
+
+PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
+
+
+def form(node: str = "here:6379", **changed: Any) -> Format:
+    return Format(dataclasses.replace(PLAIN, **changed), node)
+
+
+def event(key: bytes = b"session:42:x", name: bytes = b"expired", **more: Any) -> Event:
+    return Event(**({"message_id": "a1-7", "time_ms": 1_700_000_000_123, "db": 3, "letter": "x",
+                     "name": name, "key": key} | more))  # fmt: skip
+
+
+# ---- routing keys ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "key", "expected"),
+    [
+        ("redis.{db}.{event}.{class}", b"a", b"redis.3.expired.expired"),
+        ("{node}", b"a", b"here:6379"),
+        ("{key}", b"session:42:x", b"session:42:x"),
+        ("{key:1}-{key:2}-{key:3}-{key:4}", b"session:42:x", b"session-42-x-"),
+        ("{key:2}", b"a:b:c:d", b"b"),
+        ("{key:*}", b"session:42:x", b"session.42.x"),
+        ("{key:*}", b"a.b:c", b"a%2Eb.c"),
+        ("{key}", b"a.b*c#d%e f\xff\n", b"a%2Eb%2Ac%23d%25e%20f%FF%0A"),
+        ("{{{key:1}}}", b"a", b"{a}"),
+        ("fixed", b"a", b"fixed"),
+        ("", b"a", b""),
+    ],
+)
+def test_a_routing_key(template: str, key: bytes, expected: bytes) -> None:
+    made = form(routing_key=template)
+    assert made.routing_key(event(key)) == expected
+    assert (made.fixed_key == expected) is ("{" not in template)
+
+
+@given(st.binary(max_size=2000))
+@example(b"k" * 255)
+@example(b"k" * 256)
+@example(b"." * 85)
+def test_no_routing_key_is_too_long(key: bytes) -> None:
+    """A key that is cut stays different from others, and is counted."""
+    made = form(routing_key="{key}")
+    first, other = made.routing_key(event(key)), made.routing_key(event(key + b"x" * 256))
+    assert len(first) <= 255
+    assert len(other) == 255
+    assert first != other
+    assert made.cut == 1 + (len(first) == 255 and b"~" in first[-17:] and len(key) > 84)
+
+
+# ---- elements of the list ----------------------------------------------------
+
+
+values = st.one_of(
+    st.none(),
+    st.builds(
+        Value,
+        type=st.sampled_from(["string", "hash"]),
+        length=st.integers(10_000, 2**40),
+        data=st.one_of(st.none(), st.binary(max_size=50)),
+        before=st.booleans(),
+    ),
+)
+words = st.one_of(st.binary(max_size=50), st.sampled_from([b"", b" ", b"1 2 3", b" \n "]))
+
+
+@given(words, words, values)
+def test_an_element_keeps_all_of_an_event(name: bytes, key: bytes, value: Value | None) -> None:
+    whole = event(key, name, value=value)
+    element = to_element(whole)
+    assert from_element(element) == whole
+    assert element.startswith(b"1 " if value is None else b"2 ")
+
+
+@given(words, words, values, st.data())
+def test_a_damaged_element_is_an_event_or_none(
+    name: bytes, key: bytes, value: Value | None, data: st.DataObject
+) -> None:
+    element = bytearray(to_element(event(key, name, value=value)))
+    place = data.draw(st.integers(0, len(element) - 1))
+    element[place] = data.draw(st.integers(0, 255))
+    found = from_element(bytes(element))
+    if found is not None:
+        for shape in ("text", "json", "cloudevents"):
+            made = form(format=shape, headers=True, routing_key="{event}.{key:*}")
+            made.body(found)
+            made.routing_key(found)
+            assert made.headers is not None
+            made.headers(found)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (b"2 a1-7 1 3 x 2 3 string 9 0 4 ab", b"2 a1-7 1 3 x 2 4 string 9 0 4 ab"),
+        (b" 9 0 4 ", b" 9 0 5 "),
+        (b" 9 0 4 ", b" 9 0 -2 "),
+        (b" 9 0 4 ", b" 3 0 4 "),
+        (b" 9 0 4 ", b" 9 0 99 "),
+        (b"2 a1-7", b"3 a1-7"),
+    ],
+)
+def test_lengths_of_an_element_that_do_not_agree(right: bytes, wrong: bytes) -> None:
+    element = b"2 a1-7 1 3 x 2 3 string 9 0 4 ab key data"
+    found = from_element(element)
+    assert found is not None
+    assert (found.name, found.key) == (b"ab", b"key")
+    assert found.value == Value("string", 9, b"data", before=False)
+    assert right in element
+    assert from_element(element.replace(right, wrong)) is None
+
+
+# ---- formats -----------------------------------------------------------------
+
+
+@given(st.integers(0, 2**63 - 1))
+@example(253_402_300_800_000)
+@example(2**63 - 1)
+def test_a_cloudevent_of_any_time(time_ms: int) -> None:
+    """Any client can push an element with any time."""
+    made = form(format="cloudevents").headers
+    assert made is not None
+    headers = made(event(time_ms=time_ms))
+    assert ("cloudEvents:time" in headers) is (time_ms < 253_402_300_800_000)
+
+
+@given(words, words, values, st.integers(0, 2**63 - 1))
+def test_json_tells_all(name: bytes, key: bytes, value: Value | None, time_ms: int) -> None:
+    text = form(format="json").body(event(key, name, value=value, time_ms=time_ms))
+    item = json.loads(text)
+    shown = item["key"].encode() if "key" in item else base64.b64decode(item["key_base64"])
+    assert shown == key
+    assert ("key" in item) != ("key_base64" in item)
+    assert (item["db"], item["class"], item["id"]) == (3, "expired", "a1-7")
+    assert item["time_ms"] == time_ms
+    assert ("value" in item) is (value is not None)
+    if value is not None:
+        assert item["value"]["length"] == value.length
+        assert item["value"]["before"] is value.before
+        assert ("cut" in item["value"]) is (value.data is not None)
+
+
+def test_a_cut_text_is_still_text() -> None:
+    cut = Value("string", 6, "aé€".encode()[:5], before=False)
+    item = json.loads(form(format="json").body(event(value=cut)))
+    assert item["value"]["data"] == "aé"
+    assert item["value"]["cut"] is True
+    binary = Value("string", 9, b"a\xff\xfe", before=True)
+    item = json.loads(form(format="json").body(event(value=binary)))
+    assert base64.b64decode(item["value"]["data_base64"]) == b"a\xff\xfe"
