@@ -21,6 +21,7 @@ from keyspace_amqp.cluster.watch import Watch
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import Command, Job, JobResult, Lengths
 from keyspace_amqp.publisher.actions import Connect, Submit
+from keyspace_amqp.publisher.lists import Lists
 from keyspace_amqp.publisher.publisher import Publisher
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.simulated import (
@@ -50,18 +51,32 @@ class Migration:
     done: bool = False
 
 
-class Told(Publisher):
-    """A publisher, and which slots it was told are its own."""
+class Told:
+    """The lists of a publisher, and which slots it was told are its own."""
 
-    told: Set[int] = frozenset()
+    def __init__(self, lists: Lists) -> None:
+        self.slots: Set[int] = frozenset()
+        self._lists = lists
+
+    @property
+    def known(self) -> bool:
+        return self._lists.known
+
+    @property
+    def unserved_key(self) -> bytes | None:
+        return self._lists.unserved_key
+
+    @unserved_key.setter
+    def unserved_key(self, key: bytes | None) -> None:
+        self._lists.unserved_key = key
 
     def found(self, lengths: Mapping[bytes, int]) -> None:
-        super().found(lengths)
-        self.told |= {slot_of(key) for key in lengths}
+        self._lists.found(lengths)
+        self.slots |= {slot_of(key) for key in lengths}
 
     def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
-        super().set_lists(home, serves)
-        self.told = frozenset(slot for slot in SLOTS_IN_PLAY if serves(key_of(slot)))
+        self._lists.set_lists(home, serves)
+        self.slots = frozenset(slot for slot in SLOTS_IN_PLAY if serves(key_of(slot)))
 
 
 class Member:
@@ -75,8 +90,9 @@ class Member:
         self.primary = self.loading = False
         self.served: set[int] = set()
         self.migrating: set[int] = set()
-        self.publisher = Told(DEFAULTS, lambda: sim.now, lambda: 1.0)
-        self.watch = Watch(self.publisher.lists, lambda: sim.now, clustered=True)
+        self.publisher = Publisher(DEFAULTS, lambda: sim.now, lambda: 1.0)
+        self.told = Told(self.publisher.lists)
+        self.watch = Watch(self.told, lambda: sim.now, clustered=True)
         self.jobs: collections.deque[tuple[Job, Callable[[JobResult], None]]] = collections.deque()
         self.results: list[tuple[Callable[[JobResult], None], JobResult]] = []
         self.requests: list[Callable[[], None]] = []  # to the worker
@@ -210,7 +226,7 @@ class Simulation:
         """A job works only with lists in slots that the node was told are its own."""
         for command in job.commands:
             assert isinstance(command, Command)
-            assert slot_of(command.arguments[0]) in member.publisher.told
+            assert slot_of(command.arguments[0]) in member.told.slots
 
     # What may happen
 
