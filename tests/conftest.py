@@ -4,7 +4,7 @@ import os
 
 from hypothesis import settings
 
-from keyspace_amqp.demo import servers
+from keyspace_amqp.demo.servers import ports
 
 pytest_plugins = ["tests.fix_servers", "tests.fix_faults", "tests.fix_shim", "tests.fix_cluster"]
 
@@ -12,7 +12,7 @@ pytest_plugins = ["tests.fix_servers", "tests.fix_faults", "tests.fix_shim", "te
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if _WORKER:
     _NUMBER = int(_WORKER.removeprefix("gw")) % 6
-    servers.PORTS = range(15000 + 2500 * _NUMBER, 15000 + 2500 * (_NUMBER + 1))
+    ports.PORTS = range(15000 + 2500 * _NUMBER, 15000 + 2500 * (_NUMBER + 1))
 
 # A shared machine may stand still for longer than an example may take.
 settings.register_profile("shared", deadline=None)

@@ -143,14 +143,7 @@ class Bench:
 
     def reshard(self, source: RedisServer, target: RedisServer, slots: int) -> None:
         """Moves slots as people do."""
-        self.cluster.cli(
-            "reshard",
-            f"127.0.0.1:{source.port}",
-            *("--cluster-from", self.cluster.id_of(source)),
-            *("--cluster-to", self.cluster.id_of(target)),
-            *("--cluster-slots", str(slots)),
-            "--cluster-yes",
-        )
+        self.cluster.cli(*self.cluster.reshard_words(source, target, slots))
 
 
 class Writer:
