@@ -1,4 +1,4 @@
-"""Fixtures are in the fix_* modules; this file says which there are."""
+"""Names the modules with fixtures, tests/fix_*.py, and gives test processes their ports."""
 
 import os
 
