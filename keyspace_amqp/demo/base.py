@@ -25,6 +25,9 @@ from .threads import EXCHANGE, FENCE, PATIENCE, QUEUE, ROUTING_KEY, Consumer, Th
 # routing key, and messages that survive a restart of the broker.
 ARGUMENTS = ("guest", "guest", "30", EXCHANGE, ROUTING_KEY, "2")
 
+# Seconds for each part of the outage: the longest is the move of all slots of a primary.
+PART_LIMIT = 3 * PATIENCE
+
 # Lines of each server's log that are shown when a demo fails.
 _LOG_LINES = 10
 
@@ -195,7 +198,7 @@ class Demo:
     def _print_rows(self, until: Callable[[], Any]) -> None:
         """Print a row each second until a condition holds, and then a last one. Raises
         TimeoutError, or a thread's exception."""
-        limit = time.monotonic() + 3 * PATIENCE
+        limit = time.monotonic() + PART_LIMIT
         row_at = time.monotonic() + 1
         done = False
         while not done:
@@ -203,7 +206,7 @@ class Demo:
             done = bool(until())
             now = time.monotonic()
             if now > limit:
-                raise TimeoutError("the outage does not end")
+                raise TimeoutError(f"this part has not ended within {PART_LIMIT:.0f} s")
             if now >= row_at or done:
                 self._screen.row(Text(f"{now - self._began:5.1f} s  ").append(self._row()))
                 row_at += 1
