@@ -51,7 +51,7 @@ def _run(tool: Tool, options: argparse.Namespace) -> int:
     """Import a tool's code and run it. Raises ToolError if a package is missing."""
     module, _, function = tool.code.partition(":")
     try:
-        code = importlib.import_module(f"{__package__}.{module}")
+        code = importlib.import_module(f"keyspace_amqp.{module}")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:
