@@ -276,7 +276,7 @@ class ClusterDemo(Demo):
         missing = ", ".join(decoded(item) for item in total["missing"])
         lines: list[tuple[str, Mapping[str, Any], str]] = [
             (f":{killed}", self._last_stats, "before it was killed"),
-            (f":{promoted}", running[promoted], "took over the list above"),
+            (f":{promoted}", running[promoted], "took over that list"),
             (f":{source}", running[source], "its list moved away"),
             (f":{target}", running[target], "received that list"),
             ("STATS CLUSTER", total, f"{total['nodes']} nodes of {total['of']}"),
