@@ -40,7 +40,7 @@ soak: build ## random faults on real servers; MINUTES=10, SEED=… repeats a run
 bench: build ## benchmarks, side by side with a bare Redis; BENCH_ARGS='--only NAME'
 	$(VENV)/python -m tests.bench $(BENCH_ARGS)
 
-bench-quick: build ## the same with fewer and shorter rounds, in about a minute
+bench-quick: build ## the same with fewer and shorter rounds, in a minute or two
 	$(VENV)/python -m tests.bench --quick $(BENCH_ARGS)
 
 build: $(MODULE) ## build the module, build/libredis_keyspace_amqp.so

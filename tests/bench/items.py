@@ -170,7 +170,9 @@ def _report_floods(
             added = [a - b for a, b in zip(own["main"], bare["main"], strict=True)]
             report.row(f"{name}.main", "main thread above bare, for each SET", "ns", added)
             of_cpu = ratios(bare["main"], own["main"])
-            report.row(f"{name}.of_cpu", "SETs for the same CPU of it / bare", "", of_cpu)
+            report.row(
+                f"{name}.of_cpu", "SETs for the same CPU of the main thread / bare", "", of_cpu
+            )
         report.row(f"{name}.slowest", "slowest SET", "ms", own["slowest"])
         if name not in ("bare", "floor"):
             report.row(f"{name}.worker", "CPU of the worker thread", "%", own["worker"])
@@ -276,7 +278,12 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
     report.row("confirmed.ours", "ours, confirmed events", "/s", ours)
     report.row("confirmed.ratio", "ours / tight", "", ratios(ours, tight))
     report.row("confirmed.beside", "tight, with the same SETs to a bare Redis", "/s", beside)
-    report.row("confirmed.of_beside", "ours / that", "", ratios(ours, beside))
+    report.row(
+        "confirmed.of_beside",
+        "ours / the tight publisher with these SETs",
+        "",
+        ratios(ours, beside),
+    )
 
 
 def queues(rig: Rig, plan: Plan, report: Report) -> None:
@@ -415,12 +422,12 @@ def drain(rig: Rig, plan: Plan, report: Report) -> None:
     if "confirmed.ours" in report.rows:
         usual = report.rows["confirmed.ours"].median
         ratio = [rate / usual for rate in rates]
-        report.row("drain.ratio", "of what is confirmed without a list", "", ratio)
+        report.row("drain.ratio", "rate / rate without a list", "", ratio)
     report.row("drain.without_p99", "99 of 100 SETs without a drain within", "µs", without)
-    report.row("drain.during_p99", "99 of 100 SETs meanwhile within", "µs", during)
+    report.row("drain.during_p99", "99 of 100 SETs during a drain within", "µs", during)
     usual = statistics.mean(without)
     report.row("drain.p99", "with / without", "", [p99 / usual for p99 in during])
-    report.row("drain.slowest", "slowest SET meanwhile", "ms", slowest)
+    report.row("drain.slowest", "slowest SET during a drain", "ms", slowest)
 
 
 def memory(rig: Rig, plan: Plan, report: Report) -> None:
