@@ -1,13 +1,13 @@
-# The module in an official image of Redis or Valkey, of those that are made from Debian:
+# Puts the module into an official image of Redis or Valkey that is made from Debian:
 #
 #   docker build -t keyspace-amqp .
 #   docker build -t keyspace-amqp --build-arg BASE=valkey/valkey:8 .
 #
-# /opt/keyspace-amqp/redis.conf loads it. As the first argument it is enough: the images
-# give it to their server, whichever that is, and pass on the arguments behind it.
+# /opt/keyspace-amqp/redis.conf loads the module. It is the first argument of the container: the
+# entry points of these images start their server with it and with the arguments after it.
 ARG BASE=redis:8-bookworm
 
-# Debian's Python with its shared library; the build and the image have the same one.
+# Debian's Python with its shared library: the same one for the build and for the image.
 FROM $BASE AS python
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 \
@@ -22,8 +22,8 @@ WORKDIR /source
 COPY pyproject.toml CMakeLists.txt README.md LICENSE ./
 COPY shim shim
 COPY keyspace_amqp keyspace_amqp
-# The links: a path without Python's version in it, as the module follows links to find its
-# handler; and the command, for the consumer in compose.yaml. Nothing needs pip afterwards.
+# The link to the module is a path without Python's version in it; the module follows links to find
+# its handler. pip is not needed after this.
 RUN python3 -m venv /opt/keyspace-amqp \
     && cd /opt/keyspace-amqp \
     && bin/pip install --no-cache-dir "/source[tools]" \
@@ -33,5 +33,6 @@ RUN python3 -m venv /opt/keyspace-amqp \
 
 FROM python
 COPY --from=build /opt/keyspace-amqp /opt/keyspace-amqp
+# The command line, which the consumer in compose.yaml runs.
 RUN ln -s /opt/keyspace-amqp/bin/keyspace-amqp /usr/local/bin/
 CMD ["/opt/keyspace-amqp/redis.conf"]

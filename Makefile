@@ -1,6 +1,6 @@
-# `make demo`, `make demo-cluster` and `make test` do all the set-up on a fresh Debian 12.
+# `make demo`, `make demo-cluster` and `make test` also set everything up, on a fresh Debian 12.
 
-# An interpreter of version 3.11 or newer with a shared libpython; PYTHON=… picks one.
+# An interpreter of version 3.11 or newer with a shared libpython; PYTHON=… chooses another.
 PYTHON ?= $(shell for python in python3 /usr/bin/python3; do \
 	$$python -c 'import sys, sysconfig; sys.exit(sys.version_info < (3, 11) or not sysconfig.get_config_var("Py_ENABLE_SHARED"))' \
 		2>/dev/null && { echo $$python; break; }; done)
@@ -11,40 +11,41 @@ VENV := .venv/bin
 MODULE := build/libredis_keyspace_amqp.so
 C_FILES := $(wildcard shim/*.c shim/*.h)
 PYTEST_ARGS ?=
-# Tests wait more than they compute; a file's tests stay together, for their servers.
+# Tests wait more than they compute, so several may run at once. The tests of one file run in one
+# process (--dist loadfile), because they share servers.
 PYTEST_JOBS ?= 2
 MINUTES ?= 10
 
 .PHONY: help setup venv build demo demo-cluster test test-containers soak bench bench-quick lint format clean
 
-help: ## this text
+help: ## print this text
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
-demo: build ## real events into a real RabbitMQ, with an outage
+demo: build ## events of a real Redis in a real RabbitMQ, with an outage
 	@$(VENV)/python -m keyspace_amqp.cli demo $(DEMO_ARGS)
 
 demo-cluster: build ## the same with a Redis Cluster, a failover and slots that move
 	@$(VENV)/python -m keyspace_amqp.cli demo --cluster $(DEMO_ARGS)
 
-test: build ## unit, shim and integration tests
+test: build ## run the unit, shim and integration tests
 	$(VENV)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
-test-containers: venv ## tests of the image, and of a cluster of containers; needs Docker
+test-containers: venv ## test the image, and a cluster of containers; needs Docker
 	tests/containers/base_images
 	$(VENV)/python -m pytest -m containers $(PYTEST_ARGS) tests/system/test_containers.py
 
-soak: build ## random faults over real servers; MINUTES=10, SEED=… to repeat a run
+soak: build ## random faults on real servers; MINUTES=10, SEED=… repeats a run
 	$(VENV)/python -m tests.system.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-bench: build ## benchmarks, side by side with a bare Redis; BENCH_ARGS='--only NAME', …
+bench: build ## benchmarks, side by side with a bare Redis; BENCH_ARGS='--only NAME'
 	$(VENV)/python -m tests.bench $(BENCH_ARGS)
 
-bench-quick: build ## the same with fewer and shorter rounds, in about a minute
+bench-quick: build ## the same with fewer and shorter rounds, in a minute or two
 	$(VENV)/python -m tests.bench --quick $(BENCH_ARGS)
 
-build: $(MODULE) ## the module, build/libredis_keyspace_amqp.so
+build: $(MODULE) ## build the module, build/libredis_keyspace_amqp.so
 
-lint: venv ## ruff, mypy, clang-format, and the C compiler's warnings
+lint: venv ## run ruff, mypy, clang-format, and the C compiler with warnings as errors
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
@@ -52,12 +53,12 @@ lint: venv ## ruff, mypy, clang-format, and the C compiler's warnings
 	@cmake -S . -B build/werror -DWERROR=ON >/dev/null
 	cmake --build build/werror --target redis_keyspace_amqp
 
-format: venv ## formats Python and C
+format: venv ## format Python and C
 	$(VENV)/ruff format
 	$(VENV)/clang-format -i $(C_FILES) $(wildcard tests/*/*.c)
 
 setup: venv
-venv: .venv/.ready ## the virtual environment .venv, and Debian's packages
+venv: .venv/.ready ## install Debian's packages and the virtual environment .venv
 
 .venv/.ready: pyproject.toml .ci/setup
 	@.ci/setup $(PYTHON)
@@ -73,8 +74,8 @@ $(MODULE): .venv/.ready CMakeLists.txt $(C_FILES) shim/generate.py shim/exports.
 	@cmake -S . -B build >/dev/null
 	@cmake --build build --target redis_keyspace_amqp >/dev/null
 	@touch $@
-# Compiled once here: inside Redis nothing is written to a source folder.
+# Compile Python's files once here: the module inside Redis writes nothing into source folders.
 	@$(VENV)/python -m compileall -q keyspace_amqp
 
-clean: ## removes what was built
+clean: ## remove everything that was built
 	rm -rf build dist

@@ -1,10 +1,10 @@
-"""Fixtures are in the fix_* modules; this file says which there are."""
+"""Names the modules with fixtures, tests/fix_*.py, and gives test processes their ports."""
 
 import os
 
 from hypothesis import settings
 
-from keyspace_amqp.demo import servers
+from keyspace_amqp.demo.servers import ports
 
 pytest_plugins = [
     "tests.fix_servers",
@@ -18,7 +18,7 @@ pytest_plugins = [
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if _WORKER:
     _NUMBER = int(_WORKER.removeprefix("gw")) % 6
-    servers.PORTS = range(15000 + 2500 * _NUMBER, 15000 + 2500 * (_NUMBER + 1))
+    ports.PORTS = range(15000 + 2500 * _NUMBER, 15000 + 2500 * (_NUMBER + 1))
 
 # A shared machine may stand still for longer than an example may take.
 settings.register_profile("shared", deadline=None)

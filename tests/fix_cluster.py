@@ -1,5 +1,5 @@
-"""What the tests of Redis Cluster share: a cluster of six, a client that writes and remembers which
-node has taken which key, and the two checks over all nodes."""
+"""For the tests of Redis Cluster: a cluster of six, a client that writes and remembers which
+node has taken each key, and the two checks over all nodes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,22 @@ StartCluster = Callable[..., "Bench"]
 
 @dataclasses.dataclass
 class Bench:
-    """A cluster with the module on all nodes, and what was written to it."""
+    """A cluster with the module on all nodes, and what was written to it.
+
+    `written`: port of the node and key of each answered write; `answered`: the time of each
+    answer; `unsure`: keys whose write was not answered, so it may have happened or not. Most
+    likely failure: `checked` finds a lost event, and its message names the keys.
+    """
 
     cluster: RedisCluster
     mailbox: Mailbox
     written: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
-    answered: dict[bytes, float] = dataclasses.field(default_factory=dict)  # when
+    answered: dict[bytes, float] = dataclasses.field(default_factory=dict)
     messages: list[Message] = dataclasses.field(default_factory=list)
-    unsure: set[bytes] = dataclasses.field(default_factory=set)  # written, or not
+    unsure: set[bytes] = dataclasses.field(default_factory=set)
 
     def write(self, count: int, prefix: str = "k") -> None:
-        """SETs so many new keys through a cluster client; all are answered."""
+        """SET so many new keys through a cluster client. All are answered."""
         with self.cluster.client() as client:
             for _ in range(count):
                 self._set(client, f"{prefix}:{len(self.written)}".encode())
@@ -51,9 +56,13 @@ class Bench:
         in_order: bool | Container[int] = True,
         may_miss: Callable[[bytes], bool] = lambda key: False,
     ) -> dict[str, int]:
-        """Sets and books: nothing waits anywhere, every node's books balance, each
-        event has arrived, nothing else has, at most `repeated` came again, and the
-        first arrivals are in order per node. Returns the sums of STATS."""
+        """Check sets and books: nothing waits anywhere, every node's books balance, each event
+        has arrived and nothing else, at most `repeated` messages are repeated, and the first
+        arrivals are in order per node. Return the sums of STATS.
+
+        `in_order`: False, or the ports of the nodes whose order is checked. `may_miss`: True
+        for keys whose event may be missing.
+        """
         quiet = {"fallback_length": 0, "queue_length": 0, "in_flight": 0, "dropped": 0}
         for node in self.running:
             with node.client() as client:
@@ -67,8 +76,8 @@ class Bench:
         assert not ours, f"events about our own keys: {ours}"
         assert not lost, f"lost {len(lost)} of {len(sent)}: {lost[:5]}"
         assert not came - sent - self.unsure, f"unexpected: {sorted(came - sent - self.unsure)[:5]}"
-        again = len(self.messages) - len(arrived)
-        assert again <= repeated, f"{again} came again, at most {repeated} may"
+        repetitions = len(self.messages) - len(arrived)
+        assert repetitions <= repeated, f"{repetitions} repeated, at most {repeated} may be"
         for port in {port for port, _ in self.written}:
             if in_order is True or (in_order and port in in_order):
                 theirs = [key for at, key in self.written if at == port and key in came]
@@ -78,10 +87,11 @@ class Bench:
 
     @property
     def running(self) -> Sequence[RedisServer]:
+        """The nodes that run."""
         return [node for node in self.cluster.nodes if node.running]
 
     def sums(self) -> dict[str, int]:
-        """STATS of all running nodes, added up."""
+        """Return the sums of STATS over all running nodes."""
         sums: dict[str, int] = {}
         for node in self.running:
             with node.client() as client:
@@ -91,36 +101,36 @@ class Bench:
         return sums
 
     def all_stored(self, timeout: float = 60) -> None:
-        """Until no primary has anything in memory."""
+        """Wait until no primary has events in memory."""
         for node in self.cluster.primaries():
             with node.client() as client:
                 settled(client, timeout, queue_length=0, in_flight=0)
 
     def waiting(self) -> int:
-        """The number of events in lists and in memory."""
+        """Return the number of events that are in lists and in memory."""
         sums = self.sums()
         return sums["fallback_length"] + sums["queue_length"]
 
     def waits_for(self, timeout: float = 60, **expected: int) -> None:
-        """Until the sums of STATS are these."""
+        """Wait until the sums of STATS are these."""
         last: dict[str, int] = {}
 
-        def there() -> bool:
+        def reached() -> bool:
             last.update(self.sums())
             return all(last[name] == value for name, value in expected.items())
 
         try:
-            wait_for(there, timeout)
+            wait_for(reached, timeout)
         except TimeoutError:
             pytest.fail(f"expected {expected}, the sums are {last}")
 
     def slots_of(self, node: RedisServer) -> list[str]:
-        """First and last of each range of slots, as the node itself says."""
+        """Return the first and last slot of each range, as the node itself sees them."""
         (slots,) = [slots for port, _, slots, _ in self.cluster.view(node) if port == node.port]
         return [end for word in slots.split() for end in (word.split("-") * 2)[:2]]
 
     def keys_of(self, node: RedisServer, count: int) -> list[bytes]:
-        """So many keys that belong to a primary."""
+        """Return so many keys that belong to a primary."""
         with self.cluster.client() as client:
             nodes = client.nodes_manager
             keys = (b"of:%d" % number for number in itertools.count())
@@ -128,7 +138,7 @@ class Bench:
             return list(itertools.islice(mine, count))
 
     def role(self, node: RedisServer) -> str:
-        """primary or replica, as the server says."""
+        """Return `primary` or `replica`, as the server itself says."""
         with node.client() as client:
             roles: dict[str, Any] = client.info("replication")
         return "primary" if roles["role"] == "master" else "replica"
@@ -137,25 +147,20 @@ class Bench:
         wait_for(lambda: self.role(node) == role, timeout, f"{node.folder.name} is {role}")
 
     def restart(self, node: RedisServer) -> None:
-        """Starts a node that was killed, and waits until it is one of them again."""
+        """Start a node that was killed, and wait until the cluster has it again."""
         node.start()
         self.cluster.wait_settled()
 
     def reshard(self, source: RedisServer, target: RedisServer, slots: int) -> None:
-        """Moves slots with redis-cli, as operators do."""
-        self.cluster.cli(
-            "reshard",
-            f"127.0.0.1:{source.port}",
-            *("--cluster-from", self.cluster.id_of(source)),
-            *("--cluster-to", self.cluster.id_of(target)),
-            *("--cluster-slots", str(slots)),
-            "--cluster-yes",
-        )
+        """Move slots with redis-cli."""
+        self.cluster.cli(*self.cluster.reshard_words(source, target, slots))
 
 
 class Writer:
-    """Writes to a bench in a thread until its `with` ends. A key without an answer may have been
-    written or not; it is in `unsure`."""
+    """Writes to a bench in a thread, until its `with` ends.
+
+    `unsure`: keys whose write was not answered, so it may have happened or not.
+    """
 
     def __init__(self, bench: Bench, pause: float = 0.0005) -> None:
         self.unsure: set[bytes] = set()

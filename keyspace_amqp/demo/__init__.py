@@ -1,1 +1,1 @@
-"""The demos, and the servers that they start. Never imported inside Redis."""
+"""The demos, and the servers that they and the tests start. Never imported inside Redis."""

@@ -1,20 +1,16 @@
-"""The demo: events of a real Redis in a real RabbitMQ, with an outage between.
+"""The demo with one Redis: its events in RabbitMQ, with an outage of the broker between.
 
-It starts both as private servers, shows what Redis says of its keys beside the
-messages that arrive, kills the broker under a stream of writes, starts it again,
-and compares both sides byte for byte. Every number is measured in this run; the
-exit code tells whether the promise was kept.
+It starts both as private servers, prints what Redis says of its keys beside the messages
+that arrive, kills the broker under a stream of writes, starts it again, and compares both
+sides byte for byte. Every figure is measured in this run; the exit code tells whether the
+promises were kept.
 
-Whatever happens, Ctrl-C included, the servers end and their folder is removed.
 Never imported inside Redis.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import pathlib
-import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,17 +19,19 @@ from typing import Any
 from rich.text import Text
 
 from ..tables.keys import KEY
-from . import show
+from ..tools.replies import stats
+from .base import Demo, Workshop
+from .books import at_rest, balance, compare
+from .screen import BooksTable, plain_table, shown
 from .servers import RedisServer
-from .show import FENCE, READING, shown
+from .threads import FENCE, READING, WRITES_PER_SECOND, Witness, Writer
 
+# Seconds of writes before the outage, and between the end of the broker and its new start.
 BEFORE_OUTAGE = 2.0
 OUTAGE = 3.0
 
-# A mark of the list's bar stands for so many elements.
+# So many elements of the list are one mark of the bar.
 BAR_UNIT = 400
-
-KEYEVENT = re.compile(rb"__keyevent@(\d+)__:(.*)", re.DOTALL)
 
 SESSION = "session:7"
 COMMANDS: tuple[tuple[str | bytes | int, ...], ...] = (
@@ -54,54 +52,25 @@ COMMANDS: tuple[tuple[str | bytes | int, ...], ...] = (
 EXPIRED = b"0\nexpired\n" + SESSION.encode()
 
 
-class Witness(show.Thread):
-    """Listens to Redis' own notifications, which are lost to nobody who is there.
+class StandaloneDemo(Demo):
+    """One run of the demo with one Redis. For its most likely failures see `Demo`."""
 
-    `events` has them in the form of the messages' bodies, without those of the
-    fallback list: the module does not forward its own keys.
-    """
-
-    def __init__(self, client: Any) -> None:
-        super().__init__()
-        self.events: list[bytes] = []
-        self.fences = 0
-        self._pubsub = client.pubsub()
-        self._pubsub.psubscribe("__keyevent@*__:*")
-        self._pubsub.subscribe(FENCE)
-
-    def work(self) -> None:
-        while not self.ending.is_set():
-            message = self._pubsub.get_message(timeout=0.2)
-            if message is None or message["type"] not in ("message", "pmessage"):
-                continue
-            channel, data = message["channel"], message["data"]
-            if channel == FENCE:
-                self.fences += 1
-            elif data != KEY:
-                event = KEYEVENT.fullmatch(channel)
-                assert event is not None
-                self.events.append(b"%b\n%b\n%b" % (event[1], event[2], data))
-
-
-class Demo(show.Show):
-    """One run."""
-
-    def __init__(self, stage: show.Stage) -> None:
-        super().__init__(stage, "A")
+    def __init__(self, workshop: Workshop) -> None:
+        super().__init__(workshop, "A")
         self._redis = RedisServer(
-            stage.folder / "redis",
-            module=[str(stage.module), *self._arguments],
+            workshop.folder / "redis",
+            module=[str(workshop.module), *self._arguments],
             options=[
-                # For the witness alone; the module needs none of it.
+                # For the witness only; the module needs neither.
                 "notify-keyspace-events EA",
                 "client-output-buffer-limit pubsub 0 0 0",
             ],
         )
-        stage.stack.callback(self._redis.stop)
+        self._stack.callback(self._redis.stop)
         self._client: Any = self._redis.client()  # redis-py types only some of its methods
 
     def run(self) -> bool:
-        """All of it; whether nothing was lost, unexpected or out of order."""
+        """Run all parts. True if nothing was lost, unexpected or out of order."""
         self._start()
         self._show_events()
         self._show_outage()
@@ -119,11 +88,11 @@ class Demo(show.Show):
             f"  {cli} KEYSPACEAMQP.HELP"
         )
 
-    # ---- the parts of the show ---------------------------------------------
+    # ---- the parts -------------------------------------------------------------
 
     def _start(self) -> None:
-        self._title("1. A private Redis and a private RabbitMQ")
-        self._say(
+        self._screen.title("1. A private Redis and a private RabbitMQ")
+        self._screen.say(
             "Both start now, on free ports and in a temporary folder; RabbitMQ takes a while."
         )
         start = time.monotonic()
@@ -131,146 +100,157 @@ class Demo(show.Show):
         self._redis.start()
         self._open_queue()
         self._client.execute_command("KEYSPACEAMQP.CONNECT")
-        self._wait(lambda: self._stats()["state"] == b"connected", "the module is connected")
-        self._witness = self._thread(Witness(self._redis.client()))
+        self._wait(lambda: self._stats()["state"] == "connected", "the module is connected")
+        self._witness = self._start_thread(Witness(self._redis.client()))
         self._wait(lambda: self._client.publish(FENCE, b""), "the witness listens")
         version = self._client.info("server")["redis_version"]
-        self._say(
+        self._screen.say(
             f"Ready after {time.monotonic() - start:.1f} s: Redis {version} on port "
-            f"{self._redis.port}, RabbitMQ on port {self._broker.port}, and in redis.conf:\n"
+            f"{self._redis.port}, RabbitMQ on port {self._broker.port}. The line in redis.conf:\n"
         )
         self._say_loadmodule()
-        self._say(
+        self._screen.say(
             "A: events of all classes; 2: persistent messages. A consumer takes the messages from "
             "a durable queue. A witness subscribes to Redis' own notifications, to compare with."
         )
 
     def _show_events(self) -> None:
-        self._title("2. Each event of Redis, and the message that arrived for it")
+        self._screen.title("2. Each event of Redis, and the message that arrived for it")
+        rows = self._run_commands()
         events, messages = self._witness.events, self._consumer.messages
-        table = show.plain_table()
+        self._wait(lambda: len(messages) >= len(events), "a message for each event")
+        table = plain_table()
         table.add_column("Redis command")
         table.add_column("event", style="cyan")
         table.add_column("message body", style="green")
         table.add_column("message_id", style="dim")
         table.add_column("after", justify="right", no_wrap=True)
-        full = self._console.width >= show.FULL_WIDTH
+        for (command, started), event, message in zip(rows, events, messages, strict=False):
+            table.add_row(
+                Text(command),
+                Text(shown(event.split(b"\n")[1])),
+                Text(shown(message.body), style="" if message.body == event else "bold red"),
+                Text(message.id if self._screen.wide else f"..{message.id[-8:]}"),
+                "" if started is None else f"{(message.at - started) * 1000:.1f} ms",
+            )
+        self._screen.table(table)
+        self._screen.say(
+            "\nA body is db, event and key, with newlines between; the key comes whole, whatever "
+            "its bytes. The time is from before the command until the consumer had the message."
+        )
+
+    def _run_commands(self) -> list[tuple[str, float | None]]:
+        """Run COMMANDS. Return for each event the command that caused it (empty for further
+        events of one command), and when the command was sent."""
+        events = self._witness.events
         rows: list[tuple[str, float | None]] = []
         for words in COMMANDS:
             start = time.perf_counter()
             self._client.execute_command(*words)
             self._fence_witness()
             command = " ".join(shown(word) for word in words)
-            # The key that expires is last, so this cannot meet its end.
+            # The key that expires is set last, so it does not expire in this loop.
             rows += [
                 (command if n == len(rows) else "", start) for n in range(len(rows), len(events))
             ]
-        # Redis alone knows when it expired the key: no time to measure from.
+        # Only Redis knows when it expired the key, so its event has no time to measure from.
         self._wait(lambda: EXPIRED in events, "the key expires")
         self._fence_witness()
-        rows += [("(a moment later)", None)] * (len(events) - len(rows))
-        self._wait(lambda: len(messages) >= len(events), "a message for each event")
-        for (command, started), event, message in zip(rows, events, messages, strict=False):
-            table.add_row(
-                Text(command),
-                Text(shown(event.split(b"\n")[1])),
-                Text(shown(message.body), style="" if message.body == event else "bold red"),
-                Text(message.id if full else f"..{message.id[-8:]}"),
-                "" if started is None else f"{(message.at - started) * 1000:.1f} ms",
-            )
-        self._console.print(table)
-        self._say(
-            "\nA body is db, event and key, with newlines between; the key comes whole, whatever "
-            "its bytes. The time is from before the command until the consumer had the message."
-        )
+        return rows + [("(a moment later)", None)] * (len(events) - len(rows))
 
     def _show_outage(self) -> None:
-        self._title("3. The broker dies under load, and comes back")
-        self._say(
-            f"A client now sets {show.WRITES_PER_SECOND} keys a second and times each answer.\n"
+        self._screen.title("3. The broker dies under load, and comes back")
+        self._screen.say(
+            f"A client now sets {WRITES_PER_SECOND} keys a second and times each answer.\n"
         )
-        self._writer = self._thread(show.Writer(self._redis.client()))
+        self._writer = self._start_thread(Writer(self._redis.client()))
         self._began = time.monotonic()
         self._row_from = 0
         columns = "   time  the module       SETs  received  slowest SET  in list"
-        self._say(columns, "bold")
-        self._rows(self._after(BEFORE_OUTAGE))
+        self._screen.say(columns, "bold")
+        self._print_rows_for(BEFORE_OUTAGE)
         self._killed_at = len(self._writer.answers)
         self._kill_broker()
-        self._rows(self._after(OUTAGE))
+        self._print_rows_for(OUTAGE)
         self._started_at = len(self._writer.answers)
         self._start_broker()
-        self._rows(self._drained)
+        self._print_rows(self._drained)
         self._drained_at = len(self._writer.answers)
-        self._happens("the list is empty: all of it was confirmed", "green")
-        self._rows(self._after(1.0))
+        self._screen.say_happening("the list is empty: all of it was confirmed", "green")
+        self._print_rows_for(1.0)
         self._writer.end()
         self._check_threads()
-        self._say(
+        self._screen.say(
             f"\nThe list is a key in Redis, {KEY.decode()}, replicated and saved like others."
         )
 
     def _show_books(self) -> bool:
-        self._title("4. The books")
+        self._screen.title("4. The books")
         self._fence_witness()
-        self._wait(lambda: show.at_rest(self._stats()), "the module has delivered everything")
+        self._wait(lambda: at_rest(self._stats()), "the module has delivered everything")
         self._fence_consumer()
         events, messages = self._witness.events, self._consumer.messages
-        result = show.compare(events, [message.body for message in messages])
-        answers = self._writer.answers
-        away = answers[self._killed_at : self._started_at]
-        back = answers[self._started_at : self._drained_at]
-        there = answers[: self._killed_at] + answers[self._drained_at :]
-        table = show.books_table()
-        row = functools.partial(show.add_row, table)
+        result = compare(events, [message.body for message in messages])
+        table = BooksTable()
         self._add_comparison(table, len(events), "by Redis' own notifications", result)
-        row("out of order", f"{result.out_of_order:,}", "", not result.out_of_order)
+        disorder = result.out_of_order
+        table.add("out of order", f"{disorder:,}", good=not disorder)
         self._add_repeated(table)
-        row("slowest SET, broker up", _milliseconds(max(there)), _of(there))
-        row("  broker dead", _milliseconds(max(away)), _of(away))
-        row("  it starts, list drains", _milliseconds(max(back)), _of(back))
-        row("slowest timer", _milliseconds(self._writer.late), "of the same client, without Redis")
-        self._console.print(table)
+        self._add_times(table)
+        self._screen.table(table.table)
 
-        stats = self._stats()
-        self._say("\nThe module's own numbers (KEYSPACEAMQP.STATS) balance:")
-        self._say_books(stats)
+        numbers = self._stats()
+        self._screen.say("\nThe module's own counters (KEYSPACEAMQP.STATS) balance:")
+        self._say_books(numbers)
 
-        written = self._writer.events()
         seen = [event for event in events if event.startswith(b"0\nset\n" + READING.encode())]
         reasons = {
             f"{result.lost.total()} lost": result.lost,
             f"{result.unexpected.total()} unexpected": result.unexpected,
-            f"{result.out_of_order} out of order": result.out_of_order,
-            "the witness did not see what was written": seen != written,
-            "the module did not count each event": stats["events_matched"] != len(events),
-            "the module's numbers do not balance": show.balance(stats),
+            f"{disorder} out of order": disorder,
+            "the witness did not see what was written": seen != self._writer.events(),
+            "the module did not count each event": numbers["events_matched"] != len(events),
+            "the module's counters do not balance": balance(numbers),
         }
         return self._judge(reasons, "Nothing lost, everything in order, byte for byte.")
 
-    # ---- help for these ----------------------------------------------------
+    def _add_times(self, table: BooksTable) -> None:
+        """Add the slowest answers: with the broker, without it, and while the list drains."""
+        answers = self._writer.answers
+        for name, times in (
+            ("slowest SET, broker up", answers[: self._killed_at] + answers[self._drained_at :]),
+            ("  broker dead", answers[self._killed_at : self._started_at]),
+            ("  it starts, list drains", answers[self._started_at : self._drained_at]),
+        ):
+            half = statistics.median(times) * 1000
+            remark = f"of {len(times):,}; half took at most {half:.2f} ms"
+            table.add(name, _milliseconds(max(times)), remark)
+        late = _milliseconds(self._writer.late)
+        table.add("slowest timer", late, "of the same client, without Redis")
+
+    # ---- used by the parts -------------------------------------------------------
 
     def _fence_witness(self) -> None:
-        """Waits until the witness has seen all that happened before."""
+        """Wait until the witness has seen every event so far."""
         before = self._witness.fences
         self._client.publish(FENCE, b"")
         self._wait(lambda: self._witness.fences > before, "the witness hears")
 
     def _stats(self) -> dict[str, Any]:
-        return show.numbers(self._client)
+        return stats(self._client)
 
     def _drained(self) -> bool:
-        stats = self._stats()
-        return bool(stats["state"] == b"connected" and stats["fallback_length"] == 0)
+        numbers = self._stats()
+        return bool(numbers["state"] == "connected" and numbers["fallback_length"] == 0)
 
     def _row(self) -> Text:
-        stats = self._stats()
-        length = stats["fallback_length"]
+        numbers = self._stats()
+        length = numbers["fallback_length"]
         answers = self._writer.answers[self._row_from :]
         self._row_from += len(answers)
         bar = "#" * math.ceil(length / BAR_UNIT)
         line = Text(
-            f"{stats['state'].decode():12}  {self._row_from:7,}  "
+            f"{numbers['state']:12}  {self._row_from:7,}  "
             f"{len(self._consumer.messages):8,}  "
             f"{_milliseconds(max(answers, default=0)):>11}  {length:7,} "
         )
@@ -279,13 +259,3 @@ class Demo(show.Show):
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
-
-
-def _of(answers: Sequence[float]) -> str:
-    half = statistics.median(answers) * 1000
-    return f"of {len(answers):,}; half took at most {half:.2f} ms"
-
-
-def run(module: pathlib.Path, *, keep: bool = False) -> int:
-    """Runs the demo with the module at this path; the exit code."""
-    return show.perform(Demo, module, "demo", keep=keep)

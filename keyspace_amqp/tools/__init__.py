@@ -1,6 +1,10 @@
-"""What the command line offers to look inside a running module. Never imported inside
-Redis; this file needs the standard library alone."""
+"""The tools: the commands of `keyspace-amqp`. They run outside Redis, and most look into a
+running module.
+
+`table.py` declares them all; it, `path.py` and `loadmodule.py` need the standard library
+alone. This file does too.
+"""
 
 
 class ToolError(Exception):
-    """What a tool cannot do; the text says what to do about it."""
+    """A tool cannot do its work. The text says why, and what to do about it."""

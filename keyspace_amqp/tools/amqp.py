@@ -1,4 +1,4 @@
-"""The broker that a tool talks to: the one that the options name, or else the module's."""
+"""The broker that a tool talks to: the one that the options name, or the module's broker."""
 
 from __future__ import annotations
 
@@ -23,19 +23,25 @@ from ..broker.target import target as read_target
 from ..config import Config
 from ..tables.parameters import INDEX, PARAMETERS
 from . import ToolError, nodes
+from .replies import mapping, reason
 
-# For TCP, for all of the handshake, and for an answer.
+# Seconds for the TCP connection, for the whole handshake, and for an answer.
 TIMEOUT = 5.0
+# Seconds for the broker's answer to the end of the connection.
 _GOODBYE = 2.0
 
-# What goes wrong is said by the tools.
+# The tools print the errors themselves.
 logging.getLogger("pika").addHandler(logging.NullHandler())
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where events go. `shown` is the broker for people; of several `parameters`, one
-    that answers is meant."""
+    """Where the module publishes, and how to log in.
+
+    `shown`: the broker for people, without a password. `parameters`: those of each server of
+    the broker; one that answers will do. Most likely failure: user or password are refused,
+    and `connect` raises ToolError.
+    """
 
     shown: str
     parameters: tuple[pika.ConnectionParameters, ...] = dataclasses.field(repr=False)
@@ -44,11 +50,12 @@ class Target:
 
     @property
     def user(self) -> str:
+        """The user's name, for people."""
         login = self.parameters[0].credentials
         return getattr(login, "username", b"the certificate's user").decode("utf-8", "replace")
 
     def connect(self) -> pika.BlockingConnection:
-        """A connection. Raises ToolError."""
+        """Return a connection. Raises ToolError."""
         try:
             return pika.BlockingConnection(self.parameters)
         except (
@@ -60,7 +67,7 @@ class Target:
 
 
 def close(connection: Any) -> None:
-    """Says goodbye, and does not wait long for the answer."""
+    """Close a connection, without a long wait for the broker's answer."""
     if connection.is_open:
         with contextlib.suppress(pika.exceptions.AMQPError):
             end_after(connection, _GOODBYE)
@@ -68,7 +75,7 @@ def close(connection: Any) -> None:
 
 
 def end_after(connection: Any, seconds: float) -> None:
-    """Ends a connection after that time, also if the broker says nothing: pika would wait."""
+    """End a connection after that time, even if the broker is silent: pika would wait."""
     link = connection._impl
 
     def end() -> None:
@@ -80,7 +87,7 @@ def end_after(connection: Any, seconds: float) -> None:
 
 
 def explain(error: Exception) -> str:
-    """What the broker has against it."""
+    """Return for people what went wrong with the broker."""
     if isinstance(error, connection_workflow.AMQPConnectorStackTimeout):
         return f"no AMQP 0-9-1 handshake within {TIMEOUT:.0f} seconds"
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
@@ -89,8 +96,12 @@ def explain(error: Exception) -> str:
 
 
 def target(options: argparse.Namespace, config: Mapping[str, str] | None = None) -> Target:
-    """The options' broker, exchange and routing keys; what they do not say is taken from
-    `config`, the module's parameters, which are asked for if not given. Raises ToolError."""
+    """Return the broker, exchange and routing keys that the options name, and for those that
+    they do not name, the module's.
+
+    `config`: the module's parameters; without it, the module is asked for them. Raises
+    ToolError.
+    """
     exchange, keys = options.exchange, options.routing_key
     if config is None and None in (options.amqp, exchange, keys):
         with contextlib.closing(nodes.connect(options)) as client:
@@ -103,7 +114,9 @@ def target(options: argparse.Namespace, config: Mapping[str, str] | None = None)
         goal = read_target(_broker_config(options.amqp, config or {}))
         make = parameters_for(goal, {"connection_name": "keyspace-amqp (tool)"})
     except ConnectError as error:
-        raise ToolError(f"{error}; the module's files may be on its machine, give --amqp") from None
+        raise ToolError(
+            f"{error}. The file may be on the module's machine only; give --amqp"
+        ) from None
     parameters = tuple(make(*server) for server in goal.servers)
     for each in parameters:
         each.socket_timeout = each.stack_timeout = each.blocked_connection_timeout = TIMEOUT
@@ -111,24 +124,25 @@ def target(options: argparse.Namespace, config: Mapping[str, str] | None = None)
 
 
 def module_config(client: Any) -> dict[str, str]:
-    """The parameters of the module in a server. Raises ToolError."""
+    """Return the parameters of the module in a server. Raises ToolError."""
     try:
-        return nodes.mapping(client.execute_command("KEYSPACEAMQP.CONFIG GET", "*"))
+        return mapping(client.execute_command("KEYSPACEAMQP.CONFIG GET", "*"))
     except (redis.RedisError, OSError) as error:
         raise ToolError(
-            f"the module's parameters: {nodes.reason(error)}. "
-            "Give --amqp, --exchange and --routing-key to do without"
+            f"the module's parameters: {reason(error)}. "
+            "With --amqp, --exchange and --routing-key they are not needed"
         ) from None
 
 
 def _broker_config(url: str | None, parameters: Mapping[str, str]) -> Config:
-    """The configuration with the options' URL, or else that of the module, which tells no
-    secrets: the password is in the URL or elsewhere."""
+    """Return the configuration for the URL of the options or, without one, for the module's
+    parameters. These show no secrets, so the password comes from the environment. Raises
+    ToolError."""
     values = {parameter.name: parameter.default for parameter in PARAMETERS}
     if url is None:
         if parameters.get("url"):
             raise ToolError(
-                "the module's broker is in its parameter url, which is hidden; give --amqp"
+                "the module's broker is in its parameter url, which it does not show; give --amqp"
             )
         values |= {name: value for name, value in parameters.items() if name in values}
     else:
@@ -144,15 +158,16 @@ def _broker_config(url: str | None, parameters: Mapping[str, str]) -> Config:
 
 
 def _shown(parameters: Any) -> str:
+    """Return the URL of a server, without a password."""
     scheme = "amqps" if parameters.ssl_options else "amqp"
     vhost = urllib.parse.quote(parameters.virtual_host, safe="")
-    login = parameters.credentials  # EXTERNAL has no user
+    login = parameters.credentials  # with EXTERNAL there is no user name
     user = urllib.parse.quote(getattr(login, "username", b""), safe="")
     path = "" if vhost == "%2F" else vhost
     return f"{scheme}://{user}@{address(parameters.host, parameters.port)}/{path}"
 
 
 def loopback(target: Target) -> bool:
-    """Whether the broker is said to be on the machine that asks."""
+    """True if the address of the broker is a loopback address."""
     hosts: Sequence[str] = [each.host for each in target.parameters]
     return any(host == "localhost" or host == "::1" or host.startswith("127.") for host in hosts)

@@ -1,7 +1,7 @@
 """`keyspace-amqp doctor`: what is wrong, and what to do about it.
 
-Changes nothing in Redis. The broker is sent one message, with a property that it has to
-refuse after it has checked who may publish: so nobody gets it, whatever is bound.
+Changes nothing in Redis. It sends the broker one message with an invalid property. The broker
+checks first who may publish, and then refuses the message, so no queue gets it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import platform
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pika
@@ -27,17 +27,23 @@ from rich.text import Text
 from .. import __version__
 from ..tables.parameters import PARAMETERS
 from ..tables.stats import FIRST_REASON, HELP, Stat
+from ..tables.times import COMMAND
 from . import ToolError, amqp, nodes
+from .path import module_path
+from .replies import decoded, error_code, mapping, reason
 
-# The module gives its handler as long to answer.
-TIMEOUT = 5.0
+# Seconds: the module answers a command within this time, or with an error.
+TIMEOUT = COMMAND
 # Bytes that an element of the list takes, with a key of 30 bytes.
 _ELEMENT = 80
-# From these parts on, memory and the list are nearly full.
+# Memory and the list are nearly full from this part of their limit on.
 _NEARLY = 0.9
-# So many nodes are counted; fewer are named.
-_MANY = 3
-_SERVER_SETTINGS = (
+# The most nodes that a finding names; of more nodes it gives the number.
+_NAMED = 3
+# Characters of a line in a pipe: no line is broken there.
+_PIPE_WIDTH = 1000
+# Parameters of the server itself.
+_REDIS_CONFIG = (
     "save",
     "enable-module-command",
     "stop-writes-on-bgsave-error",
@@ -46,6 +52,8 @@ _SERVER_SETTINGS = (
 
 
 class Level(enum.StrEnum):
+    """How bad a finding is."""
+
     OK = "ok"
     WARNING = "warning"
     PROBLEM = "problem"
@@ -57,7 +65,8 @@ COLOURS = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What was found `about` something, and what to do about it."""
+    """A finding: what it is about, its text, and advice on what to do. It is the key under
+    which the same finding of several nodes is put together."""
 
     about: str
     level: Level
@@ -65,20 +74,30 @@ class Finding:
     advice: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """The reason why a command was refused. `denied`: the user may not give it."""
+
+    reason: str
+    denied: bool
+
+
 @dataclasses.dataclass
 class Facts:
-    """What a node has told; empty: nothing."""
+    """The answers of a node: INFO, parameters of the server, the module's arguments (None if
+    the module is not loaded), STATS, the module's parameters, and the commands that were
+    refused. Answers that are missing are empty."""
 
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
-    settings: dict[str, str] = dataclasses.field(default_factory=dict)
-    arguments: list[str] | None = None  # of the module; None: it is not loaded
+    redis_config: dict[str, str] = dataclasses.field(default_factory=dict)
+    arguments: list[str] | None = None
     stats: dict[str, Any] = dataclasses.field(default_factory=dict)
     parameters: dict[str, str] = dataclasses.field(default_factory=dict)
-    refused: dict[str, str] = dataclasses.field(default_factory=dict)  # command: why
+    refused: dict[str, Refusal] = dataclasses.field(default_factory=dict)
 
 
 def gather(node: nodes.Node) -> Facts:
-    """Asks a node for everything. Raises what redis-py does if it does not answer."""
+    """Ask a node for everything. Raises redis.RedisError, OSError if it does not answer."""
     facts, client = Facts(), node.client
 
     def attempt(what: str, *words: str) -> Any:
@@ -87,18 +106,18 @@ def gather(node: nodes.Node) -> Facts:
         except (redis.ResponseError, redis.TimeoutError) as error:
             if isinstance(error, redis.TimeoutError) and not facts.info:
                 raise
-            denied = isinstance(error, redis.exceptions.NoPermissionError)
-            facts.refused[what] = "NOPERM " * denied + nodes.reason(error)
+            denied = error_code(error) == "NOPERM"
+            facts.refused[what] = Refusal("NOPERM " * denied + reason(error), denied)
             return None
 
     facts.info = attempt("INFO", "everything") or {}
-    facts.settings = nodes.mapping(attempt("CONFIG GET", *_SERVER_SETTINGS) or {})
+    facts.redis_config = mapping(attempt("CONFIG GET", *_REDIS_CONFIG) or {})
     for reply in attempt("MODULE LIST") or ():
-        module = nodes.mapping(reply)
+        module = mapping(reply)
         if module["name"] == "keyspaceamqp":
-            facts.arguments = [nodes.text(word) for word in module.get("args", ())]
-            facts.stats = nodes.mapping(attempt("KEYSPACEAMQP.STATS") or {})
-            facts.parameters = nodes.mapping(attempt("KEYSPACEAMQP.CONFIG GET", "*") or {})
+            facts.arguments = [decoded(word) for word in module.get("args", ())]
+            facts.stats = mapping(attempt("KEYSPACEAMQP.STATS") or {})
+            facts.parameters = mapping(attempt("KEYSPACEAMQP.CONFIG GET", "*") or {})
     return facts
 
 
@@ -123,13 +142,14 @@ def server(facts: Facts) -> Iterator[Finding]:
 
 
 def refused(facts: Facts) -> Iterator[Finding]:
-    for command, why in facts.refused.items():
-        if command.startswith("KEYSPACEAMQP") and not why.startswith("NOPERM"):
+    for command, refusal in facts.refused.items():
+        what = f"{command}: {refusal.reason}"
+        if command.startswith("KEYSPACEAMQP") and not refusal.denied:
             advice = "look at the server's log; a restart starts the handler again"
-            yield Finding("handler", PROBLEM, f"{command}: {why}", advice)
+            yield Finding("handler", PROBLEM, what, advice)
         else:
-            advice = "what it would tell is not looked at; let the user of --redis give it"
-            yield Finding("access", WARNING, f"{command}: {why}", advice)
+            advice = "its answer is not checked; allow this command to the user in --redis"
+            yield Finding("access", WARNING, what, advice)
 
 
 def module(facts: Facts) -> Iterator[Finding]:
@@ -155,7 +175,7 @@ def role(facts: Facts) -> Iterator[Finding]:
     info = facts.info
     if info.get("role") == "master":
         yield Finding("role", OK, "primary")
-        fewest = int(facts.settings.get("min-replicas-to-write", 0))
+        fewest = int(facts.redis_config.get("min-replicas-to-write", 0))
         good = int(info.get("min_slaves_good_slaves", fewest))
         if good < fewest:
             text = f"{good} replicas, and min-replicas-to-write {fewest}: writes are refused"
@@ -174,7 +194,7 @@ _STATES = {
     "idle": (OK, ""),
     "replica": (OK, ""),
     "blocked": (PROBLEM, "the broker lacks memory or disk space: see its alarms"),
-    "disconnected": (PROBLEM, "see broker; after DISCONNECT it stays so until CONNECT"),
+    "disconnected": (PROBLEM, "see broker; after DISCONNECT the module stays so until CONNECT"),
 }
 
 
@@ -183,19 +203,22 @@ def state(facts: Facts) -> Iterator[Finding]:
         now, last = facts.stats["state"], facts.stats["last_error"]
         level, advice = _STATES.get(now, (WARNING, "look again in a moment"))
         if last:
-            now += f"; {'over' if level is OK else 'why'}: {last}"
+            now += f"; {'earlier error' if level is OK else 'why'}: {last}"
         yield Finding("state", level, now, advice)
 
 
 _LOSSES: dict[Stat, tuple[Level, str]] = {
     Stat.RETURNED: (PROBLEM, "bind a queue to the exchange with the routing key"),
-    Stat.NACKED: (WARNING, "a queue that has a limit and reject-publish is full"),
+    Stat.NACKED: (
+        WARNING,
+        "a queue with reject-publish is full: empty it, or raise its limit",
+    ),
     Stat.HANDLER_ERRORS: (PROBLEM, "a defect of the module: the server's log has more"),
     Stat.MESSAGES_REJECTED: (WARNING, "see the log: have all nodes the same version?"),
-    Stat.DROPPED_QUEUE_FULL: (PROBLEM, "more queue-limit, or a smaller worker-nice"),
-    Stat.DROPPED_FALLBACK_FULL: (PROBLEM, "more fallback-size"),
-    Stat.DROPPED_FALLBACK_EVICTED: (PROBLEM, "a maxmemory-policy without allkeys"),
-    Stat.DROPPED_TOO_LARGE: (PROBLEM, "more max_message_size in the broker"),
+    Stat.DROPPED_QUEUE_FULL: (PROBLEM, "raise queue-limit, or lower worker-nice"),
+    Stat.DROPPED_FALLBACK_FULL: (PROBLEM, "raise fallback-size"),
+    Stat.DROPPED_FALLBACK_EVICTED: (PROBLEM, "choose a maxmemory-policy without allkeys"),
+    Stat.DROPPED_TOO_LARGE: (PROBLEM, "raise max_message_size in the broker"),
 }
 
 
@@ -211,12 +234,12 @@ def losses(facts: Facts) -> Iterator[Finding]:
 
 
 def fallback(facts: Facts) -> Iterator[Finding]:
-    """The list against its cap, and against Redis' memory."""
+    """Compare the list with its limit, and with Redis' memory."""
     if not facts.parameters or not facts.stats:
         return
     size, length = int(facts.parameters["fallback-size"]), facts.stats["fallback_length"]
     room = facts.info.get("maxmemory") or facts.info.get("total_system_memory")
-    left = room - facts.info["used_memory"] if room else None
+    free = room - facts.info["used_memory"] if room else None
     need = (size - length) * _ELEMENT
     advice = "set keyspaceamqp.fallback-size lower, or give Redis more memory"
     if size < 0:
@@ -225,20 +248,20 @@ def fallback(facts: Facts) -> Iterator[Finding]:
     elif size and length >= _NEARLY * size:
         text = f"{length:,} elements; at {size:,} the oldest are dropped"
         yield Finding("list", WARNING, text, "bring the broker back, or set fallback-size higher")
-    elif left is not None and (size == 0 or need > left):
+    elif free is not None and (size == 0 or need > free):
         most = f"may take another {_bytes(need)}" if size else "has no limit"
-        yield Finding("list", WARNING, f"it {most}, and Redis has {_bytes(left)}", advice)
+        yield Finding("list", WARNING, f"it {most}, and Redis has {_bytes(free)}", advice)
     else:
         most = f", at most {size:,}" if size else ""
         yield Finding("list", OK, f"{length:,} elements{most}")
 
 
 def persistence(facts: Facts) -> Iterator[Finding]:
-    info, save = facts.info, facts.settings.get("save")
+    info, save = facts.info, facts.redis_config.get("save")
     if "aof_enabled" not in info or save is None:
         return
     advice = "the server's log says why: is the disk full, may it write to its dir?"
-    stops = facts.settings.get("stop-writes-on-bgsave-error") == "yes"
+    stops = facts.redis_config.get("stop-writes-on-bgsave-error") == "yes"
     if save and info["rdb_last_bgsave_status"] != "ok":
         also = ", and clients' writes are refused (stop-writes-on-bgsave-error)" if stops else ""
         yield Finding("persistence", PROBLEM, f"RDB saves fail{also}", advice)
@@ -257,27 +280,27 @@ def memory(facts: Facts) -> Iterator[Finding]:
     limit, policy = facts.info.get("maxmemory", 0), facts.info.get("maxmemory_policy", "")
     if limit and policy.startswith("allkeys"):
         text = f"maxmemory-policy {policy} can evict the list, all at once"
-        yield Finding("memory", WARNING, text, "noeviction or a volatile policy")
+        yield Finding("memory", WARNING, text, "choose noeviction or a volatile policy")
     elif "maxmemory" in facts.info:
         yield Finding("memory", OK, f"maxmemory-policy {policy}" if limit else "no maxmemory")
     if limit and facts.info["used_memory"] >= _NEARLY * limit:
         text = f"{facts.info['used_memory'] / limit:.0%} of maxmemory {_bytes(limit)} is used"
-        yield Finding("memory", WARNING, text, "more maxmemory: the list grows above it")
+        yield Finding("memory", WARNING, text, "raise maxmemory: the list grows above it")
 
 
 def _bytes(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
-def unloaded(facts: Facts, module_path: Callable[[], Any]) -> Iterator[Finding]:
-    """The module is not there: how to load it, and whether this Python could run it."""
+def unloaded(facts: Facts) -> Iterator[Finding]:
+    """Say how to load the module, and check whether this Python could run it."""
     try:
         path = str(module_path())
     except ToolError:
         path = "PATH"
     advice = f"put `loadmodule {path}` and its parameters into the server's configuration file "
     advice += "(`keyspace-amqp loadmodule` prints the lines) and restart it"
-    if facts.settings.get("enable-module-command", "no") == "no":
+    if facts.redis_config.get("enable-module-command", "no") == "no":
         advice += ". MODULE LOADEX cannot do it: enable-module-command is no"
     else:
         advice += f", or give MODULE LOADEX {path}"
@@ -295,23 +318,24 @@ def unloaded(facts: Facts, module_path: Callable[[], Any]) -> Iterator[Finding]:
 _CHECKS = (server, refused, module, role, state, losses, fallback, persistence, memory)
 
 
-def examine(facts: Facts, module_path: Callable[[], Any]) -> Iterator[Finding]:
+def examine(facts: Facts) -> Iterator[Finding]:
+    """Check everything that a node has told."""
     for check in _CHECKS:
         yield from check(facts)
     if facts.arguments is None and "MODULE LIST" not in facts.refused:
-        yield from unloaded(facts, module_path)
+        yield from unloaded(facts)
 
 
 # ---- the cluster and the broker ------------------------------------------------------
 
 
 def cluster(client: Any) -> Iterator[Finding]:
-    """What the nodes say of each other, as one of them tells."""
+    """Compare the nodes, as one of them sees them."""
     try:
         down = client.cluster("info").get("cluster_state") != "ok"
-        rows = [nodes.mapping(row) for row in client.execute_command("KEYSPACEAMQP.CLUSTER")]
+        rows = [mapping(row) for row in client.execute_command("KEYSPACEAMQP.CLUSTER")]
     except (redis.RedisError, OSError) as error:
-        yield Finding("cluster", PROBLEM, f"KEYSPACEAMQP.CLUSTER: {nodes.reason(error)}")
+        yield Finding("cluster", PROBLEM, f"KEYSPACEAMQP.CLUSTER: {reason(error)}")
         return
     if down:
         text = "its state is fail: lists can be neither written nor read"
@@ -335,8 +359,8 @@ def cluster(client: Any) -> Iterator[Finding]:
 
 
 def broker(target: amqp.Target, *, connected: bool, remote: bool) -> Iterator[Finding]:
-    """Whether one can get there from here, and publish. `connected`: the module is;
-    `remote`: its server is on another machine."""
+    """Check that the broker can be reached from here, and that the user may publish.
+    `connected`: the module is connected; `remote`: its server is on another machine."""
     try:
         connection = target.connect()
     except ToolError as error:
@@ -350,23 +374,24 @@ def broker(target: amqp.Target, *, connected: bool, remote: bool) -> Iterator[Fi
         return
     try:
         amqp.end_after(connection, amqp.TIMEOUT)
-        yield Finding("broker", OK, f"{target.shown} lets us in")
+        yield Finding("broker", OK, f"{target.shown} accepts the login")
         yield from _exchange(connection, target)
     except pika.exceptions.AMQPError as error:
-        advice = "it blocks who publishes when it lacks memory or disk space: see its alarms"
+        advice = "it blocks publishers when it lacks memory or disk space: see its alarms"
         yield Finding("broker", PROBLEM, f"{target.shown}: {amqp.explain(error)}", advice)
     finally:
         amqp.close(connection)
 
 
 def _exchange(connection: Any, target: amqp.Target) -> Iterator[Finding]:
+    """Check that the exchange exists, and that the user may publish to it."""
     name, (key, *_) = target.exchange, target.routing_keys
     shown = f"{name!r}" if name else f"the default one, queue {key!r}"
     channel = connection.channel()
     try:
         if name:
             channel.exchange_declare(name, passive=True)
-        elif "{" not in key:  # its messages go to the queue of that name
+        elif "{" not in key:  # the default exchange routes to the queue with this name
             channel.queue_declare(key, passive=True)
         yield Finding("exchange", OK, shown)
     except pika.exceptions.ChannelClosed as error:
@@ -376,24 +401,25 @@ def _exchange(connection: Any, target: amqp.Target) -> Iterator[Finding]:
     channel = connection.channel()
     channel.confirm_delivery()
     try:
-        # Its expiration is no number: RabbitMQ refuses that, after it has looked at the
-        # user's permissions.
+        # RabbitMQ checks the user's permissions, and then refuses an expiration that is no
+        # number.
         channel.basic_publish(name, key, b"", pika.BasicProperties(expiration="none"))
     except pika.exceptions.ChannelClosed as error:
         if error.reply_code == 403:
             advice = f"`rabbitmqctl set_permissions` has to let {target.user} write to it"
             yield Finding("publishing", PROBLEM, amqp.explain(error), advice)
             return
-    yield Finding("publishing", OK, f"{target.user} may")
+    yield Finding("publishing", OK, f"{target.user} may publish")
 
 
 # ---- all together --------------------------------------------------------------------
 
-Findings = dict[Finding, list[str]]  # with the nodes that it is about
+# The addresses of the nodes that each finding is about.
+Findings = dict[Finding, list[str]]
 
 
 def diagnose(options: argparse.Namespace) -> tuple[Findings, int]:
-    """What was found, and the number of nodes."""
+    """Return the findings, and the number of nodes. Raises ToolError."""
     found: Findings = {}
 
     def add(findings: Iterable[Finding], *addresses: str) -> None:
@@ -405,11 +431,11 @@ def diagnose(options: argparse.Namespace) -> tuple[Findings, int]:
         told: dict[str, Facts] = {}
         for node, facts in answers:
             if isinstance(facts, Exception):
-                text = f"does not answer: {nodes.reason(facts)}"
+                text = f"does not answer: {reason(facts)}"
                 add([Finding("server", PROBLEM, text, "is it up?")], node.address)
             else:
                 told[node.address] = facts
-                add(examine(facts, options.module_path), node.address)
+                add(examine(facts), node.address)
         loaded = [node for node, _ in answers if told.get(node.address, Facts()).parameters]
         if group.clustered and loaded:
             add(cluster(loaded[0].client))
@@ -421,7 +447,8 @@ def diagnose(options: argparse.Namespace) -> tuple[Findings, int]:
 def _brokers(
     options: argparse.Namespace, told: Mapping[str, Facts]
 ) -> Iterator[tuple[Iterable[Finding], Sequence[str]]]:
-    """Each broker with exchange and key that a node has, once."""
+    """Yield the findings about each broker, exchange and routing key that nodes have, and the
+    addresses of these nodes; the same broker is looked at once."""
     defaults = {parameter.name: parameter.default for parameter in PARAMETERS}
     targets: dict[tuple[Any, ...], tuple[amqp.Target, list[str]]] = {}
     for address, facts in told.items():
@@ -442,6 +469,7 @@ def _brokers(
 
 
 def report(found: Findings, count: int) -> Table:
+    """Return the findings as a table. `count`: the number of nodes."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -450,7 +478,7 @@ def report(found: Findings, count: int) -> Table:
         text = Text(finding.text)
         if count > 1 and addresses:
             where = ", ".join(addresses)
-            if len(addresses) > _MANY:
+            if len(addresses) > _NAMED:
                 where = f"{len(addresses)} of {count} nodes"
             text.append(f"  [{where}]", "dim")
         if finding.advice and finding.level is not OK:
@@ -466,6 +494,7 @@ _ORDER = (
 
 
 def run(options: argparse.Namespace) -> int:
+    """Print the findings. Return 1 if there is a problem. Raises ToolError."""
     found, count = diagnose(options)
     found = dict(sorted(found.items(), key=lambda item: _ORDER.index(item[0].about)))
     number = {level: sum(finding.level is level for finding in found) for level in Level}
@@ -478,7 +507,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         console = Console(highlight=False)
         if not console.is_terminal:
-            console.width = 1000  # no line is broken in a pipe
+            console.width = _PIPE_WIDTH
         console.print(report(found, count))
         counts = [f"{number[level]} {level}{'s' * (number[level] != 1)}" for level in COLOURS]
         console.print(f"\n{', '.join(counts[:0:-1])}")

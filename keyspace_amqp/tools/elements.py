@@ -1,10 +1,10 @@
-"""The elements of the fallback list into a file, and back: `keyspace-amqp drain` and
-`keyspace-amqp replay`.
+"""`keyspace-amqp drain` and `keyspace-amqp replay`: move the elements of the fallback list into
+a file, and back.
 
-The module may work with the list at the same time. It removes nothing that is not just
-what it has read (fallback.trim_job), and books what others change. The same care is taken
-here: read a batch, write it, have it on disk, and remove it by a script that looks whether
-just that is at the head. After each of these steps an end is harmless.
+The module may work with the list at the same time. It removes only elements that it has read
+(fallback.trim_job), and counts the changes that others make. `drain` takes the same care: it
+reads a batch, writes it to disk, and removes it with a script that first compares the head of
+the list with the batch. An interruption after any of these steps loses nothing.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ from ..cluster.slots import key_of
 from ..cluster.topology import ALONE
 from ..fallback import JOB_BYTES, JOB_ELEMENTS, from_element
 from ..message import named
-from .nodes import Node, ToolError, all_nodes, stats, topology
+from . import ToolError
+from .nodes import Node, all_nodes, topology
+from .replies import is_unknown_command, stats
 
 # States in which the module delivers nothing, for a while at least.
 _AWAY = ("disconnected", "connecting")
-# Others may change the list's head so often in a row between reading and removing.
+# Batches in a row that another client may spoil, by a change of the list's head between
+# reading and removing.
 _CHANGES = 100
-# Elements that are removed at once. Comparing takes about a microsecond for each of
+# Elements that are read and removed at once: to compare one takes about a microsecond of
 # Redis' main thread.
 _BATCH = 500
 
-# KEYS: the list; ARGV: elements and bytes. Its first elements, at least one; no more when
-# they have so many bytes: with values they may have a megabyte each.
+# Read the first elements. KEYS: the list; ARGV: the most elements, and the most bytes. The
+# element that reaches the bytes is the last: with a value it may have a megabyte.
 _READ = """
 local found, size = {}, 0
 for place = 0, tonumber(ARGV[1]) - 1 do
@@ -52,7 +55,8 @@ end
 return found
 """
 
-# KEYS: the list; ARGV: what its head must be. How many elements were removed.
+# Remove elements from the head. KEYS: the list; ARGV: the elements. Returns how many it has
+# removed: all, or none if the head is not these elements.
 _REMOVE = """
 for place, element in ipairs(ARGV) do
     if redis.call('LINDEX', KEYS[1], place - 1) ~= element then return 0 end
@@ -63,12 +67,12 @@ return #ARGV
 
 
 def to_line(element: bytes) -> bytes:
-    """The element as a line of the file: readable, and the element itself in base64."""
+    """Return a line of the file for an element: readable, and the element itself in base64."""
     shown: dict[str, Any] = {}
     event = from_element(element)
     if event is not None:
         shown["id"] = event.message_id
-        with contextlib.suppress(ValueError, OverflowError, OSError):  # beyond year 9999
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # a time after the year 9999
             time = datetime.datetime.fromtimestamp(event.time_ms / 1000, datetime.UTC)
             shown["time"] = time.isoformat(timespec="milliseconds")
         shown["db"] = event.db
@@ -79,18 +83,22 @@ def to_line(element: bytes) -> bytes:
 
 
 def from_line(line: bytes) -> bytes:
-    """The element in a line. Raises ValueError if there is no event in it."""
+    """Return the element in a line. Raises ValueError if it holds no event."""
     try:
         element = base64.b64decode(json.loads(line)["element"], validate=True)
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError('this is no JSON object with an "element" in base64') from None
     if from_element(element) is None:
-        raise ValueError("the element is no event, the module would drop it")
+        raise ValueError("the element is no event; the module would drop it")
     return element
 
 
 class _File:
-    """Where the lines go. It is made with the first of them."""
+    """The file for the lines, created with the first of them; or standard output.
+
+    Most likely failure: the disk is full. `write` then raises OSError, and nothing of that
+    batch is removed from Redis.
+    """
 
     def __init__(self, path: str, *, append: bool) -> None:
         self._path = None if path == "-" else pathlib.Path(path)
@@ -101,21 +109,21 @@ class _File:
 
     def close(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # a write has failed, and was told
+            with contextlib.suppress(OSError):  # an earlier write has raised its error
                 self._file.close()
 
     def write(self, elements: Iterable[bytes]) -> None:
-        """Returns when all of them are on disk. Raises OSError, ToolError."""
+        """Write elements, and return when all of them are on disk. Raises OSError, ToolError."""
         if self._file is None:
             assert self._path is not None
             try:
                 self._file = self._path.open("a+b" if self._append else "xb")
             except FileExistsError:
-                raise ToolError(f"{self._path} exists; --append goes on at its end") from None
+                raise ToolError(f"{self._path} exists; --append adds to it") from None
             if self._append:
                 _end_last_line(self._file)
             folder = os.open(self._path.parent, os.O_RDONLY)
-            os.fsync(folder)  # its name
+            os.fsync(folder)  # so that the file's name is on disk
             os.close(folder)
         self._file.writelines(map(to_line, elements))
         self._file.flush()
@@ -124,7 +132,8 @@ class _File:
 
 
 def _end_last_line(file: IO[bytes]) -> None:
-    """A run that was killed may have left half a line; its element is still in Redis."""
+    """End the last line of a file, or cut it off: a run that was killed may have left half a
+    line, whose element is still in Redis. Raises ToolError if it is no file of `drain`."""
     if file.seek(0, os.SEEK_END) == 0:
         return
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -141,13 +150,13 @@ def _end_last_line(file: IO[bytes]) -> None:
 
 
 def _lists(client: Any) -> dict[bytes, int]:
-    """The lists of a primary that have elements, with their lengths. Raises
+    """Return the keys of the lists of a primary that have elements, and their lengths. Raises
     redis.RedisError, ToolError."""
     known = topology(client)
     if known is ALONE and client.connection_pool.connection_kwargs.get("db"):
-        raise ToolError("the list is in database 0: give --redis without another one")
+        raise ToolError("the list is in database 0; give --redis without another database")
     if known is ALONE and client.info("replication")["role"] != "master":
-        raise ToolError("this server is a replica: give --redis its primary")
+        raise ToolError("this server is a replica; give its primary with --redis")
     keys = [key_of(slot) for slot in sorted(known.served)]
     with client.pipeline(transaction=False) as pipeline:
         for key in keys:
@@ -158,33 +167,33 @@ def _lists(client: Any) -> dict[bytes, int]:
 
 
 def _check_away(node: Node) -> None:
-    """Raises ToolError if the module may deliver its list just now."""
+    """Make sure that the module does not deliver its list now. Raises ToolError if it may."""
     try:
         state = stats(node.client)["state"]
     except redis.ResponseError as error:
-        if "unknown command" in str(error):
+        if is_unknown_command(error):
             return  # the module is not loaded
         raise
     if state not in _AWAY:
         raise ToolError(
-            f"the module of {node.address} is {state}, it delivers its list. Give "
-            "KEYSPACEAMQP.DISCONNECT before, and CONNECT afterwards; or --force, and events "
-            "may both be delivered and be in the file"
+            f"the module of {node.address} is {state} and delivers its list. Give "
+            "KEYSPACEAMQP.DISCONNECT before, and CONNECT afterwards. With --force, events may "
+            "both be delivered and be in the file"
         )
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """What goes wrong with Redis or a file is for the user."""
+def _errors_for_people() -> Iterator[None]:
+    """A `with` in which errors of Redis and of files become a ToolError."""
     try:
         yield
     except (redis.RedisError, OSError) as error:
         raise ToolError(str(error)) from None
 
 
-@_told()
+@_errors_for_people()
 def drain(options: argparse.Namespace) -> int:
-    """Moves the elements of all lists into a file; 1 if a node does not answer. Raises
+    """Move the elements of all lists into a file. Return 1 if a node does not answer. Raises
     ToolError."""
     check = _check_away if not options.force else lambda node: None
     work: list[tuple[Node, dict[bytes, int]]] = []
@@ -200,42 +209,43 @@ def drain(options: argparse.Namespace) -> int:
         try:
             for node, lists in work:
                 for key, length in lists.items():
-                    for count in _moved(node, key, length, file, check):
-                        taken += count
+                    for size in _move(node, key, length, file, check):
+                        taken += size
                         _tell(f"{taken} elements taken out", end="\r")
         finally:
             _tell(f"{taken} elements taken out")
     return code
 
 
-def _moved(
-    node: Node, key: bytes, left: int, file: _File, check: Callable[[Node], None]
+def _move(
+    node: Node, key: bytes, count: int, file: _File, check: Callable[[Node], None]
 ) -> Iterator[int]:
-    """Moves so many elements; yields the size of each batch."""
+    """Move so many elements of a list, and yield the size of each batch. `check` is called
+    before each batch. Raises ToolError, redis.RedisError, OSError."""
     client: Any = node.client
     changes = 0
-    while left > 0:
+    while count > 0:
         check(node)
-        elements = client.eval(_READ, 1, key, min(_BATCH, left), JOB_BYTES)
+        elements = client.eval(_READ, 1, key, min(_BATCH, count), JOB_BYTES)
         if not elements:
             return
         file.write(elements)
         if _remove(client, key, elements):
             changes = 0
-            left -= len(elements)
+            count -= len(elements)
             yield len(elements)
         elif (changes := changes + 1) > _CHANGES:
-            raise ToolError(f"somebody else changes {key.decode()} all the time")
+            raise ToolError(f"another client keeps changing the head of {key.decode()}")
 
 
 def _remove(client: Any, key: bytes, elements: Sequence[bytes]) -> bool:
-    """Removes these elements from the head of a list, if just they are there."""
+    """Remove elements from the head of a list, if they are its head. True if they were."""
     return bool(client.eval(_REMOVE, 1, key, *elements))
 
 
-@_told()
+@_errors_for_people()
 def replay(options: argparse.Namespace) -> int:
-    """Appends the elements of a file to the list. Raises ToolError."""
+    """Append the elements of a file to the list. Raises ToolError."""
     pushed = 0
     with pathlib.Path(options.file).open("rb") as file, all_nodes(options) as nodes:
         count = sum(1 for _ in _elements(file))
@@ -260,6 +270,7 @@ def replay(options: argparse.Namespace) -> int:
 
 
 def _elements(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the elements in a file. Raises ToolError for a line that is not sound."""
     for number, line in enumerate(file, 1):
         try:
             yield from_line(line)
@@ -268,7 +279,8 @@ def _elements(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _batches(elements: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """What Redis' main thread takes in less than a millisecond, as the module's pushes."""
+    """Yield batches of the size of the module's own pushes: each takes less than a millisecond
+    of Redis' main thread."""
     batch: list[bytes] = []
     size = 0
     for element in elements:
@@ -282,7 +294,7 @@ def _batches(elements: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _home(nodes: Sequence[Node]) -> tuple[Node, bytes]:
-    """A primary, and the key of the list that the module has there."""
+    """Return a primary, and the key of the list that its module pushes to. Raises ToolError."""
     for node in nodes:
         with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
             lists = Lists()
@@ -294,13 +306,14 @@ def _home(nodes: Sequence[Node]) -> tuple[Node, bytes]:
 
 
 def _fallback_size(client: Any) -> int:
-    """0 if there is none, or nobody tells."""
+    """Return the parameter fallback-size; 0 if it cannot be known."""
     with contextlib.suppress(redis.ResponseError):
         return int(next(iter(client.config_get("keyspaceamqp.fallback-size").values()), 0))
     return 0
 
 
 def _tell(text: str, end: str = "\n") -> None:
-    """On standard error, for standard output may be the file."""
+    """Print on standard error: standard output may be the file. A line that another will
+    replace is for terminals only."""
     if end == "\n" or sys.stderr.isatty():
         print(text, end=end, file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""Metrics for Prometheus: `keyspace-amqp exporter`.
+"""`keyspace-amqp exporter`: metrics for Prometheus.
 
-At each scrape every node is asked for `INFO`, all of them at the same time and for no
-longer than `BOUND`, so a node that hangs is shown as one that is down and delays nobody
-else. The names come from the table in stats.py.
+At each scrape it asks every node for `INFO`, all at the same time, and waits `BOUND` seconds
+at most. So a node that hangs counts as down and does not delay the others. The names come
+from tables/stats.py.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from ..cluster.topology import ALONE, Topology
 from ..tables.stats import HELP, TEXT_HELP, Stat, Text
-from .nodes import ToolError, open_client, place, reason, sibling, topology
+from . import ToolError
+from .nodes import open_client, place, sibling, topology
+from .replies import reason
 
-# Seconds: for an answer of a node, and for the answers of all. A scrape asks twice,
-# three times if the node that it knows is away; Prometheus waits for 10 s by default.
+# Seconds for an answer of a node, and for the answers of all. A scrape asks twice, or three
+# times if the node in --redis is away. Prometheus waits for 10 s by default.
 TIMEOUT = 1.5
 BOUND = 2.5
 # Nodes that are asked at the same time.
 AT_ONCE = 100
 
 PREFIX = "keyspace_amqp_"
-# Numbers that may become smaller. `fallback_found` does when slots move.
+# The values that may become smaller; `fallback_found` does when slots move.
 GAUGES = {
     Stat.FALLBACK_LENGTH,
     Stat.FALLBACK_FOUND,
@@ -45,29 +47,30 @@ _REASON = "dropped_"
 _CONFIRM = "confirm_ms_"
 _BUCKET = re.compile(_CONFIRM + "le_([0-9]+|inf)")
 
-# What a node has answered: its numbers and texts by the names of STATS. None: nothing.
+# The answer of a node: counters, gauges and texts by the names of STATS. None: no answer, or
+# no module.
 Answer = Mapping[str, Any] | None
-# The same with its cluster.
+# An answer, and the cluster as the node sees it.
 _Seen = tuple[Answer, Topology]
 
 
 def families(answers: Mapping[str, Answer]) -> Iterable[core.Metric]:
-    """The metrics that are made of what each node, by its label, has answered."""
-    there = {node: answer for node, answer in answers.items() if answer}
+    """Yield the metrics for the answer of each node, by its label."""
+    answered = {node: answer for node, answer in answers.items() if answer}
     up = core.GaugeMetricFamily(
         PREFIX + "up",
-        "whether the node answers in time and has the module",
+        "1 if the node answers in time and has the module, else 0",
         labels=["node"],
     )
     for node in answers:
-        up.add_metric([node], node in there)
+        up.add_metric([node], node in answered)
     state = core.GaugeMetricFamily(
         PREFIX + "state",
         "1 for the present state: " + TEXT_HELP[Text.STATE],
         labels=["node", "state"],
     )
     info = core.InfoMetricFamily(PREFIX.rstrip("_"), "versions, and the broker", labels=["node"])
-    for node, answer in there.items():
+    for node, answer in answered.items():
         state.add_metric([node, answer["state"]], 1)
         names = ("version", "server", "broker")
         info.add_metric([node], {name: str(answer.get(name, "")) for name in names})
@@ -84,22 +87,22 @@ def families(answers: Mapping[str, Answer]) -> Iterable[core.Metric]:
         if not name.startswith(_REASON):
             make = core.GaugeMetricFamily if stat in GAUGES else core.CounterMetricFamily
             family, labels = make(PREFIX + name, HELP[stat], labels=["node"]), []
-        for node, answer in there.items():
+        for node, answer in answered.items():
             if name in answer:  # another version of the module may not have it
                 family.add_metric([node, *labels], answer[name])
         if family is not dropped:
             yield family
     yield dropped
-    yield from _latency(there)
+    yield from _latency(answered)
 
 
-def _latency(there: Mapping[str, Mapping[str, Any]]) -> Iterable[core.Metric]:
-    """The time from event to confirm, if the module measures it: it counts each
-    bucket by itself, Prometheus wants each with all below it."""
+def _latency(answered: Mapping[str, Mapping[str, Any]]) -> Iterable[core.Metric]:
+    """Yield the histogram of the time from event to confirm, if the modules measure it. STATS
+    has the count of each bucket alone; in Prometheus a bucket includes all lower ones."""
     family = core.HistogramMetricFamily(
         PREFIX + "confirm_seconds", "time from the event to its confirm", labels=["node"]
     )
-    for node, answer in there.items():
+    for node, answer in answered.items():
         counts = {
             float(match[1]): number
             for name, number in answer.items()
@@ -117,7 +120,11 @@ def _latency(there: Mapping[str, Mapping[str, Any]]) -> Iterable[core.Metric]:
 
 
 class Nodes(Collector):
-    """Asks a server or all nodes of its cluster, which are looked up anew each time."""
+    """The collector that asks a server, or all nodes of its cluster, at each scrape.
+
+    `url`: the server in --redis; `label`: its label if it is in no cluster. Most likely
+    failure: nodes are down; they have keyspace_amqp_up 0, and the scrape succeeds.
+    """
 
     def __init__(self, url: str, label: str | None = None) -> None:
         try:
@@ -125,8 +132,8 @@ class Nodes(Collector):
         except ValueError as error:
             raise ToolError(f"--redis: {reason(error)}") from None
         self._label = label or place(self._first)
-        # Of the cluster, from the last scrape; replaced as a whole, scrapes may overlap.
-        self._others: Mapping[str, redis.Redis] = {}
+        # The nodes of the cluster at the last scrape. Replaced as a whole: scrapes may overlap.
+        self._cluster: Mapping[str, redis.Redis] = {}
 
     def collect(self) -> Iterable[core.Metric]:
         begin = time.monotonic()
@@ -135,9 +142,10 @@ class Nodes(Collector):
         yield core.GaugeMetricFamily(PREFIX + "scrape_seconds", "how long the nodes took", seconds)
 
     def _ask_all(self) -> Mapping[str, Answer]:
-        known = self._others
+        """Ask all nodes. Return their answers by label."""
+        known = self._cluster
         seen = _ask({self._label: self._first}, look=True)
-        if not seen:  # the others know the cluster too
+        if not seen:  # another node can tell about the cluster too
             seen = _ask(known, look=True)
         if not seen:
             return dict.fromkeys(known or [self._label])
@@ -145,14 +153,15 @@ class Nodes(Collector):
             _own_address(found) or node: (answer, found) for node, (answer, found) in seen.items()
         }
         cluster = max((found for _, found in seen.values()), key=lambda found: len(found.nodes))
-        self._others = {
+        self._cluster = {
             node.address: known.get(node.address) or sibling(self._first, node.address)
             for node in cluster.nodes.values()
-            if _host(node.address)  # else nobody knows where it is
+            if _host(node.address)  # empty: no node knows its address
         }
-        seen |= _ask({a: client for a, client in self._others.items() if a not in seen}, look=False)
+        rest = {node: client for node, client in self._cluster.items() if node not in seen}
+        seen |= _ask(rest, look=False)
         answers = {node: answer for node, (answer, _) in seen.items()}
-        return dict.fromkeys(sorted(self._others)) | answers
+        return dict.fromkeys(sorted(self._cluster)) | answers
 
 
 def _host(address: str) -> str:
@@ -160,13 +169,15 @@ def _host(address: str) -> str:
 
 
 def _own_address(topology: Topology) -> str:
-    """Of the node that has told it, as the others know it; empty: they do not."""
+    """Return the address under which the cluster knows the node that has sent this topology;
+    empty if it has none."""
     address = topology.nodes[topology.myself].address
     return address if _host(address) else ""
 
 
 def _ask(clients: Mapping[str, redis.Redis], *, look: bool) -> dict[str, _Seen]:
-    """Asks all at the same time; those that have answered within the bound."""
+    """Ask all nodes at the same time. Return the answers that came within the bound. `look`: ask
+    for the cluster too."""
     if not clients:
         return {}
     pool = concurrent.futures.ThreadPoolExecutor(min(len(clients), AT_ONCE))
@@ -177,7 +188,7 @@ def _ask(clients: Mapping[str, redis.Redis], *, look: bool) -> dict[str, _Seen]:
 
 
 def _ask_one(client: Any, look: bool) -> _Seen | None:
-    """`look`: its cluster too."""
+    """Ask one node; None if it does not answer. `look`: ask for its cluster too."""
     try:
         info = client.info("server", "keyspaceamqp")
         found = topology(client) if look else ALONE
@@ -192,12 +203,12 @@ def _ask_one(client: Any, look: bool) -> _Seen | None:
 
 
 def dashboard() -> str:
-    """A dashboard for Grafana, as JSON."""
+    """Return a dashboard for Grafana, as JSON."""
     return importlib.resources.files(__package__).joinpath("grafana.json").read_text()
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serves the metrics until SIGTERM or Ctrl-C. Raises ToolError."""
+    """Serve the metrics until SIGTERM or Ctrl-C. Raises ToolError."""
     if options.dashboard:
         print(dashboard(), end="")
         return 0

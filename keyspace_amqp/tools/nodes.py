@@ -1,4 +1,4 @@
-"""The servers that a tool talks to: one, or all nodes of its cluster."""
+"""The Redis servers that a tool talks to: one, or all nodes of its cluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import redis
@@ -16,9 +15,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..cluster.topology import ALONE, Topology, read_topology
-from . import ToolError as ToolError
+from . import ToolError
+from .replies import error_code, is_unknown_command, reason
 
-# A node that is stopped must not stop the tool.
+# Seconds for a connection and for each answer: a node that hangs must not stop the tool.
 TIMEOUT = 5.0
 # Nodes that are asked at the same time.
 _THREADS = 64
@@ -35,12 +35,12 @@ class Node:
 
 
 def open_client(url: str, timeout: float) -> redis.Redis:
-    """A client that is not connected yet and tries nothing twice: a node that hangs would
-    take its time again, and a push that was not answered may have been carried out. Raises
-    ValueError if the URL cannot be read."""
+    """Return a client that is not connected yet and never repeats a command. To repeat would
+    wait for a node that hangs once more, and a push without an answer may have been carried
+    out. Raises ValueError if the URL cannot be read."""
     return redis.Redis.from_url(
         url,
-        password=os.environ.get("REDISCLI_AUTH"),  # one in the URL goes before
+        password=os.environ.get("REDISCLI_AUTH"),  # a password in the URL wins
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         retry=Retry(NoBackoff(), 0),
@@ -49,9 +49,9 @@ def open_client(url: str, timeout: float) -> redis.Redis:
 
 
 def sibling(client: redis.Redis, address: str) -> redis.Redis:
-    """A client of another node, with the same user, password, TLS and time limits."""
+    """Return a client of another node, with the same user, password, TLS and time limits."""
     host, _, port = address.rpartition(":")
-    kind = client.connection_pool.connection_class  # another one would leave TLS out
+    kind = client.connection_pool.connection_class  # another class would leave TLS out
     own = {**client.connection_pool.connection_kwargs, "host": host, "port": int(port)}
     if own.pop("path", None) is not None:  # a Unix socket leads to one node only
         kind = redis.Connection
@@ -59,14 +59,14 @@ def sibling(client: redis.Redis, address: str) -> redis.Redis:
 
 
 def place(client: redis.Redis) -> str:
-    """Where a client connects to: a path, or `host:port`."""
+    """Return where a client connects to: a path, or `host:port`."""
     own = client.connection_pool.connection_kwargs
     return own.get("path") or f"{own.get('host', 'localhost')}:{own.get('port', 6379)}"
 
 
 def connect(options: argparse.Namespace, timeout: float = TIMEOUT) -> redis.Redis:
-    """A client of the server that the options name (see cli.py). Raises ToolError when
-    it does not answer."""
+    """Return a client of the server in the option --redis. Raises ToolError if the server
+    does not answer."""
     try:
         client = open_client(options.redis, timeout)
         with contextlib.suppress(redis.ResponseError):  # that is an answer too
@@ -77,38 +77,36 @@ def connect(options: argparse.Namespace, timeout: float = TIMEOUT) -> redis.Redi
 
 
 class Group:
-    """The server that the options name and, if it is in a cluster, all other nodes, whether
-    they answer or not; in the order of their addresses. In a `with`."""
+    """The server in the option --redis and, if it is in a cluster, all other nodes, whether
+    they answer or not; in the order of their addresses. Used in a `with`.
+
+    Most likely failure: the server does not answer, or its user may not ask for the nodes;
+    both raise ToolError.
+    """
 
     def __init__(self, options: argparse.Namespace, timeout: float = TIMEOUT) -> None:
         self._first = connect(options, timeout)
         self.nodes = [Node(place(self._first), self._first)]
+        self.clustered = True
         try:
             self.renew(self._first)
-            self.clustered = True
-        except redis.ResponseError as error:
-            if "cluster support disabled" not in str(error):
+        except (redis.RedisError, OSError) as error:
+            # A server that is in no cluster refuses with the code ERR.
+            if error_code(error) != "ERR" or is_unknown_command(error):
                 raise ToolError(f"CLUSTER NODES: {reason(error)}") from None
             self.clustered = False
-        except (redis.RedisError, OSError) as error:
-            raise ToolError(f"CLUSTER NODES: {reason(error)}") from None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for node in self.nodes:
             node.client.close()
         self._first.close()
 
     def renew(self, client: Any) -> None:
-        """Takes in which nodes the cluster has now, as one of them says. Raises what
-        redis-py does."""
+        """Update `nodes` to those of the cluster now, as one of them tells. Raises
+        redis.RedisError, OSError."""
         reply = client.execute_command("CLUSTER NODES")
         known = {node.address: node for node in self.nodes}
         own_host = self._first.connection_pool.connection_kwargs.get("host", "localhost")
@@ -124,14 +122,14 @@ class Group:
 
 @contextlib.contextmanager
 def all_nodes(options: argparse.Namespace, timeout: float = TIMEOUT) -> Iterator[list[Node]]:
-    """The nodes of a `Group` as they are now. Closed at the end."""
+    """The nodes of a `Group` as they are now, closed at the end of the `with`."""
     with Group(options, timeout) as group:
         yield group.nodes
 
 
 def _addresses(reply: Any) -> Iterator[tuple[str, int]]:
-    """Host and port of each node in CLUSTER NODES as redis-py reads it; a node that has met
-    no other does not know its host."""
+    """Yield host and port of each node in CLUSTER NODES as redis-py reads it. The host of a
+    node that knows no other is empty."""
     for address, node in reply.items():
         if not {"noaddr", "handshake"} & set(node["flags"].split(",")):
             host, _, port = address.rpartition(":")
@@ -141,7 +139,8 @@ def _addresses(reply: Any) -> Iterator[tuple[str, int]]:
 def ask(
     nodes: Sequence[Node], question: Callable[[Node], _Answer]
 ) -> list[tuple[Node, _Answer | Exception]]:
-    """What each node answers, or why it does not; all are asked at the same time."""
+    """Ask all nodes at the same time. Return for each node its answer, or the exception that
+    says why it has none."""
 
     def one(node: Node) -> _Answer | Exception:
         try:
@@ -153,49 +152,18 @@ def ask(
         return list(zip(nodes, pool.map(one, nodes), strict=True))
 
 
-def stats(client: Any) -> dict[str, Any]:
-    """KEYSPACEAMQP.STATS: texts as str, numbers as int. Raises redis.RedisError."""
-    return mapping(client.execute_command("KEYSPACEAMQP.STATS"))
-
-
 def topology(client: Any) -> Topology:
-    """The cluster of a node, as this node sees it. Raises redis.RedisError."""
+    """Return the cluster of a node, as this node sees it. Raises redis.RedisError."""
     if not client.info("cluster").get("cluster_enabled"):
         return ALONE
-    # As one word it would be parsed by redis-py.
+    # Two words: redis-py would parse the reply to the command as one word.
     reply = client.execute_command("CLUSTER", "NODES")
     return read_topology(bytes(reply).decode("utf-8", "replace"))
 
 
-def mapping(reply: Any) -> dict[str, Any]:
-    """A reply that is a map, with texts as str."""
-    if not isinstance(reply, dict):  # RESP2 has no maps
-        reply = dict(zip(reply[::2], reply[1::2], strict=True))
-    return {text(name): text(value) for name, value in reply.items()}
-
-
-def text(value: Any) -> Any:
-    """Bytes as str, anything else as it is."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-
-def reason(error: Exception) -> str:
-    """Why a server did not answer, for people."""
-    if isinstance(error, redis.TimeoutError):
-        return "no answer in time"
-    if type(error) is ValueError:  # it may have quoted a part of the URL
-        return "the URL cannot be read; write special characters of a password as %XX"
-    words = str(error) or type(error).__name__
-    if isinstance(error, redis.AuthenticationError) and words.startswith("HELLO"):
-        return "it wants a password, in the URL or in REDISCLI_AUTH"
-    if words.lower().startswith("unknown command") and "keyspaceamqp" in words.lower():
-        return "the module is not loaded"
-    return words
-
-
 def without_secrets(url: str) -> str:
-    """A URL that may be shown, whatever is wrong with it: nothing of what stands before the
-    last @, nor of a query."""
+    """Return a URL that may be shown, even if it is malformed: without everything before the
+    last @, and without its query."""
     scheme, colon, rest = url.partition("://")
     where = rest.rpartition("@")[2].partition("?")[0]
     return f"{scheme}{colon}{where}" if colon else "the URL"

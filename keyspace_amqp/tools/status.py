@@ -1,4 +1,4 @@
-"""`keyspace-amqp status`: how all nodes are, in one table."""
+"""`keyspace-amqp status`: the state of all nodes in one table."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from rich.text import Text
 
 from ..tables.stats import Stat
 from . import nodes
+from .replies import reason
+from .replies import stats as read_stats
 
-# In a live table, a node that hangs holds up the others no longer.
+# Seconds for an answer. Short, because a node that hangs delays the whole table.
 TIMEOUT = 2.0
 # Enough for the longest line: nothing is cut off in a pipe.
 _PIPE_WIDTH = 1000
-# From here on there is room for all columns.
+# From this width on there is room for all columns.
 _WIDE = 150
-_NUMBERS = {
+# The columns with counters and gauges.
+_COLUMNS = {
     "matched": Stat.EVENTS_MATCHED,
     "confirmed": Stat.CONFIRMED,
     "in flight": Stat.IN_FLIGHT,
@@ -37,8 +40,11 @@ _NUMBERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """A node at a moment. `error`: its last one or, without `stats`, why it did not answer;
-    `rate`: confirms per second since the look before."""
+    """A node at one moment.
+
+    `error`: the node's last error or, without `stats`, why it did not answer. `at`: the time,
+    in seconds of the monotonic clock. `rate`: confirms per second since the look before.
+    """
 
     address: str
     role: str = ""
@@ -49,23 +55,23 @@ class Look:
 
 
 def look(group: Sequence[nodes.Node], before: Mapping[str, Look] | None = None) -> list[Look]:
-    """All nodes now."""
+    """Look at all nodes now. `before`: the looks of the last time, by address, for the rates."""
     looks = []
     for node, answer in nodes.ask(group, _look):
         if isinstance(answer, Exception):
-            looks.append(Look(node.address, error=nodes.reason(answer)))
+            looks.append(Look(node.address, error=reason(answer)))
             continue
         last = (before or {}).get(node.address)
         if last is not None and last.stats is not None and answer.stats is not None:
             confirmed = answer.stats["confirmed"] - last.stats["confirmed"]
-            if confirmed >= 0:  # not started again meanwhile
+            if confirmed >= 0:  # else the node was started again or its counters were reset
                 answer = dataclasses.replace(answer, rate=confirmed / (answer.at - last.at))
         looks.append(answer)
     return looks
 
 
 def _look(node: nodes.Node) -> Look:
-    stats = nodes.stats(node.client)
+    stats = read_stats(node.client)
     at = time.monotonic()
     info: dict[str, Any] = node.client.info("replication")
     role = "primary" if info["role"] == "master" else "replica"
@@ -73,19 +79,20 @@ def _look(node: nodes.Node) -> Look:
 
 
 def table(looks: Sequence[Look], *, live: bool, clustered: bool, width: int) -> Group:
-    """The table; where the window is narrow, without brokers, and errors below it."""
+    """Return the table. In a narrow window it has no brokers, and the errors are below it.
+    `live`: with a column of rates; `clustered`: with a row of sums."""
     wide = width >= _WIDE
     result = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), header_style="bold")
     result.add_column("address", overflow="fold")
-    names = ["role", "state", *["broker"] * wide, *_NUMBERS, *["last error"] * wide]
+    names = ["role", "state", *["broker"] * wide, *_COLUMNS, *["last error"] * wide]
     for name in names:
-        numeric = name in _NUMBERS
+        numeric = name in _COLUMNS
         result.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
         if live and name == "confirmed":
             result.add_column("per s", justify="right", no_wrap=True)
 
     def row(look: Look, state: Text, broker: str, numbers: Sequence[Text], style: str = "") -> None:
-        numbers = numbers or [Text()] * (len(_NUMBERS) + live)
+        numbers = numbers or [Text()] * (len(_COLUMNS) + live)
         cells = [Text(look.address), Text(look.role), state]
         cells += [Text(broker), *numbers, Text(look.error)] if wide else numbers
         result.add_row(*cells, style=style)
@@ -100,7 +107,7 @@ def table(looks: Sequence[Look], *, live: bool, clustered: bool, width: int) -> 
         answered = [each for each in looks if each.stats is not None]
         sums = {
             stat.name.lower(): sum(each.stats[stat.name.lower()] for each in answered if each.stats)
-            for stat in _NUMBERS.values()
+            for stat in _COLUMNS.values()
         }
         rates = [each.rate for each in answered if each.rate is not None]
         count = f"{len(answered)} of {len(looks)}"
@@ -111,14 +118,16 @@ def table(looks: Sequence[Look], *, live: bool, clustered: bool, width: int) -> 
 
 
 def _colour(state: str) -> str:
+    """Return the style of a state."""
     if state in ("connected", "idle", "replica"):
         return "green"
     return "yellow" if state == "connecting" else "bold red"
 
 
 def _cells(stats: Mapping[str, Any], rate: float | None, live: bool) -> list[Text]:
+    """Return the cells of the counters and gauges, and of the rate."""
     cells = []
-    for name, stat in _NUMBERS.items():
+    for name, stat in _COLUMNS.items():
         number = stats[stat.name.lower()]
         lost = stat is Stat.DROPPED and number
         cells.append(Text(f"{number:,}", "bold white on red" if lost else ""))
@@ -134,6 +143,8 @@ def _as_json(each: Look) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Print the table, or STATS as JSON. Return 1 if a node has not answered. Raises
+    ToolError."""
     console = Console(highlight=False)
     with nodes.Group(options, TIMEOUT) as group:
         if not (options.once or options.json) and console.is_terminal:
@@ -149,7 +160,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _live(console: Console, group: nodes.Group, interval: float) -> None:
-    """Until Ctrl-C."""
+    """Show a table that is renewed until Ctrl-C."""
     looks: list[Look] = []
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
         while True:

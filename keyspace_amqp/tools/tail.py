@@ -20,14 +20,14 @@ import pika
 from ..message import named
 from . import ToolError, amqp
 
-# Events that the broker keeps while they are not printed, say after Ctrl-S: a queue that
-# nobody reads must not fill the broker's memory.
+# Messages that the broker keeps while this tool does not print, say after Ctrl-S: a queue that
+# is not read must not fill the broker's memory.
 QUEUE_LENGTH = 100_000
-# Message ids that are known as seen.
+# Message ids that are remembered, to recognise repeated messages.
 _SEEN = 100_000
-# Seconds between attempts to reach a broker that has gone.
-_AGAIN = 1.0
-# Of a body that is no event of ours, as much as a person wants to see.
+# Seconds between attempts to reach a broker after its connection was lost.
+_RETRY = 1.0
+# Bytes that are printed of a body that is no event of the module.
 _BODY = 1000
 _TEMPLATE = re.compile(r"\{(db|event|class|key|node)[:}]")
 _ROW = "{:12}  {:>2}  {:<12} {:<32}  {:<22} {}"
@@ -35,8 +35,13 @@ _ROW = "{:12}  {:>2}  {:<12} {:<32}  {:<22} {}"
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """What has arrived; `event` is what the body says of db, event, key and more, or
-    nothing if it is no event of ours. pika gives names that are not UTF-8 as bytes."""
+    """A message that has arrived.
+
+    `event`: db, event, key and more from the body; empty if the body is no event of the
+    module. `repeated`: a message with the same id has arrived before. `id` is bytes where it
+    is not UTF-8, as pika gives it. Most likely failure: the message is another program's, so
+    no field can be relied on.
+    """
 
     id: str | bytes
     event: dict[str, Any]
@@ -46,7 +51,7 @@ class Message:
     repeated: bool
 
     def row(self) -> str:
-        """A line for people."""
+        """Return a line for people."""
         event, time_ms = self.event, self.event.get("time_ms")
         if isinstance(time_ms, int):
             when = f"{_clock(time_ms // 1000)}.{time_ms % 1000:03}"
@@ -61,7 +66,7 @@ class Message:
         return _ROW.format(when, *map(_escaped, [*cells, self.id]), " ".join(flags)).rstrip()
 
     def as_json(self) -> str:
-        """A line for programs: what the event says, and how it came."""
+        """Return a line for programs: the event, and the properties of its message."""
         event = self.event or named("body", self.body)
         about = {
             "message_id": self.id,
@@ -76,11 +81,11 @@ class Message:
 
 
 def read_event(body: bytes, content_type: object) -> dict[str, Any]:
-    """The event in a message's body: a text of three lines, or an object of JSON."""
+    """Return the event in a message's body, which is a text of three lines or a JSON object;
+    empty if there is none."""
     kind = str(content_type).partition(";")[0].strip()
-    with contextlib.suppress(
-        ValueError, TypeError, AttributeError, RecursionError
-    ):  # somebody else's
+    # Another program's message may have any of these errors in it.
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
         if kind == "text/plain":
             db, event, key = body.split(b"\n", 2)
             return {"db": int(db), "event": event.decode(), **named("key", key)}
@@ -93,7 +98,7 @@ def read_event(body: bytes, content_type: object) -> dict[str, Any]:
 
 
 def _escaped(value: object) -> str:
-    """Text that a terminal can show; backslashes stand for what it cannot."""
+    """Return text that a terminal can show, with escapes for what it cannot."""
     raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
     with contextlib.suppress(UnicodeDecodeError):
         text = raw.decode()
@@ -103,27 +108,34 @@ def _escaped(value: object) -> str:
 
 
 def _clock(seconds: float) -> str:
+    """Return the time of day; a question mark if there is none."""
     try:
         return time.strftime("%H:%M:%S", time.localtime(seconds))
-    except (ValueError, OverflowError, OSError):  # whatever a message says
+    except (ValueError, OverflowError, OSError):  # a message may have any number as its time
         return "?"
 
 
 def _say(text: str) -> None:
+    """Print on standard error: standard output is for the messages."""
     print(f"{_clock(time.time())}  {text}", file=sys.stderr, flush=True)
 
 
 class Tail:
-    """Reads until so many messages have come, or for ever; across outages of the broker."""
+    """Prints messages until the number in --count has come, or for ever, also through outages of
+    the broker.
+
+    Most likely failure: the broker goes away. The first connection has to succeed; after it,
+    a lost connection is tried again each second.
+    """
 
     def __init__(self, options: argparse.Namespace, target: amqp.Target) -> None:
         self._options = options
         self._target = target
-        self._left = options.count
+        self._remaining: int | None = options.count
         self._seen: collections.OrderedDict[str, None] = collections.OrderedDict()
 
     def run(self) -> None:
-        """Raises ToolError if the first connection fails; others are tried again."""
+        """Print the messages. Raises ToolError if the first connection fails."""
         connection, messages = self._open()
         keys = " ".join(map(repr, self._target.routing_keys))
         _say(f"{self._target.shown} exchange {self._target.exchange!r} routing key {keys}")
@@ -132,7 +144,7 @@ class Tail:
             try:
                 for method, properties, body in messages:
                     self._print(method, properties, body)
-                    if self._left == 0:
+                    if self._remaining == 0:
                         return
             except pika.exceptions.AMQPError as error:
                 problem = amqp.explain(error)
@@ -141,7 +153,8 @@ class Tail:
             connection, messages = self._open_again(problem)
 
     def _open(self) -> tuple[Any, Iterator[Any]]:
-        """A connection, and the messages of a queue that ends with it."""
+        """Return a connection, and the messages of a queue that ends with the connection. Raises
+        ToolError."""
         connection = self._target.connect()
         try:
             channel = connection.channel()
@@ -150,17 +163,19 @@ class Tail:
             queue = declared.method.queue
             for key in self._target.routing_keys:
                 channel.queue_bind(queue, self._target.exchange, key)
-            # Not acknowledged: what is not read yet is held back by TCP.
+            # Without acknowledgements: TCP holds back what this tool has not read yet.
             return connection, channel.consume(queue, auto_ack=True, exclusive=True)
         except pika.exceptions.AMQPError as error:
             amqp.close(connection)
             raise ToolError(f"{self._target.shown}: {amqp.explain(error)}") from None
 
     def _open_again(self, problem: str) -> tuple[Any, Iterator[Any]]:
-        _say(f"the connection is lost: {problem}. What comes from now on is missed")
+        """Return a new connection and its messages, when there is one. Print each change of
+        the problem."""
+        _say(f"the connection is lost: {problem}. What arrives from now on is missed")
         since = time.monotonic()
         while True:
-            time.sleep(_AGAIN)
+            time.sleep(_RETRY)
             try:
                 opened = self._open()
             except ToolError as error:
@@ -169,10 +184,11 @@ class Tail:
                     _say(problem)
             else:
                 away = time.monotonic() - since
-                _say(f"connected again. What came in these {away:.0f} s was missed")
+                _say(f"connected again. What arrived in these {away:.0f} s was missed")
                 return opened
 
     def _print(self, method: Any, properties: Any, body: bytes) -> None:
+        """Print a message as the options say, and count it."""
         headers = properties.headers or {}
         identity = properties.message_id or str(headers.get("cloudEvents:id", ""))
         repeated = identity in self._seen
@@ -187,23 +203,25 @@ class Tail:
         else:
             print(message.as_json() if self._options.json else message.row())
         sys.stdout.flush()
-        if self._left is not None:
-            self._left -= 1
+        if self._remaining is not None:
+            self._remaining -= 1
 
 
 def run(options: argparse.Namespace) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may know fewer characters
+    """Print the messages. Raises ToolError."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may have fewer characters
         sys.stdout.reconfigure(errors="backslashreplace")
     target = amqp.target(options)
     if target.exchange == "":
         raise ToolError(
-            "the exchange is the default one (its name is empty), to which nothing can be bound: "
-            f"its messages go to the queue with the routing key's name, {target.routing_keys[0]!r}"
+            "the exchange is the default one (its name is empty), to which nothing can be bound. "
+            "Its messages go to the queue that has the routing key as its name, "
+            f"{target.routing_keys[0]!r}"
         )
     if options.routing_key is None and _TEMPLATE.search(target.routing_keys[0]):
         _say(
-            f"the routing key is a template, {target.routing_keys[0]}: bound with '#', for topic "
-            "exchanges. Give --routing-key for others"
+            f"the routing key is a template, {target.routing_keys[0]}, so the queue is bound with "
+            "'#', which fits topic exchanges. For other exchanges give --routing-key"
         )
         target = dataclasses.replace(target, routing_keys=("#",))
     Tail(options, target).run()

@@ -1,7 +1,7 @@
-"""Runs the benchmarks: see `--help`.
+"""The command line of the benchmarks: see `--help`.
 
-Exit code: 0; 1 when a target is missed by far (see targets.py) or something is missing; 2
-when an event was lost.
+Exit code: 0; 1 if a target is missed by far (see targets.py) or a program is missing; 2 if an
+event was lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from .rig import Rig
 
 FLOODS = ("broker", "sink", "masks", "away")
 NOT_QUICK = ("instructions", "queues", "growth")
-# The outage is the last: it kills the broker.
+# The outage is last, because it kills the broker. `items.floods` measures all FLOODS in one go,
+# at the place of the first.
 ITEMS = {
     "capture": items.capture,
     "instructions": items.instructions,
@@ -52,8 +53,8 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--only", nargs="+", choices=ITEMS, metavar="NAME",
-                        help=f"of {', '.join(ITEMS)}")  # fmt: skip
-    parser.add_argument("--rounds", type=int, help="of each item that has rounds")
+                        help=f"only these of {', '.join(ITEMS)}")  # fmt: skip
+    parser.add_argument("--rounds", type=int, help="rounds of each item that has rounds")
     parser.add_argument("--server", choices=FAMILIES, default="redis-7.0")
     parser.add_argument("--json", type=pathlib.Path, default=measure.ROOT / "build/bench.json")
     parser.add_argument("--svg", type=pathlib.Path, help="default: beside the JSON")
@@ -66,7 +67,7 @@ def _options() -> argparse.Namespace:
 
 
 def _run(plan: Plan, chosen: Sequence[str], family: str, report: Report) -> list[str]:
-    """Measures the chosen items; what was lost. Raises BenchError, ServerError."""
+    """Measure the chosen items. Return what was lost. Raises BenchError, ServerError."""
     measure.build()
     if not MODULE.exists():
         raise BenchError(f"{MODULE} is not built: run `make build`")
@@ -79,7 +80,7 @@ def _run(plan: Plan, chosen: Sequence[str], family: str, report: Report) -> list
                         measured(rig, plan, report)
                     elif flooded and name == FLOODS[0]:
                         items.floods(rig, plan, report, flooded)
-            except LostEvents as error:  # the books cannot be closed: no use in going on
+            except LostEvents as error:  # the next items would start with wrong books
                 rig.losses.append(str(error))
                 print(f"EVENTS LOST: {error}", file=sys.stderr)
             return rig.losses
@@ -87,7 +88,7 @@ def _run(plan: Plan, chosen: Sequence[str], family: str, report: Report) -> list
 
 def main() -> int:
     options = _options()
-    # As Ctrl-C: the servers end with the run.
+    # SIGTERM acts like Ctrl-C, so that the servers end with the run.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     plan = QUICK if options.quick else FULL
     if options.rounds:

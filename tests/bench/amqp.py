@@ -1,7 +1,8 @@
-"""AMQP without a client's cost: a socket, frames made beforehand, replies hardly read.
+"""AMQP without the cost of a client library: a socket, frames made beforehand, and as little
+reading of replies as possible.
 
-`publish` is the yardstick for confirmed messages: how fast this broker is when the
-publisher does nothing but send. `Arrivals` tells when messages come out of a queue.
+`publish` is the yardstick for confirmed messages: the speed of this broker if the publisher
+does nothing but send. `Arrivals` measures when messages come out of a queue.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from typing import Any
 
 from pika import frame, spec
 
-# Messages without a confirm, and messages per send: more of either made it no faster.
+# Messages in flight, and messages per send. Larger values made it no faster.
 WINDOW = 1000
 CHUNK = 500
 # A frame with basic.ack: type, channel, length, class and method, tag, multiple, end.
 _ACK = struct.Struct(">BHIIQ?B")
-# What load.c makes of the clock, as the last line of a message.
+# The clock in a key of load.c; the key is the last line of a message.
 _CLOCK = re.compile(rb"\nload:([0-9]{19})")
 
 
 class Link:
-    """A connection with an open channel, 1."""
+    """A connection with an open channel, number 1. Most likely failure: the broker closes the
+    connection (ConnectionError)."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), 30)
@@ -46,9 +48,11 @@ class Link:
         self.socket.close()
 
     def confirms(self) -> None:
+        """Turn publisher confirms on."""
         self._call(spec.Confirm.Select(), spec.Confirm.SelectOk)
 
     def consume(self, queue: str) -> None:
+        """Start to consume a queue, without acknowledgements."""
         self._call(spec.Basic.Consume(queue=queue, no_ack=True), spec.Basic.ConsumeOk)
 
     def _send(self, method: Any, channel: int = 1) -> None:
@@ -73,13 +77,14 @@ class Link:
 
 
 def publish(port: int, one: bytes, count: int) -> float:
-    """Publishes a message so many times; seconds until all are confirmed."""
+    """Publish a message `count` times. `one`: its frames. Return the seconds until all are
+    confirmed."""
     block = one * CHUNK
     with Link(port) as link:
         link.confirms()
         start = time.monotonic()
-        sent = confirmed = 0  # confirmed: this tag and all before it
-        alone: set[int] = set()  # confirmed, but not all before them
+        sent = confirmed = 0  # this tag and all lower ones are confirmed
+        alone: set[int] = set()  # confirmed tags above it
         rest = b""
         while confirmed < count:
             while sent < count and sent - confirmed <= WINDOW - CHUNK:
@@ -88,7 +93,7 @@ def publish(port: int, one: bytes, count: int) -> float:
             rest += link.socket.recv(65536)
             whole = len(rest) - len(rest) % _ACK.size
             for _, _, _, index, tag, multiple, _ in _ACK.iter_unpack(rest[:whole]):
-                assert index == spec.Basic.Ack.INDEX, "something else than a confirm has come"
+                assert index == spec.Basic.Ack.INDEX, "the broker sent something else"
                 if multiple:
                     confirmed = max(confirmed, tag)
                 else:
@@ -101,7 +106,8 @@ def publish(port: int, one: bytes, count: int) -> float:
 
 
 class Arrivals(threading.Thread):
-    """Consumes a queue; `delays`: seconds from the clock in each key to the arrival."""
+    """A thread that consumes a queue. `delays`: seconds from the clock in each key to the arrival
+    of its message. `finish` ends the thread."""
 
     def __init__(self, port: int, queue: str) -> None:
         super().__init__()
@@ -128,6 +134,7 @@ class Arrivals(threading.Thread):
             rest = rest[end:]
 
     def finish(self) -> None:
+        """End the thread and the connection."""
         self._ending.set()
         self.join()
         self._link.socket.close()

@@ -1,5 +1,5 @@
-"""The picture for the README, as SVG written by hand: what Redis does under a flood of
-SETs, and an outage of the broker as Redis' clients see it."""
+"""The picture of the results, an SVG: Redis under a flood of SETs, and an outage of the broker
+as Redis' clients see it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LABELS = {
 GREY, BLUE, ORANGE, RED, INK, PALE = (
     "#9aa4b1", "#2f6fb7", "#e59a2f", "#c4453c", "#24292f", "#d8dee6",
 )  # fmt: skip
-# The chart of the outage: its place, and the decades of its scale of milliseconds.
+# The chart of the outage: its edges, and the powers of ten of its scale of milliseconds.
 LEFT, RIGHT, TOP, BOTTOM = 70, WIDTH - 80, 300, 520
 DECADES = range(-1, 4)
 
 
 def write(report: Report, path: pathlib.Path) -> None:
-    """Draws what was measured of it; nothing if neither part was."""
+    """Draw the floods and the outage, as far as they were measured."""
     parts: list[str] = []
     if "floods" in report.series:
         parts += _floods(report.series["floods"])
@@ -51,7 +51,7 @@ def write(report: Report, path: pathlib.Path) -> None:
 
 
 def _floods(floods: dict[str, dict[str, list[float]]]) -> Iterable[str]:
-    """Bars of medians, with lines from the least to the most."""
+    """Yield the bars of medians, with lines from the smallest to the largest value."""
     charts = (
         ("SETs in a second, thousands", "rate", 1e-3, 190, 250),
         ("99 of 100 answered within, ms", "p99", 1, 550, 250),
@@ -68,11 +68,11 @@ def _floods(floods: dict[str, dict[str, list[float]]]) -> Iterable[str]:
             yield _bar(left, y, median / most * width, 22, colour)
             yield _line(left + low / most * width, y + 11, left + high / most * width, y + 11, INK)
             yield _text(left + high / most * width + 8, y + 15, shown(median * unit))
-    yield _text(190, TOP - 56, "bars: medians of the rounds; lines: from the least to the most")
+    yield _text(190, TOP - 56, "bars: medians of the rounds; lines: from smallest to largest")
 
 
 def _outage(outage: dict[str, Any]) -> Iterable[str]:
-    """Times of answers on a logarithmic scale, and the list's length."""
+    """Yield the chart of the times of answers, on a logarithmic scale, and of the list's length."""
     end: float = max(at for at, *_ in outage["intervals"]) / 1e3
     longest: float = max(1, *(length for _, length in outage["list"]))
 
@@ -106,7 +106,7 @@ def _outage(outage: dict[str, Any]) -> Iterable[str]:
     for number, (name, text) in enumerate(marks.items()):
         at = x(outage["marks"][name])
         yield _line(at, TOP - 4, at, BOTTOM, RED, "4 3")
-        yield _text(at + 4, TOP + 8 + 16 * (number % 2), text)  # two may be close together
+        yield _text(at + 4, TOP + 8 + 16 * (number % 2), text)  # two marks may be close together
     curves = ((4, ORANGE, "slowest SET in 100 ms"), (3, BLUE, "99th percentile"))
     for number, (column, colour, text) in enumerate(curves):
         points = [(x(row[0] / 1e3), y(row[column] / 1e3)) for row in outage["intervals"] if row[1]]

@@ -1,5 +1,5 @@
-"""What is measured, one function for each item. Each says how, takes its rounds by
-turns, and gives its rows to the report."""
+"""The items of the benchmarks, one function each. An item says how it measures, runs its rounds
+by turns, and adds its rows to the report."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ STEADY_RATE = 20_000  # SETs per second
 DELAY_RATE = 1_000
 DRAIN_RATE = 2_000
 OUTAGE_RATE = 5_000
-MANY_KEYS = 10**9  # hardly any twice
+MANY_KEYS = 10**9  # so that hardly any key comes twice
 COUNTED = 20_000  # SETs under valgrind, which is slow
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How much is measured. Seconds are those of one round."""
+    """How much is measured. Times are seconds of one round."""
 
     rounds: int
     capture: int  # SETs
@@ -67,7 +67,7 @@ def capture(rig: Rig, plan: Plan, report: Report) -> None:
     costs: dict[str, list[float]] = {"bare": [], "floor": [], "ours": []}
     rig.aim(rig.nobody, [])
     with rig.books("capture", matches=False):
-        for number in range(-1, rounds):  # the first is not counted
+        for number in range(-1, rounds):  # round -1 warms up and does not count
             names = list(costs)
             for name in names[number % 3 :] + names[: number % 3]:
                 server: RedisServer = getattr(rig, name)
@@ -110,8 +110,7 @@ def instructions(rig: Rig, plan: Plan, report: Report) -> None:
 
 
 def floods(rig: Rig, plan: Plan, report: Report, chosen: list[str]) -> None:
-    """The same flood for each item; `chosen`: those of broker, sink, masks, away that are
-    measured."""
+    """Measure the same flood for each item. `chosen`: which of broker, sink, masks, away."""
     ports: dict[str, Callable[[], int]] = {
         "broker": lambda: rig.broker.port,
         "sink": lambda: rig.sink,
@@ -141,6 +140,13 @@ def floods(rig: Rig, plan: Plan, report: Report, chosen: list[str]) -> None:
         for name, many in seen.items()
     }
     report.series["floods"] = values
+    _report_floods(report, values, requests)
+
+
+def _report_floods(
+    report: Report, values: dict[str, dict[str, list[float]]], requests: int
+) -> None:
+    """Add the rows of all floods. `values`: by item and quantity, a value for each round."""
     how = (
         f"redis-benchmark, {requests:,} pipelined SETs (-P {measure.PIPELINE} "
         f"-c {measure.CLIENTS}), by turns"
@@ -164,9 +170,11 @@ def floods(rig: Rig, plan: Plan, report: Report, chosen: list[str]) -> None:
             added = [a - b for a, b in zip(own["main"], bare["main"], strict=True)]
             report.row(f"{name}.main", "main thread above bare, for each SET", "ns", added)
             of_cpu = ratios(bare["main"], own["main"])
-            report.row(f"{name}.of_cpu", "SETs for the same CPU of it / bare", "", of_cpu)
+            report.row(
+                f"{name}.of_cpu", "SETs for the same CPU of the main thread / bare", "", of_cpu
+            )
         report.row(f"{name}.slowest", "slowest SET", "ms", own["slowest"])
-        if name in chosen:
+        if name not in ("bare", "floor"):
             report.row(f"{name}.worker", "CPU of the worker thread", "%", own["worker"])
         if name == "broker":
             report.row("broker.cpu", "CPU of RabbitMQ", "%", own["broker"])
@@ -178,10 +186,13 @@ def floods(rig: Rig, plan: Plan, report: Report, chosen: list[str]) -> None:
 def _flooded(
     rig: Rig, server: RedisServer, requests: int, ours: bool = False, filters: bool = False
 ) -> dict[str, float]:
-    """A flood: SETs per second (`rate`), milliseconds (`p99`, `slowest`), CPU in nanoseconds
-    for each SET (`main`) and in per cent of a core (`worker`, `broker`). `filters`: wait
-    too until the worker has seen all events; how many in a second of its CPU (`filtered`)
-    and of the clock (`taken`)."""
+    """Run a flood. Return SETs per second (`rate`), milliseconds (`p99`, `slowest`), CPU of the
+    main thread in nanoseconds for each SET (`main`), and CPU in per cent of a core (`worker`,
+    `broker`).
+
+    `filters`: wait too until the worker has seen all events, and return the events in a second
+    of its CPU (`filtered`) and of the clock (`taken`).
+    """
     broker = rig.started_broker
 
     def cpu() -> tuple[int, int, int]:
@@ -267,14 +278,19 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
     report.row("confirmed.ours", "ours, confirmed events", "/s", ours)
     report.row("confirmed.ratio", "ours / tight", "", ratios(ours, tight))
     report.row("confirmed.beside", "tight, with the same SETs to a bare Redis", "/s", beside)
-    report.row("confirmed.of_beside", "ours / that", "", ratios(ours, beside))
+    report.row(
+        "confirmed.of_beside",
+        "ours / the tight publisher with these SETs",
+        "",
+        ratios(ours, beside),
+    )
 
 
 def queues(rig: Rig, plan: Plan, report: Report) -> None:
     report.item(
         "queues",
-        f"the tight publisher of `confirmed`, {plan.confirmed:,} messages into queues of other "
-        "kinds, by turns: what RabbitMQ itself takes",
+        f"the tight publisher of `confirmed`, {plan.confirmed:,} messages into queues of several "
+        "kinds, by turns: the rate that RabbitMQ itself can take",
     )
     kinds = [
         ("a classic queue, delivery-mode 1", {}, 1),
@@ -297,8 +313,8 @@ def queues(rig: Rig, plan: Plan, report: Report) -> None:
 
 
 def _message(routing_key: str, delivery_mode: int) -> bytes:
-    """The frames of a message as the module sends it, for an event of the size that those
-    of redis-benchmark have."""
+    """Return the frames of a message as the module sends it, for an event of the size of those
+    that redis-benchmark causes."""
     now = int(time.time() * 1000)
     event = Event("0123456789abcdef-100000", now, 0, "$", b"set", b"key:000000000000")
     config = dataclasses.replace(
@@ -341,7 +357,7 @@ def growth(rig: Rig, plan: Plan, report: Report) -> None:
 
 
 def _arrived(rig: Rig, count: int) -> None:
-    """All of a round are in the queue, which is then emptied."""
+    """Check that the queue has all messages of a round, and empty it. Raises LostEvents."""
     if rig.depth() != count:
         raise LostEvents(f"{count} messages were confirmed, the queue has {rig.depth()}")
     rig.empty_queue()
@@ -362,7 +378,7 @@ def delay(rig: Rig, plan: Plan, report: Report) -> None:
                 sent = steady(rig.ours.port, DELAY_RATE, plan.delay, "clock")["count"]
             wait_for(lambda: len(arrivals.delays) >= sent)  # noqa: B023
         except TimeoutError:
-            raise LostEvents(f"delay: of {sent} messages {len(arrivals.delays)} came") from None
+            raise LostEvents(f"delay: {len(arrivals.delays)} of {sent} messages arrived") from None
         finally:
             arrivals.finish()
         delays = sorted(arrivals.delays)
@@ -391,7 +407,7 @@ def drain(rig: Rig, plan: Plan, report: Report) -> None:
         rig.aim(rig.nobody)
         with rig.books("drain"):
             flood(rig.ours.port, plan.stored)
-            rig.until(lambda numbers: numbers["queue_length"] == 0)  # all is in the list
+            rig.until(lambda numbers: numbers["queue_length"] == 0)  # all events are in the list
             with measure.Load(rig.ours.port, DRAIN_RATE) as load:
                 before, start = rig.stats()["confirmed"], time.monotonic()
                 rig.aim(rig.broker.port)
@@ -406,12 +422,12 @@ def drain(rig: Rig, plan: Plan, report: Report) -> None:
     if "confirmed.ours" in report.rows:
         usual = report.rows["confirmed.ours"].median
         ratio = [rate / usual for rate in rates]
-        report.row("drain.ratio", "of what is confirmed without a list", "", ratio)
+        report.row("drain.ratio", "rate / rate without a list", "", ratio)
     report.row("drain.without_p99", "99 of 100 SETs without a drain within", "µs", without)
-    report.row("drain.during_p99", "99 of 100 SETs meanwhile within", "µs", during)
+    report.row("drain.during_p99", "99 of 100 SETs during a drain within", "µs", during)
     usual = statistics.mean(without)
     report.row("drain.p99", "with / without", "", [p99 / usual for p99 in during])
-    report.row("drain.slowest", "slowest SET meanwhile", "ms", slowest)
+    report.row("drain.slowest", "slowest SET during a drain", "ms", slowest)
 
 
 def memory(rig: Rig, plan: Plan, report: Report) -> None:
@@ -456,7 +472,7 @@ def outage(rig: Rig, plan: Plan, report: Report) -> None:
     report.item(
         "outage",
         f"load.c, {OUTAGE_RATE:,} SETs/s, while RabbitMQ is killed, started again, and takes "
-        "what waited",
+        "the events that waited",
     )
     rig.aim(rig.broker.port)
     samples: list[tuple[float, int]] = []
@@ -488,5 +504,5 @@ def outage(rig: Rig, plan: Plan, report: Report) -> None:
     report.row("outage.stored", "events in the list at most", "", [longest])
     drained = marks["drained"] - marks["back"]
     report.row("outage.drain", "from the broker's return to an empty list", "s", [drained])
-    report.row("outage.p99", "p99 of SET, of all", "ms", [load.whole["p99"] / 1e3])
+    report.row("outage.p99", "p99 of all SETs", "ms", [load.whole["p99"] / 1e3])
     report.row("outage.slowest", "slowest SET", "ms", [load.whole["max"] / 1e3])

@@ -1,5 +1,5 @@
-"""The instruments: CPU and memory of processes from /proc, and the two generators of
-load, redis-benchmark and load.c."""
+"""The instruments: CPU and memory of processes, from /proc, and the two generators of load,
+redis-benchmark and load.c."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ CLIENTS = 50
 
 
 class BenchError(Exception):
-    """Something is missing or failed: the text says what."""
+    """A program is missing or has failed; the text says which."""
 
 
 class LostEvents(Exception):
-    """The books do not balance, or events were dropped: the one unforgivable result."""
+    """The books do not balance, or events were dropped. No other result is as bad."""
 
 
 def build() -> None:
-    """Compiles the C programs into build/bench. Raises BenchError."""
+    """Compile the C programs into build/bench. Raises BenchError."""
     for program, package in (("cc", "gcc"), ("redis-benchmark", "redis-tools")):
         if shutil.which(program) is None:
             raise BenchError(f"{program} is missing; Debian's {package} has it")
@@ -61,7 +61,7 @@ def build() -> None:
 
 
 def thread_ns(pid: int, thread: int | None = None) -> int:
-    """CPU nanoseconds of a thread; of the main thread unless one is given."""
+    """Return the CPU nanoseconds of a thread, by default of the main thread. Raises BenchError."""
     path = pathlib.Path(f"/proc/{pid}/task/{thread or pid}/schedstat")
     try:
         return int(path.read_text().split()[0])
@@ -70,12 +70,12 @@ def thread_ns(pid: int, thread: int | None = None) -> int:
 
 
 def session_ns(pid: int) -> int:
-    """CPU nanoseconds of all processes of a session, which a server is: in ticks of
-    the kernel, which are 10 ms."""
+    """Return the CPU nanoseconds of all processes of a session; each server is a session. The
+    kernel counts them in ticks of 10 ms."""
     ticks = 0
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            # The name, in brackets, may have blanks.
+            # The name of the program, in brackets, may have blanks.
             words = path.read_text().rpartition(")")[2].split()
             if int(words[3]) == pid:
                 ticks += int(words[11]) + int(words[12])
@@ -83,7 +83,7 @@ def session_ns(pid: int) -> int:
 
 
 def worker_thread(pid: int) -> int:
-    """The id of the module's thread in a Redis."""
+    """Return the id of the module's worker thread in a Redis. Raises BenchError."""
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
         if (task / "comm").read_text().strip() == WORKER:
             return int(task.name)
@@ -91,7 +91,7 @@ def worker_thread(pid: int) -> int:
 
 
 def resident(pid: int | str) -> int:
-    """The resident memory of a process, in bytes."""
+    """Return the resident memory of a process, in bytes. Raises BenchError."""
     for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -99,8 +99,8 @@ def resident(pid: int | str) -> int:
 
 
 def machine_busy(seconds: float = 0.5) -> float:
-    """How busy all cores are, in per cent, with whatever: with others' work, if it is
-    asked for while nothing of ours runs."""
+    """Return how busy all cores are, in per cent. While no benchmark runs, that is the load of
+    other programs."""
 
     def jiffies() -> tuple[int, int]:
         words = pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
@@ -118,7 +118,7 @@ def machine_busy(seconds: float = 0.5) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Flood:
-    """As many SETs as Redis takes: `rate` per second, times in milliseconds."""
+    """The result of as many SETs as Redis can take: `rate` per second, times in milliseconds."""
 
     rate: float
     p99: float
@@ -126,7 +126,7 @@ class Flood:
 
 
 def flood(port: int, requests: int, keys: int = 100_000) -> Flood:
-    """Runs redis-benchmark with random ones of so many keys. Raises BenchError."""
+    """Run redis-benchmark with keys chosen at random among so many. Raises BenchError."""
     command = [
         "redis-benchmark", "-p", str(port), "-t", "set", "-n", str(requests), "-r", str(keys),
         "-P", str(PIPELINE), "-c", str(CLIENTS), "--csv",
@@ -149,20 +149,21 @@ def _commands(requests: int, length: int) -> bytes:
 
 
 def pipeline(port: int, requests: int, length: int = 16) -> None:
-    """As many SETs in one go, on one connection: little else varies from run to run.
+    """Send so many SETs at once on one connection: so little else varies from run to run.
     `length`: bytes of a key."""
     with socket.create_connection(("127.0.0.1", port)) as link:
         sender = threading.Thread(target=link.sendall, args=(_commands(requests, length),))
         sender.start()
-        left = requests * len(b"+OK\r\n")
-        while left:
-            left -= len(link.recv(1 << 20))
+        missing = requests * len(b"+OK\r\n")
+        while missing:
+            missing -= len(link.recv(1 << 20))
         sender.join()
 
 
 def instructions(server: RedisServer, sets: int) -> float:
-    """Machine instructions of Redis' main thread for an event, all subscribers included,
-    counted by valgrind in a server that is not started yet: a number without noise."""
+    """Return the machine instructions of Redis' main thread for an event, all subscribers
+    included: a figure without noise. `server` is not started yet; it runs under valgrind.
+    Raises BenchError."""
     counted = server.folder / "callgrind"
     words = [
         "valgrind", "--tool=callgrind", "--toggle-collect=notifyKeyspaceEvent",
@@ -170,7 +171,7 @@ def instructions(server: RedisServer, sets: int) -> float:
     ]  # fmt: skip
     server.command = lambda: words  # type: ignore[method-assign]
     with server:
-        flood(server.port, sets, keys=1)  # new keys would make events of their own
+        flood(server.port, sets, keys=1)  # a new key would cause an event of its own
     found = re.search(r"^summary: ([0-9]+)", counted.read_text(), re.MULTILINE)
     if found is None:
         raise BenchError(f"valgrind has counted nothing: {server.log()}")
@@ -178,16 +179,17 @@ def instructions(server: RedisServer, sets: int) -> float:
 
 
 class Load:
-    """load.c, which SETs at a fixed rate: in a `with` until its end or `stop`.
+    """A run of load.c, which SETs at a fixed rate. Used in a `with`, until its end or `stop`.
 
-    `intervals`: rows of (ms since the start, replies, p50, p99, largest), times in
-    microseconds; `whole`: the last line. Both are there after the end.
+    After the end, `intervals` has rows of (ms since the start, replies, p50, p99, largest)
+    with times in microseconds, and `whole` has the last line. Most likely failure: replies
+    are missing at the end (BenchError).
     """
 
     def __init__(self, port: int, rate: int, seconds: float = 0, key: str = "number") -> None:
         self.intervals: list[list[float]] = []
         self.whole: dict[str, Any] = {}
-        # Nobody would read a pipe until the end, and the end may be far.
+        # Not a pipe: it would be read at the end only, and may be full before.
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
         self._process = subprocess.Popen(
             [BUILT / "load", str(port), str(rate), str(seconds), key],
@@ -205,12 +207,12 @@ class Load:
         self._output.close()
 
     def stop(self) -> None:
-        """Stops it. Raises BenchError."""
+        """Stop it. Raises BenchError."""
         self._process.send_signal(signal.SIGTERM)
         self.wait()
 
     def wait(self) -> None:
-        """Waits for its end. Raises BenchError."""
+        """Wait for its end. Raises BenchError."""
         _, errors = self._process.communicate()
         if self._process.returncode:
             raise BenchError(errors or "load: commands were not answered")
@@ -221,7 +223,7 @@ class Load:
 
 
 def steady(port: int, rate: int, seconds: float, key: str = "number") -> dict[str, Any]:
-    """SETs at a fixed rate for so long; what load.c says of them."""
+    """SET at a fixed rate for so long. Return the last line of load.c. Raises BenchError."""
     with Load(port, rate, seconds, key) as load:
         load.wait()
         return load.whole
@@ -229,7 +231,7 @@ def steady(port: int, rate: int, seconds: float, key: str = "number") -> dict[st
 
 @contextlib.contextmanager
 def sink() -> Iterator[int]:
-    """A running sink.c; its port."""
+    """A running sink.c, until the end of the `with`. Yields its port."""
     with subprocess.Popen(
         [BUILT / "sink"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -241,5 +243,5 @@ def sink() -> Iterator[int]:
 
 
 def ratios(ours: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Round by round."""
+    """Return the ratio of each round."""
     return [a / b for a, b in zip(ours, others, strict=True)]

@@ -1,7 +1,7 @@
-"""Prints the bytes that an event takes in the shim's queue.
+"""Prints the memory that an event in the shim's queue takes, in bytes.
 
-In a process of its own: the allocator would use memory that an earlier measurement freed, and the
-result would be too small.
+Runs in a process of its own: memory that an earlier measurement had freed would be used again
+and not be counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ EVENT, KEY = b"set", b"key:000000000000"
 
 
 def measure() -> float:
-    """Resident memory for each event, all of it: records, chunks, what malloc adds."""
+    """Return the resident memory for each event: record, its part of a chunk, and the overhead of
+    malloc."""
     shim = load()
     queue = shim.lib.queue_new(0)
     head = shim.ffi.new("record_t *", {"payload_len": len(KEY), "name_len": len(EVENT)})

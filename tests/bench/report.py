@@ -1,4 +1,4 @@
-"""What was measured: printed as a table while it comes, and written as JSON."""
+"""The results: printed as a table while they come, and written as JSON at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WIDTH = 58
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A quantity: its value in each round, and the target for the median, if any."""
+    """A quantity: its value in each round, and the target for their median, if it has one."""
 
     name: str
     text: str
@@ -26,12 +26,13 @@ class Row:
 
     @property
     def median(self) -> float:
+        """The median over the rounds."""
         return statistics.median(self.values)
 
     @property
     def verdict(self) -> str:
-        """`met`, `missed`, or nothing without a target; `GROSS` if every round misses it by more
-        than a factor, which cannot be the machine's noise."""
+        """`met` or `missed`; `GROSS` if no round comes within the target's factor `gross`, so that
+        it cannot be the machine's noise; empty without a target."""
         if self.target is None:
             return ""
         if self.target.met(self.median):
@@ -49,14 +50,15 @@ class Row:
 
 
 def shown(value: float) -> str:
-    """With three digits that mean something."""
+    """Return a value with about three digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 class Report:
-    """`rows` by name; `series`: what is not a row and is drawn."""
+    """The results of a run. `rows`: by name; `how`: the method of each item; `series`: results
+    for the picture that are no rows."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
@@ -64,23 +66,27 @@ class Report:
         self.series: dict[str, Any] = {}
 
     def item(self, name: str, how: str) -> None:
-        """A new item: its rows follow."""
+        """Begin an item and print how it is measured; its rows follow."""
         self.how[name] = how
         print(f"\n{name}: {how}", flush=True)
 
     def row(self, name: str, text: str, unit: str, values: Sequence[float]) -> None:
+        """Add a row and print it."""
         row = Row(name, text, unit, list(values), TARGETS.get(name))
         self.rows[name] = row
         print(row, flush=True)
 
     def heading(self) -> None:
+        """Print the heads of the columns."""
         heads = ("median", "min–max", "target")
         print(f"  {'':<{_WIDTH}} {heads[0]:>14}  {heads[1]:>19}  {heads[2]:>11}")
 
     def names(self, verdict: str) -> list[str]:
+        """Return the names of the rows with a verdict."""
         return [row.name for row in self.rows.values() if row.verdict == verdict]
 
     def write(self, path: pathlib.Path, about: dict[str, Any]) -> None:
+        """Write everything as JSON. `about`: facts about the run."""
         rows = {
             row.name: {
                 "text": row.text,

@@ -1,4 +1,4 @@
-"""The servers that are compared, and the books of the one with the module."""
+"""The servers that are compared, and the books of the server with the module."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .measure import BUILT, LostEvents
 
 QUEUE = "bench"  # and its routing key
 DELIVERY_MODE = 1  # the module's default
-# If STATS do not change for so many seconds, a wait for a change of them fails.
-STUCK = 30.0
+# If STATS does not change for so many seconds, the end of a wait will never come.
+STALLED = 30.0
 # Realistic masks of which none matches a key of redis-benchmark (key:…) or of load.c.
 MASKS = (
     "^user:.*", "^session:", "^order:.*:paid$", "^cart:.*:items$", "invoice", "^cache:page:",
@@ -32,10 +32,13 @@ S = TypeVar("S", RedisServer, RabbitServer)
 
 
 class Rig:
-    """In a `with`. Each server starts when it is first asked for, and ends with the rig.
+    """The servers of a run. Used in a `with`. Each server starts at its first use, and ends with
+    the rig.
 
-    `bare`: Redis; `floor`: with a subscriber that does nothing; `ours`: with the module
-    and all events; `broker`: RabbitMQ, with a queue for them.
+    `bare`: a Redis without modules; `floor`: one with a subscriber that does nothing; `ours`:
+    one with the module and all events; `broker`: a RabbitMQ with a queue for the events.
+    `losses`: the events that were lost. Most likely failure: STATS stops changing while
+    events still wait (LostEvents).
     """
 
     def __init__(self, folder: pathlib.Path, family: str) -> None:
@@ -53,12 +56,12 @@ class Rig:
     def redis(
         self, name: str, module: Sequence[Any] = (), options: Sequence[str] = ()
     ) -> RedisServer:
-        """A new Redis, not started; who starts it stops it."""
+        """Return a new Redis, which is not started; the caller starts and stops it."""
         binary = FAMILIES[self._family]()
         return RedisServer(self._folder / name, binary, [str(word) for word in module], options)
 
     def _start(self, server: S) -> S:
-        """Starts a server that ends with the rig, also if it is interrupted just here."""
+        """Start a server that ends with the rig, also if the start is interrupted."""
         self._stack.callback(server.stop)
         server.start()
         return server
@@ -78,7 +81,7 @@ class Rig:
 
     @functools.cached_property
     def client(self) -> Any:
-        """Of `ours`."""
+        """A client of `ours`."""
         return self._stack.enter_context(self.ours.client())
 
     @functools.cached_property
@@ -87,7 +90,7 @@ class Rig:
 
     @functools.cached_property
     def worker(self) -> int:
-        """The thread of the module in `ours`."""
+        """The id of the worker thread in `ours`."""
         return measure.worker_thread(self.ours.pid)
 
     @functools.cached_property
@@ -111,25 +114,27 @@ class Rig:
 
     @property
     def started_broker(self) -> RabbitServer | None:
-        """The broker, if somebody has asked for it."""
+        """The broker if it was started, else None."""
         return self.__dict__.get("broker")
 
     # ---- the broker's queue ------------------------------------------------
 
     def depth(self) -> int:
+        """Return the number of messages in the queue."""
         with self.broker.connection() as connection:
             found = connection.channel().queue_declare(QUEUE, passive=True)
             return int(found.method.message_count)
 
     def empty_queue(self) -> None:
+        """Remove all messages from the queue."""
         with self.broker.connection() as connection:
             connection.channel().queue_purge(QUEUE)
 
     # ---- ours --------------------------------------------------------------
 
     def aim(self, port: int, masks: Sequence[str] = ("ALL",)) -> None:
-        """Where ours delivers, and what; returns when it is connected, unless there is
-        nobody."""
+        """Set the broker's port and the masks of `ours`, and wait until it is connected, unless
+        the port is `nobody`."""
         self.client.config_set("keyspaceamqp.port", port)
         self.client.config_set("keyspaceamqp.masks", " ".join(masks))
         self.client.execute_command("KEYSPACEAMQP.CONNECT")
@@ -137,18 +142,20 @@ class Rig:
             self.until(lambda numbers: numbers["state"] == "connected")
 
     def stats(self) -> dict[str, Any]:
+        """Return STATS of `ours`."""
         return stats(self.client)
 
     def sets(self) -> int:
-        """SETs that ours has carried out."""
+        """Return the number of SETs that `ours` has carried out."""
         commands = self.client.info("commandstats")
         return int(commands.get("cmdstat_set", {}).get("calls", 0))
 
     @contextlib.contextmanager
     def books(self, what: str, discard: bool = False, matches: bool = True) -> Iterator[None]:
-        """A round of `what`. Nothing is under way at its beginning and at its end, and each SET is
-        accounted for. `discard`: events that are not delivered at the end are purged, which
-        accounts for them. `matches`: the masks let events through. Losses are added to `losses`."""
+        """A round of `what`, in a `with`: it starts and ends with nothing under way, and each of
+        its SETs is accounted for. `discard`: events that are not delivered at the end are
+        purged and count as accounted for. `matches`: True if the masks let events through.
+        Missing events are added to `losses`. Raises LostEvents."""
         before, sets = self.rest(), self.sets()
         yield
         if discard:
@@ -175,12 +182,12 @@ class Rig:
             print(f"EVENTS LOST: {self.losses[-1]}", file=sys.stderr, flush=True)
 
     def rest(self) -> dict[str, Any]:
-        """Waits until nothing is under way, and checks the books; STATS. Raises
+        """Wait until no event waits or is in flight, check the books, and return STATS. Raises
         LostEvents."""
         return self._wait(("queue_length", "in_flight", "fallback_length"))
 
     def _wait(self, names: Sequence[str]) -> dict[str, Any]:
-        """The same for some of the books."""
+        """Do the same for some of the gauges."""
         before: dict[str, Any] = {}
 
         def at_rest(numbers: dict[str, Any]) -> bool:
@@ -194,8 +201,8 @@ class Rig:
         return numbers
 
     def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Waits until STATS are as they should be, and returns them. Raises LostEvents
-        when they do not change any more."""
+        """Wait until a condition holds for STATS, and return STATS. Raises LostEvents if STATS
+        stops changing before."""
         numbers = self.stats()
         changed = time.monotonic()
         while not condition(numbers):
@@ -203,6 +210,6 @@ class Rig:
             last, numbers = numbers, self.stats()
             if numbers != last:
                 changed = time.monotonic()
-            elif time.monotonic() > changed + STUCK:
-                raise LostEvents(f"nothing changes any more: {numbers}")
+            elif time.monotonic() > changed + STALLED:
+                raise LostEvents(f"STATS does not change any more: {numbers}")
         return numbers

@@ -1,24 +1,25 @@
-"""What is aimed at: the one table of targets."""
+"""The one table of targets."""
 
 from __future__ import annotations
 
 import dataclasses
 
-# A run fails when every round misses a target by more than a factor, by this one if the
-# target has none of its own.
+# A run fails if every round misses a target by more than a factor. This is the factor of
+# targets that have none of their own.
 GROSS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A bound for the median over the rounds, in the unit of the row it belongs to."""
+    """A bound for the median over the rounds, in the unit of the row. `at_most`: an upper bound,
+    else a lower one; `gross`: the factor by which a miss fails the run."""
 
     bound: float
     at_most: bool
     gross: float = GROSS
 
     def met(self, value: float, slack: float = 1.0) -> bool:
-        """Whether a value is within `slack` times the bound."""
+        """True if a value is within `slack` times the bound."""
         return value <= self.bound * slack if self.at_most else value >= self.bound / slack
 
     def __str__(self) -> str:
@@ -26,14 +27,16 @@ class Target:
 
 
 def at_most(bound: float, gross: float = GROSS) -> Target:
+    """Return an upper bound."""
     return Target(bound, at_most=True, gross=gross)
 
 
 def at_least(bound: float) -> Target:
+    """Return a lower bound."""
     return Target(bound, at_most=False)
 
 
-# By the name of the row: what is measured, and of it what.
+# By the name of the row, which is `item.quantity`.
 TARGETS = {
     "capture.ours": at_most(150),  # ns
     "capture.of_floor": at_most(1.6),
@@ -42,8 +45,8 @@ TARGETS = {
     "broker.p99": at_most(3),
     "sink.rate": at_least(0.75),
     "sink.p99": at_most(2),
-    # The bare server of these two, hardly loaded, has from 0.3 to 1.6 ms from run to run,
-    # and the ratios of the same code are up to 4 and 14.
+    # A bare server with so little load has a 99th percentile of 0.3 to 1.6 ms from run to run, so
+    # the same code gives ratios up to 4 (steady) and 14 (drain).
     "steady.p99": at_most(1.3, gross=5),
     "masks.rate": at_least(0.95),
     "masks.filtered": at_least(1_000_000),  # events per second of CPU

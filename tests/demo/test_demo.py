@@ -31,8 +31,8 @@ def command_line(*words: str, timeout: float = 60) -> subprocess.CompletedProces
 DEMO = """
 import sys
 from keyspace_amqp import cli
-from keyspace_amqp.demo import servers
-servers.PORTS = range(12000, 15000)
+from keyspace_amqp.demo.servers import ports
+ports.PORTS = range(12000, 15000)
 sys.exit(cli.main(["demo", *sys.argv[1:]]))
 """
 

@@ -16,8 +16,8 @@ import zipfile
 import pytest
 
 from keyspace_amqp import __version__
-from keyspace_amqp.cli import MODULE_FILE
 from keyspace_amqp.demo.servers import RedisServer
+from keyspace_amqp.tools.path import MODULE_FILE
 from tests.fix_servers import ROOT, Mailbox, settled
 
 PRINT_FACTS = """

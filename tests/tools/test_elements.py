@@ -239,7 +239,7 @@ elements._remove = _remove
 """
     done = run(server, "drain", "--to", file, before=reconnects)
     assert done.returncode == 1
-    assert b"is connected, it delivers its list. Give KEYSPACEAMQP.DISCONNECT" in done.stderr
+    assert b"is connected and delivers its list. Give KEYSPACEAMQP.DISCONNECT" in done.stderr
     numbers = settled(client, fallback_length=0, queue_length=0, in_flight=0)
     assert numbers["dropped"] == numbers["dropped_fallback_removed"] <= 500
     arrived = {message.event[2] for message in mailbox.receive()}

@@ -26,7 +26,7 @@ import trustme
 
 from keyspace_amqp import __version__, cli
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
-from keyspace_amqp.tools import amqp, doctor, nodes
+from keyspace_amqp.tools import amqp, doctor, nodes, replies
 from tests.fix_cluster import StartCluster
 from tests.fix_faults import Proxy
 from tests.fix_servers import (
@@ -189,12 +189,12 @@ def test_a_server_that_hangs(start_redis: StartRedis) -> None:
     with Proxy(server.port) as link:
         options = argparse.Namespace(redis=f"redis://127.0.0.1:{link.port}")
         with nodes.connect(options, timeout=2) as client:
-            assert nodes.stats(client)["state"] == "idle"
+            assert replies.stats(client)["state"] == "idle"
             link.deaf = True
             with pytest.raises(redis.TimeoutError):
-                nodes.stats(client)
+                replies.stats(client)
             link.deaf = False
-            assert nodes.stats(client)["state"] == "idle"
+            assert replies.stats(client)["state"] == "idle"
         assert link.links == 2
 
 
@@ -663,7 +663,7 @@ def test_doctor_finds_what_was_lost(
         code, bad, _ = findings(run, server)
         assert code == 1
         for expected in (
-            "problem losses dropped_fallback_full 2: .*→ more fallback-size",
+            "problem losses dropped_fallback_full 2: .*→ raise fallback-size",
             "warning list 10 elements; at 10 the oldest are dropped",
             "(problem|warning) state (dis)?connect.*; why: 403 ACCESS_REFUSED",
         ):

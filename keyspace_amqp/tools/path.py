@@ -1,0 +1,29 @@
+"""`keyspace-amqp path`: where the module is. Needs the standard library alone."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from . import ToolError
+
+MODULE_FILE = "libredis_keyspace_amqp.so"
+
+
+def module_path() -> pathlib.Path:
+    """Return the path of the module: in an installed package, or built in a checkout. Raises
+    ToolError."""
+    package = pathlib.Path(__file__).resolve().parents[1]
+    for folder in (package, package.parent / "build"):
+        if (folder / MODULE_FILE).is_file():
+            return folder / MODULE_FILE
+    raise ToolError(
+        f"{MODULE_FILE} is neither in {package} nor in {package.parent / 'build'}; "
+        "run `make build` in a source checkout, or install the package again with pip"
+    )
+
+
+def run(_options: argparse.Namespace) -> int:
+    """Print the path. Raises ToolError."""
+    print(module_path())
+    return 0
