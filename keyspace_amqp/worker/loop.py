@@ -53,7 +53,7 @@ from ..publisher.publisher import (
     is_stale,
 )
 from ..tables.stats import Stat, Text
-from . import log
+from . import log, nice
 from .leftovers import Leftovers
 from .pace import Pace
 
@@ -481,12 +481,13 @@ class Worker:
         }
 
     def _set_nice(self) -> None:
-        error = ffi.new("char[128]")
-        if lib.shim_set_nice(self.config.worker_nice, error, 128) != 0:
+        try:
+            nice.set_nice(self.config.worker_nice)
+        except OSError as error:
             log.LOGGER.warning(
                 "worker-nice %d could not be set: %s",
                 self.config.worker_nice,
-                ffi.string(error).decode(),
+                error.strerror or error,
             )
 
     def _take_events(self, until: int) -> None:
