@@ -425,7 +425,7 @@ class Worker:
             primary, loading, agreed = map(bool, payload)
             self._publisher.set_role(primary=primary, loading=loading, agreed=agreed)
             self._watch.set_role(writable=primary and not loading)
-        elif kind == lib.RECORD_TOUCHED:
+        elif kind == lib.RECORD_LIST_CHANGED:
             what, key = _counted(payload, 0)
             self._publisher.touched(what, key)
             self._watch.touched(key)
