@@ -249,11 +249,12 @@ static void run_message(RedisModuleCtx *ctx, command_t *command) {
 
 /* Runs one command of a job. Returns 0 if the job may go on. */
 static int run_command(RedisModuleCtx *ctx, command_t *command) {
-    static void (*const RUN[])(RedisModuleCtx *,
-                               command_t *) = {[CALL] = run_call,
-                                               [SET_PARAMETERS] = run_set_parameters,
-                                               [LENGTHS] = run_lengths,
-                                               [MESSAGE] = run_message};
+    static void (*const RUN[])(RedisModuleCtx *, command_t *) = {
+        [CALL] = run_call,
+        [SET_PARAMETERS] = run_set_parameters,
+        [LENGTHS] = run_lengths,
+        [MESSAGE] = run_message,
+    };
     RUN[command->kind](ctx, command);
     /* Freed on this thread: Redis may hold the strings until it has replicated the
      * command, and its counts of references are not atomic. */
