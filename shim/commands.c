@@ -86,11 +86,11 @@ static void free_reply(RedisModuleCtx *ctx, void *reply) {
 
 /* ---- hand over ------------------------------------------------------------------------- */
 
-/* Keeps secrets out of the slow log (rule 20). MONITOR does not show these commands: they
- * have the admin flag. An unknown name of a parameter may be a slip of the pen, so that it
- * or the argument after it is the secret. */
+/* Keeps secrets out of the slow log (rule 20). MONITOR does not show commands with the
+ * admin flag, which ours have. If a parameter's name is unknown, somebody may have mistyped
+ * the command, so that the secret is in this argument or in the next one. */
 static void redact(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
-    for (int i = 1; i < argc; i++) { /* a URL has its password with it wherever it stands */
+    for (int i = 1; i < argc; i++) { /* a URL with a password, in whatever place */
         size_t len;
         const char *text = RedisModule_StringPtrLen(argv[i], &len);
         if (parameters_is_url(text, len)) RedisModule_RedactClientCommandArgument(ctx, i);

@@ -1,8 +1,8 @@
 /* Jobs: commands that the worker makes and the main thread runs (rule 3).
  *
- * The worker makes a job with all its strings, submits it, and reads the replies when
- * job_done says so; then it frees the job. In between the job belongs to the main
- * thread. So the main thread has nothing to do but the commands themselves.
+ * The worker makes a job with all its strings and submits it. From then on the job belongs
+ * to the main thread, which only has to run the commands. When job_done says so, the job
+ * belongs to the worker again, which reads the replies and frees it.
  */
 #include "jobs.h"
 

@@ -1,4 +1,4 @@
-/* See server.h. Each callback here runs on the main thread. */
+/* See server.h. Callbacks of the server's events, and what is known of the server. */
 #include "server.h"
 
 #include "api.h"
@@ -67,9 +67,10 @@ static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
 /* A save on the main thread is about to start; the last one of a shutdown is among these.
  * The worker puts the events of memory into the list, so that they are in the file.
  *
- * Not with an append-only file. A restart reads that one and not the file of this save, and
- * at a shutdown it is closed by now. And not while writes are paused, as they are while
- * a shutdown waits for replicas. In both cases on_shutdown has another place for them. */
+ * Not with an append-only file: a restart reads that file instead of this save, and a
+ * shutdown has closed it already. And not while writes are paused, as they are while a
+ * shutdown waits for its replicas. In both cases on_shutdown has the worker put the events
+ * into a file of ours. */
 static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
                            void *data) {
     (void)event;
@@ -95,8 +96,9 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     (void)event;
     (void)subevent;
     (void)data;
-    /* Redis has written its files before this event. What the list gets now is lost, so
-     * the rest goes into a file of ours; without files of Redis there is none of ours. */
+    /* Redis has written its files before this event, so what the list gets now is lost. The
+     * worker delivers what it can and puts the rest into a file of ours; not on a server
+     * that keeps nothing on disk. */
     int has_files = (RedisModule_GetContextFlags(ctx) &
                      (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB)) != 0;
     if (has_files) jobs_refuse_writes();

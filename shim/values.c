@@ -1,7 +1,7 @@
-/* What a key holds, or held before it went: the payloads of RECORD_VALUED.
+/* What a key holds, or held before it was deleted: the payloads of RECORD_VALUED.
  *
- * Main thread. Only the parameter `value` brings anybody here, because a look at the
- * key costs more than the rest of the capture.
+ * Main thread. Nothing here is called unless the parameter `value` asks for values: a look
+ * at the key costs more than the rest of the capture.
  */
 #include "values.h"
 
