@@ -17,27 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 from .config import Config, raw
+
+# CLASS_LETTERS is for those who import it from here.
+from .tables.classes import CLASS_LETTERS as CLASS_LETTERS
+from .tables.classes import CLASS_NAMES
 from .tables.parameters import SHORT_STRING
 
-# Bits of REDISMODULE_NOTIFY_* by position, as letters of notify-keyspace-events.
-CLASS_LETTERS = "KEg$lshzxetm?dnoc"
-# What a message calls them.
-CLASS_NAMES = {
-    "g": "generic",
-    "$": "string",
-    "l": "list",
-    "s": "set",
-    "h": "hash",
-    "z": "zset",
-    "x": "expired",
-    "e": "evicted",
-    "t": "stream",
-    "m": "keymiss",
-    "d": "module",
-    "n": "new",
-    "o": "overwritten",
-    "c": "type_changed",
-}
 # About how many bytes of memory an event takes, its key and its name not counted.
 EVENT_BYTES = 256
 # Bytes of a key that goes into a header: all headers of a message have to fit into one

@@ -1,10 +1,10 @@
-"""Build step: writes what the C files need from the tables in Python.
+"""Write the C files that are made from Python: a step of the build.
 
     python generate.py OUTPUT_FOLDER
 
-`tables.h`: parameters, counters, commands and their documentation, so that each
-of them is written down once, in keyspace_amqp. `handler.c`: the module
-`_keyspace_amqp` (ffi, lib) that cffi makes from api.h.
+`tables.h` and `tables.c`: the tables of keyspace_amqp (parameters, counters, commands and
+their documentation, classes of events, keys, times), so that each fact is written down
+once. `handler.c`: the module `_keyspace_amqp` (ffi, lib), which cffi makes from api.h.
 """
 
 from __future__ import annotations
@@ -19,62 +19,117 @@ sys.path.insert(0, str(HERE.parent))
 import cffi  # noqa: E402  # after the path is set
 
 import keyspace_amqp  # noqa: E402
-from keyspace_amqp.tables.commands import COMMANDS, Argument  # noqa: E402
-from keyspace_amqp.tables.parameters import INT64_MAX, PARAMETERS  # noqa: E402
+from keyspace_amqp.tables import keys, times  # noqa: E402
+from keyspace_amqp.tables.classes import ALL_CLASSES, CLASS_LETTERS, CLASS_NAMES  # noqa: E402
+from keyspace_amqp.tables.commands import COMMANDS, Argument, CommandSpec  # noqa: E402
+from keyspace_amqp.tables.parameters import (  # noqa: E402
+    INT64_MAX,
+    MASK_BYTES,
+    PARAMETERS,
+    Parameter,
+)
 from keyspace_amqp.tables.stats import FIRST_REASON, Stat, Text  # noqa: E402
 
-MADE = "/* Made by generate.py from the tables in keyspace_amqp. */\n"
+HEAD = "/* Made by shim/generate.py from the tables in keyspace_amqp. */"
+# The limits of tables/times.py that C needs.
+TIMES = ("READY", "STOP", "STOP_LIMIT", "SAVE", "SAVE_LIMIT", "COMMAND")
+
+DECLARATIONS = """
+/* A command and its documentation. */
+struct RedisModuleCommandArg;
+typedef struct {
+    const char *name, *summary, *complexity, *flags, *acl_categories;
+    struct RedisModuleCommandArg *arguments;
+} command_spec_t;
+
+extern const parameter_t PARAMETERS[PARAMETERS_COUNT];
+extern const event_class_t EVENT_CLASSES[EVENT_CLASSES_COUNT];
+extern const char *const STAT_NAMES[STATS_COUNT];
+extern const char *const TEXT_NAMES[TEXTS_COUNT];
+extern const command_spec_t COMMANDS[COMMANDS_COUNT];
+extern const char *const HELP_LINES[HELP_LINES_COUNT];
+"""
 
 
 def quoted(text: str | None) -> str:
+    """Return a C string, or NULL."""
     return "NULL" if text is None else json.dumps(text)
 
 
 def number(value: int) -> str:
+    """Return a C constant of type long long."""
     return "(-9223372036854775807LL - 1)" if value < -INT64_MAX else f"{value}LL"
 
 
-def parameters() -> str:
-    rows = [
-        f"    {{{quoted(s.name)}, {s.kind.value}, {quoted(s.default)}, {number(s.minimum)}, "
-        f"{number(s.maximum)}, {int(s.sensitive)}, {quoted(s.accepted)}, "
-        f"{quoted(f'^({s.pattern})$' if s.pattern else '')}}},"
-        for s in PARAMETERS
-    ]
-    places = [
-        f"#define PARAMETER_INDEX_{s.name.upper().replace('-', '_')} {i}"
-        for i, s in enumerate(PARAMETERS)
-    ]
-    return "\n".join(
-        [
-            f"#define PARAMETERS_COUNT {len(PARAMETERS)}",
-            *places,
-            "static const parameter_t PARAMETERS[PARAMETERS_COUNT] = {",
-            *rows,
-            "};",
-        ]
-    )
+def array(declaration: str, rows: list[str]) -> str:
+    """Return the definition of an array with one row a line."""
+    return "\n".join([f"{declaration} = {{", *(f"    {row}," for row in rows), "};"])
 
 
-def stats() -> str:
-    return "\n".join(
-        [
-            f"#define STATS_COUNT {len(Stat)}",
-            f"#define TEXTS_COUNT {len(Text)}",
-            *(f"#define STAT_{stat.name} {stat.value}" for stat in Stat),
-            f"#define STAT_FIRST_REASON {FIRST_REASON.value}",
-            "static const char *const STAT_NAMES[STATS_COUNT] = {",
-            *(f"    {quoted(stat.name.lower())}," for stat in Stat),
-            "};",
-            "static const char *const TEXT_NAMES[TEXTS_COUNT] = {",
-            *(f"    {quoted(text.name.lower())}," for text in Text),
-            "};",
-        ]
-    )
+# ---- tables.h -----------------------------------------------------------------------
+
+
+def header() -> str:
+    """Return tables.h: constants, and the declarations of the arrays."""
+    guard = "KEYSPACE_AMQP_TABLES_H"
+    lines = [HEAD, f"#ifndef {guard}", f"#define {guard}", '#include "parameters.h"', ""]
+    return "\n".join([*lines, defines(), DECLARATIONS, "#endif", ""])
+
+
+def defines() -> str:
+    """Return the constants, as #define lines."""
+    major, minor, patch = (int(part) for part in keyspace_amqp.__version__.split(".")[:3])
+    constants: dict[str, str | int] = {
+        "MODULE_VERSION": quoted(keyspace_amqp.__version__),
+        "MODULE_VERSION_NUMBER": major * 10000 + minor * 100 + patch,
+        "OWN_KEY_PREFIX": quoted(keys.PREFIX.decode()),
+        "OWN_KEY_SUFFIX": quoted(keys.SUFFIX.decode()),
+        "MASK_BYTES": MASK_BYTES,
+        "PARAMETERS_COUNT": len(PARAMETERS),
+        "EVENT_CLASSES_COUNT": len(classes()),
+        "STATS_COUNT": len(Stat),
+        "TEXTS_COUNT": len(Text),
+        "STAT_FIRST_REASON": FIRST_REASON.value,
+        "COMMANDS_COUNT": len(COMMANDS),
+        "HELP_LINES_COUNT": len(help_lines()),
+    }
+    for name in TIMES:
+        constants[f"{name}_MS"] = round(getattr(times, name) * 1000)
+    for index, parameter in enumerate(PARAMETERS):
+        constants[f"PARAMETER_INDEX_{parameter.name.upper().replace('-', '_')}"] = index
+    for stat in Stat:
+        constants[f"STAT_{stat.name}"] = stat.value
+    return "\n".join(f"#define {name} {value}" for name, value in constants.items())
+
+
+# ---- tables.c -----------------------------------------------------------------------
+
+
+def parameter_row(parameter: Parameter) -> str:
+    pattern = f"^({parameter.pattern})$" if parameter.pattern else ""
+    fields = [
+        quoted(parameter.name),
+        parameter.kind.value,
+        quoted(parameter.default),
+        number(parameter.minimum),
+        number(parameter.maximum),
+        str(int(parameter.sensitive)),
+        quoted(parameter.accepted),
+        quoted(pattern),
+    ]
+    return "{" + ", ".join(fields) + "}"
+
+
+def classes() -> list[str]:
+    """Return the rows of EVENT_CLASSES."""
+    bits = {letter: 1 << CLASS_LETTERS.index(letter) for letter in CLASS_NAMES}
+    bits["A"] = sum(bits[letter] for letter in ALL_CLASSES)
+    return [f"{{'{letter}', {value:#x}}}" for letter, value in bits.items()]
 
 
 def arguments(name: str, items: tuple[Argument, ...], out: list[str]) -> str:
-    """Adds the array of some arguments, the inner ones first; its C name."""
+    """Append the array `name` of these arguments to `out`, after the arrays that it refers
+    to. Return its name, or NULL if there are no arguments."""
     if not items:
         return "NULL"
     rows = []
@@ -86,80 +141,60 @@ def arguments(name: str, items: tuple[Argument, ...], out: list[str]) -> str:
             if on
         )
         rows.append(
-            f"    {{.name = {quoted(item.name)}, .type = REDISMODULE_ARG_TYPE_{item.type}, "
+            f"{{.name = {quoted(item.name)}, .type = REDISMODULE_ARG_TYPE_{item.type}, "
             f".key_spec_index = -1, .token = {quoted(item.token)}, "
-            f".flags = {flags or 'REDISMODULE_CMD_ARG_NONE'}, .subargs = {inner}}},"
+            f".flags = {flags or 'REDISMODULE_CMD_ARG_NONE'}, .subargs = {inner}}}"
         )
-    out.append(f"static RedisModuleCommandArg {name}[] = {{\n" + "\n".join(rows) + "\n    {0}};")
+    out.append(array(f"static RedisModuleCommandArg {name}[]", [*rows, "{0}"]))
     return name
 
 
-def commands() -> str:
-    out: list[str] = []
-    rows = [
-        f"    {{{quoted('keyspaceamqp.' + c.name.lower())}, {quoted(c.summary)}, "
-        f"{quoted(c.complexity)}, {quoted(c.flags)}, {quoted(c.acl_categories)}, "
-        f"{arguments('ARGUMENTS_' + c.name, c.arguments, out)}}},"
-        for c in COMMANDS
+def command_row(command: CommandSpec, out: list[str]) -> str:
+    fields = [
+        quoted(f"keyspaceamqp.{command.name.lower()}"),
+        quoted(command.summary),
+        quoted(command.complexity),
+        quoted(command.flags),
+        quoted(command.acl_categories),
+        arguments(f"ARGUMENTS_{command.name}", command.arguments, out),
     ]
+    return "{" + ", ".join(fields) + "}"
+
+
+def help_lines() -> list[str]:
+    """Return the lines of KEYSPACEAMQP.HELP."""
     lines = ["KEYSPACEAMQP.<command>. Commands are:"]
     for command in COMMANDS:
         lines += command.usage
         lines.append(f"    {command.summary}.")
-    return "\n".join(
-        [
-            *out,
-            "static const struct {",
-            "    const char *name, *summary, *complexity, *flags, *acl_categories;",
-            "    RedisModuleCommandArg *args;",
-            "} COMMANDS[] = {",
-            *rows,
-            "};",
-            f"#define HELP_LINES_COUNT {len(lines)}",
-            "static const char *const HELP_LINES[HELP_LINES_COUNT] = {",
-            *(f"    {quoted(line)}," for line in lines),
-            "};",
-        ]
-    )
+    return lines
 
 
-def version() -> str:
-    major, minor, patch = (int(part) for part in keyspace_amqp.__version__.split(".")[:3])
-    return "\n".join(
-        [
-            f"#define MODULE_VERSION {quoted(keyspace_amqp.__version__)}",
-            f"#define MODULE_VERSION_NUMBER {major * 10000 + minor * 100 + patch}",
-        ]
-    )
+def source() -> str:
+    """Return tables.c: the definitions of the arrays."""
+    out = [
+        "\n".join([HEAD, '#include "tables.h"', "", '#include "redis_api.h"']),
+        array("const parameter_t PARAMETERS[]", [parameter_row(p) for p in PARAMETERS]),
+        array("const event_class_t EVENT_CLASSES[]", classes()),
+        array("const char *const STAT_NAMES[]", [quoted(stat.name.lower()) for stat in Stat]),
+        array("const char *const TEXT_NAMES[]", [quoted(text.name.lower()) for text in Text]),
+        array("const char *const HELP_LINES[]", [quoted(line) for line in help_lines()]),
+    ]
+    commands = [command_row(command, out) for command in COMMANDS]
+    out.append(array("const command_spec_t COMMANDS[]", commands))
+    return "\n\n".join(out) + "\n"
 
 
-def write(path: pathlib.Path, text: str) -> None:
-    """Writes only what has changed, so that nothing is compiled in vain."""
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+# ---- handler.c, and the files -------------------------------------------------------
 
 
-def main(folder: pathlib.Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    # parameters.c needs the first table only, module.c all of them.
-    module_only = (
-        "#ifdef KEYSPACE_AMQP_REDIS_API_H\n"
-        + "\n".join(
-            [
-                version(),
-                stats(),
-                commands(),
-            ]
-        )
-        + "\n#endif\n"
-    )
-    write(folder / "tables.h", MADE + parameters() + "\n" + module_only)
-
+def write_handler(path: pathlib.Path) -> None:
+    """Have cffi write the C side of the handler to a file."""
     ffi = cffi.FFI()
     api = (HERE / "api.h").read_text().splitlines()
     ffi.cdef("\n".join(line for line in api if not line.startswith("#")))
-    # The handler's way in. An exception that reaches it is logged by the handler
-    # itself; what it returns then is the error value.
+    # The way into the handler. The handler logs an exception that gets there, and then
+    # returns the error value.
     ffi.cdef('extern "Python" int handler_main(void);')
     ffi.set_source(
         "_keyspace_amqp",
@@ -169,10 +204,23 @@ def main(folder: pathlib.Path) -> None:
         int handler_enter(void) { return handler_main(); }
         """,
     )
-    generated = folder / "handler.c.new"
-    ffi.emit_c_code(str(generated))
-    write(folder / "handler.c", generated.read_text())
-    generated.unlink()
+    ffi.emit_c_code(str(path))
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Write the file only if its text has changed, so that nothing is compiled in vain."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def main(folder: pathlib.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "tables.h", header())
+    write(folder / "tables.c", source())
+    new = folder / "handler.c.new"
+    write_handler(new)
+    write(folder / "handler.c", new.read_text())
+    new.unlink()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-/* What values the parameters accept.
+/* Which values the parameters accept.
  *
- * Redis wants an answer to CONFIG SET at once, on its main thread, where no
- * Python may run (rule 1). So the checks are here, and everything that differs
- * from one parameter to the next is in the table that config.py generates. Any
- * thread may call; nothing here keeps state. Knows neither Redis nor Python.
+ * Redis wants an answer to CONFIG SET at once, on its main thread, where no Python may
+ * run (rule 1). So the checks are in C. What differs from one parameter to the next is
+ * in the table that generate.py makes. Any thread may call; nothing here keeps state.
+ * Knows neither Redis nor Python; tests/shim/test_parameters.py drives it.
  */
 #include <errno.h>
 #include <locale.h>
@@ -14,23 +14,16 @@
 
 #include "api.h"
 #include "parameters.h"
+#include "tables.h"
 
-/* How much of a refused value an error shows, in characters of the error. Redis
- * cuts the error of a CONFIG SET at 255, and what is accepted stands at its end. */
+/* An error shows so many characters of a refused value. Redis cuts the error of a CONFIG SET
+ * at 255 characters, and the end of ours tells what is accepted. */
 #define SHOWN_CHARACTERS 64
 
-/* Class letters and their bits (REDISMODULE_NOTIFY_*, the same on all servers;
- * A is what Redis 7.0 and later mean by it). */
-static const struct {
-    char letter;
-    int bits;
-} CLASSES[] = {{'g', 1 << 2},  {'$', 1 << 3},  {'l', 1 << 4},  {'s', 1 << 5},  {'h', 1 << 6},
-               {'z', 1 << 7},  {'x', 1 << 8},  {'e', 1 << 9},  {'t', 1 << 10}, {'m', 1 << 11},
-               {'d', 1 << 13}, {'n', 1 << 14}, {'o', 1 << 15}, {'c', 1 << 16}, {'A', 0x27fc}};
-
+/* Returns the bits of an event class, 0 if no class has this letter. */
 static int class_bits(char letter) {
-    for (size_t i = 0; i < sizeof(CLASSES) / sizeof(CLASSES[0]); i++)
-        if (CLASSES[i].letter == letter) return CLASSES[i].bits;
+    for (int i = 0; i < EVENT_CLASSES_COUNT; i++)
+        if (EVENT_CLASSES[i].letter == letter) return EVENT_CLASSES[i].bits;
     return 0;
 }
 
@@ -45,13 +38,13 @@ int parameters_is_url(const char *value, size_t len) {
     return memmem(value, len, "://", 3) != NULL && memchr(value, '@', len) != NULL;
 }
 
-/* Writes the refusal of a value: which parameter, which value (unless it is a
- * secret), what was wrong with it, and what is accepted. Returns -1. */
-static int refuse(const parameter_t *setting, const char *value, size_t len, const char *wrong,
+/* Writes the refusal of a value: which parameter, which value (unless it is a secret), what
+ * is wrong with it, and what is accepted. Returns -1. */
+static int refuse(const parameter_t *parameter, const char *value, size_t len, const char *wrong,
                   char *error, size_t capacity) {
     char shown[SHOWN_CHARACTERS + 8];
     size_t used = 0, i = 0;
-    int hidden = setting->sensitive || parameters_is_url(value, len);
+    int hidden = parameter->sensitive || parameters_is_url(value, len);
     for (; i < len; i++) {
         unsigned char byte = (unsigned char)value[i];
         int is_plain = byte >= 32 && byte < 127;
@@ -62,13 +55,13 @@ static int refuse(const parameter_t *setting, const char *value, size_t len, con
             used += (size_t)snprintf(shown + used, 5, "\\x%02x", byte);
     }
     snprintf(shown + used, 4, "%s", i < len ? "..." : "");
-    snprintf(error, capacity, "%s: %s%s%s is not accepted%s%s; give %s", setting->name,
+    snprintf(error, capacity, "%s: %s%s%s is not accepted%s%s; give %s", parameter->name,
              hidden ? "this value" : "'", hidden ? "" : shown, hidden ? "" : "'",
-             wrong[0] ? ": " : "", wrong, setting->accepted);
+             wrong[0] ? ": " : "", wrong, parameter->accepted);
     return -1;
 }
 
-static int check_integer(const parameter_t *setting, const char *value, size_t len) {
+static int check_integer(const parameter_t *parameter, const char *value, size_t len) {
     char digits[24];
     if (len == 0 || len >= sizeof(digits)) return -1;
     memcpy(digits, value, len);
@@ -77,20 +70,16 @@ static int check_integer(const parameter_t *setting, const char *value, size_t l
     char *end;
     errno = 0;
     long long number = strtoll(digits, &end, 10);
-    return errno != 0 || *end != '\0' || number < setting->minimum || number > setting->maximum;
+    return errno != 0 || *end != '\0' || number < parameter->minimum || number > parameter->maximum;
 }
 
 static int hex_digit(char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
 }
 
-/* The longest mask (MASK_BYTES in config.py), so that no mask keeps the worker
- * busy for long when it is compiled. */
-#define MASK_BYTES 1024
-
-/* A list of masks: blanks between them, a backslash only in \\ and \xHH, and something
- * behind the ! (which may be written \x21) of a mask that excludes. Returns what is
- * wrong, or NULL. */
+/* Returns what is wrong with a list of masks, or NULL. Blanks separate masks, a backslash is
+ * the first character of \\ or \xHH, and a mask that begins with ! (or with \x21, its other
+ * form) has more after that. */
 static const char *check_masks(const char *value, size_t len) {
     size_t mask_len = 0;
     int excludes = 0; /* the mask begins with ! */
@@ -116,8 +105,8 @@ static const char *check_masks(const char *value, size_t len) {
     return NULL;
 }
 
-/* Whether a text matches a pattern of the table. These are compiled here each time: who
- * sets parameters can wait for the 0.1 ms. A text is bytes, whatever the locale. */
+/* True if the text matches a pattern of the table. The pattern is compiled each time: to set
+ * a parameter is rare, and this takes 0.1 ms. A text is bytes, whatever the locale. */
 static int matches(const char *pattern, const char *value, size_t len) {
     regex_t regex;
     char *text = strndup(value, len);
@@ -133,19 +122,19 @@ static int matches(const char *pattern, const char *value, size_t len) {
 
 int parameters_check(int index, const char *value, size_t len, int classes, char *error,
                      size_t capacity) {
-    const parameter_t *setting = &PARAMETERS[index];
+    const parameter_t *parameter = &PARAMETERS[index];
     char wrong[64];
     wrong[0] = '\0';
     if (memchr(value, '\0', len) != NULL)
-        return refuse(setting, value, len, "it has a NUL byte", error, capacity);
-    switch (setting->kind) {
+        return refuse(parameter, value, len, "it has a NUL byte", error, capacity);
+    switch (parameter->kind) {
     case PARAMETER_INTEGER:
-        if (check_integer(setting, value, len) != 0)
-            return refuse(setting, value, len, wrong, error, capacity);
+        if (check_integer(parameter, value, len) != 0)
+            return refuse(parameter, value, len, wrong, error, capacity);
         return 0;
     case PARAMETER_EVENTS:
-        if (len == 0 || (long long)len > setting->maximum)
-            return refuse(setting, value, len, wrong, error, capacity);
+        if (len == 0 || (long long)len > parameter->maximum)
+            return refuse(parameter, value, len, wrong, error, capacity);
         for (size_t i = 0; i < len; i++) {
             int bits = class_bits(value[i]);
             if (bits == 0 || (value[i] != 'A' && (bits & classes) == 0)) {
@@ -153,21 +142,21 @@ int parameters_check(int index, const char *value, size_t len, int classes, char
                     snprintf(wrong, sizeof(wrong), "no event class has this letter");
                 else
                     snprintf(wrong, sizeof(wrong), "this server has no class %c", value[i]);
-                return refuse(setting, value, len, wrong, error, capacity);
+                return refuse(parameter, value, len, wrong, error, capacity);
             }
         }
         return 0;
     case PARAMETER_MASKS:
         if (check_masks(value, len) != NULL)
-            return refuse(setting, value, len, check_masks(value, len), error, capacity);
+            return refuse(parameter, value, len, check_masks(value, len), error, capacity);
         /* fall through */
     default: /* PARAMETER_TEXT */
-        if ((long long)len < setting->minimum || (long long)len > setting->maximum) {
+        if ((long long)len < parameter->minimum || (long long)len > parameter->maximum) {
             if (len > 0) snprintf(wrong, sizeof(wrong), "it has %zu bytes", len);
-            return refuse(setting, value, len, wrong, error, capacity);
+            return refuse(parameter, value, len, wrong, error, capacity);
         }
-        if (setting->pattern[0] != '\0' && !matches(setting->pattern, value, len))
-            return refuse(setting, value, len, wrong, error, capacity);
+        if (parameter->pattern[0] != '\0' && !matches(parameter->pattern, value, len))
+            return refuse(parameter, value, len, wrong, error, capacity);
         return 0;
     }
 }

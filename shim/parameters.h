@@ -1,6 +1,8 @@
-/* The table of parameters, made by generate.py from keyspace_amqp/tables/parameters.py. */
+/* What a parameter is, and its checks that only the shim needs; the others are in api.h.
+ * The table of parameters is in tables.h. */
 #ifndef KEYSPACE_AMQP_PARAMETERS_H
 #define KEYSPACE_AMQP_PARAMETERS_H
+#include <stddef.h>
 
 typedef enum {
     PARAMETER_TEXT,
@@ -15,13 +17,17 @@ typedef struct {
     const char *default_value;
     long long minimum, maximum; /* of an integer; of a text's length in bytes */
     int sensitive;
-    const char *accepted; /* for people: what the parameter takes */
+    const char *accepted; /* the end of the error about a refused value */
     const char *pattern;  /* of a whole text, POSIX extended; empty: any text */
 } parameter_t;
 
-/* Whether a value may be a URL with a password in it, wherever somebody has put it. */
-int parameters_is_url(const char *value, size_t len);
+/* A class of keyspace events: its letter, and its bits in REDISMODULE_NOTIFY_*. */
+typedef struct {
+    char letter;
+    int bits;
+} event_class_t;
 
-#include "tables.h" /* PARAMETERS[], PARAMETERS_COUNT, STATS[], COMMANDS[] and so on */
+/* Any thread. True if the value may be a URL with a password in it. */
+int parameters_is_url(const char *value, size_t len);
 
 #endif

@@ -14,13 +14,13 @@
 
 #include "python.h"
 
-/* In the C file that cffi generates: enters the handler's entry point. */
+/* In the C file that cffi generates: calls the handler's entry point. */
 int handler_enter(void);
-/* The same file's module initialisation, as plain Python would call it. */
+/* In the same file: initialises the module `_keyspace_amqp`. */
 PyMODINIT_FUNC PyInit__keyspace_amqp(void);
 
-/* Given by CMakeLists.txt: the interpreter of the build, and, for a module that
- * is used from the build folder, the folder that holds the package. */
+/* From CMakeLists.txt: the interpreter of the build; and the folder that holds the package,
+ * if the module is used from the build folder. */
 #ifndef BUILD_PYTHON
 #define BUILD_PYTHON ""
 #endif
@@ -36,7 +36,7 @@ static char package_parent[PATH_MAX]; /* the folder that holds keyspace_amqp/ */
 static char description[PATH_MAX + 256];
 static char version[32];
 
-/* Writes a message and returns -1, so that a failure is one line. */
+/* Writes a message and returns -1, for a failure in one line. */
 static int fail(char *error, size_t capacity, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
@@ -50,18 +50,18 @@ static int is_file(const char *path) {
     return stat(path, &status) == 0 && S_ISREG(status.st_mode);
 }
 
-/* Joins with a check, because a cut path would name another file. */
+/* Puts a path together; -1 if it is too long, for a cut path would name another file. */
 static int join(char *out, const char *folder, const char *rest) {
     int len = snprintf(out, PATH_MAX, "%s%s", folder, rest);
     return len > 0 && len < PATH_MAX ? 0 : -1;
 }
 
-/* Where is the handler, and which interpreter's environment has its packages?
+/* Finds the handler, and the interpreter whose environment has its packages.
  *
- * An installed module lies in .../lib/pythonX.Y/site-packages/keyspace_amqp (or
- * dist-packages), beside the handler; the interpreter is then found from there,
- * and nothing depends on where the build was. A module in a build folder has no
- * handler beside it and uses the paths of the build. */
+ * An installed module is in .../lib/pythonX.Y/site-packages/keyspace_amqp (or dist-packages),
+ * beside the handler. The interpreter is found from there, so that nothing depends on where
+ * the module was built. A module in a build folder has no handler beside it and uses the
+ * paths of the build. */
 static int find_environment(char *error, size_t capacity) {
     Dl_info info;
     char self[PATH_MAX], path[PATH_MAX], folder[PATH_MAX];
@@ -96,8 +96,9 @@ static int find_environment(char *error, size_t capacity) {
             info.dli_fname);
     }
 
-    /* A user's own site-packages, --target, or Debian's dist-packages under
-     * /usr/local: the interpreter of the build, or the system's. */
+    /* The interpreter of the build, or the system's. They serve a module in a build folder,
+     * and one from where no interpreter is found: in a user's own site-packages, in a folder
+     * of `pip install --target`, in Debian's dist-packages under /usr/local. */
     if (is_file(BUILD_PYTHON)) return join(program, BUILD_PYTHON, "");
     int reason = errno;
     if (is_file("/usr/bin/" PYTHON_NAME) && is_installed)
@@ -109,9 +110,8 @@ static int find_environment(char *error, size_t capacity) {
                 BUILD_PYTHON, strerror(reason));
 }
 
-/* Redis opens modules RTLD_LOCAL. Extension modules of Python (the C part of
- * cffi, for one) expect libpython's symbols to be global, so the libpython that
- * this module was linked with is promoted. */
+/* Makes the symbols of our libpython global. Redis opens modules with RTLD_LOCAL, but
+ * extension modules of Python, like the C part of cffi, expect these symbols to be global. */
 static int promote_libpython(char *error, size_t capacity) {
     Dl_info info;
     if (dladdr((void *)Py_InitializeFromConfig, &info) == 0)
@@ -127,7 +127,7 @@ static int promote_libpython(char *error, size_t capacity) {
     return 0;
 }
 
-/* The running exception's text; clears it. Needs the GIL. */
+/* Writes the text of the current exception, and clears it. Needs the GIL. */
 static void exception_text(char *text, size_t capacity) {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
@@ -142,7 +142,7 @@ static void exception_text(char *text, size_t capacity) {
     Py_XDECREF(traceback);
 }
 
-/* Imports a module or says how to install it. Needs the GIL. */
+/* Imports a module, or says how to install it. Needs the GIL. */
 static int try_import(const char *name, const char *package, char *error, size_t capacity) {
     PyObject *module = PyImport_ImportModule(name);
     if (module != NULL) {
@@ -157,30 +157,29 @@ static int try_import(const char *name, const char *package, char *error, size_t
                 program, name, text, program, name, program, package);
 }
 
-/* Starts the interpreter; afterwards this thread holds the GIL. */
+/* Starts the interpreter. Afterwards this thread holds the GIL. */
 static int initialize(char *error, size_t capacity) {
     PyPreConfig preconfig;
     PyPreConfig_InitIsolatedConfig(&preconfig);
-    preconfig.utf8_mode = 1; /* the locale of a daemon is anybody's guess */
+    preconfig.utf8_mode = 1; /* a daemon may run with any locale */
     PyStatus status = Py_PreInitialize(&preconfig);
     if (!PyStatus_Exception(status)) {
         PyConfig config;
         PyConfig_InitIsolatedConfig(&config);
         config.install_signal_handlers = 0; /* Redis' own stay */
-        config.write_bytecode = 0;          /* the server's user owns no source folder */
+        config.write_bytecode = 0;          /* the server writes nothing to source folders */
         status = PyConfig_SetBytesString(&config, &config.program_name, program);
         if (!PyStatus_Exception(status)) status = Py_InitializeFromConfig(&config);
         PyConfig_Clear(&config);
     }
-    if (PyStatus_Exception(status)) /* an exit request is one too */
+    if (PyStatus_Exception(status)) /* true for a request to exit too */
         return fail(error, capacity, "Python did not start with %s: %s%s%s. Check with: %s -c pass",
                     program, status.func ? status.func : "", status.func ? ": " : "",
                     status.err_msg ? status.err_msg : "it asked to exit", program);
     return 0;
 }
 
-/* What happens once in the life of the process. Afterwards no thread holds the
- * GIL. */
+/* Does what is done once in a process. Afterwards no thread holds the GIL. */
 static int start_interpreter(char *error, size_t capacity) {
     if (Py_IsInitialized())
         return fail(error, capacity,
@@ -192,8 +191,8 @@ static int start_interpreter(char *error, size_t capacity) {
     if (strncmp(Py_GetVersion(), PY_VERSION, (size_t)major_minor) != 0)
         return fail(error, capacity, "built for Python %s, but the libpython found is %s",
                     PY_VERSION, Py_GetVersion());
-    /* The C world becomes a built-in module of this interpreter: the handler
-     * imports ffi and lib from it as plain Python would from a file. */
+    /* The shim becomes a built-in module of this interpreter, from which the handler imports
+     * ffi and lib. */
     if (PyImport_AppendInittab("_keyspace_amqp", PyInit__keyspace_amqp) != 0)
         return fail(error, capacity, "no memory for Python");
     if (initialize(error, capacity) != 0) return -1;
@@ -202,7 +201,7 @@ static int start_interpreter(char *error, size_t capacity) {
     return 0;
 }
 
-/* Makes the folder of the handler importable. Needs the GIL. */
+/* Appends the handler's folder to sys.path. Needs the GIL. */
 static int extend_path(char *error, size_t capacity) {
     PyObject *folder = PyUnicode_DecodeFSDefault(package_parent);
     PyObject *path = PySys_GetObject("path"); /* borrowed */
@@ -218,7 +217,7 @@ static int extend_path(char *error, size_t capacity) {
 
 int python_start(char *error, size_t capacity) {
     if (!started && start_interpreter(error, capacity) != 0) return -1;
-    /* At every load: a package that was missing may have come since. */
+    /* At each load: a package that was missing may have been installed since. */
     PyGILState_STATE gil = PyGILState_Ensure();
     int result = extend_path(error, capacity);
     if (result == 0) result = try_import("_cffi_backend", "cffi", error, capacity);

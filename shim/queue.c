@@ -1,13 +1,13 @@
 /* The queue between Redis' main thread and the worker.
  *
- * One thread pushes (Redis' main thread, or whoever holds its lock), one takes
- * (the worker). Neither ever waits for the other: records are copied into
- * chunks of memory, the pushing thread publishes how far a chunk is filled with
- * a release store, and the taking thread reads that with an acquire load. Chunks
- * that were read are kept for the pushing thread instead of being freed, so that
- * a steady flow allocates nothing, nor do bursts of up to SPARES chunks.
+ * One thread pushes (Redis' main thread) and one takes (the worker); neither ever waits
+ * for the other. Records are copied into chunks of memory. The pushing thread publishes
+ * how far a chunk is filled with a release store, and the taking thread reads that with
+ * an acquire load. Chunks that were read are not freed but kept as spares for the
+ * pushing thread. So a steady flow allocates nothing, and neither do bursts of up to
+ * SPARES chunks.
  *
- * This file knows neither Redis nor Python; tests/shim/test_queue.py drives it.
+ * Knows neither Redis nor Python; tests/shim/test_queue.py drives it.
  */
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -15,16 +15,16 @@
 
 #include "api.h"
 
-/* Large enough that a chunk change (an allocation at worst) is rare: about a
- * thousand events; small enough to stay in a core's own cache. */
+/* About a thousand events: large enough that the change to another chunk, which may
+ * allocate, is rare; small enough to stay in the cache of a core. */
 #define CHUNK_BYTES (64 * 1024)
 #define ALIGNMENT 8
-/* Four megabytes, besides the limit: what comes in 0.2 seconds of Redis' highest speed. Fresh
- * memory costs the main thread page faults, about 20 ns for each event. */
+/* Four megabytes, which the limit does not count: the events of 0.2 seconds at Redis' highest
+ * speed. Fresh memory would cost the main thread page faults, about 20 ns for each event. */
 #define SPARES 64
 
 typedef struct chunk {
-    _Atomic(struct chunk *) next; /* in the queue: written once, by the pushing thread */
+    _Atomic(struct chunk *) next; /* of a chunk in use: written once, by the pushing thread */
     _Atomic(size_t) filled;       /* written by the pushing thread */
     size_t capacity;
     char data[];
@@ -35,20 +35,20 @@ struct queue {
     chunk_t *tail;
     _Atomic(size_t) pushed_bytes;
     _Atomic(uint64_t) pushed_count;
-    /* the taking thread's; on its own cache line, so that the two threads do
-     * not take turns in owning one */
+    /* the taking thread's; on a cache line of its own, so that it does not move from core
+     * to core with each write */
     _Alignas(64) chunk_t *head;
-    size_t read; /* bytes of head that were given back */
+    size_t read; /* bytes of the head that were released */
     _Atomic(size_t) released_bytes;
     _Atomic(uint64_t) released_count;
     /* shared */
-    _Alignas(64) _Atomic(chunk_t *) spares; /* the one last given back first */
+    _Alignas(64) _Atomic(chunk_t *) spares; /* a stack: the newest first */
     _Atomic(int) spares_count;
     _Atomic(size_t) limit;
 };
 
-/* Allocates a chunk for `capacity` bytes. A server that cannot get 64 KB is
- * about to end; Redis itself ends in this case. */
+/* Allocates a chunk for `capacity` bytes. Ends the process if there is no memory, as Redis
+ * does. */
 static chunk_t *chunk_new(size_t capacity) {
     chunk_t *chunk = malloc(sizeof(*chunk) + capacity);
     if (chunk == NULL) abort();
@@ -104,8 +104,8 @@ size_t queue_get_limit(const queue_t *queue) {
     return atomic_load_explicit(&queue->limit, memory_order_relaxed);
 }
 
-/* Pushing thread. A chunk that was read, or NULL. That it is the only one to take them
- * keeps the exchange safe: the first cannot go away and come back meanwhile. */
+/* Pushing thread. Returns a spare chunk, or NULL. Only this thread pops from the stack of
+ * spares, so the compare-and-swap cannot suffer ABA. */
 static chunk_t *queue_take_spare(queue_t *queue) {
     chunk_t *spare = atomic_load_explicit(&queue->spares, memory_order_acquire);
     while (spare != NULL &&
@@ -118,7 +118,7 @@ static chunk_t *queue_take_spare(queue_t *queue) {
     return spare;
 }
 
-/* Taking thread. Keeps a chunk for the pushing thread, or frees it. */
+/* Taking thread. Keeps a chunk that was read as a spare, or frees it. */
 static void queue_give_spare(queue_t *queue, chunk_t *chunk) {
     if (chunk->capacity != CHUNK_BYTES || atomic_load(&queue->spares_count) >= SPARES) {
         free(chunk);
@@ -131,14 +131,14 @@ static void queue_give_spare(queue_t *queue, chunk_t *chunk) {
     } while (!atomic_compare_exchange_weak(&queue->spares, &first, chunk));
 }
 
-/* Pushing thread. Makes a chunk with room for `size` bytes the tail. */
+/* Pushing thread. Appends a chunk with room for `size` bytes, and returns it. */
 static chunk_t *queue_grow(queue_t *queue, size_t size) {
     chunk_t *chunk;
     if (size <= CHUNK_BYTES) {
         chunk = queue_take_spare(queue);
         if (chunk == NULL) chunk = chunk_new(CHUNK_BYTES);
     } else {
-        chunk = chunk_new(size); /* a key larger than a chunk has one of its own */
+        chunk = chunk_new(size); /* for one record with a large key or value */
     }
     atomic_store_explicit(&queue->tail->next, chunk, memory_order_release);
     queue->tail = chunk;
@@ -164,9 +164,9 @@ int queue_push(queue_t *queue, const record_t *head, const char *name, const cha
     memcpy(at + offsetof(record_t, size), &size32, sizeof(size32));
     if (head->name_len) memcpy(at + sizeof(*head), name, head->name_len);
     if (head->payload_len) memcpy(at + sizeof(*head) + head->name_len, payload, head->payload_len);
-    /* Only this thread writes these two, so a load and a store will do instead
-     * of an atomic addition with its bus lock. The counters go first: what can
-     * be seen in the chunk has been counted. */
+    /* Only this thread writes these two counters, so a load and a store do instead of an
+     * atomic addition with its bus lock. They are stored before `filled`: a record that
+     * another thread can see is counted. */
     atomic_store_explicit(&queue->pushed_bytes,
                           atomic_load_explicit(&queue->pushed_bytes, memory_order_relaxed) + size,
                           memory_order_relaxed);
@@ -174,19 +174,19 @@ int queue_push(queue_t *queue, const record_t *head, const char *name, const cha
                           atomic_load_explicit(&queue->pushed_count, memory_order_relaxed) + 1,
                           memory_order_release);
     atomic_store_explicit(&chunk->filled, filled + size, memory_order_release);
-    /* Only a chunk that has a next one is given back, and a large one should not
-     * have to wait for the next event. */
+    /* A chunk can be given back once there is a next one. A large one shall not wait for
+     * the next event. */
     if (chunk->capacity > CHUNK_BYTES) queue_grow(queue, 0);
     return 0;
 }
 
-/* Taking thread. Gives chunks back that were read to their end; how many bytes of
- * the first one are left to read. */
+/* Taking thread. Gives back the chunks that were read to their end. Returns how many bytes of
+ * the first chunk are not released yet. */
 static size_t queue_advance(queue_t *queue) {
     for (;;) {
         chunk_t *chunk = queue->head;
         chunk_t *next = atomic_load_explicit(&chunk->next, memory_order_acquire);
-        /* After next: once there is a next chunk, this one is full for good. */
+        /* Loaded after `next`: if there is a next chunk, this one is never filled further. */
         size_t filled = atomic_load_explicit(&chunk->filled, memory_order_acquire);
         if (queue->read < filled || next == NULL) return filled - queue->read;
         queue->head = next;

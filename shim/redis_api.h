@@ -1,11 +1,11 @@
 /* Redis' module API: just what this module uses, in our own declarations.
  *
- * The server hands out its functions by name (RedisModule_GetApi, whose address
- * stands at the start of the context). The table below lists each with the
- * server version that brought it; redis_api_load fills the pointers. A function
- * whose version is above 7.0 may be missing and is checked before use. The
- * numbers are part of the server's stable interface; they are the same in
- * Redis >= 7.0 and Valkey >= 7.2.
+ * The server hands out its functions by name: the address of the function that does so
+ * (RedisModule_GetApi) is at the start of the context. The table below lists each function
+ * with the first server version that has it, and redis_api_load fills in the pointers. A
+ * function of a version above 7.0 may be missing; its pointer is checked before use. The
+ * numbers are part of the server's stable interface, and are the same in Redis >= 7.0 and
+ * Valkey >= 7.2.
  */
 #ifndef KEYSPACE_AMQP_REDIS_API_H
 #define KEYSPACE_AMQP_REDIS_API_H
@@ -37,8 +37,9 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 
 /* Keys */
 #define REDISMODULE_READ (1 << 0)
-/* Without a trace: no LRU time, no keymiss event, no statistics. Redis 7.0 knows only
- * the first, and ignores the others. */
+/* How to look at a key without a trace: no change of its LRU time, no keymiss event, no
+ * statistics, no deletion of a key whose time is over, no other effect. Redis 7.0 knows
+ * only the first of these, and ignores the others. */
 #define REDISMODULE_OPEN_KEY_NOTOUCH (1 << 16)
 #define REDISMODULE_OPEN_KEY_NONOTIFY (1 << 17)
 #define REDISMODULE_OPEN_KEY_NOSTATS (1 << 18)
@@ -198,7 +199,6 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, SetModuleAttribs, void, (RedisModuleCtx *, const char *, int, int))                     \
     X(700, SetModuleOptions, void, (RedisModuleCtx *, int))                                        \
     X(700, IsModuleNameBusy, int, (const char *))                                                  \
-    X(700, GetServerVersion, int, (void))                                                          \
     X(700, GetContextFlags, int, (RedisModuleCtx *))                                               \
     X(700, GetKeyspaceNotificationFlagsAll, int, (void))                                           \
     X(700, AvoidReplicaTraffic, int, (void))                                                       \
@@ -264,24 +264,15 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, CallReplyProto, const char *, (RedisModuleCallReply *, size_t *))                       \
     X(700, FreeCallReply, void, (RedisModuleCallReply *))
 
+/* Hidden: a call needs no detour through a table of addresses. */
 #define REDIS_API_DECLARE(version, name, result, parameters)                                       \
-    static result(*RedisModule_##name) parameters;
+    extern __attribute__((visibility("hidden"))) result(*RedisModule_##name) parameters;
 REDIS_API(REDIS_API_DECLARE)
 #undef REDIS_API_DECLARE
 
-/* Looks all functions up. Returns NULL, or the name of the first one missing
- * that a server of the supported versions has. */
-static const char *redis_api_load(void *ctx) {
-    int (*get_api)(const char *, void *) = *(int (**)(const char *, void *))ctx;
-    const char *missing = NULL;
-#define REDIS_API_LOOK_UP(since, name, result, parameters)                                         \
-    if (get_api("RedisModule_" #name, (void *)&RedisModule_##name) != REDISMODULE_OK) {            \
-        RedisModule_##name = NULL;                                                                 \
-        if (since <= 700 && missing == NULL) missing = #name;                                      \
-    }
-    REDIS_API(REDIS_API_LOOK_UP)
-#undef REDIS_API_LOOK_UP
-    return missing;
-}
+/* Main thread, at load, before any other function of the server. Looks all functions up.
+ * Returns NULL, or the name of the first missing one that each server of the supported
+ * versions has. */
+const char *redis_api_load(void *ctx);
 
 #endif

@@ -44,8 +44,7 @@ class Parameter:
 INT64_MAX = 2**63 - 1
 # The longest short string of AMQP 0-9-1, which names an exchange or a key.
 SHORT_STRING = 255
-# More than anybody types; little enough to compile in a moment. MASK_BYTES is in
-# shim/parameters.c too.
+# Of all masks, and of one: more than anybody types, and compiled in a moment.
 MASKS_BYTES = 64 * 1024
 MASK_BYTES = 1024
 # A path of Linux.

@@ -53,7 +53,7 @@ from ..publisher.actions import (
 )
 from ..publisher.publisher import Publisher
 from ..tables.stats import Stat, Text
-from . import log
+from . import log, nice
 from .leftovers import Leftovers
 from .pace import Pace
 
@@ -425,7 +425,7 @@ class Worker:
             primary, loading, agreed = map(bool, payload)
             self._publisher.set_role(primary=primary, loading=loading, agreed=agreed)
             self._watch.set_role(writable=primary and not loading)
-        elif kind == lib.RECORD_TOUCHED:
+        elif kind == lib.RECORD_LIST_CHANGED:
             what, key = _counted(payload, 0)
             self._publisher.list_changed(what, key)
             self._watch.touched(key)
@@ -481,12 +481,13 @@ class Worker:
         }
 
     def _set_nice(self) -> None:
-        error = ffi.new("char[128]")
-        if lib.shim_set_nice(self.config.worker_nice, error, 128) != 0:
+        try:
+            nice.set_nice(self.config.worker_nice)
+        except OSError as error:
             log.LOGGER.warning(
                 "worker-nice %d could not be set: %s",
                 self.config.worker_nice,
-                ffi.string(error).decode(),
+                error.strerror or error,
             )
 
     def _take_events(self, until: int) -> None:

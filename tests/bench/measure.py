@@ -25,6 +25,7 @@ from keyspace_amqp.demo.servers import RedisServer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = pathlib.Path(__file__).parent
+SHIM = ROOT / "shim"
 BUILT = ROOT / "build" / "bench"
 WORKER = "keyspace-amqp"  # the name of the worker's thread
 PIPELINE = 16  # commands that each of redis-benchmark's clients sends at once
@@ -49,7 +50,7 @@ def build() -> None:
     for source, more, output in (
         ("load.c", [], "load"),
         ("sink.c", [], "sink"),
-        ("empty.c", ["-fPIC", "-shared"], "empty.so"),
+        ("empty.c", ["-fPIC", "-shared", str(SHIM / "redis_api.c")], "empty.so"),
     ):
         command = ["cc", *flags, *more, str(SOURCES / source), "-o", str(BUILT / output)]
         done = subprocess.run(command, capture_output=True, text=True)

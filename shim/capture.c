@@ -1,0 +1,58 @@
+/* The event callback: Redis tells of a keyspace event, and it goes into the queue.
+ *
+ * Main thread. Rule 1: the callback copies the event and returns. It takes no lock,
+ * calls no Python, does no I/O and touches no key. Only if the parameter `value` asks
+ * for values does it call values.c, which looks at the key.
+ */
+#include "capture.h"
+
+#include "jobs.h"
+#include "state.h"
+#include "values.h"
+#include "worker.h"
+
+/* During one long command, a script for example, the worker hears of events this often. */
+#define ANNOUNCE_EVERY 1024
+/* The classes of the events that tell why a fallback list is gone: expired, evicted. */
+#define OWN_CLASSES "xe"
+
+static int wanted_classes, own_classes, subscribed_classes;
+
+static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModuleString *key) {
+    if (!main_thread.capturing) return REDISMODULE_OK;
+    size_t len;
+    const char *name = RedisModule_StringPtrLen(key, &len);
+    if (is_own_key(name, len)) { /* never captured (rule 15) */
+        /* What our own jobs do to a list is known. But the list may expire, and a job may
+         * be the first to notice. */
+        if (!jobs_are_running() || (type & own_classes)) worker_list_changed(event, name, len);
+        return REDISMODULE_OK;
+    }
+    if (!(type & wanted_classes)) return REDISMODULE_OK;
+    record_t head = {.payload_len = (uint32_t)len,
+                     .time_ms = (uint64_t)main_thread.now_ms,
+                     .db = RedisModule_GetSelectedDb(ctx),
+                     .name_len = (uint16_t)strnlen(event, UINT16_MAX),
+                     .kind = RECORD_EVENT,
+                     .class_bit = (uint8_t)__builtin_ctz((unsigned)(type & wanted_classes))};
+    count(&shared.seen);
+    int full = main_thread.value_bytes ? values_push(ctx, &head, event, key, name, len)
+                                       : queue_push(shared.events, &head, event, name);
+    if (full) count(&shared.queue_full);
+    if (queue_pushed(shared.events) % ANNOUNCE_EVERY == 0) worker_announce();
+    return REDISMODULE_OK;
+}
+
+void capture_prepare(void) { wanted_classes = subscribed_classes = 0; }
+
+/* Redis does not unsubscribe a module from a class before it is unloaded. So only
+ * subscriptions are added here; on_event drops what is not wanted any more. */
+void capture_classes(RedisModuleCtx *ctx, int classes) {
+    own_classes = parameters_classes(OWN_CLASSES, strlen(OWN_CLASSES));
+    int missing = (classes | own_classes) & ~subscribed_classes;
+    if (missing) RedisModule_SubscribeToKeyspaceEvents(ctx, missing, on_event);
+    subscribed_classes |= missing;
+    wanted_classes = classes;
+}
+
+int capture_wants(int classes) { return (wanted_classes & classes) != 0; }

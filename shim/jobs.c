@@ -1,0 +1,332 @@
+/* Jobs: commands that the worker makes and the main thread runs (rule 3).
+ *
+ * The worker makes a job with all its strings and submits it. From then on the job belongs
+ * to the main thread, which only has to run the commands. When job_done says so, the job
+ * belongs to the worker again, which reads the replies and frees it.
+ */
+#include "jobs.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api.h"
+#include "bell.h"
+#include "buffer.h"
+#include "config.h"
+#include "latency.h"
+#include "server.h"
+#include "state.h"
+#include "worker.h"
+
+typedef struct command {
+    struct command *next;
+    enum { CALL, SET_PARAMETERS, LENGTHS, MESSAGE } kind;
+    char *name;
+    int write;
+    RedisModuleString **argv;
+    size_t argc;
+    char *expected;
+    size_t expected_len;
+    size_t most; /* bytes of an LRANGE's reply; 0: all elements */
+    char *reply;
+    size_t reply_len;
+    int error;
+} command_t;
+
+struct job {
+    struct job *next;
+    command_t *first, *last;
+    _Atomic int done;
+};
+
+/* The main thread's. */
+static int running, writes_refused;
+/* Shared. */
+static _Atomic(job_t *) submitted; /* the newest first */
+static int bell = -1;              /* set at load; rung by the worker, watched by Redis */
+
+/* ---- the worker's side: api.h says what each function does -------------------- */
+
+job_t *job_new(void) {
+    job_t *job = calloc(1, sizeof(*job));
+    if (job == NULL) abort();
+    return job;
+}
+
+static command_t *add_command(job_t *job, int kind) {
+    command_t *command = calloc(1, sizeof(*command));
+    if (command == NULL) abort();
+    command->kind = kind;
+    if (job->last != NULL)
+        job->last->next = command;
+    else
+        job->first = command;
+    job->last = command;
+    return command;
+}
+
+void job_command(job_t *job, const char *name, int write) {
+    command_t *command = add_command(job, CALL);
+    command->name = strdup(name);
+    command->write = write;
+}
+
+void job_parameters(job_t *job) { add_command(job, SET_PARAMETERS); }
+void job_lengths(job_t *job) { add_command(job, LENGTHS); }
+void job_message(job_t *job) { add_command(job, MESSAGE); }
+
+void job_arguments(job_t *job, const char *arguments, const size_t *lengths, size_t count) {
+    command_t *command = job->last;
+    command->argv = calloc(count, sizeof(*command->argv));
+    if (command->argv == NULL && count > 0) abort();
+    for (; command->argc < count; command->argc++) {
+        size_t len = lengths[command->argc];
+        command->argv[command->argc] = RedisModule_CreateString(NULL, arguments, len);
+        arguments += len;
+    }
+}
+
+void job_expect(job_t *job, const char *reply, size_t len) {
+    command_t *command = job->last;
+    command->expected = malloc(len + 1);
+    if (command->expected == NULL) abort();
+    memcpy(command->expected, reply, len);
+    command->expected_len = len;
+}
+
+void job_most(job_t *job, size_t bytes) { job->last->most = bytes; }
+
+void job_submit(job_t *job) {
+    job->next = atomic_load(&submitted);
+    while (!atomic_compare_exchange_weak(&submitted, &job->next, job)) {
+    }
+    jobs_wake();
+}
+
+int job_done(const job_t *job) { return atomic_load_explicit(&job->done, memory_order_acquire); }
+
+const char *job_reply(const job_t *job, int number, size_t *len, int *error) {
+    command_t *command = job->first;
+    while (number-- > 0 && command != NULL)
+        command = command->next;
+    if (command == NULL) return NULL;
+    *len = command->reply_len;
+    *error = command->error;
+    return command->reply;
+}
+
+/* Frees the strings of a command. */
+static void free_arguments(command_t *command) {
+    for (size_t i = 0; i < command->argc; i++)
+        RedisModule_FreeString(NULL, command->argv[i]);
+    command->argc = 0;
+}
+
+void job_free(job_t *job) {
+    for (command_t *command = job->first, *next; command != NULL; command = next) {
+        next = command->next;
+        free_arguments(command);
+        free(command->argv);
+        free(command->name);
+        free(command->expected);
+        free(command->reply);
+        free(command);
+    }
+    free(job);
+}
+
+/* ---- the main thread's side: one function for each kind of command ------------ */
+
+/* Keeps a copy of the reply; job_free frees it. */
+static void set_reply(command_t *command, const char *reply, size_t len) {
+    command->reply = malloc(len + 1);
+    if (command->reply == NULL) abort();
+    memcpy(command->reply, reply, len);
+    command->reply_len = len;
+}
+
+/* Makes the buffer the reply, without a copy. */
+static void take_reply(command_t *command, buffer_t *buffer) {
+    command->reply = buffer->data;
+    command->reply_len = buffer->len;
+}
+
+/* LRANGE with a bound on bytes. How large the elements are is known only when they are
+ * read, and all at once may be gigabytes. */
+static void read_list(RedisModuleCtx *ctx, command_t *command) {
+    enum { HEAD_LEN = 13 };
+    buffer_t buffer = {0};
+    long long at, stop;
+    int count = 0;
+    char head[HEAD_LEN + 8]; /* for any int, so that no compiler warns of a cut */
+    buffer_add(&buffer, "*0000000000\r\n", HEAD_LEN);
+    RedisModule_StringToLongLong(command->argv[1], &at);
+    RedisModule_StringToLongLong(command->argv[2], &stop);
+    RedisModuleKey *key = RedisModule_OpenKey(ctx, command->argv[0], REDISMODULE_READ);
+    if (RedisModule_KeyType(key) == REDISMODULE_KEYTYPE_LIST) {
+        RedisModuleString *element;
+        while (at <= stop && buffer.len < command->most &&
+               (element = RedisModule_ListGet(key, at++)) != NULL) {
+            size_t len;
+            const char *data = RedisModule_StringPtrLen(element, &len);
+            char bulk[32];
+            buffer_add(&buffer, bulk, (size_t)snprintf(bulk, sizeof(bulk), "$%zu\r\n", len));
+            buffer_add(&buffer, data, len);
+            buffer_add(&buffer, "\r\n", 2);
+            RedisModule_FreeString(NULL, element);
+            count++;
+        }
+    }
+    RedisModule_CloseKey(key);
+    snprintf(head, sizeof(head), "*%010d\r\n", count);
+    memcpy(buffer.data, head, HEAD_LEN);
+    take_reply(command, &buffer);
+}
+
+static void call(RedisModuleCtx *ctx, command_t *command) {
+    errno = 0;
+    RedisModuleCallReply *reply = RedisModule_Call(
+        ctx, command->name, command->write ? "!Ev" : "Ev", command->argv, command->argc);
+    command->error = errno; /* means something if there is no reply, or an error */
+    if (reply == NULL) return;
+    size_t len;
+    const char *proto = RedisModule_CallReplyProto(reply, &len);
+    set_reply(command, proto, len);
+    RedisModule_FreeCallReply(reply);
+}
+
+static void run_call(RedisModuleCtx *ctx, command_t *command) {
+    if (command->write && !main_thread.capturing)
+        command->error = EROFS;
+    else if (command->write && writes_refused)
+        command->error = ESHUTDOWN;
+    else if (command->write && RedisModule_AvoidReplicaTraffic())
+        command->error = EBUSY; /* paused: Redis asserts that nothing is replicated now */
+    else if (command->most != 0)
+        read_list(ctx, command);
+    else
+        call(ctx, command);
+}
+
+static void run_set_parameters(RedisModuleCtx *ctx, command_t *command) {
+    char text[ERROR_BYTES] = "-";
+    int failed = config_set_all(ctx, command->argv, (int)command->argc, text + 1, sizeof(text) - 3);
+    const char *reply = failed ? strcat(text, "\r\n") : "+OK\r\n";
+    set_reply(command, reply, strlen(reply));
+}
+
+/* Not by commands of Redis: LLEN is refused for a slot that another node serves, and
+ * these keys are in slots that come and go. */
+static void run_lengths(RedisModuleCtx *ctx, command_t *command) {
+    const int mode = REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOTOUCH |
+                     REDISMODULE_OPEN_KEY_NONOTIFY | REDISMODULE_OPEN_KEY_NOSTATS;
+    buffer_t buffer = {0};
+    char text[32];
+    buffer_add(&buffer, text, (size_t)snprintf(text, sizeof(text), "*%zu\r\n", command->argc));
+    for (size_t i = 0; i < command->argc; i++) {
+        RedisModuleKey *key = RedisModule_OpenKey(ctx, command->argv[i], mode);
+        int is_list = RedisModule_KeyType(key) == REDISMODULE_KEYTYPE_LIST;
+        size_t length = is_list ? RedisModule_ValueLength(key) : 0;
+        RedisModule_CloseKey(key);
+        buffer_add(&buffer, text, (size_t)snprintf(text, sizeof(text), ":%zu\r\n", length));
+    }
+    take_reply(command, &buffer);
+}
+
+static void run_message(RedisModuleCtx *ctx, command_t *command) {
+    size_t id_len, len;
+    const char *id = RedisModule_StringPtrLen(command->argv[0], &id_len);
+    const char *text = RedisModule_StringPtrLen(command->argv[1], &len);
+    /* Redis 7.0 reads the id up to its NUL. */
+    int result =
+        RedisModule_SendClusterMessage(ctx, id_len ? id : NULL, MESSAGE_TYPE, text, (uint32_t)len);
+    const char *reply = result == REDISMODULE_OK ? "+OK\r\n" : "-ERR not connected\r\n";
+    set_reply(command, reply, strlen(reply));
+}
+
+/* Runs one command of a job. Returns 0 if the job may go on. */
+static int run_command(RedisModuleCtx *ctx, command_t *command) {
+    static void (*const RUN[])(RedisModuleCtx *, command_t *) = {
+        [CALL] = run_call,
+        [SET_PARAMETERS] = run_set_parameters,
+        [LENGTHS] = run_lengths,
+        [MESSAGE] = run_message,
+    };
+    RUN[command->kind](ctx, command);
+    /* Freed on this thread: Redis may hold the strings until it has replicated the
+     * command, and its counts of references are not atomic. */
+    free_arguments(command);
+    if (command->reply == NULL || command->reply[0] == '-') return -1;
+    if (command->expected == NULL) return 0;
+    int as_expected = command->expected_len == command->reply_len &&
+                      memcmp(command->expected, command->reply, command->reply_len) == 0;
+    return as_expected ? 0 : -1;
+}
+
+/* Takes all submitted jobs; returns the oldest, the others are behind it. */
+static job_t *take_submitted(void) {
+    job_t *newest = atomic_exchange(&submitted, NULL);
+    job_t *oldest = NULL;
+    while (newest != NULL) {
+        job_t *next = newest->next;
+        newest->next = oldest;
+        oldest = newest;
+        newest = next;
+    }
+    return oldest;
+}
+
+void jobs_run(RedisModuleCtx *ctx) {
+    if (atomic_load(&submitted) == NULL) return;
+    RedisModule_SelectDb(ctx, 0);
+    running = 1;
+    long long began = clock_us();
+    for (job_t *job = take_submitted(), *next; job != NULL; job = next) {
+        next = job->next; /* read now: the worker may free the job once it is done */
+        for (command_t *command = job->first; command != NULL; command = command->next)
+            if (run_command(ctx, command) != 0) break;
+        atomic_store_explicit(&job->done, 1, memory_order_release);
+    }
+    running = 0;
+    worker_wake();
+    latency_add(ctx, MODULE_NAME "-job", began);
+}
+
+int jobs_are_running(void) { return running; }
+void jobs_refuse_writes(void) { writes_refused = 1; }
+void jobs_wait(long long ms) { bell_wait(bell, ms); }
+void jobs_wake(void) { bell_ring(bell); }
+
+/* ---- load and unload ----------------------------------------------------------- */
+
+/* Callback of Redis' event loop. It only has to wake the loop: before Redis sleeps again,
+ * server.c calls jobs_run. */
+static void on_bell(int fd, void *data, int mask) {
+    (void)data;
+    (void)mask;
+    bell_silence(fd);
+}
+
+int jobs_prepare(void) {
+    writes_refused = 0;
+    bell = bell_new();
+    return bell >= 0 ? 0 : -1;
+}
+
+void jobs_listen(void) {
+    RedisModule_EventLoopAdd(bell, REDISMODULE_EVENTLOOP_READABLE, on_bell, NULL);
+}
+
+void jobs_release(void) {
+    for (job_t *job = take_submitted(), *next; job != NULL; job = next) {
+        next = job->next; /* submitted when it was too late */
+        job_free(job);
+    }
+    if (bell < 0) return;
+    RedisModule_EventLoopDel(bell, REDISMODULE_EVENTLOOP_READABLE);
+    close(bell);
+    bell = -1;
+}

@@ -1,0 +1,13 @@
+/* Time, and the samples for Redis' LATENCY command. */
+#ifndef KEYSPACE_AMQP_LATENCY_H
+#define KEYSPACE_AMQP_LATENCY_H
+#include "redis_api.h"
+
+/* Any thread. A clock that is never set, in microseconds and in milliseconds. */
+long long clock_us(void);
+long long clock_ms(void);
+/* Main thread. Adds a sample of `event` to Redis' LATENCY, if its monitor is on: the main
+ * thread was held from `began` (clock_us) until now. */
+void latency_add(RedisModuleCtx *ctx, const char *event, long long began);
+
+#endif

@@ -1,0 +1,17 @@
+/* See redis_api.h. */
+#include "redis_api.h"
+
+#define REDIS_API_DEFINE(version, name, result, parameters) result(*RedisModule_##name) parameters;
+REDIS_API(REDIS_API_DEFINE)
+
+const char *redis_api_load(void *ctx) {
+    int (*get_api)(const char *, void *) = *(int (**)(const char *, void *))ctx;
+    const char *missing = NULL;
+#define REDIS_API_LOOK_UP(since, name, result, parameters)                                         \
+    if (get_api("RedisModule_" #name, (void *)&RedisModule_##name) != REDISMODULE_OK) {            \
+        RedisModule_##name = NULL;                                                                 \
+        if (since <= 700 && missing == NULL) missing = #name;                                      \
+    }
+    REDIS_API(REDIS_API_LOOK_UP)
+    return missing;
+}

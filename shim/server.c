@@ -1,0 +1,186 @@
+/* See server.h. Callbacks of the server's events, and what is known of the server. */
+#include "server.h"
+
+#include "api.h"
+#include "jobs.h"
+#include "latency.h"
+#include "state.h"
+#include "stats.h"
+#include "tables.h"
+#include "worker.h"
+
+/* Bytes that may wait in the queue of requests when another node's message comes. */
+#define REQUESTS_LIMIT ((size_t)64 * 1024 * 1024)
+
+static int primary, loading;
+static int flushed; /* a database was flushed in this turn of the event loop */
+/* Set at load, before the worker starts; it reads them too. */
+static int port, clustered;
+
+/* ---- the event loop -------------------------------------------------------------- */
+
+/* Comes twice in each turn: before Redis sleeps, and after. */
+static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
+                          void *data) {
+    (void)event;
+    (void)data;
+    if (subevent == REDISMODULE_SUBEVENT_EVENTLOOP_AFTER_SLEEP) {
+        main_thread.now_ms = RedisModule_Milliseconds();
+        return;
+    }
+    flushed = 0;
+    worker_announce_new(); /* once in a turn (rule 5) */
+    jobs_run(ctx);
+    stats_log_losses(ctx, 0);
+}
+
+/* ---- role ------------------------------------------------------------------------- */
+
+void server_send_role(void) {
+    main_thread.capturing = primary && !loading;
+    /* A primary that has agreed to be demoted has paused writes before. */
+    char payload[3] = {(char)primary, (char)loading, (char)RedisModule_AvoidReplicaTraffic()};
+    if (worker_is_open()) worker_request(RECORD_ROLE, payload, sizeof(payload));
+}
+
+static void on_role_changed(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
+                            void *data) {
+    (void)ctx;
+    (void)event;
+    (void)data;
+    primary = subevent == REDISMODULE_SUBEVENT_NOW_MASTER;
+    server_send_role();
+}
+
+/* A load repeats old changes: none of them is captured (rule 14). */
+static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
+    (void)ctx;
+    (void)event;
+    (void)data;
+    loading = subevent != REDISMODULE_SUBEVENT_LOADING_ENDED &&
+              subevent != REDISMODULE_SUBEVENT_LOADING_FAILED;
+    server_send_role();
+}
+
+/* ---- saves and shutdown ------------------------------------------------------------ */
+
+/* A save on the main thread is about to start; the last one of a shutdown is among these.
+ * The worker puts the events of memory into the list, so that they are in the file.
+ *
+ * Not with an append-only file: a restart reads that file instead of this save, and a
+ * shutdown has closed it already. And not while writes are paused, as they are while a
+ * shutdown waits for its replicas. In both cases on_shutdown has the worker put the events
+ * into a file of ours. */
+static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
+                           void *data) {
+    (void)event;
+    (void)data;
+    if (subevent != REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START || !main_thread.capturing ||
+        (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF) ||
+        RedisModule_AvoidReplicaTraffic())
+        return;
+    /* FLUSHALL saves too, perhaps in a transaction on keys of one slot. A server with a
+     * table of keys for each slot would then put our list into the table of that slot. */
+    if (clustered && flushed) return;
+    long long began = clock_us();
+    if (!worker_flush(ctx, FLUSH_STORE))
+        RedisModule_Log(ctx, "warning",
+                        "the save starts with events still in memory: the handler did not store "
+                        "them within %d ms",
+                        SAVE_LIMIT_MS);
+    latency_add(ctx, MODULE_NAME "-save", began);
+}
+
+static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
+                        void *data) {
+    (void)event;
+    (void)subevent;
+    (void)data;
+    /* Redis has written its files before this event, so what the list gets now is lost. The
+     * worker delivers what it can and puts the rest into a file of ours; not on a server
+     * that keeps nothing on disk. */
+    int has_files = (RedisModule_GetContextFlags(ctx) &
+                     (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB)) != 0;
+    if (has_files) jobs_refuse_writes();
+    if (!worker_flush(ctx, has_files ? FLUSH_LEAVE : FLUSH_DRAIN))
+        RedisModule_Log(ctx, "warning", "the handler did not stop within %d ms", STOP_LIMIT_MS);
+    worker_close();
+    stats_log_losses(ctx, 1);
+}
+
+/* ---- what happens to the lists -------------------------------------------------------- */
+
+static void on_flush_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
+                        void *data) {
+    (void)ctx;
+    (void)event;
+    RedisModuleFlushInfo *info = data;
+    flushed = 1;
+    /* The lists are in database 0; -1 stands for all databases. */
+    if (subevent == REDISMODULE_SUBEVENT_FLUSHDB_END && main_thread.capturing && info->dbnum <= 0)
+        worker_list_changed("flushdb", "", 0);
+}
+
+static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
+    (void)ctx;
+    (void)event;
+    (void)subevent;
+    RedisModuleSwapDbInfo *info = data;
+    if (main_thread.capturing && (info->dbnum_first == 0 || info->dbnum_second == 0))
+        worker_list_changed("swapdb", "", 0);
+}
+
+/* ---- the cluster ------------------------------------------------------------------------ */
+
+/* A message of another node. Redis keeps a receiver until it ends, because taking one back
+ * leaves a dangling pointer in its list of receivers. So the context may belong to an
+ * earlier load of the module, and must not be used. */
+static void on_message(RedisModuleCtx *ctx, const char *sender, uint8_t type,
+                       const unsigned char *text, uint32_t len) {
+    (void)ctx;
+    (void)type;
+    if (!worker_is_open()) return;
+    if (worker_request_bytes() + len > REQUESTS_LIMIT) {
+        count(&shared.messages_refused);
+        return;
+    }
+    buffer_t buffer = {0};
+    buffer_add_counted(&buffer, sender, REDISMODULE_NODE_ID_LEN);
+    buffer_add_counted(&buffer, text, len);
+    worker_request_buffer(RECORD_MESSAGE, &buffer);
+}
+
+/* Worker thread, these two. */
+int shim_port(void) { return port; }
+int shim_clustered(void) { return clustered; }
+
+/* ---- load --------------------------------------------------------------------------------- */
+
+void server_prepare(RedisModuleCtx *ctx) {
+    main_thread.now_ms = RedisModule_Milliseconds();
+    RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "server");
+    port = (int)RedisModule_ServerInfoGetFieldUnsigned(info, "tcp_port", NULL);
+    RedisModule_FreeServerInfo(ctx, info);
+    int flags = RedisModule_GetContextFlags(ctx);
+    primary = (flags & REDISMODULE_CTX_FLAGS_MASTER) != 0;
+    loading = (flags & REDISMODULE_CTX_FLAGS_LOADING) != 0;
+    clustered = (flags & REDISMODULE_CTX_FLAGS_CLUSTER) != 0;
+}
+
+void server_subscribe(RedisModuleCtx *ctx) {
+    static const struct {
+        RedisModuleEvent event;
+        RedisModuleEventCallback callback;
+    } SUBSCRIPTIONS[] = {
+        {{REDISMODULE_EVENT_EVENTLOOP, 1}, on_event_loop},
+        {{REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED, 1}, on_role_changed},
+        {{REDISMODULE_EVENT_LOADING, 1}, on_loading},
+        {{REDISMODULE_EVENT_PERSISTENCE, 1}, on_persistence},
+        {{REDISMODULE_EVENT_FLUSHDB, 1}, on_flush_db},
+        {{REDISMODULE_EVENT_SWAPDB, 1}, on_swap_db},
+        {{REDISMODULE_EVENT_SHUTDOWN, 1}, on_shutdown},
+    };
+    for (size_t i = 0; i < sizeof(SUBSCRIPTIONS) / sizeof(SUBSCRIPTIONS[0]); i++)
+        RedisModule_SubscribeToServerEvent(ctx, SUBSCRIPTIONS[i].event, SUBSCRIPTIONS[i].callback);
+    if (clustered) RedisModule_RegisterClusterMessageReceiver(ctx, MESSAGE_TYPE, on_message);
+}

@@ -1,0 +1,56 @@
+/* The variables that several files of the shim share, by the thread that owns them.
+ *
+ * They are few: all other state is static in the file that owns it, and the others
+ * call its functions. module.c defines and clears them.
+ *
+ * Owned by the main thread alone: the parameters (config.c), the role (server.c) and
+ * everything below in `main_thread`. Owned by the worker alone: everything about an event
+ * after it was pushed; that is in Python. Shared without a lock: the two queues
+ * (queue.c), the list of jobs (jobs.c), the counters and texts (stats.c) and the
+ * flags of the worker thread (worker.c).
+ */
+#ifndef KEYSPACE_AMQP_STATE_H
+#define KEYSPACE_AMQP_STATE_H
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "api.h"
+
+#define MODULE_NAME "keyspaceamqp"
+/* For messages about a refused value. */
+#define ERROR_BYTES 1024
+
+/* Hidden: the event callback reads these without a detour through a table of addresses.
+ * Each struct has cache lines of its own, so that nothing the worker writes slows the
+ * callback down. */
+#pragma GCC visibility push(hidden)
+
+/* ---- the main thread's ---- */
+extern struct main_thread {
+    _Alignas(64) int capturing; /* this server is a primary and loads nothing (rule 14) */
+    long long now_ms;           /* Unix time at the start of this turn of the event loop */
+    size_t value_bytes;         /* bytes of a key's value that go with its event; 0: none */
+} main_thread;
+
+/* ---- shared ---- */
+extern struct shared {
+    /* The main thread pushes, the worker takes. The pointer is set at load. */
+    _Alignas(64) queue_t *events;
+    /* The main thread counts, any thread reads. They only grow; stats.c remembers what
+     * they were at the last reset. */
+    _Atomic int64_t seen;             /* events of the chosen classes */
+    _Atomic int64_t queue_full;       /* of these, events that found the queue full */
+    _Atomic int64_t messages_refused; /* messages of other nodes that found no room */
+} shared;
+
+#pragma GCC visibility pop
+
+/* Main thread. Adds one to a counter. Only this thread writes it, so that it needs no
+ * atomic addition with its bus lock. */
+static inline void count(_Atomic int64_t *counter) {
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1,
+                          memory_order_relaxed);
+}
+
+#endif

@@ -1,0 +1,150 @@
+/* See stats.h. The counters are atomics, and texts are handed over by an exchange of
+ * pointers, so that no thread ever waits for another. */
+#include "stats.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api.h"
+#include "python.h"
+#include "state.h"
+#include "tables.h"
+
+#define LOG_EVERY_MS 10000
+
+typedef struct {
+    char text[TEXTS_COUNT][256];
+} texts_t;
+
+/* Shared. The worker writes these, in the order of the table; any thread reads. */
+static _Atomic int64_t stats[STATS_COUNT];
+/* What the counters in `shared` were at the last reset. */
+static _Atomic int64_t seen_before, queue_full_before, messages_refused_before;
+static _Atomic(texts_t *) delivered; /* by the worker, and not taken yet; or NULL */
+/* The worker's. */
+static texts_t draft;
+/* The main thread's. */
+static texts_t *shown;
+static int64_t logged_losses;
+static long long logged_ms;
+
+/* ---- counters --------------------------------------------------------------------- */
+
+static int64_t since_reset(_Atomic int64_t *counter, _Atomic int64_t *before) {
+    return atomic_load_explicit(counter, memory_order_relaxed) -
+           atomic_load_explicit(before, memory_order_relaxed);
+}
+
+/* Any thread; api.h says more. The counters of the worker, and what only the shim knows. */
+void shim_numbers(int64_t *numbers) {
+    for (int i = 0; i < STATS_COUNT; i++)
+        numbers[i] = atomic_load_explicit(&stats[i], memory_order_relaxed);
+    int64_t lost = since_reset(&shared.queue_full, &queue_full_before);
+    numbers[STAT_EVENTS_SEEN] = since_reset(&shared.seen, &seen_before);
+    numbers[STAT_MESSAGES_REJECTED] +=
+        since_reset(&shared.messages_refused, &messages_refused_before);
+    /* No mask was tried on an event that found the queue full. It counts as matched, so
+     * that the books balance. */
+    numbers[STAT_EVENTS_MATCHED] += lost;
+    numbers[STAT_DROPPED_QUEUE_FULL] += lost;
+    numbers[STAT_QUEUE_LENGTH] += (int64_t)queue_length(shared.events);
+    numbers[STAT_QUEUE_BYTES] += (int64_t)queue_bytes(shared.events);
+    numbers[STAT_DROPPED] = 0;
+    for (int i = STAT_FIRST_REASON; i < STATS_COUNT; i++)
+        numbers[STAT_DROPPED] += numbers[i];
+}
+
+/* Worker thread, these two. */
+int64_t *shim_stats(void) { return (int64_t *)stats; }
+
+void shim_reset_numbers(void) {
+    atomic_store(&seen_before, atomic_load(&shared.seen));
+    atomic_store(&queue_full_before, atomic_load(&shared.queue_full));
+    atomic_store(&messages_refused_before, atomic_load(&shared.messages_refused));
+}
+
+void stats_log_losses(RedisModuleCtx *ctx, int now) {
+    if (!now && main_thread.now_ms < logged_ms + LOG_EVERY_MS) return;
+    int64_t lost = atomic_load_explicit(&shared.queue_full, memory_order_relaxed);
+    if (lost <= logged_losses) return;
+    RedisModule_Log(ctx, "warning", "%lld events lost: the queue in memory was full",
+                    (long long)(lost - logged_losses));
+    logged_losses = lost;
+    logged_ms = main_thread.now_ms;
+}
+
+/* ---- texts -------------------------------------------------------------------------- */
+
+/* Worker thread. */
+void shim_set_text(int index, const char *text) {
+    snprintf(draft.text[index], sizeof(draft.text[index]), "%s", text);
+    texts_t *copy = malloc(sizeof(*copy));
+    if (copy == NULL) abort();
+    *copy = draft;
+    free(atomic_exchange(&delivered, copy)); /* nobody has taken the one before */
+}
+
+/* Main thread. Returns the newest texts, which stay valid until the next call. */
+static const texts_t *current_texts(void) {
+    texts_t *newest = atomic_exchange(&delivered, NULL);
+    if (newest != NULL) {
+        free(shown);
+        shown = newest;
+    }
+    return shown;
+}
+
+/* ---- STATS and INFO -------------------------------------------------------------------- */
+
+static void reply_with_text(RedisModuleCtx *ctx, const char *text) {
+    RedisModule_ReplyWithStringBuffer(ctx, text, strlen(text));
+}
+
+void stats_reply(RedisModuleCtx *ctx) {
+    int64_t numbers[STATS_COUNT];
+    shim_numbers(numbers);
+    const texts_t *texts = current_texts();
+    RedisModule_ReplyWithMap(ctx, TEXTS_COUNT + STATS_COUNT);
+    for (int i = 0; i < TEXTS_COUNT; i++) {
+        reply_with_text(ctx, TEXT_NAMES[i]);
+        reply_with_text(ctx, texts->text[i]);
+    }
+    for (int i = 0; i < STATS_COUNT; i++) {
+        reply_with_text(ctx, STAT_NAMES[i]);
+        RedisModule_ReplyWithLongLong(ctx, numbers[i]);
+    }
+}
+
+void stats_info(RedisModuleInfoCtx *ctx, int for_crash_report) {
+    if (for_crash_report) return; /* the process is about to end: touch nothing */
+    int64_t numbers[STATS_COUNT];
+    shim_numbers(numbers);
+    const texts_t *texts = current_texts();
+    RedisModule_InfoAddSection(ctx, "");
+    RedisModule_InfoAddFieldCString(ctx, "version", MODULE_VERSION);
+    RedisModule_InfoAddFieldCString(ctx, "python", python_version());
+    for (int i = 0; i < TEXTS_COUNT; i++)
+        RedisModule_InfoAddFieldCString(ctx, TEXT_NAMES[i], texts->text[i]);
+    for (int i = 0; i < STATS_COUNT; i++)
+        RedisModule_InfoAddFieldLongLong(ctx, STAT_NAMES[i], numbers[i]);
+}
+
+/* ---- load and unload --------------------------------------------------------------------- */
+
+void stats_prepare(void) {
+    shown = calloc(1, sizeof(*shown));
+    if (shown == NULL) abort();
+    memset(&draft, 0, sizeof(draft));
+    for (int i = 0; i < STATS_COUNT; i++)
+        atomic_store(&stats[i], 0);
+    shim_reset_numbers();
+    logged_losses = atomic_load(&shared.queue_full);
+}
+
+void stats_release(void) {
+    free(shown);
+    shown = NULL;
+    free(atomic_exchange(&delivered, NULL));
+}

@@ -1,0 +1,19 @@
+/* What STATS and INFO show. Nothing here asks the worker, so both answer even when it is
+ * stuck (rule 4). Main thread; the worker's part is in api.h. */
+#ifndef KEYSPACE_AMQP_STATS_H
+#define KEYSPACE_AMQP_STATS_H
+#include "redis_api.h"
+
+/* Starts all counters and texts anew. */
+void stats_prepare(void);
+/* Replies with the map of KEYSPACEAMQP.STATS. */
+void stats_reply(RedisModuleCtx *ctx);
+/* Writes the section of INFO (a RedisModuleInfoFunc). */
+void stats_info(RedisModuleInfoCtx *ctx, int for_crash_report);
+/* Logs how many events have found the queue full since the last such line. Does so at most
+ * once in ten seconds, unless `now` is not 0. */
+void stats_log_losses(RedisModuleCtx *ctx, int now);
+/* Frees the texts. The worker has ended. */
+void stats_release(void);
+
+#endif

@@ -1,0 +1,160 @@
+/* What a key holds, or held before it was deleted: the payloads of RECORD_VALUED.
+ *
+ * Main thread. Nothing here is called unless the parameter `value` asks for values: a look
+ * at the key costs more than the rest of the capture.
+ */
+#include "values.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "buffer.h"
+#include "capture.h"
+#include "state.h"
+
+/* A buffer that a large value has made larger than this is freed before its next use. */
+#define LARGE_BUFFER ((size_t)4 * 1024 * 1024)
+/* A look at a key leaves no trace. */
+#define WITHOUT_TRACE                                                                              \
+    (REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOTOUCH | REDISMODULE_OPEN_KEY_NONOTIFY |             \
+     REDISMODULE_OPEN_KEY_NOSTATS | REDISMODULE_OPEN_KEY_NOEXPIRE |                                \
+     REDISMODULE_OPEN_KEY_NOEFFECTS)
+
+/* What the key held that was deleted, expired or evicted last. Redis 7.2 and later call
+ * on_key before they do that, and send the event afterwards. */
+static struct {
+    int db;
+    size_t key_len;
+    buffer_t payload; /* valued_t, key, data; empty: there is no such key */
+} gone;
+static buffer_t present; /* the same of a key that exists, for one event */
+static int subscribed;   /* to on_key */
+
+/* True for the events after which the key does not exist. To look for it would count
+ * as a miss. */
+static int is_end(const char *event) {
+    static const char *const ENDS[] = {"del", "expired", "evicted", "rename_from", "move_from"};
+    for (size_t i = 0; i < sizeof(ENDS) / sizeof(ENDS[0]); i++)
+        if (strcmp(event, ENDS[i]) == 0) return 1;
+    return 0;
+}
+
+static valued_t make_head(RedisModuleKey *open, size_t key_len, int before) {
+    return (valued_t){.length = RedisModule_ValueLength(open),
+                      .key_len = (uint32_t)key_len,
+                      .type = (uint8_t)RedisModule_KeyType(open),
+                      .before = (uint8_t)before};
+}
+
+/* Replaces the payload in the buffer. `data` is NULL for a key that is no string. */
+static void write_payload(buffer_t *payload, valued_t head, const char *key, const char *data,
+                          size_t data_len) {
+    head.has_data = data != NULL;
+    if (payload->capacity > LARGE_BUFFER) {
+        free(payload->data);
+        *payload = (buffer_t){0};
+    }
+    payload->len = 0;
+    buffer_add(payload, &head, sizeof(head));
+    buffer_add(payload, key, head.key_len);
+    buffer_add(payload, data, data_len);
+}
+
+/* Server event: a key is about to go. Keeps what it holds in `gone`. */
+static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
+    static const char *const CLASSES[] = {"g", "gx", "e"}; /* deleted, expired, evicted */
+    (void)event;
+    if (!main_thread.capturing || !main_thread.value_bytes ||
+        subevent > REDISMODULE_SUBEVENT_KEY_EVICTED)
+        return;
+    if (!capture_wants(parameters_classes(CLASSES[subevent], strlen(CLASSES[subevent])))) return;
+    RedisModuleKey *open = ((RedisModuleKeyInfo *)data)->key;
+    size_t len, size = 0;
+    const char *key = RedisModule_StringPtrLen(RedisModule_GetKeyNameFromModuleKey(open), &len);
+    if (is_own_key(key, len)) return;
+    const char *bytes = NULL;
+    /* StringDMA may change how Redis keeps the string; this one is about to go anyway. */
+    if (RedisModule_KeyType(open) == REDISMODULE_KEYTYPE_STRING)
+        bytes = RedisModule_StringDMA(open, &size, REDISMODULE_READ);
+    if (size > main_thread.value_bytes) size = main_thread.value_bytes;
+    write_payload(&gone.payload, make_head(open, len, 1), key, bytes, size);
+    gone.db = RedisModule_GetSelectedDb(ctx);
+    gone.key_len = len;
+}
+
+/* Returns what the key held, or NULL if it is not the one that went last. */
+static buffer_t *find_gone(RedisModuleCtx *ctx, const char *name, size_t len) {
+    if (gone.payload.len && gone.db == RedisModule_GetSelectedDb(ctx) && gone.key_len == len &&
+        memcmp(gone.payload.data + sizeof(valued_t), name, len) == 0)
+        return &gone.payload;
+    return NULL;
+}
+
+/* Returns what the key holds, or NULL if it does not exist. */
+static buffer_t *find_present(RedisModuleCtx *ctx, RedisModuleString *key, const char *name,
+                              size_t len) {
+    RedisModuleKey *open = RedisModule_OpenKey(ctx, key, WITHOUT_TRACE);
+    if (open == NULL) return NULL;
+    valued_t head = make_head(open, len, 0);
+    /* Closed at once: GETRANGE may be what deletes the key, and an open key must not
+     * outlive it. */
+    RedisModule_CloseKey(open);
+    RedisModuleCallReply *reply = NULL;
+    const char *bytes = NULL;
+    size_t size = 0;
+    /* Not StringDMA: it would turn short strings and numbers into larger objects. */
+    if (head.type == REDISMODULE_KEYTYPE_STRING)
+        reply = RedisModule_Call(ctx, "GETRANGE", "sll", key, 0LL,
+                                 (long long)main_thread.value_bytes - 1);
+    if (reply != NULL) bytes = RedisModule_CallReplyStringPtr(reply, &size);
+    write_payload(&present, head, name, bytes, bytes ? size : 0);
+    if (reply != NULL) RedisModule_FreeCallReply(reply);
+    return &present;
+}
+
+/* Returns the payload for an event, or NULL if it has no value. The buffer is valid until
+ * the next event. */
+static buffer_t *find_value(RedisModuleCtx *ctx, const char *event, RedisModuleString *key,
+                            const char *name, size_t len) {
+    if (is_end(event)) return find_gone(ctx, name, len);
+    /* `expire` may be of a time that is over (SET … PXAT 1). On such a key our look would
+     * make Redis 7.0 delete it, tell nobody, and replicate the deletion before the
+     * command. */
+    if (RedisModule_GetOpenKeyModesAll == NULL && strcmp(event, "expire") == 0) return NULL;
+    main_thread.capturing = 0; /* the events of our own look are not captured */
+    buffer_t *found = find_present(ctx, key, name, len);
+    main_thread.capturing = 1;
+    return found;
+}
+
+int values_push(RedisModuleCtx *ctx, const record_t *head, const char *event,
+                RedisModuleString *key, const char *name, size_t len) {
+    buffer_t *payload = find_value(ctx, event, key, name, len);
+    if (payload != NULL) {
+        record_t valued = *head;
+        valued.kind = RECORD_VALUED;
+        valued.payload_len = (uint32_t)payload->len;
+        int full = queue_push(shared.events, &valued, event, payload->data);
+        gone.payload.len = 0;
+        if (!full) return 0;
+    }
+    /* Without its value an event may still fit. */
+    return queue_push(shared.events, head, event, name);
+}
+
+void values_prepare(void) {
+    main_thread.value_bytes = 0;
+    subscribed = 0;
+    gone.payload.len = 0;
+}
+
+void values_take(RedisModuleCtx *ctx, size_t bytes) {
+    RedisModuleEvent event = {REDISMODULE_EVENT_KEY, 1};
+    main_thread.value_bytes = bytes;
+    if (bytes == 0 || subscribed) return;
+    /* This subscription stays until the module is unloaded. It may not be taken back here:
+     * if this runs in the callback of another server event, the server walks through its
+     * list of subscribers, and that list must not lose one meanwhile. */
+    RedisModule_SubscribeToServerEvent(ctx, event, on_key);
+    subscribed = 1;
+}
