@@ -1,0 +1,60 @@
+"""The parameters that hold now, and the parts of the worker that hear of new ones.
+
+Worker thread; nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..broker.target import target
+from ..config import Config
+from ..publisher.publisher import Publisher
+from . import log
+from .identity import Identity
+from .intake import Intake
+from .interface import Shim
+
+
+def needs_reconnect(old: Config, new: Config) -> bool:
+    """True if a connection made with the old parameters does not do for the new ones."""
+    return target(old) != target(new) or old.node_name != new.node_name
+
+
+class Parameters:
+    """`values`: as the shim has checked them, in the table's order; `config`: the same."""
+
+    def __init__(
+        self,
+        shim: Shim,
+        values: Sequence[bytes],
+        config: Config,
+        intake: Intake,
+        identity: Identity,
+        publisher: Publisher,
+    ) -> None:
+        self.values = values
+        self.config = config
+        self._shim = shim
+        self._intake = intake
+        self._identity = identity
+        self._publisher = publisher
+        self._set_nice()
+
+    def set(self, values: Sequence[bytes], pushed: int) -> None:
+        """Take new values, set when `pushed` events had been put into the queue."""
+        if values == self.values:
+            return
+        old, new = self.config, Config.from_values(values)
+        self._intake.configure(new, pushed)
+        self.values, self.config = values, new
+        if new.worker_nice != old.worker_nice:
+            self._set_nice()
+        self._identity.configure(new)
+        self._publisher.configure(new)  # , reconnect=needs_reconnect(old, new)
+
+    def _set_nice(self) -> None:
+        if error := self._shim.set_nice(self.config.worker_nice):
+            log.LOGGER.warning(
+                "worker-nice %d could not be set: %s", self.config.worker_nice, error
+            )
