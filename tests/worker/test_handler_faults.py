@@ -87,7 +87,8 @@ _OWNERS = [Worker, _publisher.Publisher, _broker.Broker, _broker, _login, _reaso
            _jobs, _message, *_WORKER]
 for _module in _WORKER:
     _OWNERS += [value for value in vars(_module).values()
-                if isinstance(value, type) and value.__module__ == _module.__name__]
+                if isinstance(value, type) and value.__module__ == _module.__name__
+                and not getattr(value, "_is_protocol", False)]
 for _owner in _OWNERS:
     for _name, _value in list(vars(_owner).items()):
         if isinstance(_value, property) and _owner.__module__.startswith("keyspace_amqp.worker."):
