@@ -156,11 +156,10 @@ class Bridge:
     def ready(self, ok: bool) -> None:
         lib.shim_ready(ok)
 
-    def set_nice(self, nice: int) -> str:
+    def set_nice(self, nice: int) -> None:
         error = ffi.new("char[]", _ERROR_BYTES)
-        if lib.shim_set_nice(nice, error, _ERROR_BYTES) == 0:
-            return ""
-        return str(ffi.string(error).decode())
+        if lib.shim_set_nice(nice, error, _ERROR_BYTES) != 0:
+            raise OSError(ffi.string(error).decode())
 
 
 def _text(text: str) -> bytes:

@@ -140,7 +140,6 @@ class Shim(Protocol):
         """Tell the main thread that the worker runs, or that it cannot."""
         ...
 
-    def set_nice(self, nice: int) -> str:
-        """Set the nice value of this thread. Return the reason if it cannot be set,
-        else an empty text."""
+    def set_nice(self, nice: int) -> None:
+        """Set the nice value of this thread. Raises OSError."""
         ...

@@ -92,7 +92,9 @@ class Worker:
         )
         self._intake = Intake(shim.events, publisher, run_id, config, self._status.failed)
         self._naps = Naps(shim.events, self._intake, publisher)
-        self._parameters = Parameters(shim, values, config, self._intake, self._identity, publisher)
+        self._parameters = Parameters(
+            values, config, self._intake, self._identity, publisher, shim.set_nice
+        )
         self._handler = Handler(
             self._parameters, publisher, watch, spread, self._status, clustered=clustered
         )

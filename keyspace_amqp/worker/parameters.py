@@ -5,7 +5,7 @@ Worker thread; nothing here waits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..broker.target import target
 from ..config import Config
@@ -13,7 +13,6 @@ from ..publisher.publisher import Publisher
 from . import log
 from .identity import Identity
 from .intake import Intake
-from .interface import Shim
 
 
 def needs_reconnect(old: Config, new: Config) -> bool:
@@ -22,24 +21,25 @@ def needs_reconnect(old: Config, new: Config) -> bool:
 
 
 class Parameters:
-    """`values`: as the shim has checked them, in the table's order; `config`: the same."""
+    """`values`: as the shim has checked them, in the table's order; `config`: the same.
+    `set_nice`: sets the nice value of this thread, or raises OSError."""
 
     def __init__(
         self,
-        shim: Shim,
         values: Sequence[bytes],
         config: Config,
         intake: Intake,
         identity: Identity,
         publisher: Publisher,
+        set_nice: Callable[[int], None],
     ) -> None:
         self.values = values
         self.config = config
-        self._shim = shim
+        self._set_nice = set_nice
         self._intake = intake
         self._identity = identity
         self._publisher = publisher
-        self._set_nice()
+        self._be_nice()
 
     def set(self, values: Sequence[bytes], pushed: int) -> None:
         """Take new values, set when `pushed` events had been put into the queue."""
@@ -49,12 +49,13 @@ class Parameters:
         self._intake.configure(new, pushed)
         self.values, self.config = values, new
         if new.worker_nice != old.worker_nice:
-            self._set_nice()
+            self._be_nice()
         self._identity.configure(new)
         self._publisher.configure(new)  # , reconnect=needs_reconnect(old, new)
 
-    def _set_nice(self) -> None:
-        if error := self._shim.set_nice(self.config.worker_nice):
-            log.LOGGER.warning(
-                "worker-nice %d could not be set: %s", self.config.worker_nice, error
-            )
+    def _be_nice(self) -> None:
+        nice = self.config.worker_nice
+        try:
+            self._set_nice(nice)
+        except OSError as error:
+            log.LOGGER.warning("worker-nice %d could not be set: %s", nice, error.strerror or error)

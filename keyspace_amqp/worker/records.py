@@ -148,7 +148,7 @@ class SetRole:
 
 
 @dataclasses.dataclass(frozen=True)
-class ListTouched:
+class ListChanged:
     """A fallback list was changed by somebody else; `what`: the event's name; an empty
     `key`: all lists."""
 
@@ -173,7 +173,7 @@ class StartFlush:
     mode: int
 
 
-Request = RunCommand | SetConfig | SetRole | ListTouched | PeerMessage | StartFlush
+Request = RunCommand | SetConfig | SetRole | ListChanged | PeerMessage | StartFlush
 
 
 def take_requests(queue: Queue) -> Iterator[tuple[int, bytes]]:
@@ -202,7 +202,7 @@ def parse_request(kind: int, payload: bytes) -> Request:
         case Kind.ROLE:
             return SetRole(*map(bool, payload))
         case Kind.TOUCHED:
-            return ListTouched(*counted(payload))
+            return ListChanged(*counted(payload))
         case Kind.MESSAGE:
             sender, data = counted(payload)
             return PeerMessage(sender.decode("ascii", "replace"), data)

@@ -17,7 +17,7 @@ from .interface import Shim
 from .lanes import Lane
 from .parameters import Parameters
 from .records import (
-    ListTouched,
+    ListChanged,
     PeerMessage,
     Request,
     RunCommand,
@@ -71,7 +71,7 @@ class Requests:
             case SetRole(primary=primary, loading=loading, agreed=agreed):
                 self._publisher.set_role(primary=primary, loading=loading, agreed=agreed)
                 self._watch.set_role(writable=request.writable)
-            case ListTouched(what=what, key=key):
+            case ListChanged(what=what, key=key):
                 self._publisher.touched(what, key)
                 self._watch.touched(key)
             case PeerMessage(sender=sender, data=data):

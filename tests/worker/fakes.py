@@ -122,7 +122,7 @@ class FakeShim:
         self.jobs: list[FakeJob] = []
         self.replies: dict[int, bytes] = {}
         self.heard: list[object] = []
-        self.nice_error = ""
+        self.nice_error: OSError | None = None
 
     def before_wait(self) -> None:
         self.heard.append("before_wait")
@@ -156,9 +156,10 @@ class FakeShim:
     def ready(self, ok: bool) -> None:
         self.heard.append(("ready", ok))
 
-    def set_nice(self, nice: int) -> str:
+    def set_nice(self, nice: int) -> None:
         self.heard.append(("nice", nice))
-        return self.nice_error
+        if self.nice_error is not None:
+            raise self.nice_error
 
 
 class Failures:

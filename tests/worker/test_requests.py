@@ -63,8 +63,8 @@ class World:
         self.identity: Any = Part("identity", self.heard)
         self.status: Any = Part("status", self.heard)
         self.parameters = Parameters(
-            self.shim, DEFAULTS, Config.from_values(DEFAULTS), self.intake, self.identity,
-            self.publisher,
+            DEFAULTS, Config.from_values(DEFAULTS), self.intake, self.identity, self.publisher,
+            self.shim.set_nice,
         )  # fmt: skip
         self.handler = Handler(
             self.parameters, self.publisher, self.watch, self.spread, self.status, clustered=False
@@ -170,16 +170,21 @@ def test_parameters_that_are_as_before(world: World) -> None:
     assert world.set(DEFAULTS) == []
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError("a filter"), "a filter"), (OSError(13, "no permission"), "no permission")],
+)
 def test_the_nice_value_is_set_when_it_changes(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture, error: OSError, words: str
 ) -> None:
     assert world.shim.heard == [("nice", 5)]
     world.set(values(exchange=b"other"))
     assert world.shim.heard == [("nice", 5)]
-    world.shim.nice_error = "a filter"
+    world.shim.nice_error = error
     world.set(values(exchange=b"other", worker_nice=b"7"))
     assert world.shim.heard == [("nice", 5), ("nice", 7)]
-    assert "worker-nice 7 could not be set: a filter" in caplog.text
+    assert f"worker-nice 7 could not be set: {words}\n" in caplog.text
+    assert world.failures.told == []
 
 
 @pytest.mark.parametrize(
