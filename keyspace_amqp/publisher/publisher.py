@@ -523,6 +523,30 @@ class Publisher:
 
     # ---- what the worker asks ----------------------------------------------------
 
+    @property
+    def primary(self) -> bool:
+        """True if this server is a primary."""
+        return self.lists.primary
+
+    @property
+    def writable(self) -> bool:
+        """True if this server is a primary that is not loading a data set."""
+        return self.lists.writable
+
+    @property
+    def list_keys(self) -> Sequence[bytes] | None:
+        """Return the keys of this node's lists; None until they are known."""
+        return self.lists.complete
+
+    def works_with(self, key: bytes) -> bool:
+        """True if this is the key of the list that the publisher works with."""
+        return key == self.list.key
+
+    @property
+    def broker_is_busy(self) -> bool:
+        """True if the broker has enough to do for some 30 ms."""
+        return self.window.is_busy
+
     def room(self) -> int:
         """Return how many more events it is worth to take in now.
 

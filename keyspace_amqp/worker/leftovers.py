@@ -11,6 +11,7 @@ Any thread. In the server's working directory, which is its `dir`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from ..fallback import from_element, to_element
 from ..jobs import parse
 from ..message import Event
 from ..tables.keys import KEY
+from . import log
 
 
 class Leftovers:
@@ -72,3 +74,36 @@ class Leftovers:
         """Renames a file that cannot be read, so that the next one does not replace
         it. Raises OSError."""
         return self.path.replace(self.path.with_suffix(".unreadable"))
+
+
+def store(file: Leftovers, events: Sequence[Event], sink: log.Sink) -> None:
+    """Put events into the file at the end of a load, or say that they are lost."""
+    if not events:
+        return
+    try:
+        file.write(events)
+    except OSError as error:
+        why = f"{file.path} could not be written: {error}"
+        sink("warning", f"{len(events)} events lost: {why}")
+        return
+    sink(
+        "notice",
+        f"{len(events)} events came too late for the fallback list; they are in "
+        f"{file.path} for the next load",
+    )
+
+
+def recover(file: Leftovers) -> Sequence[Event]:
+    """Return the events that an earlier load has left, oldest first. A file that cannot
+    be read is set aside, and the log says so."""
+    try:
+        events = file.read()
+    except (OSError, ValueError) as error:
+        text = f"{file.path} cannot be read: {error}"
+        with contextlib.suppress(OSError):
+            text += f"; it is {file.set_aside()} now"
+        log.LOGGER.error("%s", text)
+        return []
+    if events:
+        log.LOGGER.info("%d events from %s", len(events), file.path)
+    return events

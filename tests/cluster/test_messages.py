@@ -23,25 +23,28 @@ from tests.system.test_secrets import found, shown
 TALK = """
 
 import pathlib as _pathlib
+import struct as _struct
 from keyspace_amqp.cluster import peers as _peers
+from keyspace_amqp.jobs import BusMessage as _BusMessage
+from keyspace_amqp.worker.records import counted as _counted
 
 
-def _submit(self, job, done, _submit=Worker._submit):
+def _submit(self, job, done, _submit=Runner.submit):
     for command in job.commands:
-        if isinstance(command, BusMessage) and _pathlib.Path("keep").exists():
+        if isinstance(command, _BusMessage) and _pathlib.Path("keep").exists():
             with _pathlib.Path("sent").open("ab") as file:
-                file.write(b"".join(_LENGTH.pack(len(p)) + p for p in command.arguments))
+                file.write(b"".join(_struct.pack("=I", len(p)) + p for p in command.arguments))
     _submit(self, job, done)
 
 
-def _look_around(self, _look_around=Worker._look_around):
+def _look(self, _look=Surroundings.look):
     say = _pathlib.Path("say")
     if say.exists():
-        texts = list(_counted(say.read_bytes(), 0))
+        texts = list(_counted(say.read_bytes()))
         say.unlink()
         for text in texts:
-            self._submit(Job([BusMessage([b"", text])]), lambda result: None)
-    _look_around(self)
+            self.send("", text)
+    _look(self)
 
 
 def _pack(message, _pack=_peers.pack):
@@ -57,8 +60,8 @@ def _pack(message, _pack=_peers.pack):
     return _pack(message)
 
 
-Worker._submit = _submit
-Worker._look_around = _look_around
+Runner.submit = _submit
+Surroundings.look = _look
 _peers.pack = _pack
 """
 

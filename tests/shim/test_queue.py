@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import importlib
 import json
 import random
 import subprocess
@@ -11,12 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from keyspace_amqp.worker.records import HEAD as READ_HEAD
 from tests.fix_servers import ROOT
 from tests.fix_shim import Shim
 from tests.shim.queues import CHUNK, FIELDS, HEAD, Queue, Record, parse
@@ -56,14 +55,13 @@ def measured(case: str, *arguments: int) -> list[int]:
 
 def test_head_is_what_the_handler_reads(shim: Shim) -> None:
     """One struct, which C and the handler define separately."""
-    worker: Any = importlib.import_module("keyspace_amqp.worker.loop")
     ffi = shim.ffi
     head = ffi.new("record_t *")
-    assert worker._HEAD.size == HEAD.size == ffi.sizeof("record_t")
+    assert READ_HEAD.size == HEAD.size == ffi.sizeof("record_t")
     values = (0xA1A2A3A4, 0xB1B2B3B4, 0xC1C2C3C4C5C6C7C8, -123456789, 0xE1E2, 0xF1, 0xF2)
     for field, value in zip(FIELDS, values, strict=True):
         setattr(head, field, value)
-    for layout in (HEAD, worker._HEAD):
+    for layout in (HEAD, READ_HEAD):
         assert layout.unpack(bytes(ffi.buffer(head, layout.size))) == values
 
 

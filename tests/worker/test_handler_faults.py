@@ -11,29 +11,47 @@ from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
 from tests.fix_faults import Load, delivered
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, handler_copy, settled, stats
 
-# Appended to worker/loop.py in a copy of the handler. While there is a file named `faults` in the
-# server's directory, one function after the other raises at its next call, either before its work
-# or after it. Functions that report and repair the damage of an exception are left out (they would
-# not survive thousands of faults), and so is the outermost function of the loop.
+# Appended to worker/loop.py in a copy of the handler: while a file named `faults` is
+# in the server's directory, one function after the other raises at its next call,
+# either before it has done anything or when it has done everything. Left out is
+# what shows and mends the damage of an exception (it would not get through thousands
+# of such calls), the frame of the loop around it, and calls of C that cannot fail and
+# must happen once.
 INJECT = """
 
 import pathlib as _pathlib
 import random as _random
+import sys as _sys
 from keyspace_amqp import fallback as _fallback, jobs as _jobs, message as _message
-from keyspace_amqp.broker import connection as _broker, login as _login, reasons as _reasons
+from keyspace_amqp.broker import (
+    connection as _broker, ioloop as _ioloop, login as _login, reasons as _reasons,
+)
 from keyspace_amqp.publisher import publisher as _publisher
+from keyspace_amqp.worker import (
+    handler as _handler, identity as _identity, intake as _intake, lanes as _lanes,
+    leftovers as _leftovers, nap as _nap, pace as _pace, parameters as _parameters,
+    records as _records, requests as _requests, runner as _runner, status as _status,
+    surroundings as _surroundings,
+)
 
 _FAULTS = _pathlib.Path("faults")
 _chance = _random.Random({seed})
 _LEFT_OUT = {{
-    "_unexpected", "_repair", "repair", "link_down", "_link_lost", "close", "run", "_end",
-    "_hand_over", "_forget_listed", "_forget", "_join_waiting", "is_stale",
-    "handler_main", "_do", "_turn", "__init__",
+    # the frame
+    "_do", "_end", "_publish", "_turn", "activate", "close", "end", "enter_at", "main",
+    "open", "run",
+    # what shows and mends
+    "_forget", "_forget_listed", "_hand_over", "_join_waiting", "_link_lost", "_repair",
+    "_unexpected", "expects", "failed", "is_stale", "link_down", "log", "repair",
+    # calls of C
+    "after_wait", "before_wait", "command_done", "flush_done", "free", "ready", "release", "submit",
 }}
+# These have a method that is named like a call of C, and more in it than that.
+_NEVER_LEFT_OUT = {{(_runner.Runner, "submit")}}
 
 
 _all = []
-_faulty = []
+_faulty = {{}}
 _calls = 0
 _turn = None, False  # who is next, and whether when it is done
 
@@ -62,22 +80,35 @@ def _wrap(function):
     return faulty
 
 
-_OWNERS = (Worker, _publisher.Publisher, _broker.Broker, _broker, _login, _reasons, _fallback,
-           _jobs, _message)
+# All classes and functions of these, of the others what is named.
+_WORKER = (_handler, _identity, _intake, _lanes, _leftovers, _nap, _pace, _parameters, _records,
+           _requests, _runner, _status, _surroundings, bridge, _ioloop)
+_OWNERS = [Worker, _publisher.Publisher, _broker.Broker, _broker, _login, _reasons, _fallback,
+           _jobs, _message, *_WORKER]
+for _module in _WORKER:
+    _OWNERS += [value for value in vars(_module).values()
+                if isinstance(value, type) and value.__module__ == _module.__name__
+                and not getattr(value, "_is_protocol", False)]
 for _owner in _OWNERS:
     for _name, _value in list(vars(_owner).items()):
-        if isinstance(_value, type(_wrap)) and _name not in _LEFT_OUT:
+        if isinstance(_value, property) and _owner.__module__.startswith("keyspace_amqp.worker."):
+            _function = _value.fget
+            _faulty[_value] = property(_wrap(_function), _value.fset)
+            setattr(_owner, _name, _faulty[_value])
+        if isinstance(_value, type(_wrap)):
             _module = _owner.__module__ if isinstance(_owner, type) else _owner.__name__
-            if _value.__module__ == _module:
-                _value = _wrap(_value)
-                _faulty.append(_value)
-                setattr(_owner, _name, _value)
+            left_out = _name.startswith("__") or (
+                _name in _LEFT_OUT and (_owner, _name) not in _NEVER_LEFT_OUT
+            )
+            if _value.__module__ == _module and not left_out:
+                _faulty[_value] = _wrap(_value)
+                setattr(_owner, _name, _faulty[_value])
 # What was imported by name before.
-for _module in (_publisher, _broker):
-    for _source in (_message, _fallback, _login, _reasons):
-        for _name, _value in vars(_source).items():
-            if _value in _faulty and hasattr(_module, _name):
-                setattr(_module, _name, _value)
+for _module in [module for name, module in _sys.modules.items()
+                if name.startswith("keyspace_amqp.")]:
+    for _name, _value in list(vars(_module).items()):
+        if isinstance(_value, type(_wrap)) and _value in _faulty:
+            setattr(_module, _name, _faulty[_value])
 """
 
 
@@ -88,7 +119,7 @@ def start_faulty(
     code: str,
     arguments: list,
 ) -> RedisServer:
-    """Starts a server with a copy of the handler to whose loop.py `code` is added."""
+    """A server with a copy of the handler to whose loop.py `code` is added."""
     path = handler_copy(tmp_path / "environment")
     with (path.parent / "worker" / "loop.py").open("a") as file:
         file.write(code)
@@ -141,17 +172,19 @@ def test_exceptions_anywhere(
 def test_an_event_over_which_the_handler_always_fails(
     mailbox: Mailbox, broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """It is counted and given up; the other events arrive."""
+    """It is counted and given up; the others arrive."""
     code = """
 
-def _compile(masks, _compile=compile_masks):
+from keyspace_amqp.worker import records as _records
+
+def _compile(masks, _compile=_records.compile_masks):
     matches = _compile(masks)
     def poisoned(data, start, end):
         if data[start:end] == b"poison":
             raise RuntimeError("broken on purpose")
         return matches(data, start, end)
     return poisoned
-compile_masks = _compile
+_records.compile_masks = _compile
 """
     server = start_faulty(
         start_redis, "redis-7.0", tmp_path, code, arguments_for(broker, mailbox, "$")

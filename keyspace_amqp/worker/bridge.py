@@ -1,0 +1,170 @@
+"""The bridge to C: the only file that touches `ffi` and `lib` of the compiled module.
+
+It has the types of interface.py, so that everything above it is typed and can be
+tested without the compiled module. Each method is one call of shim/api.h, where its
+meaning is told in full, or a few that belong together; nothing is decided here.
+Worker thread only, but for `Bridge.log`, which any thread may call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from _keyspace_amqp import ffi, lib
+
+from ..jobs import BusMessage, Command, Job, JobResult, Lengths, SetParameters
+from ..tables.stats import Stat, Text
+from . import records
+
+
+def _check_layouts() -> None:
+    """Compare what records.py says of the records with what was compiled. Raises
+    ImportError."""
+    names = {name for name in dir(lib) if name.startswith("RECORD_")}
+    for kind in records.Kind:
+        name = f"RECORD_{kind.name}"
+        if getattr(lib, name, None) != kind:
+            raise ImportError(f"{name} in shim/api.h is not {kind!r} in records.py")
+        names.remove(name)
+    if names:
+        raise ImportError(f"records.py does not know {', '.join(sorted(names))} of shim/api.h")
+    for struct, layout in (("record_t", records.HEAD), ("valued_t", records.VALUED)):
+        if ffi.sizeof(struct) != layout.size:
+            raise ImportError(f"{struct} in shim/api.h has another size than in records.py")
+
+
+_check_layouts()
+
+
+class Queue:
+    """See interface.Queue."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self._records = ffi.new("const char **")
+
+    @property
+    def pushed(self) -> int:
+        return int(lib.queue_pushed(self._queue))
+
+    @property
+    def length(self) -> int:
+        return int(lib.queue_length(self._queue))
+
+    @property
+    def size(self) -> int:
+        return int(lib.queue_bytes(self._queue))
+
+    @property
+    def limit(self) -> int:
+        return int(lib.queue_get_limit(self._queue))
+
+    def take(self) -> Any:
+        size = lib.queue_take(self._queue, self._records)
+        return ffi.buffer(self._records[0], size) if size else b""
+
+    def release(self, size: int, count: int) -> None:
+        lib.queue_release(self._queue, size, count)
+
+
+class PendingJob:
+    """See interface.PendingJob."""
+
+    def __init__(self, job: Job) -> None:
+        self._count = len(job.commands)
+        self._job = pointer = lib.job_new()
+        for command in job.commands:
+            match command:
+                case SetParameters():
+                    lib.job_parameters(pointer)
+                case Lengths():
+                    lib.job_lengths(pointer)
+                case BusMessage():
+                    lib.job_message(pointer)
+                case Command():
+                    lib.job_command(pointer, command.name.encode(), command.write)
+            lengths = ffi.new("size_t[]", list(map(len, command.arguments)))
+            lib.job_arguments(pointer, b"".join(command.arguments), lengths, len(lengths))
+            if isinstance(command, Command) and command.expected is not None:
+                lib.job_expect(pointer, command.expected, len(command.expected))
+            if isinstance(command, Command) and command.most:
+                lib.job_most(pointer, command.most)
+
+    @property
+    def done(self) -> bool:
+        return bool(lib.job_done(self._job))
+
+    def submit(self) -> None:
+        lib.job_submit(self._job)
+
+    def result(self) -> JobResult:
+        size = ffi.new("size_t *")
+        error = ffi.new("int *")
+        replies: list[tuple[bytes | None, int]] = []
+        for number in range(self._count):
+            raw = lib.job_reply(self._job, number, size, error)
+            replies.append((None if raw == ffi.NULL else ffi.buffer(raw, size[0])[:], error[0]))
+        return JobResult(replies)
+
+    def free(self) -> None:
+        lib.job_free(self._job)
+
+
+class Bridge:
+    """See interface.Shim."""
+
+    def __init__(self) -> None:
+        self.events = Queue(lib.shim_events())
+        self.requests = Queue(lib.shim_requests())
+        self.counters: Any = lib.shim_stats()
+        self.clustered = bool(lib.shim_clustered())
+        self.port = int(lib.shim_port())
+        self.wake_fd = int(lib.shim_wake_fd())
+
+    def before_wait(self) -> None:
+        lib.shim_before_wait()
+
+    def after_wait(self) -> None:
+        lib.shim_after_wait()
+
+    def log(self, level: str, line: str) -> None:
+        lib.shim_log(level.encode(), _text(line))
+
+    def set_text(self, text: Text, value: str) -> None:
+        lib.shim_set_text(text, _text(value))
+
+    def numbers(self) -> list[int]:
+        numbers = ffi.new("int64_t[]", len(Stat))
+        lib.shim_numbers(numbers)
+        return list(numbers)
+
+    def reset_numbers(self) -> None:
+        lib.shim_reset_numbers()
+
+    def make_job(self, job: Job) -> PendingJob:
+        return PendingJob(job)
+
+    def command_done(self, handle: int, reply: bytes) -> None:
+        lib.shim_command_done(handle, reply, len(reply))
+
+    def flush_done(self, flush_id: int) -> None:
+        lib.shim_flush_done(flush_id)
+
+    def ready(self, ok: bool) -> None:
+        lib.shim_ready(ok)
+
+
+def _text(text: str) -> bytes:
+    """Return a text as C takes it: it ends at the first NUL there."""
+    return text.encode("utf-8", "backslashreplace").replace(b"\0", b" ")
+
+
+def enter_at(main: Callable[[Bridge], int]) -> None:
+    """Name the function that the worker thread runs, from load to unload. It must not
+    raise."""
+
+    def handler_main() -> int:
+        return main(Bridge())
+
+    ffi.def_extern(error=-1)(handler_main)

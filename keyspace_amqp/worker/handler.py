@@ -1,0 +1,137 @@
+"""The worker as commands see it: commands.dispatch.Handler.
+
+Worker thread; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+
+from ..cluster.peers import Spread
+from ..cluster.topology import Topology
+from ..cluster.watch import Watch
+from ..cluster.wire import Register
+from ..commands.dispatch import Resume
+from ..config import Config
+from ..publisher.publisher import Publisher
+from ..tables.stats import Stat
+from .parameters import Parameters
+from .status import Status
+
+
+class Handler:
+    """See commands.dispatch.Handler, which has the meanings."""
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        publisher: Publisher,
+        watch: Watch,
+        spread: Spread,
+        status: Status,
+        *,
+        clustered: bool,
+    ) -> None:
+        self.clustered = clustered
+        self._parameters = parameters
+        self._publisher = publisher
+        self._watch = watch
+        self._spread = spread
+        self._status = status
+        # Commands that set parameters: the one that does now, and those that want to
+        # after it.
+        self._setting: collections.deque[Resume] = collections.deque()
+        # Commands that wait until the lists are known.
+        self._need_lists: list[Resume] = []
+
+    # ---- this node ---------------------------------------------------------
+
+    @property
+    def config(self) -> Config:
+        return self._parameters.config
+
+    @property
+    def raw_config(self) -> Sequence[bytes]:
+        return self._parameters.values
+
+    def begin_setting(self, done: Resume) -> None:
+        self._setting.append(done)
+        if len(self._setting) == 1:
+            done(None)
+
+    def end_setting(self) -> None:
+        self._setting.popleft()
+        if self._setting:
+            self._setting[0](None)
+
+    def connect(self) -> None:
+        self._publisher.connect()
+
+    def disconnect(self) -> None:
+        self._publisher.disconnect()
+
+    def numbers(self) -> dict[str, int]:
+        return self._status.numbers()
+
+    def about(self) -> dict[str, str | int]:
+        return self._status.about()
+
+    def reset_stats(self) -> None:
+        self._status.reset()
+
+    # ---- the lists ---------------------------------------------------------
+
+    @property
+    def writable(self) -> bool:
+        return self._publisher.writable
+
+    @property
+    def list_keys(self) -> Sequence[bytes] | None:
+        return self._publisher.list_keys
+
+    def look_done(self, done: Resume) -> None:
+        if self.writable and self.list_keys is None:
+            self._need_lists.append(done)
+        else:
+            done(None)
+
+    def look_again(self) -> None:
+        """Resume the commands that wait for the lists, if these are known now."""
+        need_lists, self._need_lists = self._need_lists, []
+        for resume in need_lists:
+            self.look_done(resume)
+
+    def drain(self) -> int:
+        self._publisher.drain()
+        self._watch.touched(b"")
+        return self._publisher.gauges()[Stat.FALLBACK_LENGTH]
+
+    def purge(self, done: Resume) -> None:
+        self._publisher.purge(done)
+
+    def imported(self, key: bytes, length: int, count: int) -> None:
+        self._publisher.imported(key, length, count)
+        if not self._publisher.works_with(key):
+            self._watch.touched(key)
+
+    # ---- the other nodes ---------------------------------------------------
+
+    @property
+    def topology(self) -> Topology:
+        return self._watch.topology
+
+    def assign(self, values: Mapping[str, bytes]) -> Mapping[str, Register]:
+        return self._spread.assign(values)
+
+    def merge(self, registers: Mapping[str, Register]) -> Mapping[str, bytes]:
+        return self._spread.merge(registers)
+
+    def older(self, registers: Mapping[str, Register]) -> Sequence[str]:
+        return self._spread.older(registers)
+
+    def tell(self, registers: Mapping[str, Register], done: Resume) -> None:
+        self._spread.tell(registers, done)
+
+    def run_elsewhere(self, words: Sequence[bytes], done: Resume) -> None:
+        self._spread.run(words, done)

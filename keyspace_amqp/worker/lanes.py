@@ -1,0 +1,88 @@
+"""Commands one at a time: each sees what the one before it has changed.
+
+What clients ask may wait for other nodes; what these ask never does, or two nodes could
+wait for each other. So each of them has a lane. Worker thread; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable
+
+from ..commands.dispatch import CommandError, Elsewhere, Reply, Steps
+from ..jobs import Job, JobResult
+
+Answer = Callable[[Reply | CommandError], None]
+Submit = Callable[[Job, Callable[[JobResult], None]], None]
+
+
+@dataclasses.dataclass(eq=False)
+class _Command:
+    steps: Steps
+    answer: Answer
+    answered: bool = False
+
+
+class Lane:
+    """Commands that wait, and the one that is carried out.
+
+    `submit` takes the jobs that commands wait for. `failed` is called within the
+    handling of an exception that is no CommandError, with words for the log.
+    """
+
+    def __init__(self, submit: Submit, failed: Callable[[str], None]) -> None:
+        self._submit = submit
+        self._failed = failed
+        self._waiting: collections.deque[_Command] = collections.deque()
+        self._running: _Command | None = None
+
+    def add(self, steps: Steps, answer: Answer) -> None:
+        """Append a command; `answer` gets its reply or its error, once."""
+        self._waiting.append(_Command(steps, answer))
+
+    def run(self) -> None:
+        """Start what waits, until a command has to wait for something itself."""
+        while self._running is None and self._waiting:
+            self._running = self._waiting.popleft()
+            self._step(self._running, None)
+
+    def _step(self, command: _Command, value: object) -> None:
+        """Carry a command on until it waits for something, or ends."""
+        if command.answered:
+            return  # with an error, after an exception
+
+        def resume(result: object) -> None:
+            self._step(command, result)
+
+        try:
+            wait = command.steps.send(value)
+            if isinstance(wait, Elsewhere):
+                self._let_next(command)
+            if isinstance(wait, Job):
+                self._submit(wait, resume)
+            else:
+                wait(resume)
+            return
+        except StopIteration as stop:
+            reply = stop.value
+        except CommandError as error:
+            reply = error
+        except Exception:
+            reply = self._unexpected()
+            command.steps.close()
+        command.answered = True
+        self._let_next(command)
+        try:
+            command.answer(reply)
+        except Exception:
+            command.answer(self._unexpected())
+
+    def _let_next(self, command: _Command) -> None:
+        """Let the next command begin, unless it has begun already."""
+        if self._running is command:
+            self._running = None
+
+    def _unexpected(self) -> CommandError:
+        self._failed("unexpected exception in a command")
+        return CommandError("unexpected exception in the handler, see the log")

@@ -1,0 +1,56 @@
+"""The parameters that hold now, and the parts of the worker that hear of new ones.
+
+Worker thread; nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..broker.target import needs_new_connection
+from ..config import Config
+from ..publisher.publisher import Publisher
+from . import log
+from .identity import Identity
+from .intake import Intake
+
+
+class Parameters:
+    """`values`: as the shim has checked them, in the table's order; `config`: the same.
+    `set_nice`: sets the nice value of this thread, or raises OSError."""
+
+    def __init__(
+        self,
+        values: Sequence[bytes],
+        config: Config,
+        intake: Intake,
+        identity: Identity,
+        publisher: Publisher,
+        set_nice: Callable[[int], None],
+    ) -> None:
+        self.values = values
+        self.config = config
+        self._set_nice = set_nice
+        self._intake = intake
+        self._identity = identity
+        self._publisher = publisher
+        self._be_nice()
+
+    def set(self, values: Sequence[bytes], pushed: int) -> None:
+        """Take new values, set when `pushed` events had been put into the queue."""
+        if values == self.values:
+            return
+        old, new = self.config, Config.from_values(values)
+        self._intake.configure(new, pushed)
+        self.values, self.config = values, new
+        if new.worker_nice != old.worker_nice:
+            self._be_nice()
+        self._identity.configure(new)
+        self._publisher.configure(new, reconnect=needs_new_connection(old, new))
+
+    def _be_nice(self) -> None:
+        nice = self.config.worker_nice
+        try:
+            self._set_nice(nice)
+        except OSError as error:
+            log.LOGGER.warning("worker-nice %d could not be set: %s", nice, error.strerror or error)

@@ -1,0 +1,222 @@
+"""Records: the bytes of the queues, and the events and requests that they are.
+
+record_t and RECORD_* of shim/api.h are written down here once more; bridge.py
+compares them with what was compiled. Pure; worker thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import struct
+from collections.abc import Iterator, Sequence
+
+from ..config import Config, parse_databases
+from ..masks import compile_masks
+from ..message import CLASS_LETTERS, Event, Value
+from .interface import Queue
+
+
+class Kind(enum.IntEnum):
+    """RECORD_* in shim/api.h: the meaning of a record."""
+
+    EVENT = 0
+    COMMAND = 1
+    CONFIG = 2
+    ROLE = 3
+    FLUSH = 4
+    TOUCHED = 5
+    MESSAGE = 6
+    VALUED = 7
+
+
+# record_t in shim/api.h
+HEAD = struct.Struct("=IIQiHBB")
+# valued_t there: length, the key's length, type, before, whether there are data
+VALUED = struct.Struct("=QIBB?x")
+_LENGTH = struct.Struct("=I")
+_NUMBER = struct.Struct("=Q")
+_FLUSH = struct.Struct("=IIB")
+# REDISMODULE_KEYTYPE_* as TYPE calls them
+_TYPES = ("none", "string", "list", "hash", "set", "zset", "module", "stream")
+# Bytes of events that are parsed at once: with keys of a megabyte a few are a lot.
+PARSE_BYTES = 256 * 1024
+
+
+# ---- events -----------------------------------------------------------------------
+
+
+class Reader:
+    """Makes events of records: of those that databases and masks let through.
+
+    The `message_id` of an event is the run's id and the event's number in the queue.
+    """
+
+    def __init__(self, run_id: str, config: Config) -> None:
+        self._prefix = f"{run_id}-"
+        self.set_filter(config)
+
+    def set_filter(self, config: Config) -> None:
+        """Take the masks and databases of these parameters, for all events from now on."""
+        self._matches = compile_masks(config.masks)
+        self._wants_db = parse_databases(config.databases)
+
+    def parse(self, data: bytes, most: int, number: int) -> tuple[list[Event], int, int]:
+        """Parse up to `most` records; the first has this number in the queue.
+
+        Return the events that are wanted, and the bytes and the number of the records
+        that were parsed. An exception over a record ends the batch before it; over the
+        first one it is raised.
+        """
+        events: list[Event] = []
+        matches, wants_db, prefix = self._matches, self._wants_db, self._prefix
+        unpack, head, valued = HEAD.unpack_from, HEAD.size, _VALUED_KIND
+        stop = min(len(data), PARSE_BYTES)
+        at = count = 0
+        try:
+            while at < stop and count < most:
+                total, key_len, time_ms, db, name_len, kind, bit = unpack(data, at)
+                name_at = at + head
+                key_at = name_at + name_len
+                end = key_at + key_len
+                value = None
+                if kind == valued:
+                    value, key_at, end = _read_value(data, key_at, end)
+                if (wants_db is None or wants_db(db)) and matches(data, key_at, end):
+                    message_id = f"{prefix}{number + count}"
+                    letter, name = CLASS_LETTERS[bit], data[name_at : name_at + name_len]
+                    events.append(
+                        Event(message_id, time_ms, db, letter, name, data[key_at:end], value)
+                    )
+                at += total
+                count += 1
+        except Exception:
+            if not count:
+                raise
+        return events, at, count
+
+
+_VALUED_KIND = int(Kind.VALUED)  # a member of an enum costs more to compare
+
+
+def record_size(data: bytes) -> int:
+    """Return the number of bytes of the first record."""
+    return int(HEAD.unpack_from(data)[0])
+
+
+def _read_value(data: bytes, at: int, end: int) -> tuple[Value, int, int]:
+    """Read the payload of a VALUED record: the value, and where its key begins and ends."""
+    length, key_len, kind, before, has_data = VALUED.unpack_from(data, at)
+    key_at = at + VALUED.size
+    key_end = key_at + key_len
+    content = data[key_end:end] if has_data else None
+    name = _TYPES[kind] if kind < len(_TYPES) else "unknown"
+    return Value(name, length, content, bool(before)), key_at, key_end
+
+
+# ---- requests ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCommand:
+    """A client's command; the reply goes to `handle`."""
+
+    handle: int
+    words: Sequence[bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class SetConfig:
+    """New values of all parameters, in the table's order; `pushed` events came before."""
+
+    pushed: int
+    values: Sequence[bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class SetRole:
+    """The server's role. `agreed`: writes are paused, so a replica has all of them."""
+
+    primary: bool
+    loading: bool
+    agreed: bool
+
+    @property
+    def writable(self) -> bool:
+        """True if lists can be written here."""
+        return self.primary and not self.loading
+
+
+@dataclasses.dataclass(frozen=True)
+class ListChanged:
+    """A fallback list was changed by somebody else; `what`: the event's name; an empty
+    `key`: all lists."""
+
+    what: bytes
+    key: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerMessage:
+    """A message of another node of the cluster."""
+
+    sender: str
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class StartFlush:
+    """Redis wants a flush within a time; `mode`: FLUSH_* in shim/api.h."""
+
+    id: int
+    seconds: float
+    mode: int
+
+
+Request = RunCommand | SetConfig | SetRole | ListChanged | PeerMessage | StartFlush
+
+
+def take_requests(queue: Queue) -> Iterator[tuple[int, bytes]]:
+    """Take all requests out of a queue, oldest first: kinds and payloads."""
+    while data := bytes(queue.take()):
+        at = 0
+        taken = []
+        while at < len(data):
+            total, payload_len, _, _, name_len, kind, _ = HEAD.unpack_from(data, at)
+            start = at + HEAD.size + name_len
+            taken.append((kind, data[start : start + payload_len]))
+            at += total
+        queue.release(at, len(taken))
+        yield from taken
+
+
+def parse_request(kind: int, payload: bytes) -> Request:
+    """Return the request of a record. Raises ValueError or struct.error if it is none."""
+    match Kind(kind):
+        case Kind.COMMAND:
+            (handle,) = _NUMBER.unpack_from(payload)
+            return RunCommand(handle, list(counted(payload, _NUMBER.size)))
+        case Kind.CONFIG:
+            (pushed,) = _NUMBER.unpack_from(payload)
+            return SetConfig(pushed, list(counted(payload, _NUMBER.size)))
+        case Kind.ROLE:
+            return SetRole(*map(bool, payload))
+        case Kind.TOUCHED:
+            return ListChanged(*counted(payload))
+        case Kind.MESSAGE:
+            sender, data = counted(payload)
+            return PeerMessage(sender.decode("ascii", "replace"), data)
+        case Kind.FLUSH:
+            flush_id, milliseconds, mode = _FLUSH.unpack_from(payload)
+            return StartFlush(flush_id, milliseconds / 1000, mode)
+        case event:
+            raise ValueError(f"{event!r} is no request")
+
+
+def counted(payload: bytes, at: int = 0) -> Iterator[bytes]:
+    """Read the arguments in a payload from an offset on, each with its length before it."""
+    while at < len(payload):
+        (length,) = _LENGTH.unpack_from(payload, at)
+        at += _LENGTH.size
+        yield payload[at : at + length]
+        at += length

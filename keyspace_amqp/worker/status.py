@@ -1,0 +1,163 @@
+"""The things that people see of the worker: STATS, INFO and the log.
+
+Each number and text goes to the shim when it changes, so that INFO and STATS answer
+also while the worker is stuck. Worker thread; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from .. import __version__
+from ..tables.stats import Stat, Text
+from . import log
+from .interface import Shim
+
+# The same complaint is logged once in this many seconds.
+LOG_EVERY = 10.0
+# Kinds of lines that are remembered.
+LOG_KINDS = 100
+_DIGITS = re.compile(r"[0-9]+")
+
+
+class Publisher(Protocol):
+    """The publisher, as far as it is shown; publisher.py has the meanings."""
+
+    last_error: str
+
+    @property
+    def counts(self) -> list[int]: ...
+
+    @property
+    def primary(self) -> bool: ...
+
+    @property
+    def state(self) -> str: ...
+
+    def gauges(self) -> Mapping[Stat, int]: ...
+
+    def reset_stats(self) -> None: ...
+
+
+class Peers(Protocol):
+    """The messages of other nodes, as far as they are shown; cluster/peers.py has the
+    meanings."""
+
+    rejected: int
+
+    @property
+    def config_version(self) -> int: ...
+
+
+class Messages(Protocol):
+    """`cut`: how many routing keys were too long."""
+
+    cut: int
+
+
+class RareLog:
+    """Lines of the log that would come too often otherwise."""
+
+    def __init__(self, sink: log.Sink, clock: Callable[[], float] = time.monotonic) -> None:
+        self._sink = sink
+        self._clock = clock
+        self._logged: dict[str, float] = {}
+
+    def write(self, level: str, text: str, kind: str = "") -> None:
+        """Log a line, unless one of the same kind was logged a few seconds ago. Lines
+        that differ in numbers alone are of the same kind; `kind` says which it is where
+        others choose the words."""
+        kind = kind or _DIGITS.sub("#", text)
+        now = self._clock()
+        if now >= self._logged.get(kind, -LOG_EVERY) + LOG_EVERY:
+            if len(self._logged) >= LOG_KINDS:
+                self._logged.clear()
+            self._logged[kind] = now
+            self._sink(level, text)
+
+
+class Status:
+    """Shows what the parts of the worker say of themselves. `broker`: returns the
+    address of the connection, or of the last attempt."""
+
+    def __init__(
+        self,
+        shim: Shim,
+        publisher: Publisher,
+        peers: Peers,
+        messages: Messages,
+        broker: Callable[[], str],
+        rare_log: RareLog,
+    ) -> None:
+        self._shim = shim
+        self._publisher = publisher
+        self._peers = peers
+        self._messages = messages
+        self._broker = broker
+        self._log = rare_log
+        self._shown = [0] * len(Stat)
+        self._shown_texts: dict[Text, str] = {}
+
+    def show(self) -> None:
+        """Bring the counters and texts up to date."""
+        publisher = self._publisher
+        publisher.counts[Stat.MESSAGES_REJECTED] = self._peers.rejected
+        publisher.counts[Stat.ROUTING_KEYS_CUT] = self._messages.cut
+        numbers = publisher.counts.copy()
+        for stat, number in publisher.gauges().items():
+            numbers[stat] = number
+        counters = self._shim.counters
+        for place, (number, shown) in enumerate(zip(numbers, self._shown, strict=True)):
+            if number != shown:
+                counters[place] = number
+        self._shown = numbers
+        broker = self._broker()
+        if (state := self._changed(Text.STATE, publisher.state)) is not None:
+            self._log.write("notice", f"{state} ({broker})")
+        self._changed(Text.BROKER, broker)
+        if error := self._changed(Text.LAST_ERROR, publisher.last_error):
+            self._log.write("warning", error)
+
+    def _changed(self, text: Text, value: str) -> str | None:
+        """Show a text; return it, in one line, if it was another one before."""
+        if self._shown_texts.get(text) == value:
+            return None
+        clean = " ".join(value.split()).replace("\0", " ")
+        self._shim.set_text(text, clean)
+        self._shown_texts[text] = value
+        return clean
+
+    def failed(self, what: str) -> None:
+        """Count the exception that is being handled, which is a mistake of ours, and log
+        its traceback."""
+        self._publisher.counts[Stat.HANDLER_ERRORS] += 1
+        log.LOGGER.error("%s:\n%s", what, traceback.format_exc())
+
+    def reset(self) -> None:
+        """STATS RESET: start the counters again."""
+        self._publisher.reset_stats()
+        self._peers.rejected = self._messages.cut = 0
+        self._shim.reset_numbers()
+
+    def numbers(self) -> dict[str, int]:
+        """Return the counters and gauges as STATS shows them."""
+        self.show()
+        numbers = self._shim.numbers()
+        return {stat.name.lower(): numbers[stat] for stat in Stat}
+
+    def about(self) -> dict[str, str | int]:
+        """Return what CLUSTER shows of this node."""
+        numbers = self.numbers()
+        return {
+            "role": "primary" if self._publisher.primary else "replica",
+            "version": __version__,
+            "config_version": self._peers.config_version,
+            "state": self._publisher.state,
+            "fallback_length": numbers["fallback_length"],
+            "queue_length": numbers["queue_length"],
+            "last_error": self._publisher.last_error,
+        }

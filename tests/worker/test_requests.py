@@ -1,0 +1,259 @@
+"""Requests of the main thread: the parts of the worker that hear of each. Without the
+compiled module."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from keyspace_amqp.broker.target import needs_new_connection
+from keyspace_amqp.cluster.topology import ALONE
+from keyspace_amqp.config import Config
+from keyspace_amqp.publisher.actions import FlushMode
+from keyspace_amqp.tables.keys import KEY
+from keyspace_amqp.tables.parameters import INDEX, PARAMETERS
+from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.worker.handler import Handler
+from keyspace_amqp.worker.lanes import Lane
+from keyspace_amqp.worker.parameters import Parameters
+from keyspace_amqp.worker.records import Kind
+from keyspace_amqp.worker.requests import Requests
+from tests.worker.fakes import Failures, FakeShim, counted, record
+
+DEFAULTS = [parameter.default.encode() for parameter in PARAMETERS]
+
+
+def values(**changed: bytes) -> list[bytes]:
+    new = list(DEFAULTS)
+    for name, value in changed.items():
+        new[INDEX[name.replace("_", "-")]] = value
+    return new
+
+
+class Part:
+    """A part of the worker: writes down what it hears, under its own name."""
+
+    def __init__(self, name: str, heard: list[tuple[Any, ...]], **attributes: Any) -> None:
+        self._name = name
+        self._heard = heard
+        vars(self).update(attributes)
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        def hear(*arguments: Any, **named: Any) -> None:
+            more = [named] if named else []
+            self._heard.append((f"{self._name}.{method}", *arguments, *more))
+
+        return hear
+
+
+class World:
+    def __init__(self) -> None:
+        self.shim = FakeShim()
+        self.failures = Failures()
+        self.heard: list[tuple[Any, ...]] = []
+        self.publisher: Any = Part(
+            "publisher", self.heard, key=KEY, writable=True, lists=None,
+            gauges=lambda: {Stat.FALLBACK_LENGTH: 17},
+        )  # fmt: skip
+        self.watch: Any = Part("watch", self.heard, topology=ALONE)
+        self.spread: Any = Part("spread", self.heard)
+        self.intake: Any = Part("intake", self.heard)
+        self.identity: Any = Part("identity", self.heard)
+        self.status: Any = Part("status", self.heard)
+        self.parameters = Parameters(
+            DEFAULTS, Config.from_values(DEFAULTS), self.intake, self.identity, self.publisher,
+            self.shim.set_nice,
+        )  # fmt: skip
+        self.handler = Handler(
+            self.parameters, self.publisher, self.watch, self.spread, self.status, clustered=False
+        )
+        self.lane = Lane(lambda job, done: None, self.failures)
+        self.requests = Requests(
+            self.shim, self.lane, self.handler, self.parameters, self.publisher, self.watch,
+            self.spread, self.failures,
+        )  # fmt: skip
+
+    def request(self, kind: Kind, payload: bytes) -> list[tuple[Any, ...]]:
+        """What the parts hear of a request."""
+        self.heard.clear()
+        self.shim.requests.push(record(kind, payload))
+        self.requests.take()
+        assert self.shim.requests.length == 0
+        return self.heard
+
+    def set(self, new: Sequence[bytes], pushed: int = 0) -> list[tuple[Any, ...]]:
+        return self.request(Kind.CONFIG, struct.pack("=Q", pushed) + counted(*new))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.mark.parametrize(
+    ("payload", "primary", "loading", "agreed", "writable"),
+    [
+        (b"\1\0\0", True, False, False, True),
+        (b"\1\1\0", True, True, False, False),
+        (b"\0\0\1", False, False, True, False),
+    ],
+)
+def test_a_role(
+    world: World, payload: bytes, primary: bool, loading: bool, agreed: bool, writable: bool
+) -> None:
+    assert world.request(Kind.ROLE, payload) == [
+        ("publisher.set_role", {"primary": primary, "loading": loading, "agreed": agreed}),
+        ("watch.set_role", {"writable": writable}),
+    ]
+
+
+def test_a_list_that_was_changed(world: World) -> None:
+    assert world.request(Kind.TOUCHED, counted(b"del", b"key")) == [
+        ("publisher.list_changed", b"del", b"key"),
+        ("watch.touched", b"key"),
+    ]
+
+
+def test_a_message_of_another_node(world: World) -> None:
+    heard = world.request(Kind.MESSAGE, counted(b"abc", b"text"))
+    assert heard == [("spread.received", "abc", b"text")]
+
+
+def test_a_flush(world: World) -> None:
+    heard = world.request(Kind.FLUSH, struct.pack("=IIB", 5, 2500, 1))
+    assert heard == [("publisher.flush", 5, 2.5, FlushMode.LEAVE)]
+
+
+def test_a_command(world: World) -> None:
+    """It has its turn in the lane of clients, and its own reply."""
+    for handle in (7, 8):
+        words = counted(b"keyspaceamqp.disconnect", b"LOCAL")
+        assert world.request(Kind.COMMAND, struct.pack("=Q", handle) + words) == []
+    world.lane.run()
+    assert world.heard == [("publisher.disconnect",)] * 2
+    assert world.shim.replies.keys() == {7, 8}
+    assert all(b"OK" in reply for reply in world.shim.replies.values())
+
+
+def test_a_command_with_an_error(world: World) -> None:
+    world.request(Kind.COMMAND, struct.pack("=Q", 7) + counted(b"keyspaceamqp.keymask"))
+    world.lane.run()
+    assert b"wrong arguments" in world.shim.replies[7]
+
+
+def test_a_request_over_which_the_handler_fails(world: World) -> None:
+    """The others are heard all the same."""
+    world.shim.requests.push(record(Kind.COMMAND, b"short"), record(Kind.ROLE, b"\1\0\0"))
+    world.requests.take()
+    assert world.failures.told == [""]
+    assert [name for name, *_ in world.heard] == ["publisher.set_role", "watch.set_role"]
+    assert world.shim.requests.length == 0
+
+
+# ---- parameters --------------------------------------------------------------------------
+
+
+def test_new_parameters(world: World) -> None:
+    new = values(exchange=b"other", masks=b"^a")
+    config = Config.from_values(new)
+    assert world.set(new, 55) == [
+        ("intake.configure", config, 55),
+        ("identity.configure", config),
+        ("publisher.configure", config),
+    ]
+    assert (world.handler.config, world.handler.raw_config) == (config, new)
+
+
+def test_parameters_that_are_as_before(world: World) -> None:
+    assert world.set(DEFAULTS) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError("a filter"), "a filter"), (OSError(13, "no permission"), "no permission")],
+)
+def test_the_nice_value_is_set_when_it_changes(
+    world: World, caplog: pytest.LogCaptureFixture, error: OSError, words: str
+) -> None:
+    assert world.shim.heard == [("nice", 5)]
+    world.set(values(exchange=b"other"))
+    assert world.shim.heard == [("nice", 5)]
+    world.shim.nice_error = error
+    world.set(values(exchange=b"other", worker_nice=b"7"))
+    assert world.shim.heard == [("nice", 5), ("nice", 7)]
+    assert f"worker-nice 7 could not be set: {words}\n" in caplog.text
+    assert world.failures.told == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("host", b"other", True),
+        ("port", b"5673", True),
+        ("password", b"other", True),
+        ("heartbeat", b"31", True),
+        ("url", b"amqp://other", True),
+        ("tls", b"on", True),
+        ("node_name", b"other", True),
+        ("exchange", b"other", False),
+        ("masks", b"^a", False),
+        ("queue_limit", b"99999999", False),
+    ],
+)
+def test_parameters_that_need_another_connection(name: str, value: bytes, expected: bool) -> None:
+    new = Config.from_values(values(**{name: value}))
+    assert needs_new_connection(Config.from_values(DEFAULTS), new) is expected
+
+
+# ---- what commands need of the worker -------------------------------------------------------
+
+
+def test_parameters_are_set_by_one_command_at_a_time(world: World) -> None:
+    turns: list[str] = []
+    for name in "abc":
+        world.handler.begin_setting(lambda _, name=name: turns.append(name))
+    assert turns == ["a"]
+    world.handler.end_setting()
+    assert turns == ["a", "b"]
+    world.handler.end_setting()
+    world.handler.end_setting()
+    world.handler.begin_setting(lambda _: turns.append("d"))
+    assert turns == ["a", "b", "c", "d"]
+
+
+def test_a_look_for_the_lists_is_waited_for(world: World) -> None:
+    looked: list[str] = []
+    world.handler.look_done(lambda _: looked.append("a"))
+    world.handler.look_again()
+    assert looked == []
+    world.publisher.list_keys = [KEY]
+    world.handler.look_again()
+    world.handler.look_again()
+    assert looked == ["a"]
+    world.handler.look_done(lambda _: looked.append("b"))
+    assert looked == ["a", "b"]
+
+
+def test_a_node_that_cannot_write_has_no_lists_to_wait_for(world: World) -> None:
+    looked: list[str] = []
+    world.handler.look_done(lambda _: looked.append("a"))
+    world.publisher.writable = False
+    world.handler.look_again()
+    assert looked == ["a"]
+
+
+def test_a_drain_looks_at_all_lists(world: World) -> None:
+    assert world.handler.drain() == 17
+    assert world.heard == [("publisher.drain",), ("watch.touched", b"")]
+
+
+@pytest.mark.parametrize(("key", "touched"), [(KEY, []), (b"other", [("watch.touched", b"other")])])
+def test_an_import_to_another_list_is_looked_at(
+    world: World, key: bytes, touched: list[tuple[str, bytes]]
+) -> None:
+    """The list that is being worked with is counted by the publisher."""
+    world.handler.imported(key, 5, 2)
+    assert world.heard == [("publisher.imported", key, 5, 2), *touched]

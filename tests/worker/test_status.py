@@ -1,0 +1,231 @@
+"""What STATS, INFO and the log show. Without the compiled module."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from keyspace_amqp import __version__
+from keyspace_amqp.tables.stats import Stat, Text
+from keyspace_amqp.worker import log
+from keyspace_amqp.worker.status import LOG_EVERY, LOG_KINDS, RareLog, Status
+from tests.worker.fakes import FakeShim
+
+
+class Publisher:
+    def __init__(self) -> None:
+        self.counts = [0] * len(Stat)
+        self.last_error = ""
+        self.primary = True
+        self.state = "idle"
+        self.queued = 0
+
+    def gauges(self) -> Mapping[Stat, int]:
+        return {Stat.FALLBACK_LENGTH: 3, Stat.QUEUE_LENGTH: self.queued}
+
+    def reset_stats(self) -> None:
+        self.counts[:] = [0] * len(Stat)
+
+
+class Peers:
+    rejected = 0
+    config_version = 77
+
+
+class Messages:
+    cut = 0
+
+
+class World:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.shim = FakeShim()
+        self.publisher, self.peers, self.messages = Publisher(), Peers(), Messages()
+        self.broker = "h:5672"
+        self.rare_log = RareLog(self.shim.log, lambda: self.now)
+        self.status = Status(
+            self.shim, self.publisher, self.peers, self.messages,
+            lambda: self.broker, self.rare_log,
+        )  # fmt: skip
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What was logged since the last call."""
+        lines, self.shim.lines = self.shim.lines, []
+        return lines
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# ---- counters and texts ------------------------------------------------------------------
+
+
+def test_counters_and_gauges(world: World) -> None:
+    world.publisher.counts[Stat.CONFIRMED] = 5
+    world.publisher.queued = 9
+    world.peers.rejected, world.messages.cut = 2, 4
+    world.status.show()
+    shown = {stat: world.shim.counters[stat] for stat in Stat if world.shim.counters[stat]}
+    assert shown == {
+        Stat.CONFIRMED: 5,
+        Stat.FALLBACK_LENGTH: 3,
+        Stat.QUEUE_LENGTH: 9,
+        Stat.MESSAGES_REJECTED: 2,
+        Stat.ROUTING_KEYS_CUT: 4,
+    }
+    world.publisher.queued = 0
+    world.status.show()
+    assert world.shim.counters[Stat.QUEUE_LENGTH] == 0
+
+
+def test_only_what_has_changed(world: World) -> None:
+    """Some counters are the shim's own: nobody writes over them."""
+    world.publisher.counts[Stat.CONFIRMED] = 5
+    world.status.show()
+    world.shim.counters[:] = [1000] * len(Stat)
+    world.shim.texts.clear()
+    world.publisher.counts[Stat.PUBLISHED] = 6
+    world.publisher.state = "connected"
+    world.status.show()
+    assert world.shim.counters[Stat.PUBLISHED] == 6
+    assert sum(world.shim.counters) == 1000 * (len(Stat) - 1) + 6
+    assert world.shim.texts == {Text.STATE: "connected"}
+
+
+def test_texts(world: World) -> None:
+    world.publisher.last_error = "no\nway\0out  of here"
+    world.status.show()
+    assert world.shim.texts == {
+        Text.STATE: "idle",
+        Text.BROKER: "h:5672",
+        Text.LAST_ERROR: "no way out of here",
+    }
+    world.publisher.last_error, world.broker = "", "[::1]:5671"
+    world.status.show()
+    assert (world.shim.texts[Text.LAST_ERROR], world.shim.texts[Text.BROKER]) == ("", "[::1]:5671")
+
+
+def test_a_text_that_could_not_be_shown_comes_again(world: World) -> None:
+    def fail(text: Text, value: str) -> None:
+        raise RuntimeError
+
+    world.shim.set_text = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        world.status.show()
+    del world.shim.set_text
+    world.status.show()
+    assert world.shim.texts[Text.STATE] == "idle"
+
+
+def test_the_state_and_the_error_are_logged_when_they_change(world: World) -> None:
+    world.status.show()
+    assert world.lines() == [("notice", "idle (h:5672)")]
+    world.status.show()
+    assert world.lines() == []
+    world.publisher.state, world.publisher.last_error = "disconnected", "refused"
+    world.status.show()
+    assert world.lines() == [("notice", "disconnected (h:5672)"), ("warning", "refused")]
+    world.publisher.last_error = ""
+    world.status.show()
+    assert world.lines() == []
+
+
+def test_what_stats_shows(world: World) -> None:
+    """With the shim's own counters."""
+    world.shim.counters[Stat.EVENTS_SEEN] = 11
+    world.publisher.counts[Stat.CONFIRMED] = 5
+    numbers = world.status.numbers()
+    assert list(numbers) == [stat.name.lower() for stat in Stat]
+    assert (numbers["events_seen"], numbers["confirmed"]) == (11, 5)
+
+
+@pytest.mark.parametrize(("primary", "role"), [(True, "primary"), (False, "replica")])
+def test_what_cluster_shows(world: World, primary: bool, role: str) -> None:
+    world.publisher.primary = primary
+    world.publisher.state, world.publisher.last_error = "blocked", "by the broker"
+    world.publisher.queued = 8
+    assert world.status.about() == {
+        "role": role,
+        "version": __version__,
+        "config_version": 77,
+        "state": "blocked",
+        "fallback_length": 3,
+        "queue_length": 8,
+        "last_error": "by the broker",
+    }
+
+
+def test_reset(world: World) -> None:
+    world.publisher.counts[Stat.CONFIRMED] = 5
+    world.peers.rejected, world.messages.cut = 2, 4
+    world.status.show()
+    world.status.reset()
+    assert (world.peers.rejected, world.messages.cut) == (0, 0)
+    assert world.shim.heard == ["reset_numbers"]
+    world.status.show()
+    assert {stat for stat in Stat if world.shim.counters[stat]} == {Stat.FALLBACK_LENGTH}
+
+
+@pytest.fixture
+def records() -> Iterator[list[str]]:
+    """Messages for Python's log."""
+    collected: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: collected.append(record.getMessage())  # type: ignore[method-assign]
+    log.LOGGER.addHandler(handler)
+    yield collected
+    log.LOGGER.removeHandler(handler)
+
+
+def test_an_exception_of_ours(world: World, records: list[str]) -> None:
+    try:
+        raise ValueError("bad luck")
+    except ValueError:
+        world.status.failed("it broke")
+    assert world.publisher.counts[Stat.HANDLER_ERRORS] == 1
+    (text,) = records
+    assert text.startswith("it broke:\nTraceback (most recent call last):\n")
+    assert text.endswith("ValueError: bad luck\n")
+
+
+# ---- lines that would come too often ----------------------------------------------------------
+
+
+def test_a_line_comes_once_in_a_while(world: World) -> None:
+    for _ in range(3):
+        world.rare_log.write("warning", "again")
+    assert world.lines() == [("warning", "again")]
+    world.now += LOG_EVERY - 0.01
+    world.rare_log.write("warning", "again")
+    assert world.lines() == []
+    world.now += 0.02
+    world.rare_log.write("notice", "again")
+    assert world.lines() == [("notice", "again")]
+
+
+def test_lines_that_differ_in_numbers_are_of_a_kind(world: World) -> None:
+    for text in ("h:1 refused 22", "h:345 refused 6", "h:1 accepted 22"):
+        world.rare_log.write("notice", text)
+    assert world.lines() == [("notice", "h:1 refused 22"), ("notice", "h:1 accepted 22")]
+
+
+def test_lines_with_the_words_of_others(world: World) -> None:
+    for text in ("ignored: abc", "ignored: xyz"):
+        world.rare_log.write("warning", text, "ignored")
+    world.rare_log.write("warning", "something else")
+    assert world.lines() == [("warning", "ignored: abc"), ("warning", "something else")]
+
+
+def test_the_memory_of_lines_is_bounded(world: World) -> None:
+    kinds = ["x" * n for n in range(1, LOG_KINDS + 2)]
+    for kind in kinds:
+        world.rare_log.write("notice", kind)
+    assert len(world.lines()) == LOG_KINDS + 1
+    world.rare_log.write("notice", kinds[-1])
+    assert world.lines() == []
+    world.rare_log.write("notice", kinds[0])  # forgotten
+    assert len(world.lines()) == 1
