@@ -70,7 +70,7 @@ def _checked(parameter: Parameter, text: str) -> bytes:
             good = bool(text) and _EVENT_LETTERS.issuperset(text)
         case Kind.MASKS:  # one of them; the length of all is checked later
             good = value not in (b"", EXCLUDES)
-        case Kind.TEXT:
+        case Kind.TEXT | Kind.SWITCH:
             good = parameter.minimum <= len(value) <= parameter.maximum
             good = good and (not parameter.pattern or bool(re.fullmatch(parameter.pattern, text)))
     if good and b"\0" not in value:

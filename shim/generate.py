@@ -20,7 +20,13 @@ import cffi  # noqa: E402  # after the path is set
 
 import keyspace_amqp  # noqa: E402
 from keyspace_amqp.tables.commands import COMMANDS, Argument  # noqa: E402
-from keyspace_amqp.tables.parameters import INT64_MAX, PARAMETERS  # noqa: E402
+from keyspace_amqp.tables.events import ALL_CLASSES, EVENT_CLASSES  # noqa: E402
+from keyspace_amqp.tables.parameters import (  # noqa: E402
+    INT64_MAX,
+    MASK_BYTES,
+    PARAMETERS,
+    Kind,
+)
 from keyspace_amqp.tables.stats import FIRST_REASON, Stat, Text  # noqa: E402
 
 MADE = "/* Made by generate.py from the tables in keyspace_amqp. */\n"
@@ -34,9 +40,22 @@ def number(value: int) -> str:
     return "(-9223372036854775807LL - 1)" if value < -INT64_MAX else f"{value}LL"
 
 
+def c_kind(kind: Kind) -> str:
+    """The kind as shim/parameters.h has it; a switch is a text with a pattern."""
+    return f"PARAMETER_{Kind.TEXT.name if kind is Kind.SWITCH else kind.name}"
+
+
+def event_classes() -> str:
+    """The letters of `events` with their bits in REDISMODULE_NOTIFY_*."""
+    bits = {event_class.letter: 1 << event_class.bit for event_class in EVENT_CLASSES}
+    bits["A"] = sum(bits[letter] for letter in ALL_CLASSES)
+    rows = (f"{{'{letter}', {value:#x}}}" for letter, value in bits.items())
+    return f"#define EVENT_CLASSES {{{', '.join(rows)}}}"
+
+
 def parameters() -> str:
     rows = [
-        f"    {{{quoted(s.name)}, {s.kind.value}, {quoted(s.default)}, {number(s.minimum)}, "
+        f"    {{{quoted(s.name)}, {c_kind(s.kind)}, {quoted(s.default)}, {number(s.minimum)}, "
         f"{number(s.maximum)}, {int(s.sensitive)}, {quoted(s.accepted)}, "
         f"{quoted(f'^({s.pattern})$' if s.pattern else '')}}},"
         for s in PARAMETERS
@@ -47,6 +66,8 @@ def parameters() -> str:
     ]
     return "\n".join(
         [
+            event_classes(),
+            f"#define MASK_BYTES {MASK_BYTES}",
             f"#define PARAMETERS_COUNT {len(PARAMETERS)}",
             *places,
             "static const parameter_t PARAMETERS[PARAMETERS_COUNT] = {",

@@ -2,7 +2,7 @@
  *
  * Redis wants an answer to CONFIG SET at once, on its main thread, where no
  * Python may run (rule 1). So the checks are here, and everything that differs
- * from one parameter to the next is in the table that config.py generates. Any
+ * from one parameter to the next is in keyspace_amqp/tables/parameters.py. Any
  * thread may call; nothing here keeps state. Knows neither Redis nor Python.
  */
 #include <errno.h>
@@ -19,14 +19,11 @@
  * cuts the error of a CONFIG SET at 255, and what is accepted stands at its end. */
 #define SHOWN_CHARACTERS 64
 
-/* Class letters and their bits (REDISMODULE_NOTIFY_*, the same on all servers;
- * A is what Redis 7.0 and later mean by it). */
+/* Class letters and their bits, from keyspace_amqp/tables/events.py. */
 static const struct {
     char letter;
     int bits;
-} CLASSES[] = {{'g', 1 << 2},  {'$', 1 << 3},  {'l', 1 << 4},  {'s', 1 << 5},  {'h', 1 << 6},
-               {'z', 1 << 7},  {'x', 1 << 8},  {'e', 1 << 9},  {'t', 1 << 10}, {'m', 1 << 11},
-               {'d', 1 << 13}, {'n', 1 << 14}, {'o', 1 << 15}, {'c', 1 << 16}, {'A', 0x27fc}};
+} CLASSES[] = EVENT_CLASSES;
 
 static int class_bits(char letter) {
     for (size_t i = 0; i < sizeof(CLASSES) / sizeof(CLASSES[0]); i++)
@@ -83,10 +80,6 @@ static int check_integer(const parameter_t *setting, const char *value, size_t l
 static int hex_digit(char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
 }
-
-/* The longest mask (MASK_BYTES in config.py), so that no mask keeps the worker
- * busy for long when it is compiled. */
-#define MASK_BYTES 1024
 
 /* A list of masks: blanks between them, a backslash only in \\ and \xHH, and something
  * behind the ! (which may be written \x21) of a mask that excludes. Returns what is

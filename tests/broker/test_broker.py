@@ -5,6 +5,7 @@ pika's callbacks are called by hand here; real brokers are in test_broker_faults
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -21,10 +22,10 @@ from pika.adapters.utils.connection_workflow import (
 from keyspace_amqp.broker import connection as broker_module
 from keyspace_amqp.broker.connection import Broker
 from keyspace_amqp.broker.reasons import describe
-from keyspace_amqp.config import Config
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Format
 
-THREE = Config("A", "h:1,h:2,h:3", 5672, "guest", "guest")
+THREE = dataclasses.replace(DEFAULTS, host="h:1,h:2,h:3")
 
 
 class Listener:

@@ -16,13 +16,13 @@ from cloudevents.core.formats.json import JSONFormat
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from keyspace_amqp.config import Config
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RabbitServer, wait_for
 from keyspace_amqp.fallback import from_element, to_element
 from keyspace_amqp.message import Event, Format, Value
 from tests.fix_servers import Mailbox, Message, StartRedis, arguments_for, linked, settled
 
-PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
+PLAIN = dataclasses.replace(DEFAULTS, events="A")
 
 
 def form(node: str = "here:6379", **changed: Any) -> Format:

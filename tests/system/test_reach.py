@@ -21,14 +21,14 @@ import trustme
 
 from keyspace_amqp import __version__
 from keyspace_amqp.broker.target import Target, target
-from keyspace_amqp.config import Config
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from tests.fix_faults import Load, delivered
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, once, settled, stats
 
 # ---- what the parameters mean ----------------------------------------------
 
-PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
+PLAIN = dataclasses.replace(DEFAULTS, events="A")
 
 
 def goal(**changed: Any) -> Target:
