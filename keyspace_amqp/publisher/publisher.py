@@ -38,7 +38,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .. import fallback
-from ..broker.target import target
+from ..broker.target import target_of
 from ..config import Config
 from ..fallback import JOB_BYTES, JOB_ELEMENTS, from_element, to_element
 from ..jobs import Failure, Job, JobError, JobResult
@@ -325,7 +325,7 @@ class Publisher:
     def configure(self, config: Config) -> None:
         """New parameters. Those of the connection make a new connection."""
         old, self._config = self._config, config
-        if target(old) != target(config) or old.node_name != config.node_name:
+        if target_of(old) != target_of(config) or old.node_name != config.node_name:
             self._attempts = 0
             self._retry_at = self._now
             if self.link not in (Link.OFF, Link.WAITING):

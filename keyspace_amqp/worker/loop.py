@@ -29,7 +29,7 @@ from pika.adapters.select_connection import IOLoop
 
 from .. import __version__
 from ..broker.connection import Broker
-from ..broker.target import address, target
+from ..broker.target import address, target_of
 from ..cluster.peers import Apply, Run, Spread, Transmit
 from ..cluster.topology import Topology
 from ..cluster.watch import Watch
@@ -814,7 +814,7 @@ class Worker:
         state = publisher.state
         texts = {
             Text.STATE: state,
-            Text.BROKER: self._broker.server or address(*target(self.config).servers[0]),
+            Text.BROKER: self._broker.server or address(*target_of(self.config).servers[0]),
             Text.LAST_ERROR: publisher.last_error,
         }
         for text, value in texts.items():

@@ -20,7 +20,7 @@ import redis
 import trustme
 
 from keyspace_amqp import __version__
-from keyspace_amqp.broker.target import Target, target
+from keyspace_amqp.broker.target import Target, target_of
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from tests.fix_faults import Load, delivered
@@ -32,7 +32,7 @@ PLAIN = dataclasses.replace(DEFAULTS, events="A")
 
 
 def goal(**changed: Any) -> Target:
-    return target(dataclasses.replace(PLAIN, **changed))
+    return target_of(dataclasses.replace(PLAIN, **changed))
 
 
 @pytest.mark.parametrize(
