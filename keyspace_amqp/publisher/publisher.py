@@ -281,7 +281,7 @@ class Publisher:
         self.writable = False
         self.key: bytes | None = None  # of the list that is being worked with
         self.lists_known = False  # False: they are to be looked for
-        self.left: bytes | None = None  # the key that was not served any more
+        self.unserved_key: bytes | None = None  # the key that was not served any more
         self._home: bytes | None = None
         self._others: dict[bytes, int] = {}  # the other lists, with their lengths
         self._known = False  # the list's length was read
@@ -380,7 +380,7 @@ class Publisher:
         self._needed = self._needed or bool(entries)
         return entries
 
-    def found(self, lengths: Mapping[bytes, int]) -> None:
+    def lists_found(self, lengths: Mapping[bytes, int]) -> None:
         """Lists that were looked at, in slots of this node. 0: it is gone."""
         for key, length in lengths.items():
             if key == self.key or not self.writable:
@@ -394,7 +394,7 @@ class Publisher:
         to be told between the results of the jobs that ran before and after that."""
         for now in (length - count, length):
             if key != self.key:
-                self.found({key: now})
+                self.lists_found({key: now})
             elif self.writable:
                 self._set_length(now)
 
@@ -875,7 +875,7 @@ class Publisher:
                 self._set_length(0)
                 self._known = False
             elif self._no_list:
-                self.left = self.key
+                self.unserved_key = self.key
                 self._leave_list()
                 self.lists_known = False
             if self._no_list or self._oldest() is not None:  # else it hurts nobody

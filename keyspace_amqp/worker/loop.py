@@ -30,9 +30,9 @@ from pika.adapters.select_connection import IOLoop
 from .. import __version__
 from ..broker.connection import Broker
 from ..broker.target import address, target_of
-from ..cluster.peers import Apply, Run, Spread, Transmit
+from ..cluster.peers import ApplyRegisters, Peers, Question, RunCommand, SendToPeer
 from ..cluster.topology import Topology
-from ..cluster.watch import Watch
+from ..cluster.watch import ClusterWatch
 from ..cluster.wire import Register
 from ..commands import dispatch as commands
 from ..config import Config, parse_databases, raw
@@ -167,9 +167,9 @@ class Worker:
         self.clustered = bool(lib.shim_clustered())
         self._publisher = Publisher(self.config, time.monotonic, _unix_ms, clustered=self.clustered)
         self._publisher.set_role(primary=primary, loading=loading)
-        self._watch = Watch(self._publisher, time.monotonic, clustered=self.clustered)
+        self._watch = ClusterWatch(self._publisher, time.monotonic, clustered=self.clustered)
         self._watch.set_role(writable=primary and not loading)
-        self._spread = Spread(self._run_id, time.monotonic, _unix_ms)
+        self._spread = Peers(self._run_id, time.monotonic, _unix_ms)
         self._broker = Broker(self._ioloop, self._publisher)
         self._topology = self._watch.topology
         self._node = ""
@@ -238,7 +238,7 @@ class Worker:
         for resume in need_lists:
             self.look_done(resume)
         # A client's command may be for all nodes, so they have to be known.
-        for lane in (self._clients, self._peers) if self._watch.known else (self._peers,):
+        for lane in (self._clients, self._peers) if self._watch.topology_known else (self._peers,):
             while lane.running is None and lane.waiting:
                 lane.running = lane.waiting.popleft()
                 self._step(lane, lane.running, None)
@@ -428,7 +428,7 @@ class Worker:
         elif kind == lib.RECORD_TOUCHED:
             what, key = _counted(payload, 0)
             self._publisher.touched(what, key)
-            self._watch.touched(key)
+            self._watch.list_changed(key)
         elif kind == lib.RECORD_MESSAGE:
             sender, text = _counted(payload, 0)
             self._spread.received(sender.decode("ascii", "replace"), text)
@@ -666,7 +666,7 @@ class Worker:
 
     def drain(self) -> int:
         self._publisher.drain()
-        self._watch.touched(b"")
+        self._watch.list_changed(b"")
         return self._publisher.gauges()[Stat.FALLBACK_LENGTH]
 
     def purge(self, done: commands.Resume) -> None:
@@ -675,7 +675,7 @@ class Worker:
     def imported(self, key: bytes, length: int, count: int) -> None:
         self._publisher.imported(key, length, count)
         if key != self._publisher.key:
-            self._watch.touched(key)
+            self._watch.list_changed(key)
 
     def reset_stats(self) -> None:
         self._publisher.reset_stats()
@@ -737,7 +737,7 @@ class Worker:
         return self._spread.merge(registers)
 
     def older(self, registers: Mapping[str, Register]) -> Sequence[str]:
-        return self._spread.older(registers)
+        return self._spread.outdated(registers)
 
     def tell(self, registers: Mapping[str, Register], done: commands.Resume) -> None:
         self._spread.tell(registers, done)
@@ -756,13 +756,13 @@ class Worker:
         self._spread.set_topology(self._topology)
         for action in self._spread.poll():
             match action:
-                case Transmit(target=target, data=data):
+                case SendToPeer(target=target, data=data):
                     # Whether it went out will show; who needs an answer asks again.
                     self._submit(Job([BusMessage([target.encode(), data])]), lambda result: None)
-                case Apply(registers=registers, question=question):
+                case ApplyRegisters(registers=registers, question=question):
                     answer = functools.partial(self._answer_peer, question)
                     self._peers.waiting.append(_Command(commands.apply(self, registers), answer))
-                case Run(words=words, question=question):
+                case RunCommand(words=words, question=question):
                     steps = commands.answer(self, words, asked=True)
                     answer = functools.partial(self._answer_peer, question)
                     self._peers.waiting.append(_Command(steps, answer))
@@ -774,7 +774,7 @@ class Worker:
             self._spread.last_rejected = ""
 
     def _answer_peer(
-        self, question: tuple[str, str] | None, reply: commands.Reply | commands.CommandError
+        self, question: Question | None, reply: commands.Reply | commands.CommandError
     ) -> None:
         error, value = None, None
         if isinstance(reply, commands.CommandError):

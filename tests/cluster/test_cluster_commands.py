@@ -26,6 +26,7 @@ from keyspace_amqp.cluster import peers as spread
 from keyspace_amqp.cluster.wire import MAGIC, VERSION, pack, unpack
 from keyspace_amqp.demo.servers import RabbitServer, RedisCluster, RedisServer, free_port, wait_for
 from keyspace_amqp.fallback import from_element
+from keyspace_amqp.tables import times
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import Stat
 from tests.fix_faults import Probe, Proxy
@@ -948,7 +949,7 @@ from keyspace_amqp.cluster import peers as _peers
 
 def _submit(self, job, done, _submit=Worker._submit):
     for command in job.commands:
-        if isinstance(command, Message) and _pathlib.Path("keep").exists():
+        if isinstance(command, BusMessage) and _pathlib.Path("keep").exists():
             with _pathlib.Path("sent").open("ab") as file:
                 file.write(b"".join(_LENGTH.pack(len(p)) + p for p in command.arguments))
     _submit(self, job, done)
@@ -960,7 +961,7 @@ def _look_around(self, _look_around=Worker._look_around):
         texts = list(_counted(say.read_bytes(), 0))
         say.unlink()
         for text in texts:
-            self._submit(Job([Message([b"", text])]), lambda result: None)
+            self._submit(Job([BusMessage([b"", text])]), lambda result: None)
     _look_around(self)
 
 
@@ -1124,18 +1125,18 @@ def test_a_question_that_comes_again() -> None:
     """The work is done once, and the answer kept as long as somebody may ask for it."""
     now = 0.0
     asked = pack({"kind": "run", "words": ["KEYSPACEAMQP.STATS", "RESET"], "id": "a:1"})
-    node = spread.Spread("b", lambda: now, lambda: 0)
+    node = spread.Peers("b", lambda: now, lambda: 0)
 
     def actions() -> list[spread.Action]:
         node.received("a", asked)
         return node.poll()
 
     (run,) = actions()
-    assert isinstance(run, spread.Run)
+    assert isinstance(run, spread.RunCommand)
     assert actions() == []
     node.answer(run.question, "OK", None)
     (answer,) = node.poll()
-    now = spread.ASK_TIMEOUT
+    now = times.ASK
     assert actions() == [answer]
     now = spread.ANSWERS_KEPT + 1
     node.poll()

@@ -20,17 +20,17 @@ from keyspace_amqp.cluster import peers as module
 from keyspace_amqp.cluster import wire
 from keyspace_amqp.cluster.peers import (
     ASK_AGAIN,
-    ASK_TIMEOUT,
     HELLO_EVERY,
     Action,
-    Apply,
+    ApplyRegisters,
     Outcome,
-    Run,
-    Spread,
-    Transmit,
+    Peers,
+    RunCommand,
+    SendToPeer,
 )
 from keyspace_amqp.cluster.topology import Node, Topology
 from keyspace_amqp.cluster.wire import Register, pack, unpack
+from keyspace_amqp.tables import times
 
 DAY_MS = 24 * 3600 * 1000
 
@@ -88,7 +88,7 @@ class Bus:
 
 
 class Member:
-    """A node with what a worker does for its Spread. What another node has asked for is
+    """A node with what a worker does for its Peers. What another node has asked for is
     done a little later, in its turn."""
 
     def __init__(self, bus: Bus, name: str, skew_ms: int) -> None:
@@ -102,8 +102,8 @@ class Member:
     def begin(self) -> None:
         """A life of the module; the parameters are those of redis.conf."""
         self.life = f"{next(self.bus.lives):016x}"
-        self.waiting: collections.deque[Apply | Run] = collections.deque()
-        self.spread = Spread(
+        self.waiting: collections.deque[ApplyRegisters | RunCommand] = collections.deque()
+        self.spread = Peers(
             self.life,
             lambda: self.bus.now,
             lambda: int(self.bus.now * 1000) + self.skew_ms,
@@ -113,7 +113,7 @@ class Member:
     def turn(self) -> list[Action]:
         actions = self.spread.poll()
         for action in actions:
-            if isinstance(action, Transmit):
+            if isinstance(action, SendToPeer):
                 self.bus.send(self.name, action.target, action.data)
             else:
                 self.waiting.append(action)
@@ -123,7 +123,7 @@ class Member:
     def hear(self) -> None:
         """A turn in which there is no time for what others have asked for."""
         for action in self.spread.poll():
-            if isinstance(action, Transmit):
+            if isinstance(action, SendToPeer):
                 self.bus.send(self.name, action.target, action.data)
             else:
                 self.waiting.append(action)
@@ -131,7 +131,7 @@ class Member:
     def work(self, count: int) -> None:
         for _ in range(min(count, len(self.waiting))):
             action = self.waiting.popleft()
-            if isinstance(action, Run):
+            if isinstance(action, RunCommand):
                 self.ran += [(self.life, word) for word in action.words]
                 self.spread.answer(action.question, self.name, None)
                 continue
@@ -261,7 +261,7 @@ def test_what_is_older_by_the_clock_is_told() -> None:
         (-1, b"2", []),
     ):
         register = Register((version[0] - earlier, "x"), value)
-        assert a.spread.older({"port": register, "other": register}) == older
+        assert a.spread.outdated({"port": register, "other": register}) == older
 
 
 @pytest.mark.parametrize("value", [bytes(range(256)), b"", b"\0\xff" * 524288], ids=len)
@@ -357,11 +357,11 @@ def test_who_does_not_answer_is_named() -> None:
     bus.apart = {"c"}
     asked = bus.now
     a.run(b"x")
-    bus.settle(ASK_TIMEOUT - 0.1)
+    bus.settle(times.ASK - 0.1)
     assert a.outcomes == []
     bus.settle(0.2)
     assert a.outcomes == [Outcome({"b": "b"}, {"c": "no answer"})]
-    assert bus.now == pytest.approx(asked + ASK_TIMEOUT + 0.1)
+    assert bus.now == pytest.approx(asked + times.ASK + 0.1)
 
 
 def test_who_fails_is_not_waited_for() -> None:
@@ -395,7 +395,7 @@ def test_a_refusal_is_told() -> None:
     a.hear()
     while bus.on_the_way:
         bus.arrive(0)
-    (action,) = [action for action in b.spread.poll() if isinstance(action, Apply)]
+    (action,) = [action for action in b.spread.poll() if isinstance(action, ApplyRegisters)]
     assert action.question is not None
     b.spread.answer(action.question, None, "port: 'x' is not accepted")
     bus.settle()
@@ -408,7 +408,7 @@ def test_an_answer_that_comes_too_late_means_nothing() -> None:
     a.hear()
     while bus.on_the_way:
         bus.arrive(0)
-    bus.now += ASK_TIMEOUT
+    bus.now += times.ASK
     a.hear()
     assert set(a.outcomes[0].missing) == {"b", "c"}
     bus.settle()
@@ -760,7 +760,7 @@ class World:
     def rest(self) -> None:
         self.bus.apart = self.bus.failing = set()
         self.bus.tell_topology()
-        self.bus.settle(ASK_TIMEOUT + 2 * HELLO_EVERY)
+        self.bus.settle(times.ASK + 2 * HELLO_EVERY)
         members = list(self.bus.members.values())
         first = members[0].spread
         for member in members:

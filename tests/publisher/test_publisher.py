@@ -1355,7 +1355,7 @@ class SlotsBench(Bench):
     def tell(self, home: bytes | None) -> list[Action]:
         """All that the node has is found."""
         there = {key: len(self.list.here[key].elements) for key in self.list.served}
-        self.publisher.found({key: length for key, length in there.items() if length})
+        self.publisher.lists_found({key: length for key, length in there.items() if length})
         self.publisher.set_lists(home, self.list.served.__contains__)
         return self.settle()
 
@@ -1537,13 +1537,13 @@ def test_a_node_without_slots_sends_and_stores_nothing() -> None:
 def test_others_take_away_a_list_that_waits() -> None:
     bench = SlotsBench({FIRST: 3, SECOND: 2})
     bench.tell(FIRST)
-    bench.publisher.found({SECOND: 1})
-    bench.publisher.found({SECOND: 0})
+    bench.publisher.lists_found({SECOND: 1})
+    bench.publisher.lists_found({SECOND: 0})
     assert bench.count(Stat.FALLBACK_LENGTH) == 3
     assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 2
-    bench.publisher.found({FIRST: 0})  # the present one: it looks for itself
+    bench.publisher.lists_found({FIRST: 0})  # the present one: it looks for itself
     assert bench.count(Stat.FALLBACK_LENGTH) == 3
-    bench.publisher.found({THIRD: 0})
+    bench.publisher.lists_found({THIRD: 0})
     assert dropped_of(bench.publisher) == 2
 
 
@@ -1575,7 +1575,7 @@ def test_a_replica_hands_all_lists_over() -> None:
     bench = SlotsBench({FIRST: 3, SECOND: 2})
     bench.tell(FIRST)
     bench.publisher.set_role(primary=False, loading=False)
-    bench.publisher.found({THIRD: 7})
+    bench.publisher.lists_found({THIRD: 7})
     bench.publisher.set_lists(FIRST, lambda key: True)
     assert bench.publisher.keys == []
     assert not bench.publisher.lists_known
@@ -2622,7 +2622,7 @@ class SlotsWorld(World):
             storing = (entry.event for entry in self.publisher._storing)
             self.taken |= {number_of(event) for event in storing if event is not None}
         there = {key: len(self.list.here[key].elements) for key in served}
-        self.publisher.found({key: length for key, length in there.items() if length})
+        self.publisher.lists_found({key: length for key, length in there.items() if length})
         if self.publisher.writable:
             self.told = served
         home = max(served - migrating or served, default=None)

@@ -16,14 +16,14 @@ def publisher_with(lengths: dict[bytes, int]) -> Publisher:
         Config.from_values([s.default.encode() for s in PARAMETERS]), lambda: 0.0, lambda: 0
     )
     publisher.set_role(primary=True, loading=False)
-    publisher.found(lengths)
+    publisher.lists_found(lengths)
     return publisher
 
 
 def test_a_flush_is_the_reason_for_all_lists() -> None:
     publisher = publisher_with({ONE: 5, TWO: 7})
     publisher.touched(b"flushdb")
-    publisher.found({ONE: 0, TWO: 0})
+    publisher.lists_found({ONE: 0, TWO: 0})
     assert publisher.counts[Stat.DROPPED_FALLBACK_FLUSHED] == 12
     assert publisher.counts[Stat.DROPPED_FALLBACK_REMOVED] == 0
 
@@ -32,8 +32,8 @@ def test_what_happens_to_one_list_is_no_reason_for_another() -> None:
     publisher = publisher_with({ONE: 5, TWO: 7, THREE: 11})
     publisher.touched(b"evicted", ONE)
     publisher.touched(b"expired", TWO)
-    publisher.found({THREE: 0})
-    publisher.found({TWO: 0, ONE: 0})
+    publisher.lists_found({THREE: 0})
+    publisher.lists_found({TWO: 0, ONE: 0})
     assert publisher.counts[Stat.DROPPED_FALLBACK_EVICTED] == 5
     assert publisher.counts[Stat.DROPPED_FALLBACK_EXPIRED] == 7
     assert publisher.counts[Stat.DROPPED_FALLBACK_REMOVED] == 11
