@@ -27,14 +27,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from _keyspace_amqp import ffi, lib
 from pika.adapters.select_connection import IOLoop
 
-from .. import __version__
+from .. import __version__, commands
 from ..broker.connection import Broker
 from ..broker.target import address, target_of
 from ..cluster.peers import ApplyRegisters, Peers, Question, RunCommand, SendToPeer
 from ..cluster.topology import Topology
 from ..cluster.watch import ClusterWatch
 from ..cluster.wire import Register
-from ..commands import dispatch as commands
 from ..config import Config, parse_databases, raw
 from ..jobs import BusMessage, Command, Job, JobResult, Lengths, SetParameters
 from ..masks import Matcher, compile_masks
@@ -236,7 +235,7 @@ class Worker:
         self._look_around()
         need_lists, self._need_lists = self._need_lists, []
         for resume in need_lists:
-            self.look_done(resume)
+            self.when_lists_known(resume)
         # A client's command may be for all nodes, so they have to be known.
         for lane in (self._clients, self._peers) if self._watch.topology_known else (self._peers,):
             while lane.running is None and lane.waiting:
@@ -631,7 +630,7 @@ class Worker:
 
         try:
             wait = command.steps.send(value)
-            if isinstance(wait, commands.Elsewhere) and lane.running is command:
+            if isinstance(wait, commands.WaitForPeers) and lane.running is command:
                 lane.running = None
             if isinstance(wait, Job):
                 self._submit(wait, resume)
@@ -690,20 +689,20 @@ class Worker:
     def list_keys(self) -> Sequence[bytes] | None:
         return self._publisher.lists
 
-    def look_done(self, done: commands.Resume) -> None:
+    def when_lists_known(self, done: commands.Resume) -> None:
         if self.writable and self.list_keys is None:
             self._need_lists.append(done)
         else:
             done(None)
 
-    def numbers(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         self._show()
         numbers = ffi.new("int64_t[]", len(Stat))
         lib.shim_numbers(numbers)
         return {stat.name.lower(): int(numbers[stat]) for stat in Stat}
 
-    def about(self) -> dict[str, str | int]:
-        numbers = self.numbers()
+    def node_state(self) -> dict[str, str | int]:
+        numbers = self.counters()
         return {
             "role": "primary" if self._publisher.primary else "replica",
             "version": __version__,
@@ -720,12 +719,12 @@ class Worker:
     def topology(self) -> Topology:
         return self._watch.topology
 
-    def begin_setting(self, done: commands.Resume) -> None:
+    def lock_parameters(self, done: commands.Resume) -> None:
         self._setting.append(done)
         if len(self._setting) == 1:
             done(None)
 
-    def end_setting(self) -> None:
+    def unlock_parameters(self) -> None:
         self._setting.popleft()
         if self._setting:
             self._setting[0](None)
@@ -736,7 +735,7 @@ class Worker:
     def merge(self, registers: Mapping[str, Register]) -> Mapping[str, bytes]:
         return self._spread.merge(registers)
 
-    def older(self, registers: Mapping[str, Register]) -> Sequence[str]:
+    def outdated(self, registers: Mapping[str, Register]) -> Sequence[str]:
         return self._spread.outdated(registers)
 
     def tell(self, registers: Mapping[str, Register], done: commands.Resume) -> None:
@@ -782,7 +781,7 @@ class Worker:
             text = f"refused what another node has sent: {error}"
             self._log_seldom("warning", text, "refused")
         else:
-            value = commands.plain(reply)
+            value = commands.to_json(reply)
         if question is not None:
             self._spread.answer(question, value, error)
 

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from keyspace_amqp import jobs
+from keyspace_amqp import commands, jobs
 from keyspace_amqp.cluster.lists import LOOK_KEYS
 from keyspace_amqp.cluster.peers import LINK, Outcome
 from keyspace_amqp.cluster.slots import SLOTS, key_of
 from keyspace_amqp.cluster.topology import ALONE, Node, Topology
 from keyspace_amqp.cluster.wire import Register
-from keyspace_amqp.commands import dispatch as commands
-from keyspace_amqp.commands.dispatch import CommandError, answer, encode
+from keyspace_amqp.commands import CommandError, answer, dispatch, encode
+from keyspace_amqp.commands.fallback import PEEK_ASKED_BYTES, PEEK_BYTES
 from keyspace_amqp.config import Config
 from keyspace_amqp.fallback import (
     length_job,
@@ -148,10 +148,10 @@ class FakeHandler:
         self.told: list[Mapping[str, bytes]] = []  # to the other nodes, to set
         self.ran: list[Sequence[bytes]] = []  # by the other nodes
 
-    def numbers(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         return {stat.name.lower(): 100 + stat for stat in Stat}
 
-    def about(self) -> dict[str, str | int]:
+    def node_state(self) -> dict[str, str | int]:
         return {"role": "primary", "state": "idle", "fallback_length": 7, "last_error": "h\u00e9"}
 
     def connect(self) -> None:
@@ -168,7 +168,7 @@ class FakeHandler:
         self.calls.append("purge")
         done(self.purged)
 
-    def look_done(self, done: commands.Resume) -> None:
+    def when_lists_known(self, done: commands.Resume) -> None:
         self.list_keys = self.list_keys or self.keys_found
         done(None)
 
@@ -178,12 +178,12 @@ class FakeHandler:
     def reset_stats(self) -> None:
         self.calls.append("reset_stats")
 
-    def begin_setting(self, done: commands.Resume) -> None:
+    def lock_parameters(self, done: commands.Resume) -> None:
         assert not self.setting
         self.setting = True
         done(None)
 
-    def end_setting(self) -> None:
+    def unlock_parameters(self) -> None:
         assert self.setting
         self.setting = False
 
@@ -202,7 +202,7 @@ class FakeHandler:
         self.registers |= newer
         return {name: register.value for name, register in newer.items()}
 
-    def older(self, registers: Mapping[str, Register]) -> Sequence[str]:
+    def outdated(self, registers: Mapping[str, Register]) -> Sequence[str]:
         return self.behind
 
     def tell(self, registers: Mapping[str, Register], done: commands.Resume) -> None:
@@ -228,7 +228,7 @@ class Run:
         self.reply: Any = None
         self.run(answer(handler, arguments, asked=asked), results)
         encode(self.reply)  # whatever it is, it can be sent
-        json.dumps(commands.plain(self.reply))  # to a node, too
+        json.dumps(commands.to_json(self.reply))  # to a node, too
 
     def run(self, steps: commands.Steps, results: Results) -> None:
         waiting = list(results)
@@ -508,7 +508,7 @@ NOTHING = [(b"*0\r\n", 0), (b":0\r\n", 0)]
 
 def peeked(count: int, key: bytes = KEY) -> Job:
     """The job that shows the first elements of a list to a client."""
-    return peek_job(key, 0, count, commands.PEEK_BYTES)
+    return peek_job(key, 0, count, PEEK_BYTES)
 
 
 def test_fallback_len() -> None:
@@ -556,7 +556,7 @@ def test_fallback_peek_goes_on_in_the_next_list() -> None:
     ]
     run = Run(handler, FALLBACK, b"PEEK", b"3", results=results)
     assert run.jobs[1] == peeked(3, key_of(0))
-    assert run.jobs[2] == peek_job(key_of(2), 0, 1, commands.PEEK_BYTES - 2)
+    assert run.jobs[2] == peek_job(key_of(2), 0, 1, PEEK_BYTES - 2)
     assert run.reply == [b"a", b"b", b"c"]
 
 
@@ -766,7 +766,7 @@ def test_what_is_run_here_only(
 
 def test_another_node_gets_elements_that_fit_into_a_message() -> None:
     run = Run(FakeHandler(), FALLBACK, b"PEEK", results=[lengths(1), NOTHING], asked=True)
-    assert run.jobs[1] == peek_job(KEY, 0, 10, commands.PEEK_ASKED_BYTES)
+    assert run.jobs[1] == peek_job(KEY, 0, 10, PEEK_ASKED_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -829,7 +829,7 @@ def test_the_table_of_the_nodes() -> None:
     assert rows[2][b"last_error"] == b"no answer"
     assert all(list(row) == list(rows[0]) for row in rows)
     # What it tells of itself is what it understands of others.
-    own = commands.plain(Run(handler, CLUSTER, asked=True).reply)
+    own = commands.to_json(Run(handler, CLUSTER, asked=True).reply)
     (row,) = [row for row in Run(clustered({"a": own}), CLUSTER).reply if row[b"id"] == b"a"]
     assert row[b"last_error"] == "h\u00e9".encode()
     assert len(Run(FakeHandler(), CLUSTER).reply) == 1
@@ -953,7 +953,7 @@ def test_apply_sets_what_it_can() -> None:
 def test_apply_says_what_is_older() -> None:
     handler = clustered({"a": None})
     handler.behind = ["port"]
-    with pytest.raises(CommandError, match=r"^it has a newer setting of port; set it again$"):
+    with pytest.raises(CommandError, match=r"^it has a newer value of port; set it again$"):
         Applied(handler, {"host": b"h"}, [[OK]])
 
 
@@ -1118,7 +1118,7 @@ def test_every_command_is_documented_and_answered() -> None:
     names = [spec.name for spec in COMMANDS]
     assert len(set(names)) == len(names)
     # HELP is the shim's alone.
-    assert set(commands._COMMANDS) == set(names) - {"HELP"}
+    assert set(dispatch.COMMANDS) == set(names) - {"HELP"}
     for spec in COMMANDS:
         assert spec.usage
         assert all(usage.split()[0] == spec.name for usage in spec.usage)
