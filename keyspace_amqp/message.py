@@ -72,7 +72,7 @@ class Event:
 
 
 class Format:
-    """How events become messages; `node` is this server's name.
+    """Makes messages of events, by the parameters; `node` is this server's name.
 
     `fixed_key`: the routing key of all messages, None if it depends on the event.
     `body`: makes an event's body. `headers`: makes an event's headers, None if messages

@@ -83,7 +83,7 @@ def _with_url(single: Target, url: str) -> Target:
         changes["username"] = _unquoted(username)
         if colon:
             changes["password"] = _unquoted(password)
-    if vhost:  # `/` alone would be the virtual host with the empty name: nobody means that
+    if vhost:  # `/` alone is not taken for the virtual host with the empty name
         changes["vhost"] = _unquoted(vhost).decode("utf-8", "surrogateescape")
     for pair in query.split("&") if query else ():
         name, _, value = pair.partition("=")

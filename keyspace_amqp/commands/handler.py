@@ -1,4 +1,4 @@
-"""What the commands need of the worker, and what they may wait for.
+"""The worker as the commands see it, and the things that a command may wait for.
 
 The worker implements `Handler`. Everything runs on the worker thread; nothing here
 waits or does I/O.
@@ -87,10 +87,10 @@ class Handler(Protocol):
     def disconnect(self) -> None: ...
 
     def lock_parameters(self, done: Resume) -> None:
-        """Call `done` when nobody else sets parameters; `unlock_parameters` must follow.
+        """Call `done` when no other command sets parameters; then `unlock_parameters`.
 
-        Two commands that set parameters at a time could leave an older value in place
-        of one with a newer version.
+        If two commands set a parameter at the same time, the value set last might not be
+        the one with the newest version.
         """
         ...
 
