@@ -8,15 +8,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from .tables.parameters import PARAMETERS, SWITCH, Kind
+from .tables.parameters import PARAMETERS, Kind
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The values of all parameters at one moment, checked by the shim.
+    """The values of all parameters at one moment, as the shim has checked them.
 
-    Texts that go to the broker stay bytes: Redis does not know encodings.
+    Per parameter of tables/parameters.py a field, in that order. A text may have any
+    bytes, because Redis knows no encodings: `raw` returns them.
     """
 
     events: str
@@ -24,61 +26,61 @@ class Config:
     port: int
     username: str
     password: str = dataclasses.field(repr=False)
-    heartbeat: int = 30
-    exchange: str = "amq.direct"
-    routing_key: str = "redis_keyspace_events"
-    delivery_mode: int = 1
-    fallback_size: int = 10_000_000
-    masks: tuple[bytes, ...] = (b"ALL",)
-    queue_limit: int = 64 * 1024 * 1024
-    worker_nice: int = 5
-    url: str = dataclasses.field(default="", repr=False)
-    vhost: str = "/"
-    password_file: str = ""
-    auth_mechanism: str = "plain"
-    tls: bool = False
-    tls_ca_file: str = ""
-    tls_cert_file: str = ""
-    tls_key_file: str = ""
-    tls_server_name: str = ""
-    tls_verify: bool = True
-    tcp_keepalive: int = 60
-    node_name: str = ""
-    format: str = "text"
-    headers: bool = False
-    value: int = 0
-    mandatory: bool = True
-    app_id: str = ""
-    message_type: str = ""
-    priority: str = ""
-    expiration: str = ""
-    deduplication_header: bool = False
-    databases: str = "ALL"
+    heartbeat: int
+    exchange: str
+    routing_key: str
+    delivery_mode: int
+    fallback_size: int
+    masks: tuple[bytes, ...]
+    queue_limit: int
+    worker_nice: int
+    url: str = dataclasses.field(repr=False)
+    vhost: str
+    password_file: str
+    auth_mechanism: str
+    tls: bool
+    tls_ca_file: str
+    tls_cert_file: str
+    tls_key_file: str
+    tls_server_name: str
+    tls_verify: bool
+    tcp_keepalive: int
+    node_name: str
+    format: str
+    headers: bool
+    value: int
+    mandatory: bool
+    app_id: str
+    message_type: str
+    priority: str
+    expiration: str
+    deduplication_header: bool
+    databases: str
 
     @classmethod
     def from_values(cls, values: Sequence[bytes]) -> Config:
-        """Makes a configuration from raw values in the table's order."""
-        fields: dict[str, str | int | tuple[bytes, ...]] = {}  # a bool is an int
-        for parameter, value in zip(PARAMETERS, values, strict=True):
-            field = parameter.name.replace("-", "_")
-            if parameter.kind is Kind.INTEGER:
-                fields[field] = int(value)
-            elif parameter.kind is Kind.MASKS:
-                fields[field] = parse_masks(value)
-            elif parameter.pattern == SWITCH:
-                fields[field] = value == b"on"
-            else:
-                fields[field] = value.decode("utf-8", "surrogateescape")
-        return cls(**fields)  # type: ignore[arg-type]  # one dict, fields of several types
+        """Make a Config of the values in the table's order, as CONFIG GET shows them."""
+        fields = {
+            parameter.field: _PARSERS[parameter.kind](value)
+            for parameter, value in zip(PARAMETERS, values, strict=True)
+        }
+        return cls(**fields)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
 
 
 def raw(text: str) -> bytes:
-    """The bytes of a text in a configuration."""
+    """Return the bytes of a text in a Config."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def parse_databases(value: str) -> Callable[[int], bool] | None:
-    """Whether a database is among those of a checked value; None: all are."""
+    """Return a function that tells if a database is among those of a checked value.
+
+    None: all databases are.
+    """
     if value == "ALL":
         return None
     ranges = []
@@ -93,10 +95,9 @@ _UNSAFE = re.compile(rb"[^!-\[\]-~]")
 
 
 def parse_masks(value: bytes) -> tuple[bytes, ...]:
-    """Splits the value of `masks` into masks.
+    """Split a checked value of `masks` into masks.
 
-    The value must have passed the shim's check: blanks separate masks, `\\xHH`
-    is any byte, `\\\\` a backslash.
+    Blanks separate masks, `\\xHH` is any byte, `\\\\` is a backslash.
     """
     return tuple(
         _ESCAPE.sub(lambda m: b"\\" if m[2] else bytes([int(m[1], 16)]), mask)
@@ -105,20 +106,30 @@ def parse_masks(value: bytes) -> tuple[bytes, ...]:
 
 
 def format_masks(masks: Iterable[bytes]) -> bytes:
-    """The value of `masks` for these masks: the inverse of `parse_masks`."""
+    """Return the value of `masks` for these masks: the inverse of `parse_masks`."""
     return b" ".join(
         _UNSAFE.sub(lambda m: b"\\\\" if m[0] == b"\\" else b"\\x%02x" % m[0][0], mask)
         for mask in masks
     )
 
 
-# What redis.conf takes as it is; anything else goes in quotes.
+_PARSERS: dict[Kind, Callable[[bytes], Any]] = {
+    Kind.TEXT: _text,
+    Kind.SWITCH: lambda value: value == b"on",
+    Kind.INTEGER: int,
+    Kind.EVENTS: _text,
+    Kind.MASKS: parse_masks,
+}
+# The defaults of all parameters.
+DEFAULTS = Config.from_values([parameter.default.encode() for parameter in PARAMETERS])
+
+# What redis.conf takes without quotes.
 _PLAIN = re.compile(rb"[A-Za-z0-9_.:/@%+,$^*-]+")
 _ESCAPED = re.compile(rb"[^ !#-\[\]-~]")
 
 
 def quoted(value: bytes) -> str:
-    """A value as a word of redis.conf."""
+    """Return a value as a word of redis.conf, in quotes if it needs them."""
     if _PLAIN.fullmatch(value):
         return value.decode()
     escaped = _ESCAPED.sub(

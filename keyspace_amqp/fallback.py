@@ -1,8 +1,7 @@
-"""The fallback list in Redis: which commands push, read and trim it.
+"""The fallback list in Redis: the jobs on it, and the form of its elements.
 
-A job is a sequence of Redis commands that the main thread runs in one turn; the
-worker hands it over and gets the replies later. This module only builds jobs and
-reads their replies: pure, any thread.
+This module builds jobs and reads their replies; the worker hands them to Redis' main
+thread. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from .jobs import Command, Job, JobError, JobResult, Lengths
 from .message import Event, Value
 from .tables.parameters import SHORT_STRING
 
-# Elements of one push or read, and about how many bytes, however large a single
-# one is: Redis' main thread is held for less than a millisecond.
+# A job pushes, reads or trims at most so many elements, and ends with the one that brings
+# it to so many bytes. So it holds Redis' main thread for less than a millisecond.
 JOB_ELEMENTS = 2000
 JOB_BYTES = 256 * 1024
 
 
 def push_job(key: bytes, elements: Sequence[bytes], keep: int) -> Job:
-    """Appends elements; a positive `keep` then leaves only so many, the newest."""
+    """Append elements; if `keep` is positive, leave only so many of the newest."""
     commands = [Command("RPUSH", [key, *elements], write=True)]
     if keep > 0:
         commands.append(Command("LTRIM", [key, b"%d" % -keep, b"-1"], write=True))
@@ -28,40 +27,48 @@ def push_job(key: bytes, elements: Sequence[bytes], keep: int) -> Job:
 
 
 def peek_job(key: bytes, start: int, count: int, most: int = 0) -> Job:
-    """Reads elements, and then the list's length. A positive `most` bounds the
-    elements' bytes: the one that reaches it is the last."""
+    """Read elements and then the list's length.
+
+    If `most` is positive, the element that brings the reply to so many bytes is the last.
+    """
     stop = b"%d" % (start + count - 1)
     read = Command("LRANGE", [key, b"%d" % start, stop], most=most)
     return Job([read, Command("LLEN", [key])])
 
 
 def length_job(key: bytes) -> Job:
+    """Read the list's length."""
     return Job([Command("LLEN", [key])])
 
 
 def lengths_job(keys: Sequence[bytes]) -> Job:
+    """Read the lengths of the lists under these keys."""
     return Job([Lengths(keys)])
 
 
 def trim_job(key: bytes, elements: Sequence[bytes]) -> Job:
-    """Removes these elements from the list's head if just they are there. Somebody
-    may have changed the list, also without a change of its length or its ends
-    (LSET, LREM and LINSERT): what nobody has read must not go. Then its length.
+    """Remove these elements from the list's head, and then read its length.
+
+    The job ends before that unless the list begins with exactly these elements. A client
+    may have changed the list, even without a change of its length or its ends (LSET, LREM
+    and LINSERT), and an element that the worker has not read must not be removed.
     """
     return Job([_expect(key, elements), _cut(key, elements), Command("LLEN", [key])])
 
 
 def move_job(source: bytes, elements: Sequence[bytes], target: bytes, as_: Sequence[bytes]) -> Job:
-    """Takes these elements from the head of one list, if just they are there, and puts
-    others for them at the end of another; first that."""
+    """Append `as_` to the target, and then remove `elements` from the source's head.
+
+    The job ends before that unless the source begins with exactly these elements.
+    """
     push = Command("RPUSH", [target, *as_], write=True)
     return Job([_expect(source, elements), push, _cut(source, elements)])
 
 
 def _expect(key: bytes, elements: Sequence[bytes]) -> Command:
-    """Ends the job unless the list begins with these elements."""
-    there = b"*%d\r\n" % len(elements) + b"".join(map(_bulk, elements))
-    return Command("LRANGE", [key, b"0", b"%d" % (len(elements) - 1)], expected=there)
+    """End the job unless the list begins with these elements."""
+    reply = b"*%d\r\n" % len(elements) + b"".join(map(_bulk, elements))
+    return Command("LRANGE", [key, b"0", b"%d" % (len(elements) - 1)], expected=reply)
 
 
 def _cut(key: bytes, elements: Sequence[bytes]) -> Command:
@@ -69,9 +76,11 @@ def _cut(key: bytes, elements: Sequence[bytes]) -> Command:
 
 
 def purge_job(keys: Sequence[bytes]) -> Job:
-    """Per key the length, and then the list is gone."""
-    commands = [(Command("LLEN", [key]), Command("UNLINK", [key], write=True)) for key in keys]
-    return Job([command for pair in commands for command in pair])
+    """Per key, read the list's length and delete the list."""
+    commands: list[Command] = []
+    for key in keys:
+        commands += [Command("LLEN", [key]), Command("UNLINK", [key], write=True)]
+    return Job(commands)
 
 
 def _bulk(value: bytes) -> bytes:
@@ -79,7 +88,7 @@ def _bulk(value: bytes) -> bytes:
 
 
 def read_elements(result: JobResult) -> Iterator[bytes]:
-    """The elements that a `peek_job` read. Raises JobError."""
+    """Return the elements that a `peek_job` has read. Raises JobError."""
     values = result.reply(0)
     if isinstance(values, JobError):
         raise values
@@ -89,20 +98,19 @@ def read_elements(result: JobResult) -> Iterator[bytes]:
         yield value
 
 
-# ---- elements
+# ---- elements ---------------------------------------------------------------------------
 
-
-# The first word of an element tells its form: without and with a value.
+# The first word of an element is its form: without a value, with a value.
 _PLAIN, _VALUED = b"1", b"2"
 
 
 def to_element(event: Event) -> bytes:
-    """The event as an element of the fallback list.
+    """Return the event as an element of the fallback list.
 
-    `1 id time_ms db class name_length name key`, with blanks between: a person can read
-    it, and the length of the name makes it binary-safe. With a value:
+    Without a value: `1 id time_ms db class name_length name key`. With a value:
     `2 id time_ms db class name_length key_length type length before data_length name key
-    data`, where a data_length of -1 says that there is no data.
+    data`, where a data_length of -1 means that the value has no data. The blanks between
+    make elements readable for people, the lengths make them binary-safe.
     """
     value = event.value
     head = b"%b %d %d %b %d " % (
@@ -129,7 +137,10 @@ def to_element(event: Event) -> bytes:
 
 
 def from_element(element: bytes) -> Event | None:
-    """The event in an element of the fallback list; None if there is none."""
+    """Return the event in an element of the fallback list; None if it has no event.
+
+    Anybody can push to the list. An event that is returned can be sent by pika.
+    """
     try:
         version, message_id, time_ms, db, letter, name_length, rest = element.split(b" ", 6)
         length = int(name_length)
@@ -149,8 +160,7 @@ def from_element(element: bytes) -> Event | None:
         )
     except ValueError:
         return None
-    # Anybody can push to the list; what pika could not send is no event.
-    sound = (
+    valid = (
         version in (_PLAIN, _VALUED)
         and 1 <= len(message_id) <= SHORT_STRING
         and 0 <= event.time_ms < 2**63
@@ -159,12 +169,14 @@ def from_element(element: bytes) -> Event | None:
         and length >= 0
         and rest[length : length + 1] == b" "
     )
-    return event if sound else None
+    return event if valid else None
 
 
 def _from_valued(rest: bytes) -> tuple[Value, int, bytes]:
-    """The value in what follows the name's length, the key's length, and `name key`.
-    Raises ValueError."""
+    """Return the value, the key's length, and `name key`, of what follows `name_length`.
+
+    Raises ValueError if the element has no value.
+    """
     key_length, kind, length, before, data_length, rest = rest.split(b" ", 5)
     size = int(data_length)
     data = None

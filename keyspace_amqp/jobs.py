@@ -1,7 +1,7 @@
 """Jobs: what the worker has Redis' main thread do, and the replies.
 
-A job is a sequence of Redis commands that the main thread runs in one turn; the
-worker hands it over and gets the replies later. Pure; any thread.
+A job is a sequence of commands that the main thread runs in one turn of its event loop.
+The worker hands the job over and gets the replies later. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import dataclasses
 import enum
 import errno
 import os
+import re
 from collections.abc import Sequence
 
 
 @dataclasses.dataclass
 class Command:
-    """A Redis command. `write`: it changes the list, so it is replicated, and
-    refused on a server that is no primary or is loading. `expected`: the job ends
-    after this command unless its reply is just this, in RESP2. `most`, for LRANGE:
-    the reply ends with the element that brings it to so many bytes.
+    """A Redis command.
+
+    `write`: it changes a list; it is replicated, and refused on a server that is not a
+    primary or is loading. `expected`: the job ends after this command unless its reply
+    is exactly this, in RESP2. `most`, for LRANGE: the reply ends with the element that
+    brings it to so many bytes.
     """
 
     name: str
@@ -30,35 +33,43 @@ class Command:
 
 @dataclasses.dataclass
 class SetParameters:
-    """Sets parameters of the module, all or none; arguments: names and values."""
+    """Sets parameters of the module, all or none; arguments: names and values by turns."""
 
     arguments: Sequence[bytes]
 
 
 @dataclasses.dataclass
 class Lengths:
-    """The lengths of the lists under these keys, in whatever slot; 0 for other keys."""
+    """Reads the lengths of the lists under these keys, in whatever slot.
+
+    The length is 0 for a key that is missing or is not a list.
+    """
 
     arguments: Sequence[bytes]
 
 
 @dataclasses.dataclass
 class BusMessage:
-    """A message to another node of the cluster; arguments: its id (empty: all nodes),
-    and the text. The reply is an error if it is not connected."""
+    """Sends a message to another node of the cluster.
+
+    Arguments: the node's id (empty: all nodes), and the text. The reply is an error if
+    the node is not connected.
+    """
 
     arguments: Sequence[bytes]
 
 
 @dataclasses.dataclass
 class Job:
+    """Commands for one turn of Redis' main thread."""
+
     commands: Sequence[Command | SetParameters | Lengths | BusMessage]
 
 
 class Failure(enum.Enum):
     """The kind of a JobError. Decisions hang on it, never on the error's words."""
 
-    OTHER = "other"  # Redis' own words say more
+    OTHER = "other"  # the code and the text say more
     NOT_RUN = "not run"  # an earlier command of the job ended it
     READ_ONLY = "read only"
     STOPPING = "stopping"
@@ -68,13 +79,14 @@ class Failure(enum.Enum):
     WRONG_TYPE = "wrong type"
 
 
+# Per kind the code and the text of its error.
 _TEXTS = {
-    Failure.NOT_RUN: "",
-    Failure.READ_ONLY: "READONLY this server is a replica or is loading its data set",
-    Failure.STOPPING: "the server or the module ends",
-    Failure.PAUSED: "writes are paused (CLIENT PAUSE, a failover, or a shutdown)",
-    Failure.NOT_SERVED: "the list's slot is not served by this node",
-    Failure.CLUSTER_DOWN: "the cluster is down",
+    Failure.NOT_RUN: ("", ""),
+    Failure.READ_ONLY: ("READONLY", "this server is a replica or is loading its data set"),
+    Failure.STOPPING: ("", "the server or the module ends"),
+    Failure.PAUSED: ("", "writes are paused (CLIENT PAUSE, a failover, or a shutdown)"),
+    Failure.NOT_SERVED: ("", "the list's slot is not served by this node"),
+    Failure.CLUSTER_DOWN: ("", "the cluster is down"),
 }
 # The meaning of the errno values that the shim or RedisModule_Call sets.
 _ERRNO = {
@@ -85,21 +97,37 @@ _ERRNO = {
     errno.EPERM: Failure.NOT_SERVED,
     errno.ENETDOWN: Failure.CLUSTER_DOWN,
 }
-# The first words of Redis' errors that decide something.
-_CODES = {"WRONGTYPE": Failure.WRONG_TYPE}
+# The first word of an error of Redis is its code; errors of our shim may have none.
+_CODE = re.compile(r"([A-Z]{2,}) (.*)", re.DOTALL)
+# The codes that decide something.
+_FAILURES = {"WRONGTYPE": Failure.WRONG_TYPE}
 
 
 class JobError(Exception):
-    """A command of a job failed. The text is for people; `failure` is its kind."""
+    """A command of a job failed.
 
-    def __init__(self, text: str, failure: Failure = Failure.OTHER) -> None:
-        super().__init__(text)
+    `failure`: its kind, for decisions. `code`: the code of Redis' error, empty if it has
+    none. `text`: the rest, for people.
+    """
+
+    def __init__(self, text: str, failure: Failure = Failure.OTHER, code: str = "") -> None:
+        super().__init__(f"{code} {text}" if code else text)
         self.failure = failure
+        self.code = code
+        self.text = text
 
     @classmethod
     def of(cls, failure: Failure) -> JobError:
         """Make the error of a kind that has a text of its own."""
-        return cls(_TEXTS[failure], failure)
+        code, text = _TEXTS[failure]
+        return cls(text, failure, code)
+
+    @classmethod
+    def of_redis(cls, line: str) -> JobError:
+        """Make an error of the line that Redis or the shim has replied."""
+        match = _CODE.fullmatch(line)
+        code, text = match.groups() if match else ("", line)
+        return cls(text, _FAILURES.get(code, Failure.OTHER), code)
 
 
 Reply = int | bytes | None | list["Reply"] | JobError
@@ -107,13 +135,15 @@ Reply = int | bytes | None | list["Reply"] | JobError
 
 @dataclasses.dataclass
 class JobResult:
-    """Per command the raw reply in RESP2 and errno after it; (None, 0) for a
-    command that did not run because of one before it."""
+    """The replies of a job: per command the RESP2 reply and the errno after it.
+
+    A command that did not run because an earlier one ended the job has (None, 0).
+    """
 
     replies: list[tuple[bytes | None, int]]
 
     def reply(self, number: int) -> Reply:
-        """The parsed reply of a command; an error is returned, not raised."""
+        """Return the parsed reply of a command; an error is returned, not raised."""
         raw, error = self.replies[number]
         failure = _ERRNO.get(error)
         if raw is None:
@@ -124,7 +154,7 @@ class JobResult:
 
 
 def parse(raw: bytes) -> Reply:
-    """The RESP2 value in `raw`. Raises ValueError if it is not whole."""
+    """Return the RESP2 value in `raw`. Raises ValueError if it is not whole."""
     try:
         value, end = _parse(raw, 0)
     except (ValueError, RecursionError):
@@ -135,7 +165,7 @@ def parse(raw: bytes) -> Reply:
 
 
 def _parse(raw: bytes, at: int) -> tuple[Reply, int]:
-    """The RESP2 value at an offset, and the offset behind it."""
+    """Return the RESP2 value at an offset, and the offset of what follows it."""
     end = raw.index(b"\r\n", at)
     tag, text, after = raw[at : at + 1], raw[at + 1 : end], end + 2
     if tag == b":":
@@ -143,8 +173,7 @@ def _parse(raw: bytes, at: int) -> tuple[Reply, int]:
     if tag == b"+":
         return text, after
     if tag == b"-":
-        words = text.decode("utf-8", "backslashreplace")
-        return JobError(words, _CODES.get(words.partition(" ")[0], Failure.OTHER)), after
+        return JobError.of_redis(text.decode("utf-8", "backslashreplace")), after
     length = int(text)
     if length < 0:
         return None, after
@@ -156,7 +185,7 @@ def _parse(raw: bytes, at: int) -> tuple[Reply, int]:
             value, after = _parse(raw, after)
             values.append(value)
             continue
-        # The same for a text, without the price of a call: they come by the thousand.
+        # A text is read here, without the cost of a call: texts come by the thousand.
         end = raw.index(b"\r\n", after)
         size, after = int(raw[after + 1 : end]), end + 2
         values.append(raw[after : after + size])

@@ -1,25 +1,26 @@
 """Key masks: Pike's matcher over bytes, in time linear in the key's length.
 
-A mask means what the matcher in *The Practice of Programming* does with it:
-`c` a literal byte, `.` any byte, `^` at the start and `$` at the end the key's
-ends, `c*` any number of `c`. Consequences that people meet: a `*` with nothing
-before it is a literal, so are a `^` that is not first and a `$` that is not
-last, and a mask matches anywhere in the key unless anchored. Keys are bytes: NUL
-and newline are bytes like others.
+A mask means the same as for the matcher in *The Practice of Programming*: `c` is a
+literal byte, `.` any byte, `c*` any number of `c`, `^` at the start of a mask the key's
+start, and `$` at the end of a mask the key's end. It follows that a `*` with nothing
+before it is a literal, and so are a `^` that is not first and a `$` that is not last. A
+mask without `^` and `$` matches anywhere in the key. Keys are bytes: NUL and newline are
+bytes like others.
 
-A `!` in front of a mask makes it exclude what it matches, wherever it stands among
-the others; a second one is a byte. Masks that only exclude leave every other key in.
+A `!` in front of a mask makes it exclude the keys that it matches, wherever the mask
+stands among the others; a second `!` is a byte. If all masks exclude, every other key is
+let through.
 
-The original matcher goes back and tries again, which takes exponential time for
-some masks. Here a mask becomes one of two things that never go back:
+The original matcher goes back and tries again, which takes exponential time for some
+masks. Here a mask becomes one of two matchers that never go back:
 
-- Most masks have no star but `.*`. Between two `.*` lies text of a fixed length,
-  and if the mask matches at all it matches with each text at its first place
-  after the one before. An atomic group of a regular expression says just that.
-- Masks with other stars run as an automaton on sets of positions, whose
-  transitions are remembered.
+- Most masks have no star but `.*`. Between two `.*` lies a text of fixed length. If the
+  mask matches at all, it matches with each text at its first place after the text before
+  it. An atomic group of a regular expression means exactly this.
+- Masks with other stars run as an automaton on sets of positions, whose transitions are
+  remembered.
 
-Pure; any thread. The shim checks masks, so nothing is refused here.
+Pure; any thread. The shim has checked the masks, so nothing is refused here.
 """
 
 from __future__ import annotations
@@ -32,39 +33,39 @@ ALL = b"ALL"
 EXCLUDES = b"!"
 
 _ANY = -1
-# Remembered states of the automaton: enough for any mask that people write; a
-# mask made to have more starts again with an empty memory.
+# States that an automaton remembers: enough for all masks that people write. For a mask
+# that was made to have more, the automaton forgets all and begins to remember again.
 _MAX_STATES = 1024
 
 
-# Says of some bytes and two offsets whether the key between them matches: something
-# true or false.
+# Takes bytes and two offsets, and returns something true if the key between the offsets
+# matches.
 Matcher = Callable[[bytes, int, int], object]
 
 
 def compile_masks(masks: Iterable[bytes]) -> Matcher:
-    """A function that tells whether the masks let a key through: one of them matches it,
-    and none excludes it. The key is given as a place in a larger piece of memory, so
-    that nobody copies keys that do not match.
+    """Return a function that tells if the masks let a key through.
 
-    `ALL` among them matches every key; no masks match none.
+    They do if one of them matches the key and none excludes it. `ALL` matches every key;
+    no masks match no key. The key is a part of larger memory, so that keys that do not
+    match need not be copied.
     """
-    including, excluding = _parted(masks)
+    including, excluding = _split(masks)
     if not excluding:
         return _compile(including)
     included, excluded = _compile(including or (ALL,)), _compile(excluding)
     return lambda data, start, end: included(data, start, end) and not excluded(data, start, end)
 
 
-def _parted(masks: Iterable[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
-    """The masks that include, and those that exclude without their sign."""
+def _split(masks: Iterable[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
+    """Return the masks that include, and those that exclude, without their `!`."""
     masks = tuple(masks)
     including = [mask for mask in masks if not mask.startswith(EXCLUDES)]
     return including, [mask[1:] for mask in masks if mask.startswith(EXCLUDES)]
 
 
 def _compile(masks: Sequence[bytes]) -> Matcher:
-    """Tells whether any of the masks matches, none of them being one that excludes."""
+    """Return a function that tells if one of the masks, all without `!`, matches."""
     if ALL in masks:
         return lambda data, start, end: True
     texts, patterns, others = [], [], []
@@ -76,11 +77,11 @@ def _compile(masks: Sequence[bytes]) -> Matcher:
             patterns.append(parsed.pattern())
         else:
             others.append(parsed)
-    # A regular expression's own start and end are those of the key.
+    # `match` and `search` of a regular expression take the offsets of the key.
     matchers: list[Matcher] = []
     if patterns:
         matchers.append(re.compile(b"|".join(patterns), re.DOTALL).match)
-    if texts:  # looked for all at once
+    if texts:  # one search for all of them
         matchers.append(re.compile(b"|".join(texts), re.DOTALL).search)
     if others:
         matchers.append(_Automaton(others).matches)
@@ -94,13 +95,13 @@ def _either(one: Matcher, other: Matcher) -> Matcher:
 
 
 def matches(masks: Iterable[bytes], key: bytes) -> bool:
-    """Whether the masks let a key through."""
+    """True if the masks let a key through."""
     return bool(compile_masks(masks)(key, 0, len(key)))
 
 
 def explain(masks: Iterable[bytes], key: bytes) -> tuple[bool, bytes]:
-    """Whether the masks let a key through; and why, for people."""
-    including, excluding = _parted(masks)
+    """Return whether the masks let a key through, and the reason for people."""
+    including, excluding = _split(masks)
     if (mask := _first(excluding, key)) is not None:
         return False, b"mask %b%b excludes it" % (EXCLUDES, mask)
     if (mask := _first(including, key)) is not None:
@@ -111,12 +112,12 @@ def explain(masks: Iterable[bytes], key: bytes) -> tuple[bool, bytes]:
 
 
 def _first(masks: Sequence[bytes], key: bytes) -> bytes | None:
-    """The first mask that matches."""
+    """Return the first mask that matches."""
     return next((mask for mask in masks if _compile([mask])(key, 0, len(key))), None)
 
 
 class _Mask:
-    """A mask taken apart: items of (byte or _ANY, starred), and the anchors."""
+    """A parsed mask: items of (byte or _ANY, starred), and the anchors."""
 
     def __init__(self, mask: bytes) -> None:
         self.at_start = mask.startswith(b"^")
@@ -134,18 +135,19 @@ class _Mask:
             at += 2 if starred else 1
 
     def only_text(self) -> bool:
-        """Whether it matches wherever a text of fixed length is."""
+        """True if the mask is a text of fixed length that may stand anywhere."""
         return not (self.at_start or self.at_end or any(starred for _, starred in self.items))
 
     def only_gaps(self) -> bool:
+        """True if the mask has no star but `.*`."""
         return all(not starred or byte == _ANY for byte, starred in self.items)
 
     def pattern(self) -> bytes:
-        r"""A regular expression for `match`, or for `search` if it is only a text; without
-        back-tracking into a text.
+        r"""Return a regular expression that never goes back to an earlier text.
 
-        `^ab.*cd` is `ab(?>.*?cd)`; a text that must stand at the end is looked
-        for there alone: `.*cd\Z`.
+        It is for `search` if the mask is only a text, else for `match`. `^ab.*cd` is
+        `ab(?>.*?cd)`; a text that must stand at the key's end is tried there alone:
+        `.*cd\Z`.
         """
         texts: list[bytes] = [b""]
         for byte, starred in self.items:
@@ -166,7 +168,7 @@ class _Mask:
 
 
 class _State:
-    """A set of positions, what it means, and where each byte leads."""
+    """A set of positions, whether it decides the match, and the next state per byte."""
 
     __slots__ = ("accepts_at_end", "decided", "next", "positions")
 
@@ -178,10 +180,10 @@ class _State:
 
 
 class _Automaton:
-    """Several masks at once: the positions of all lie side by side in one int.
+    """Runs several masks at once: the positions of all lie side by side in one int.
 
-    A position is a bit: how many items of its mask are behind it. The last
-    position of a mask has no item and means that the mask has matched.
+    A position is a bit. It stands for a mask and the number of its items that have
+    matched; the last position of a mask means that all have.
     """
 
     def __init__(self, masks: Iterable[_Mask]) -> None:
@@ -215,7 +217,7 @@ class _Automaton:
         self._start = self._state(start)
 
     def _state(self, positions: int) -> _State:
-        """The state of these positions, and of those behind skipped stars."""
+        """Return the state of these positions and of those after skipped stars."""
         while True:
             wider = positions | (positions & self._starred) << 1
             if wider == positions:
@@ -225,7 +227,7 @@ class _Automaton:
         if state is None:
             if len(self._states) >= _MAX_STATES:
                 for old in self._states.values():
-                    old.next = [None] * 256  # else they keep each other alive
+                    old.next = [None] * 256  # or they would keep each other alive
                 self._states.clear()
             decided = None
             if positions & self._accept:

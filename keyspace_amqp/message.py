@@ -1,4 +1,4 @@
-"""An event, and what it becomes: a message for the broker, an element of the list.
+"""An event and its message: body, properties, headers and routing key.
 
 Pure; any thread.
 """
@@ -17,30 +17,35 @@ from collections.abc import Callable
 from typing import Any
 
 from .config import Config, raw
-
-# CLASS_LETTERS is for those who import it from here.
-from .tables.classes import CLASS_LETTERS as CLASS_LETTERS
-from .tables.classes import CLASS_NAMES
+from .tables.events import EVENT_CLASSES
 from .tables.parameters import SHORT_STRING
 
-# About how many bytes of memory an event takes, its key and its name not counted.
+# The letter of an event whose class is not known.
+UNKNOWN_CLASS = "?"
+_LETTERS = {event_class.bit: event_class.letter for event_class in EVENT_CLASSES}
+# The letters of the classes by bit.
+CLASS_LETTERS = "".join(_LETTERS.get(bit, UNKNOWN_CLASS) for bit in range(max(_LETTERS) + 1))
+_CLASS_NAMES = {event_class.letter: event_class.name for event_class in EVENT_CLASSES}
+# Memory of an event in bytes, about, without its key and its name.
 EVENT_BYTES = 256
-# Bytes of a key that goes into a header: all headers of a message have to fit into one
-# frame, which RabbitMQ bounds at 128 KiB.
+# The longest key, in bytes, that becomes the header `subject`: all headers of a message
+# have to fit into one frame, which RabbitMQ limits to 128 KiB.
 _SUBJECT_BYTES = 1024
-# What a routing key shows as %XX: what a topic exchange gives a meaning, and what is not
-# printable ASCII.
+# Bytes that a routing key shows as %XX: those with a meaning for topic exchanges, and
+# those that are not printable ASCII.
 _ESCAPED = re.compile(rb"[^!-~]|[.*#%]")
+# The bytes with which a character of several bytes begins in UTF-8.
+_FIRST_BYTES = range(0xC2, 0xF5)
 _FIELD = re.compile(r"\{\{|\}\}|\{([a-z]+)(?::([0-9]+|\*))?\}")
 
 
 @dataclasses.dataclass(slots=True)
 class Value:
-    """What a key held, as much as was asked for.
+    """The value of an event's key.
 
-    `type`: as TYPE calls it; `length`: bytes of a string, elements of others; `data`: the
-    first bytes of a string, None for others; `before`: what an expiry, an eviction or a
-    deletion has ended.
+    `type`: as the command TYPE names it. `length`: bytes of a string, elements of other
+    types. `data`: the first bytes of a string, None for other types. `before`: True if
+    this is the value that an expiry, an eviction or a deletion has removed.
     """
 
     type: str
@@ -53,8 +58,8 @@ class Value:
 class Event:
     """A keyspace event with the identity that it keeps through all retries.
 
-    `message_id` is unique over nodes and restarts; `time_ms` is Unix time in
-    milliseconds; `letter` is the event's class as in notify-keyspace-events.
+    `message_id`: unique over nodes and restarts. `time_ms`: Unix time in milliseconds.
+    `letter`: the event's class as in `notify-keyspace-events`.
     """
 
     message_id: str
@@ -67,30 +72,33 @@ class Event:
 
 
 class Format:
-    """How events become messages, by the configuration; `node` is this server's name.
+    """Makes messages of events, by the parameters; `node` is this server's name.
 
-    `fixed_key`: the routing key of all messages, None if it depends on the event;
-    `headers`: those of an event, None if there are none; `cut`: how many routing keys were
-    too long.
+    `fixed_key`: the routing key of all messages, None if it depends on the event.
+    `body`: makes an event's body. `headers`: makes an event's headers, None if messages
+    have none. `cut`: the number of routing keys that were too long.
     """
 
     def __init__(self, config: Config, node: str) -> None:
         self.cut = 0
         self._node = node
         self._config = config
-        self.content_type = "text/plain" if config.format == "text" else "application/json"
-        self.body: Callable[[Event], bytes] = body if config.format == "text" else self._json
+        text = config.format == "text"
+        self.content_type = "text/plain" if text else "application/json"
+        self.body: Callable[[Event], bytes] = body if text else self._json
         parts = _parse_template(config.routing_key)
-        fixed = all(isinstance(part, bytes) for part in parts)
-        self._parts = [_FIELDS[part[0]](part[1]) if not isinstance(part, bytes) else part
-                       for part in parts]  # fmt: skip
-        self.fixed_key = b"".join(p for p in parts if isinstance(p, bytes)) if fixed else None
+        texts = [part for part in parts if isinstance(part, bytes)]
+        self.fixed_key = b"".join(texts) if len(texts) == len(parts) else None
+        self._parts = [part if isinstance(part, bytes) else _field(*part) for part in parts]
         self.headers: Callable[[Event], dict[str, Any]] | None = None
         if config.headers or config.deduplication_header or config.format == "cloudevents":
             self.headers = self._headers
 
     def routing_key(self, event: Event) -> bytes:
-        """What the template makes of the event: at most 255 bytes."""
+        """Return the event's routing key: at most SHORT_STRING bytes.
+
+        A longer one is cut, and ends with `~` and a hash of the whole.
+        """
         node = self._node
         key = b"".join(
             [part if isinstance(part, bytes) else part(event, node) for part in self._parts]
@@ -120,7 +128,7 @@ class Format:
         return headers
 
     def _cloudevent(self, event: Event) -> dict[str, str]:
-        """Attributes as the AMQP binding of CloudEvents 1.0 (binary mode) has them."""
+        """Return the attributes as headers (AMQP binding of CloudEvents 1.0, binary mode)."""
         attributes = {
             "specversion": "1.0",
             "id": event.message_id,
@@ -134,7 +142,7 @@ class Format:
             at = datetime.datetime.fromtimestamp(event.time_ms / 1000, datetime.UTC)
             attributes["time"] = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         except (ValueError, OverflowError, OSError):
-            pass  # an element of the list may have any time
+            pass  # no date: anybody can push an element with any time to the list
         return {f"cloudEvents:{name}": value for name, value in attributes.items()}
 
     def _json(self, event: Event) -> bytes:
@@ -160,11 +168,12 @@ class Format:
 
 
 def class_name(event: Event) -> str:
-    return CLASS_NAMES.get(event.letter, "unknown")
+    """Return the name of the event's class."""
+    return _CLASS_NAMES.get(event.letter, "unknown")
 
 
 def _text(name: bytes) -> str:
-    """An event's name: ASCII, but a module may call its own as it likes."""
+    """Return an event's name as text: ASCII, but modules may choose any bytes."""
     return name.decode("utf-8", "backslashreplace")
 
 
@@ -176,7 +185,7 @@ def _decoded(data: bytes) -> str | None:
 
 
 def named(name: str, data: bytes) -> dict[str, str]:
-    """Bytes in JSON: as text, or in base64 under another name if they are no UTF-8."""
+    """Return bytes as a field of JSON: text, or `<name>_base64` if they are not UTF-8."""
     text = _decoded(data)
     if text is not None:
         return {name: text}
@@ -184,12 +193,15 @@ def named(name: str, data: bytes) -> dict[str, str]:
 
 
 def _whole_characters(data: bytes) -> bytes:
-    """Text that was cut at some byte, without the last character if only a part of that
-    is there."""
+    """Return text that was cut at some byte, without the part of a character at its end.
+
+    Bytes that are not UTF-8 are returned as they are.
+    """
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        if error.reason == "unexpected end of data":
+        # What is wrong begins like a character, and only the end of the data cuts it off.
+        if error.end == len(data) and data[error.start] in _FIRST_BYTES:
             return data[: error.start]
     return data
 
@@ -198,7 +210,7 @@ def _whole_characters(data: bytes) -> bytes:
 
 
 def _parse_template(template: str) -> list[bytes | tuple[str, str]]:
-    """Takes a checked template apart: texts, and (field, what follows its colon)."""
+    """Split a checked template into texts and fields: (name, what follows its colon)."""
     parts: list[bytes | tuple[str, str]] = []
     at = 0
     for match in _FIELD.finditer(template):
@@ -227,24 +239,27 @@ def _key_field(part: str) -> Callable[[Event, str], bytes]:
     return nth
 
 
-# Few names come, again and again.
+# Events have few different names.
 _escaped_name = functools.lru_cache(1024)(_escape)
-_FIELDS: dict[str, Callable[[str], Callable[[Event, str], bytes]]] = {
-    "db": lambda _: lambda event, node: b"%d" % event.db,
-    "event": lambda _: lambda event, node: _escaped_name(event.name),
-    "class": lambda _: lambda event, node: class_name(event).encode(),
-    "node": lambda _: lambda event, node: _escaped_name(raw(node)),
-    "key": _key_field,
+_FIELDS: dict[str, Callable[[Event, str], bytes]] = {
+    "db": lambda event, node: b"%d" % event.db,
+    "event": lambda event, node: _escaped_name(event.name),
+    "class": lambda event, node: class_name(event).encode(),
+    "node": lambda event, node: _escaped_name(raw(node)),
 }
 
 
-# ---- the form `text`, and elements of the list ----------------------------------------
+def _field(name: str, part: str) -> Callable[[Event, str], bytes]:
+    """Return the function that makes a field of an event and the node's name."""
+    return _key_field(part) if name == "key" else _FIELDS[name]
+
+
+# ---- the body in the format `text` ------------------------------------------------------
 
 
 def body(event: Event) -> bytes:
-    r"""The body in the form `text`: db, event and key, separated by newlines.
+    """Return the body in the format `text`: db, event and key, separated by newlines.
 
-    The key comes last and whole, whatever bytes it has: a reader splits at the
-    first two newlines.
+    The key comes last and may have any bytes: a reader splits at the first two newlines.
     """
     return b"%d\n%b\n%b" % (event.db, event.name, event.key)

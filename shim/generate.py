@@ -20,12 +20,13 @@ import cffi  # noqa: E402  # after the path is set
 
 import keyspace_amqp  # noqa: E402
 from keyspace_amqp.tables import keys, times  # noqa: E402
-from keyspace_amqp.tables.classes import ALL_CLASSES, CLASS_LETTERS, CLASS_NAMES  # noqa: E402
 from keyspace_amqp.tables.commands import COMMANDS, Argument, CommandSpec  # noqa: E402
+from keyspace_amqp.tables.events import ALL_CLASSES, EVENT_CLASSES  # noqa: E402
 from keyspace_amqp.tables.parameters import (  # noqa: E402
     INT64_MAX,
     MASK_BYTES,
     PARAMETERS,
+    Kind,
     Parameter,
 )
 from keyspace_amqp.tables.stats import FIRST_REASON, Stat, Text  # noqa: E402
@@ -109,7 +110,7 @@ def parameter_row(parameter: Parameter) -> str:
     pattern = f"^({parameter.pattern})$" if parameter.pattern else ""
     fields = [
         quoted(parameter.name),
-        parameter.kind.value,
+        f"PARAMETER_{Kind.TEXT.name if parameter.kind is Kind.SWITCH else parameter.kind.name}",
         quoted(parameter.default),
         number(parameter.minimum),
         number(parameter.maximum),
@@ -122,7 +123,7 @@ def parameter_row(parameter: Parameter) -> str:
 
 def classes() -> list[str]:
     """Return the rows of EVENT_CLASSES."""
-    bits = {letter: 1 << CLASS_LETTERS.index(letter) for letter in CLASS_NAMES}
+    bits = {event_class.letter: 1 << event_class.bit for event_class in EVENT_CLASSES}
     bits["A"] = sum(bits[letter] for letter in ALL_CLASSES)
     return [f"{{'{letter}', {value:#x}}}" for letter, value in bits.items()]
 

@@ -1,1 +1,1 @@
-"""The connection to RabbitMQ, by pika. The only folder that imports pika in Redis' process."""
+"""The connection to RabbitMQ. Only this folder imports pika."""

@@ -1,9 +1,8 @@
-"""pika: carries out what the publisher wants, and tells it what the broker says.
+"""The connection to RabbitMQ: does what the publisher wants, and tells it what the broker says.
 
-Worker thread only. Everything runs as callbacks of pika's IOLoop; nothing here
-waits. Each connection has one channel with confirms on. A connection or channel
-that fails for any reason is given up whole: the publisher decides when there is
-a new one.
+Worker thread only. Everything runs as callbacks of pika's IOLoop; nothing here waits. A
+connection has one channel, with confirms. A connection whose channel fails is given up
+as a whole. There is no reconnecting here: the publisher decides when to connect.
 """
 
 from __future__ import annotations
@@ -25,16 +24,19 @@ from ..config import Config
 from ..message import Event, Format
 from .frames import Frames
 from .login import parameters_for
-from .reasons import describe
-from .target import address, target
+from .reasons import reason_of
+from .target import address, target_of
 
-# And for the channel, and for the goodbye: pika has no limit for them.
+# Seconds for the broker to open the channel, and to agree to the end of the connection.
+# pika has no limits for these.
 CHANNEL_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 5.0
-# What is sent goes to pika in pieces of so many bytes: it copies all that is left of one
-# whenever the kernel takes a part.
+# Bytes of a piece that is given to pika: whenever the kernel takes a part of a piece, pika
+# copies the rest of the piece.
 _PIECE = 128 * 1024
-# RabbitMQ's words for a message above its max_message_size.
+# RabbitMQ closes the channel with this code (AMQP 0-9-1, 1.8.2) over a message above its
+# max_message_size, and over other things; only its words say which, and the limit.
+_PRECONDITION_FAILED = 406
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
 # Frames of basic.ack (AMQP 0-9-1, 2.3.5 and 1.8.3.13) on the first channel: type 1,
 # channel 1, 13 bytes, class 60, method 80, then the tag, `multiple`, and the end.
@@ -43,7 +45,7 @@ _ACK = struct.Struct(">11xQ?x")
 
 
 class Listener(Protocol):
-    """What hears of the broker: the publisher."""
+    """The publisher, as far as it hears of the broker."""
 
     def link_up(self) -> None: ...
     def attempt_failed(self, reason: str) -> None: ...
@@ -59,9 +61,9 @@ class Listener(Protocol):
 class _Connection(SelectConnection):  # type: ignore[misc]
     """A connection that reads confirms many at a time.
 
-    RabbitMQ sends one for every third message or so, pika takes 15 µs for each, and
-    that is more than all the rest of a message takes. `on_acks` gets (tag, multiple)
-    of those that come together; pika gets everything else.
+    RabbitMQ sends a confirm for about every third message, and pika takes 15 µs for each,
+    which is more than the rest of a message takes. `on_acks` gets (tag, multiple) of the
+    confirms that come together; pika gets everything else.
     """
 
     _frame_buffer: bytes
@@ -74,7 +76,7 @@ class _Connection(SelectConnection):  # type: ignore[misc]
             run = _ACKS.match(data_in)
             if run is not None:
                 end = run.end()
-                self.bytes_received += end  # the heartbeat's sign of life
+                self.bytes_received += end  # by this the heartbeat sees that the broker lives
                 self.frames_received += end // _ACK.size
                 self.on_acks(_ACK.iter_unpack(data_in[:end]))
                 data_in = data_in[end:]
@@ -84,50 +86,53 @@ class _Connection(SelectConnection):  # type: ignore[misc]
 
 
 class Broker:
-    """The connection to RabbitMQ: none, or one that opens, is open or closes.
+    """The connection to RabbitMQ, if there is one: opening, open or closing.
 
-    Of several servers one after the other is tried, in a random order, before the
-    listener hears that the link is down.
+    Several servers are tried one after the other, in a random order, before the listener
+    hears that the link is down. `server`: `host:port` of the connection, or of the last
+    attempt.
     """
 
     def __init__(self, ioloop: IOLoop, listener: Listener) -> None:
         self._ioloop = ioloop
         self._listener = listener
-        # Callbacks of any other connection are late and mean nothing.
+        # A callback of any other connection is late and is ignored.
         self._connection: _Connection | None = None
         self._channel: pika.channel.Channel | None = None
         self._closing: SelectConnection | None = None
         self._channel_timer: object = None
         self._config: Config | None = None
-        self._form: Format | None = None
+        self._message_format: Format | None = None
         self._frames: Frames | None = None
         self._untried: list[tuple[str, int]] = []
-        self._reasons: list[str] = []  # of those that were tried
-        self._make: Callable[[str, int], pika.ConnectionParameters] | None = None
-        self.server = ""  # the one of the connection, or of the last attempt
+        self._reasons: list[str] = []  # why the servers that were tried did not answer
+        self._parameters_of: Callable[[str, int], pika.ConnectionParameters] | None = None
+        self.server = ""
 
-    def configure(self, config: Config, form: Format) -> None:
-        """Parameters of messages: from the next one on."""
+    def configure(self, config: Config, message_format: Format) -> None:
+        """Set the parameters of messages, from the next message on."""
         self._config = config
-        self._form = form
+        self._format = message_format
         self._frames = None
 
     def connect(self, config: Config, properties: Mapping[str, str]) -> None:
-        """Starts to open a connection; link_up or link_down follows. `properties`: what
-        RabbitMQ's tools show of it. Raises ConnectError if a file cannot be used."""
-        goal = target(config)
-        self._make = parameters_for(goal, properties)
-        self._untried = random.sample(goal.servers, len(goal.servers))
+        """Start to open a connection; `link_up` or `link_down` follows.
+
+        `properties`: what RabbitMQ's tools show of the connection. Raises ConnectError if
+        a file cannot be used.
+        """
+        target = target_of(config)
+        self._parameters_of = parameters_for(target, properties)
+        self._untried = random.sample(target.servers, len(target.servers))
         self._reasons = []
         self._try_next()
 
     def _try_next(self) -> None:
         host, port = self._untried.pop()
         self.server = address(host, port)
-        assert self._make is not None
-        parameters = self._make(host, port)
+        assert self._parameters_of is not None
         self._connection = _Connection(
-            parameters,
+            self._parameters_of(host, port),
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_failed,
             on_close_callback=self._on_failed,
@@ -135,7 +140,7 @@ class Broker:
         )
 
     def close(self) -> None:
-        """Closes the connection; nothing of it is heard any more."""
+        """Close the connection; the listener hears nothing of it any more."""
         connection, self._connection, self._channel = self._connection, None, None
         if connection is None:
             return
@@ -143,24 +148,27 @@ class Broker:
         if connection.is_open:
             connection.close()
             self._ioloop.call_later(CLOSE_TIMEOUT, functools.partial(_end, connection))
-        else:  # it opens, and cannot be closed: pika asserts
+        else:  # a connection that is opening: pika cannot close it
             _end(connection)
 
     @property
     def closing(self) -> bool:
-        """Whether the last connection has still to hear the broker's goodbye."""
+        """True if the last connection still waits for the broker to agree to its end."""
         return self._closing is not None and not self._closing.is_closed
 
     def send(self, events: Sequence[Event]) -> None:
-        """Publishes; the confirms' tags count on from the last one's."""
+        """Publish the events' messages, in their order.
+
+        The broker counts the messages of a channel from 1; confirms carry these tags.
+        """
         channel, connection = self._channel, self._connection
         if channel is None or connection is None or not channel.is_open:
-            return  # its end is on the way to the publisher
+            return  # the publisher is about to hear of the end of the link
         if self._frames is None:
             assert self._config is not None
-            assert self._form is not None
+            assert self._format is not None
             self._frames = Frames(
-                self._config, self._form, channel.channel_number, connection._body_max_length
+                self._config, self._format, channel.channel_number, connection._body_max_length
             )
         data = self._frames.marshal(events)
         pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
@@ -193,8 +201,8 @@ class Broker:
         self._frames = None
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
-        # A channel that closes still hears confirms; its tags are not the tags of
-        # the next one.
+        # A channel that is closing still hears confirms, and their tags mean nothing on the
+        # next channel. So callbacks get the channel.
         channel.confirm_delivery(
             functools.partial(self._on_confirm, channel),
             callback=functools.partial(self._on_confirms_on, channel),
@@ -238,26 +246,33 @@ class Broker:
     def _on_channel_closed(self, channel: Any, reason: BaseException) -> None:
         if channel is self._channel:
             self.close()
-            text = describe(reason)
-            limit = _TOO_LARGE.search(text)
-            if limit is not None and self._form is not None:
-                self._listener.too_large(int(limit[1]), self._form.body)
-            self._listener.link_down(text)
+            limit = _max_message_size(reason)
+            if limit is not None and self._format is not None:
+                self._listener.too_large(limit, self._format.body)
+            self._listener.link_down(reason_of(reason))
 
     def _on_failed(self, connection: Any, reason: BaseException) -> None:
         if connection is self._connection:
             self._connection = self._channel = None
-            self._reasons.append(f"{self.server}: {describe(reason)}")
+            self._reasons.append(f"{self.server}: {reason_of(reason)}")
             if self._untried:
                 self._listener.attempt_failed(self._reasons[-1])
                 self._try_next()
             elif len(self._reasons) > 1:
                 self._listener.link_down("; ".join(self._reasons))
-            else:  # `broker` says which
-                self._listener.link_down(describe(reason))
+            else:  # a single server need not be named
+                self._listener.link_down(reason_of(reason))
+
+
+def _max_message_size(reason: BaseException) -> int | None:
+    """Return the broker's limit if it closed the channel over a message above it."""
+    if getattr(reason, "reply_code", None) != _PRECONDITION_FAILED:
+        return None
+    match = _TOO_LARGE.search(reason_of(reason))
+    return int(match[1]) if match else None
 
 
 def _end(connection: Any, reason: str = "no goodbye from the broker") -> None:
-    """Ends a connection that its peer does not answer on: close() would wait."""
+    """End a connection at once; close() would wait for a broker that does not answer."""
     if not connection.is_closed:
         connection._terminate_stream(TimeoutError(reason))

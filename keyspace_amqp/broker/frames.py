@@ -1,11 +1,11 @@
-"""Messages as AMQP frames: many of them laid out in one buffer.
+"""Messages as AMQP frames, many of them in one buffer.
 
-pika marshals the three frames of a message in about 12 µs, and nearly all of that
-goes to what is the same in each message. Here pika marshals an example once, and a
-message takes 0.5 µs: what differs is put between the parts that do not.
-tests/broker/test_frames.py holds every byte against pika's own.
+pika marshals the three frames of a message in about 12 µs, and nearly all of that time
+goes to what is the same in every message. Here pika marshals an example once, and a
+message takes 0.5 µs: the parts that differ are put between the parts that do not.
+tests/broker/test_frames.py compares every byte with pika's own.
 
-Pure; worker thread.
+Sans I/O; worker thread.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pika.spec
 from ..config import Config, raw
 from ..message import Event, Format
 
-# The values of the example. The timestamp follows the id, and together they are
-# found in it.
+# The values of the example. In it, the timestamp follows the id, so that the two together
+# can be found.
 _ID = "i"
 _TIMESTAMP = 0x0102030405060708
 _SIZE = 0x1112131415161718
@@ -29,28 +29,29 @@ _SIZE = 0x1112131415161718
 _FRAME = struct.Struct(">BHI")
 _NO_TABLE = bytes(4)
 
-# (first, body's size, second, id, timestamp, third, size of the body's frame)
+# Packs (first, body's size, second, id, timestamp, third, size of the body's frame); the
+# three parts are the same in all messages.
 _Pack = Callable[[bytes, int, bytes, bytes, int, bytes, int], bytes]
 
 
 class Frames:
-    """The frames of messages of a configuration, on one channel.
+    """Makes the frames of messages, by the parameters of messages, for one channel.
 
-    `most`: bytes of a body that fit into a frame; a longer body takes several.
+    `body_max`: the bytes of a body that fit into one frame; a longer body takes several.
     """
 
-    def __init__(self, config: Config, form: Format, channel: int, most: int) -> None:
-        self._form = form
+    def __init__(self, config: Config, message_format: Format, channel: int, body_max: int) -> None:
+        self._format = message_format
         self._channel = channel
-        self._most = most
+        self._body_max = body_max
         publish = pika.spec.Basic.Publish(
             exchange=raw(config.exchange),  # bytes: pika takes them as they are
-            routing_key=form.fixed_key or b"",
+            routing_key=message_format.fixed_key or b"",
             mandatory=config.mandatory,
         )
         self._method = pika.frame.Method(channel, publish).marshal()
         self._properties = {
-            "content_type": form.content_type,
+            "content_type": message_format.content_type,
             "delivery_mode": config.delivery_mode,
             "priority": int(config.priority) if config.priority else None,
             "expiration": config.expiration or None,
@@ -60,30 +61,30 @@ class Frames:
         self._layouts: dict[int, tuple[_Pack, bytes, bytes, bytes]] = {}
 
     def _layout(self, id_length: int) -> tuple[_Pack, bytes, bytes, bytes]:
-        """The parts of a message whose id has so many bytes."""
+        """Return the parts of messages whose ids have so many bytes."""
         properties = pika.spec.BasicProperties(
-            headers={} if self._form.headers else None,
+            headers={} if self._format.headers else None,
             message_id=_ID * id_length,
             timestamp=_TIMESTAMP,
             **self._properties,
         )
         header = pika.frame.Header(self._channel, _SIZE, properties).marshal()
         first, _, rest = header.partition(struct.pack(">Q", _SIZE))
-        if self._form.fixed_key is not None:
+        if self._format.fixed_key is not None:
             first = self._method + first
         second, _, third = rest.partition(_ID.encode() * id_length + struct.pack(">Q", _TIMESTAMP))
         third += pika.frame.Body(self._channel, b"").marshal()[:3]  # type and channel
-        form = f">{len(first)}sQ{len(second)}s{id_length}sQ{len(third)}sI"
-        layout = struct.Struct(form).pack, first, second, third
+        fields = f">{len(first)}sQ{len(second)}s{id_length}sQ{len(third)}sI"
+        layout = struct.Struct(fields).pack, first, second, third
         self._layouts[id_length] = layout
         return layout
 
     def marshal(self, events: Iterable[Event]) -> bytes:
-        """All frames of the events' messages, in the events' order."""
+        """Return all frames of the events' messages, in the events' order."""
         parts: list[bytes] = []
-        layouts, most, end = self._layouts, self._most, bytes([pika.spec.FRAME_END])
-        body, headers = self._form.body, self._form.headers
-        fixed = self._form.fixed_key is not None
+        layouts, body_max, end = self._layouts, self._body_max, bytes([pika.spec.FRAME_END])
+        body, headers = self._format.body, self._format.headers
+        fixed = self._format.fixed_key is not None
         for event in events:
             text = body(event)
             size = len(text)
@@ -94,28 +95,32 @@ class Frames:
             if headers is not None:
                 head = self._with_headers(head, len(first), headers(event))
             if not fixed:
-                parts.append(self._method_for(self._form.routing_key(event)))
-            if size <= most:
+                parts.append(self._method_for(self._format.routing_key(event)))
+            if size <= body_max:
                 parts += (head, text, end)
                 continue
             parts.append(head[: -pika.spec.FRAME_HEADER_SIZE])
-            for at in range(0, size, most):
-                parts.append(pika.frame.Body(self._channel, text[at : at + most]).marshal())
+            for at in range(0, size, body_max):
+                parts.append(pika.frame.Body(self._channel, text[at : at + body_max]).marshal())
         return b"".join(parts)
 
     def _method_for(self, routing_key: bytes) -> bytes:
-        """basic.publish with another routing key: a text with its length before it, and
-        behind it only the octet with `mandatory`, and the end."""
+        """Return the frame of basic.publish with this routing key.
+
+        After the key, a short string, come only the octet with `mandatory` and the end.
+        """
         payload, bits = self._method[_FRAME.size : -3], self._method[-2:]
         size = len(payload) + 1 + len(routing_key) + 1
         head = _FRAME.pack(pika.spec.FRAME_METHOD, self._channel, size)
         return b"".join((head, payload, bytes([len(routing_key)]), routing_key, bits))
 
     def _with_headers(self, head: bytes, first: int, headers: dict[str, object]) -> bytes:
-        """Puts the table of headers where an empty one is: after the content type, which
-        follows the body's size and the flags (AMQP 0-9-1, 4.2.6.1)."""
+        """Put the table of headers in the place of the example's empty one.
+
+        It follows the body's size, the flags and the content type (AMQP 0-9-1, 4.2.6.1).
+        """
         method = first - _FRAME.size - 4  # class and weight are before the body's size
-        at = first + 8 + 2 + 1 + len(self._form.content_type)
+        at = first + 8 + 2 + 1 + len(self._format.content_type)
         table: list[bytes] = []
         pika.data.encode_table(table, headers)
         kind, channel, size = _FRAME.unpack_from(head, method)

@@ -1,6 +1,7 @@
-"""What pika wants for a connection: credentials, TLS and time limits.
+"""The parameters of a connection as pika takes them: credentials, TLS and time limits.
 
-Any thread; reads files.
+Called by the connection and by the tools; any thread. Reads the files with passwords and
+certificates, and never waits for the network.
 """
 
 from __future__ import annotations
@@ -14,104 +15,123 @@ from typing import Any
 import pika
 
 from .. import __version__
-from .target import Target, is_text
+from .target import Target, is_utf8
 
-# Seconds for the TCP connection, and for all of it with the AMQP handshake: a
-# broker that accepts and never answers is given up after that.
+# Seconds for the TCP connection, and for the whole of it with the AMQP handshake. A broker
+# that accepts and never answers is given up after that.
 CONNECT_TIMEOUT = 5.0
 HANDSHAKE_TIMEOUT = 8.0
-# An unanswered question of TCP's keepalive is asked again after this part of the time
-# without traffic, and so often.
+# TCP sends so many probes, and each after this part of `tcp-keepalive`.
 _KEEPALIVE_PROBES = 3
 # More than any password that RabbitMQ takes.
 _PASSWORD_FILE_BYTES = 64 * 1024
-
-
-# The end of OpenSSL's texts: the line of its source.
+# The end of Python's texts for errors of OpenSSL: a line of a source file.
 _SOURCE_LINE = re.compile(r" \(_ssl\.c:\d+\)$")
 
 
 class ConnectError(Exception):
-    """Why no connection can even be tried; the text is for people."""
+    """No connection can be tried; the text is for people."""
 
 
 def parameters_for(
-    goal: Target, properties: Mapping[str, str]
+    target: Target, properties: Mapping[str, str]
 ) -> Callable[[str, int], pika.ConnectionParameters]:
-    """What pika wants for a host and port. Raises ConnectError if a file cannot be used."""
-    if not is_text(goal.vhost):
+    """Return a function that makes pika's parameters for a host and port.
+
+    `properties`: what RabbitMQ's tools show of the connection. Raises ConnectError if a
+    value or a file cannot be used.
+    """
+    if not is_utf8(target.vhost):
         raise ConnectError("RabbitMQ's names of virtual hosts are UTF-8, and vhost is not")
-    login, tls = _login(goal), _tls(goal)
-    keepalive = {}
-    if goal.keepalive:
-        every = max(1, goal.keepalive // _KEEPALIVE_PROBES)
-        keepalive = {
-            "TCP_KEEPIDLE": goal.keepalive,
-            "TCP_KEEPINTVL": every,
-            "TCP_KEEPCNT": _KEEPALIVE_PROBES,
-        }
+    credentials, tls = _credentials(target), _tls_context(target)
 
     def make(host: str, port: int) -> pika.ConnectionParameters:
         return pika.ConnectionParameters(
             host=host,
             port=port,
-            virtual_host=goal.vhost,
-            credentials=login,
-            heartbeat=goal.heartbeat,
+            virtual_host=target.vhost,
+            credentials=credentials,
+            heartbeat=target.heartbeat,
             connection_attempts=1,
             socket_timeout=CONNECT_TIMEOUT,
             stack_timeout=HANDSHAKE_TIMEOUT,
-            ssl_options=tls and pika.SSLOptions(tls, goal.server_name or host),
-            tcp_options=keepalive or None,
+            ssl_options=tls and pika.SSLOptions(tls, target.server_name or host),
+            tcp_options=_tcp_options(target.keepalive),
             client_properties={"product": "keyspace-amqp", "version": __version__, **properties},
         )
 
     return make
 
 
-def _login(goal: Target) -> Any:
-    """pika's credentials. Names and passwords are the bytes that they are: pika would
-    refuse to encode others than UTF-8, and name the byte."""
-    if goal.external:
+def _tcp_options(keepalive: int) -> dict[str, int] | None:
+    """Return TCP's options for so many seconds without traffic; None: keepalive is off."""
+    if not keepalive:
+        return None
+    return {
+        "TCP_KEEPIDLE": keepalive,
+        "TCP_KEEPINTVL": max(1, keepalive // _KEEPALIVE_PROBES),
+        "TCP_KEEPCNT": _KEEPALIVE_PROBES,
+    }
+
+
+def _credentials(target: Target) -> Any:
+    """Return pika's credentials.
+
+    User and password stay bytes. As texts pika would have to encode them, and its error
+    for one that is not UTF-8 would show a byte of it.
+    """
+    if target.external:
         return pika.credentials.ExternalCredentials()
-    password = goal.password
+    password = target.password
     if password is None:
-        try:
-            # A pipe that nobody writes to would hold up the worker.
-            descriptor = os.open(goal.password_file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:
-                password = file.read(_PASSWORD_FILE_BYTES).split(b"\n")[0].rstrip(b"\r")
-        except OSError as error:
-            raise ConnectError(f"password-file cannot be read: {error}") from None
-    return pika.PlainCredentials(goal.username, password)
+        password = _password_of(target.password_file)
+    return pika.PlainCredentials(target.username, password)
 
 
-def _tls(goal: Target) -> ssl.SSLContext | None:
-    """The files are read anew for each connection, so that certificates can be renewed."""
-    if not goal.tls:
+def _password_of(path: str) -> bytes:
+    """Return the first line of a file, read anew for each connection."""
+    try:
+        # Without O_NONBLOCK a pipe that nobody writes to would hold up the worker.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(_PASSWORD_FILE_BYTES).split(b"\n")[0].rstrip(b"\r")
+    except OSError as error:
+        raise ConnectError(f"password-file cannot be read: {error}") from None
+
+
+def _tls_context(target: Target) -> ssl.SSLContext | None:
+    """Return the context of TLS; None: no TLS.
+
+    Its files are read anew for each connection, so that certificates can be renewed.
+    """
+    if not target.tls:
         return None
     try:
-        context = ssl.create_default_context(cafile=goal.ca_file or None)
-    except OSError as error:  # ssl.SSLError among them
+        context = ssl.create_default_context(cafile=target.ca_file or None)
+    except OSError as error:  # ssl.SSLError is one
         raise ConnectError(
-            f"tls-ca-file {goal.ca_file} cannot be used: {tls_reason(error)}"
+            f"tls-ca-file {target.ca_file} cannot be used: {tls_reason(error)}"
         ) from None
-    if goal.cert_file or goal.key_file:
-        try:
-            # Without an answer OpenSSL would ask on the terminal.
-            context.load_cert_chain(goal.cert_file, goal.key_file or None, password=lambda: "")
-        except OSError as error:
-            files = f"tls-cert-file {goal.cert_file}"
-            files += f" with tls-key-file {goal.key_file}" if goal.key_file else ""
-            raise ConnectError(f"{files} cannot be used: {tls_reason(error)}") from None
-    if not goal.verify:
+    if target.cert_file or target.key_file:
+        _load_certificate(context, target.cert_file, target.key_file)
+    if not target.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
+def _load_certificate(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
+    try:
+        # Without a password OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(cert_file, key_file or None, password=lambda: "")
+    except OSError as error:
+        files = f"tls-cert-file {cert_file}"
+        files += f" with tls-key-file {key_file}" if key_file else ""
+        raise ConnectError(f"{files} cannot be used: {tls_reason(error)}") from None
+
+
 def tls_reason(error: OSError) -> str:
-    """OpenSSL's words without its numbers and lines."""
+    """Return OpenSSL's reason for people, without its numbers and lines of source."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the broker's certificate is refused: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:

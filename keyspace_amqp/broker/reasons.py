@@ -1,6 +1,7 @@
-"""Exceptions of pika, TLS and the system as one line for people.
+"""The reasons for which a connection failed or ended, as one line for people.
 
-Pure; any thread.
+They come as exceptions of pika, of TLS and of the system. Called by the connection and by
+the tools. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -13,24 +14,15 @@ import pika.exceptions
 
 from .login import HANDSHAKE_TIMEOUT, tls_reason
 
-# How pika's text says that the broker has closed a connection which opens, or
-# that the connection was lost.
+# Parts of pika's texts: the broker's reason for closing a connection that was opening, and
+# the system's reason for losing a connection. pika keeps neither as a value.
 _CLOSED = re.compile(r"""\((\d+)\) (["'])(.*)\2""")
 _LOST = re.compile(r"""StreamLostError: \((["'])(.*)\1,\)""")
 
 
-def describe(error: BaseException) -> str:
-    """What went wrong, in one line for people; never with a secret."""
-    # pika wraps the cause several times over.
-    while True:
-        inner = getattr(error, "exceptions", None) or getattr(error, "exception", None)
-        if isinstance(inner, (list, tuple)):
-            inner = inner[-1] if inner else None
-        if inner is None and error.args and isinstance(error.args[0], BaseException):
-            inner = error.args[0]
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
+def reason_of(error: BaseException) -> str:
+    """Return what went wrong in one line for people, never with a secret."""
+    error = _cause(error)
     if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
         return f"{error.reply_code} {error.reply_text}"
     if isinstance(error, ssl.SSLError):
@@ -46,3 +38,16 @@ def describe(error: BaseException) -> str:
     if isinstance(error, pika.exceptions.IncompatibleProtocolError):
         return f"no AMQP 0-9-1 handshake: {lost[2] if lost else text}"
     return lost[2] if lost else text
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the innermost of the exceptions that pika has wrapped one in another."""
+    while True:
+        inner = getattr(error, "exceptions", None) or getattr(error, "exception", None)
+        if isinstance(inner, (list, tuple)):
+            inner = inner[-1] if inner else None
+        if inner is None and error.args and isinstance(error.args[0], BaseException):
+            inner = error.args[0]
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner

@@ -1,6 +1,7 @@
-"""Where the broker is, and how to log in: what the parameters say, put together.
+"""The target of a connection: where the broker is and how to log in.
 
-Pure; any thread.
+It is read from the parameters, of which `url` wins over the single ones. Pure; any
+thread.
 """
 
 from __future__ import annotations
@@ -8,22 +9,27 @@ from __future__ import annotations
 import dataclasses
 import re
 import urllib.parse
+from collections.abc import Callable
 
 from ..config import Config, raw
 
 PORT, TLS_PORT = 5672, 5671
 
-# A server of a checked list: [address], name or bare IPv6 address, and a port.
+# A server of a checked list: [address] or name, with a port or without. An IPv6 address
+# without brackets does not match.
 _SERVER = re.compile(r"\[([^]]*)\](?::([0-9]+))?|([^:]*)(?::([0-9]+))?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """`servers`: (host, port) of each. Texts that go over the wire are bytes."""
+    """Where the broker is, and how to log in.
+
+    `servers`: (host, port) of each. `external`: the client certificate is the login.
+    """
 
     servers: tuple[tuple[str, int], ...]
     username: bytes
-    password: bytes | None = dataclasses.field(repr=False)  # None: in password_file
+    password: bytes | None = dataclasses.field(repr=False)  # None: it is in password_file
     password_file: str
     external: bool
     vhost: str
@@ -37,9 +43,8 @@ class Target:
     keepalive: int
 
 
-def target(config: Config) -> Target:
-    """What the configuration, checked by the shim, says; `url` wins where it says
-    something."""
+def target_of(config: Config) -> Target:
+    """Return the target that the parameters describe."""
     single = Target(
         servers=_servers(config.host, config.port),
         username=raw(config.username),
@@ -61,11 +66,14 @@ def target(config: Config) -> Target:
 
 def needs_new_connection(old: Config, new: Config) -> bool:
     """True if a change of parameters needs a new connection to the broker."""
-    return target(old) != target(new) or old.node_name != new.node_name
+    return target_of(old) != target_of(new) or old.node_name != new.node_name
 
 
 def _with_url(single: Target, url: str) -> Target:
-    """See https://www.rabbitmq.com/docs/uri-spec and .../uri-query-parameters."""
+    """Return the target with what a checked URL contains.
+
+    See https://www.rabbitmq.com/docs/uri-spec and .../uri-query-parameters.
+    """
     scheme, _, rest = url.partition("://")
     rest, _, query = rest.partition("?")
     authority, _, vhost = rest.partition("/")
@@ -80,34 +88,32 @@ def _with_url(single: Target, url: str) -> Target:
         changes["username"] = _unquoted(username)
         if colon:
             changes["password"] = _unquoted(password)
-    if vhost:  # a slash alone would be the host with the empty name, which nobody means
+    if vhost:  # `/` alone is not taken for the virtual host with the empty name
         changes["vhost"] = _unquoted(vhost).decode("utf-8", "surrogateescape")
     for pair in query.split("&") if query else ():
         name, _, value = pair.partition("=")
-        text = _unquoted(value).decode("utf-8", "surrogateescape")
-        match name:
-            case "heartbeat":
-                changes["heartbeat"] = min(int(text), 65535)
-            case "auth_mechanism":
-                changes["external"] = text == "external"
-            case "verify":
-                changes["verify"] = text == "verify_peer"
-            case "cacertfile":
-                changes["ca_file"] = text
-            case "certfile":
-                changes["cert_file"] = text
-            case "keyfile":
-                changes["key_file"] = text
-            case "server_name_indication":
-                changes["server_name"] = text
+        field, read = _QUERY[name]
+        changes[field] = read(_unquoted(value).decode("utf-8", "surrogateescape"))
     return dataclasses.replace(single, **changes)  # type: ignore[arg-type]  # of several types
+
+
+# Per name in a URL's query the field of Target, and how it is read.
+_QUERY: dict[str, tuple[str, Callable[[str], object]]] = {
+    "heartbeat": ("heartbeat", lambda text: min(int(text), 65535)),
+    "auth_mechanism": ("external", lambda text: text == "external"),
+    "verify": ("verify", lambda text: text == "verify_peer"),
+    "cacertfile": ("ca_file", str),
+    "certfile": ("cert_file", str),
+    "keyfile": ("key_file", str),
+    "server_name_indication": ("server_name", str),
+}
 
 
 def _servers(text: str, port: int) -> tuple[tuple[str, int], ...]:
     servers = []
     for server in text.split(","):
         match = _SERVER.fullmatch(server)
-        if match is None:  # an IPv6 address without brackets
+        if match is None:
             servers.append((server, port))
         else:
             servers.append((match[1] or match[3], int(match[2] or match[4] or port)))
@@ -115,12 +121,12 @@ def _servers(text: str, port: int) -> tuple[tuple[str, int], ...]:
 
 
 def address(host: str, port: int) -> str:
-    """`host:port` as people write it."""
+    """Return `host:port` as people write it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def is_text(text: str) -> bool:
-    """Whether a value's bytes are UTF-8."""
+def is_utf8(text: str) -> bool:
+    """True if the bytes of a text in a Config are UTF-8."""
     return not any("\udc80" <= character <= "\udcff" for character in text)
 
 

@@ -1,1 +1,1 @@
-"""The cluster: nodes, slots, fallback lists, and what the nodes tell each other."""
+"""The cluster: its nodes, slots and fallback lists, and the messages between the nodes."""

@@ -1,12 +1,12 @@
-"""The fallback lists of this node: which there are, and where its own is put.
+"""The fallback lists of this node: which ones exist, and which one is its own.
 
-Each slot has one possible list, under a key whose tag was chosen for the slot. A
-primary works with one list, in a slot that it serves; and it delivers every other
-list that it finds in its slots: one that a slot brought along when it moved here,
-or that an earlier life has left.
+Each slot has one possible list, under a key whose tag was chosen for the slot. A primary
+pushes to one list, its home, in a slot that it serves. It also delivers every other list
+in its slots: one that came along when a slot moved here, or that was pushed by an earlier
+load of the module.
 
-Sans I/O, one thread: topologies and the lengths of keys go in, keys to look at come
-out.
+Sans I/O; worker thread. Topologies and the lengths of lists go in, keys whose lengths
+are to be read come out.
 """
 
 from __future__ import annotations
@@ -19,94 +19,107 @@ from .topology import Topology
 
 # Keys of one look: less than a millisecond of Redis' main thread.
 LOOK_KEYS = 2048
-# Slots that are looked at anyhow each time that the topology is read: all in less than
-# five minutes. (Redis 7.0 counts each in keyspace_misses.)
+# Slots that are looked at again with each reading of the topology, so that all slots are
+# in less than five minutes. (Redis 7.0 counts each look at a key in keyspace_misses.)
 LOOK_SLOWLY = 64
 
 
 class Lists:
-    """The lists that a primary has to deliver, and where it puts its own.
+    """The lists that a primary has to deliver, and the key of its own.
 
-    `begin` when it has become one, and `set_topology`; then `keys_to_look` until it
-    gives none, and each answer into `looked`. What is `there` is to be counted again
-    together with each reading of the topology, and the answer goes into `counted`.
+    Call `begin` when this node becomes writable, and `set_topology` with each topology.
+    Two questions go to Redis: the lengths of `keys_to_look_at`, until it gives none, are
+    answered with `look_result`. The lengths of `known` are read together with each
+    topology and answered with `count_result`.
     """
 
     def __init__(self) -> None:
         self.active = False
-        self._round = 0
+        self._round = 0  # answers to questions of an earlier round mean nothing
         self._topology: Topology | None = None
-        self._slots: set[int] = set()  # to be looked at
-        self._keys: dict[bytes, None] = {}  # these, too
-        self._there: dict[bytes, None] = {}  # lists that there were
-        self._next_slot = 0  # of those that are looked at slowly
+        self._slots_to_look_at: set[int] = set()
+        self._keys_to_look_at: dict[bytes, None] = {}  # in addition; in order
+        self._known: dict[bytes, None] = {}  # in order
+        self._next_slow_slot = 0
 
     def begin(self) -> None:
-        """This node may write its lists from now on: whatever was known is not true."""
+        """Start with no knowledge: this node may write its lists from now on."""
         self.end()
         self.active = True
 
     def end(self) -> None:
-        """This node is a replica, or loads a data set."""
+        """Stop and forget all: this node is a replica, or loads a data set."""
         self.active = False
         self._round += 1
         self._topology = None
-        self._slots.clear()
-        self._keys.clear()
-        self._there.clear()
+        self._slots_to_look_at.clear()
+        self._keys_to_look_at.clear()
+        self._known.clear()
 
     def set_topology(self, topology: Topology) -> None:
-        """Only while active."""
+        """Note which slots this node serves now. Only while active."""
         before: Set[int] = self._topology.served if self._topology else frozenset()
-        self._slots |= topology.served - before
-        self._slots &= topology.served
+        self._slots_to_look_at |= topology.served - before
+        self._slots_to_look_at &= topology.served
         self._topology = topology
-        self._there = {key: None for key in self._there if self.serves(key)}
+        self._known = {key: None for key in self._known if self.serves(key)}
         home = self.home
-        if home is not None and slot_of(home) in self._slots:
-            self._keys = {home: None} | self._keys  # first: it is the one that is likely
+        if home is not None and slot_of(home) in self._slots_to_look_at:
+            # First, because on most servers home is the only list.
+            self._keys_to_look_at = {home: None} | self._keys_to_look_at
 
     def serves(self, key: bytes) -> bool:
-        """Whether a key is in a slot of this node."""
+        """True if this node serves the key's slot."""
         return self._topology is not None and slot_of(key) in self._topology.served
 
-    def touched(self, key: bytes) -> None:
-        """Somebody else did something to this list; empty: to all of them."""
+    def list_changed(self, key: bytes) -> None:
+        """Look at a list again, because a client has changed it; empty: at all lists."""
         if self.active and key:
-            self._keys[key] = None
+            self._keys_to_look_at[key] = None
         elif self._topology is not None:
-            self._slots |= self._topology.served
+            self._slots_to_look_at |= self._topology.served
 
     def look_slowly(self) -> None:
-        """Looks at some slots that were here all the time. A list may come unheard into
-        one: when a migration is taken back, or mended after a failover."""
+        """Look again at some slots that were served all the time.
+
+        A list can come into such a slot without an event that the module hears: when a
+        migration is taken back, or repaired after a failover.
+        """
         if self._topology is not None:
-            slots = range(self._next_slot, min(self._next_slot + LOOK_SLOWLY, SLOTS))
-            self._keys |= {key_of(slot): None for slot in slots if slot in self._topology.served}
-            self._next_slot = slots.stop % SLOTS
+            slots = range(self._next_slow_slot, min(self._next_slow_slot + LOOK_SLOWLY, SLOTS))
+            self._keys_to_look_at |= {
+                key_of(slot): None for slot in slots if slot in self._topology.served
+            }
+            self._next_slow_slot = slots.stop % SLOTS
 
     @property
     def complete(self) -> bool:
-        """Whether all that is in the slots has been looked at."""
-        return self._topology is not None and not self._slots
+        """True if all served slots have been looked at."""
+        return self._topology is not None and not self._slots_to_look_at
 
     @property
     def home(self) -> bytes | None:
-        """Where a list of this node's own is put: in a slot that stays, if there is
-        one. The last one: resharding takes the first ones first."""
+        """The key of this node's own list; None if it serves no slot.
+
+        It is in a slot that is not migrating, if there is one, and in the last of those,
+        because resharding takes the first slots first.
+        """
         if self._topology is None or not self._topology.served:
             return None
-        stays = self._topology.served - self._topology.migrating
-        return key_of(max(stays or self._topology.served))
+        staying = self._topology.served - self._topology.migrating
+        return key_of(max(staying or self._topology.served))
 
     @property
-    def there(self) -> Sequence[bytes]:
-        """The lists that are known, not more than can be counted at once."""
-        return list(itertools.islice(self._there, LOOK_KEYS))
+    def known(self) -> Sequence[bytes]:
+        """The keys of lists that were found, at most as many as one look may have."""
+        return list(itertools.islice(self._known, LOOK_KEYS))
 
-    def counted(self, keys: Sequence[bytes], lengths: Sequence[int]) -> Mapping[bytes, int]:
-        """The lengths of `there` at the moment of the topology that was set. An empty
-        list in a slot on its way has gone ahead; it is not removed but moves."""
+    def count_result(self, keys: Sequence[bytes], lengths: Sequence[int]) -> Mapping[bytes, int]:
+        """Take the lengths of `known`, read together with the topology that is set.
+
+        Returns those that are true for this node. An empty list in a migrating slot is
+        left out: it was not removed but has moved to the other node ahead of its slot.
+        """
         counts: dict[bytes, int] = {}
         for key, length in zip(keys, lengths, strict=True):
             if self._topology is None or not self.serves(key):
@@ -114,31 +127,30 @@ class Lists:
             if length or slot_of(key) not in self._topology.migrating:
                 counts[key] = length
             if key in counts and not length:
-                self._there.pop(key, None)
+                self._known.pop(key, None)
         return counts
 
-    def keys_to_look(self) -> tuple[int, list[bytes]]:
-        """Keys whose lengths are to be read now, and what to call `looked` with."""
+    def keys_to_look_at(self) -> tuple[int, list[bytes]]:
+        """Return the keys whose lengths are to be read now, and a token for `look_result`."""
         if self._topology is None:
             return self._round, []
-        self._keys = {key: None for key in self._keys if self.serves(key)}
-        keys: Iterable[bytes] = self._keys or map(key_of, self._slots)
+        self._keys_to_look_at = {key: None for key in self._keys_to_look_at if self.serves(key)}
+        keys: Iterable[bytes] = self._keys_to_look_at or map(key_of, self._slots_to_look_at)
         return self._round, list(itertools.islice(keys, LOOK_KEYS))
 
-    def looked(
+    def look_result(
         self, token: int, keys: Sequence[bytes], lengths: Sequence[int]
     ) -> Mapping[bytes, int]:
-        """The lengths of the keys that `keys_to_look` gave. Of these, those that are
-        lists of this node."""
+        """Take the lengths of `keys_to_look_at`; return those of lists of this node."""
         found: dict[bytes, int] = {}
         if token != self._round:
             return found
         for key, length in zip(keys, lengths, strict=True):
-            self._keys.pop(key, None)
+            self._keys_to_look_at.pop(key, None)
             slot = slot_of(key)
             if key == key_of(slot):
-                self._slots.discard(slot)
+                self._slots_to_look_at.discard(slot)
             if length and self.serves(key):
                 found[key] = length
-                self._there[key] = None
+                self._known[key] = None
         return found

@@ -1,27 +1,29 @@
-"""What the nodes of a cluster tell each other: commands, and which parameters hold.
+"""The messages between the nodes of a cluster: commands, and the parameters that hold.
 
-Every parameter that was set for all nodes has a version: a time in milliseconds, or
-one more than the newest version seen, whichever is larger; and the run of the handler
-that set it, which decides between two that are the same. The newest version wins on every node,
-in whatever order the news arrive. All nodes say once in a while which versions they
-have, and who has an older one asks for the newer: so a node that was away, or is
-new, catches up. Values travel only to those who need them, the password as all.
+Each parameter that was set for all nodes has a version: a time in milliseconds, or the
+newest version seen plus one, whichever is larger; then the run id of the handler that
+set it, which decides between two equal times. On every node the newest version wins, in
+whatever order the messages arrive. All nodes regularly say which versions they have
+(`hello`); a node with an older one asks for the newer (`want`, `have`). So a node that
+was away, or is new, catches up. Values, the password among them, travel only to nodes
+that need them.
 
-wire.py has the form of the messages. What is not of this form is counted and ignored.
-A later version of the form has to be understood by all before it is spoken: `hello`
-says what a node understands.
+wire.py has the form of the messages. A message of another form is counted and ignored. A
+later version of the form must be understood by all nodes before any node may use it;
+`hello` says which version a node understands.
 
-Sans I/O, one thread. Messages go over Redis' cluster bus, which loses those whose
-link is down: a question is asked again until it is answered or its time is up, and
-the node that was asked does the work once.
+Sans I/O; worker thread. Messages go over Redis' cluster bus, which loses those for a node
+whose link is down. So a question is asked again until it is answered or its time is up,
+and the node that is asked carries it out once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..tables import times
 from .topology import ALONE, Topology
 from .wire import (
     VERSION,
@@ -31,58 +33,66 @@ from .wire import (
     list_of,
     mapping_of,
     pack,
-    plain_registers,
     registers_of,
+    registers_to_wire,
     text_of,
     unpack,
     version_of,
 )
 
-# A pseudo-parameter: whether a connection is wanted (CONNECT, DISCONNECT).
+# The register that is no parameter: whether a connection is wanted (CONNECT, DISCONNECT).
 LINK = "link"
 
-# Seconds. With many nodes everybody says less often what he has.
+# Seconds between two hellos; in a larger cluster each node says hello less often.
 HELLO_EVERY = 1.0
 HELLO_NODES = 50
+# Seconds before a question is asked again.
 ASK_AGAIN = 0.5
-ASK_TIMEOUT = 3.0
-# A question that was put twice may come late, from a node that stood still.
+# Seconds for which an answer is kept: a question can come once more, and late, from a
+# node that stood still.
 ANSWERS_KEPT = 60.0
 
-# Changes that are closer to each other were made at the same time.
+# Changes that are closer to each other than this count as made at the same time.
 SAME_TIME_MS = 1000
 
 
+class Question(NamedTuple):
+    """A question that a peer has asked this node."""
+
+    sender: str
+    id: str
+
+
 @dataclasses.dataclass(frozen=True)
-class Transmit:
-    """Send `data` to a node; to all of them if `target` is empty."""
+class SendToPeer:
+    """Send `data` to a node, or to all other nodes if `target` is empty."""
 
     target: str
     data: bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Apply:
-    """Set what `merge` gives of these; then `answer`, if there is a `question`."""
+class ApplyRegisters:
+    """Set what `merge` returns of these; then `answer`, if there is a question."""
 
     registers: Mapping[str, Register]
-    question: tuple[str, str] | None
+    question: Question | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Carry a command out on this node; then `answer`."""
+class RunCommand:
+    """Carry out a command on this node; then `answer`."""
 
     words: Sequence[bytes]
-    question: tuple[str, str]
+    question: Question
 
 
-Action = Transmit | Apply | Run
+Action = SendToPeer | ApplyRegisters | RunCommand
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What the other nodes have answered, by id; and who has not, with the reason."""
+    """The answers of the other nodes by id, and the nodes without one, with the reason."""
 
     answers: dict[str, Any] = dataclasses.field(default_factory=dict)
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -90,14 +100,16 @@ class Outcome:
 
 @dataclasses.dataclass
 class _Answer:
-    """To a question that was put to us; `data` is None until there is one."""
+    """The answer to a question of a peer; `data` is None until there is one."""
 
     until: float
     data: bytes | None = None
 
 
 @dataclasses.dataclass
-class _Question:
+class _OpenQuestion:
+    """A question of this node that some nodes have still to answer."""
+
     data: bytes
     waiting: set[str]
     until: float
@@ -106,8 +118,12 @@ class _Question:
     outcome: Outcome = dataclasses.field(default_factory=Outcome)
 
 
-class Spread:
-    """See the module's text. `clock`: monotonic seconds; `wall`: Unix time in ms."""
+class Peers:
+    """The other nodes, as far as this node asks them, answers them and agrees with them.
+
+    `clock`: monotonic seconds; `wall`: Unix time in milliseconds. `rejected`: the number
+    of messages that were ignored; `last_rejected`: the last of them, for the log.
+    """
 
     def __init__(self, run_id: str, clock: Callable[[], float], wall: Callable[[], int]) -> None:
         self.rejected = 0
@@ -119,9 +135,9 @@ class Spread:
         self._registers: dict[str, Register] = {}
         self._actions: list[Action] = []
         self._asked = 0
-        self._questions: dict[str, _Question] = {}
-        # The oldest first; kept as long as somebody may ask again.
-        self._answers: dict[tuple[str, str], _Answer] = {}
+        self._questions: dict[str, _OpenQuestion] = {}
+        # The oldest first; kept as long as the peer may ask again.
+        self._answers: dict[Question, _Answer] = {}
         self._hello_at = clock()
 
     @property
@@ -130,6 +146,7 @@ class Spread:
         return max((register.version[0] for register in self._registers.values()), default=0)
 
     def set_topology(self, topology: Topology) -> None:
+        """Note the nodes; those that fail or are gone are not waited for any more."""
         self._topology = topology
         for question in self._questions.values():
             self._skip_absent(question)
@@ -137,7 +154,7 @@ class Spread:
     # ---- parameters ----------------------------------------------------------
 
     def assign(self, values: Mapping[str, bytes]) -> Mapping[str, Register]:
-        """New versions of parameters, which were set here."""
+        """Give new versions to parameters that were set on this node."""
         version = max(self._wall(), self.config_version + 1), self._run_id
         registers = {name: Register(version, value) for name, value in values.items()}
         self._registers |= registers
@@ -145,11 +162,11 @@ class Spread:
 
     @property
     def registers(self) -> Mapping[str, Register]:
-        """The newest that this node has heard of."""
+        """The newest registers that this node knows."""
         return dict(self._registers)
 
     def merge(self, registers: Mapping[str, Register]) -> dict[str, bytes]:
-        """Takes what is newer; the values that are, which have to be set now."""
+        """Take over the newer registers; return their values, which must be set now."""
         newer = {
             name: register
             for name, register in registers.items()
@@ -158,29 +175,32 @@ class Spread:
         self._registers |= newer
         return {name: register.value for name, register in newer.items()}
 
-    def older(self, registers: Mapping[str, Register]) -> Sequence[str]:
-        """Names of those that this node has newer and other, by so much that they were
-        not set at the same time: by a clock that is behind."""
+    def outdated(self, registers: Mapping[str, Register]) -> Sequence[str]:
+        """Return the names of the registers of which this node has a newer value.
+
+        The peer that has just set such a register has a clock that is behind. A difference
+        of up to SAME_TIME_MS does not count: both were set at the same time.
+        """
         return [
             name
             for name, register in registers.items()
-            if (mine := self._registers.get(name)) is not None
-            and mine.value != register.value
-            and mine.version[0] > register.version[0] + SAME_TIME_MS
+            if (own := self._registers.get(name)) is not None
+            and own.value != register.value
+            and own.version[0] > register.version[0] + SAME_TIME_MS
         ]
 
     def _is_newer(self, name: str, version: Version) -> bool:
-        mine = self._registers.get(name)
-        return mine is None or version > mine.version
+        own = self._registers.get(name)
+        return own is None or version > own.version
 
     # ---- questions -----------------------------------------------------------
 
     def tell(self, registers: Mapping[str, Register], done: Callable[[Outcome], None]) -> None:
-        """Has all other nodes set parameters."""
-        self._ask({"kind": "have", "registers": plain_registers(registers)}, done)
+        """Have all other nodes set parameters; `done` gets the outcome."""
+        self._ask({"kind": "have", "registers": registers_to_wire(registers)}, done)
 
     def run(self, words: Sequence[bytes], done: Callable[[Outcome], None]) -> None:
-        """Has all other nodes carry a command out."""
+        """Have all other nodes carry out a command; `done` gets the outcome."""
         self._ask({"kind": "run", "words": list(words)}, done)
 
     def _ask(self, message: dict[str, Any], done: Callable[[Outcome], None]) -> None:
@@ -188,13 +208,13 @@ class Spread:
         question_id = f"{self._run_id}:{self._asked}"
         now = self._clock()
         others = set(self._topology.nodes) - {self._topology.myself}
-        question = _Question(
-            pack({**message, "id": question_id}), others, now + ASK_TIMEOUT, now, done
+        question = _OpenQuestion(
+            pack({**message, "id": question_id}), others, now + times.ASK, now, done
         )
         self._questions[question_id] = question
         self._skip_absent(question)
 
-    def _skip_absent(self, question: _Question) -> None:
+    def _skip_absent(self, question: _OpenQuestion) -> None:
         for node_id in list(question.waiting):
             node = self._topology.nodes.get(node_id)
             if node is None or node.failing:
@@ -202,26 +222,24 @@ class Spread:
                 why = "it has left the cluster" if node is None else "it is failing"
                 question.outcome.missing[node_id] = why
 
-    def answer(self, question: tuple[str, str], reply: Any, error: str | None) -> None:
-        """What another node has asked for is done."""
-        sender, question_id = question
-        data = pack({"kind": "done", "id": question_id, "reply": reply, "error": error})
+    def answer(self, question: Question, reply: Any, error: str | None) -> None:
+        """Send the reply, or the error, of what a peer has asked for."""
+        data = pack({"kind": "done", "id": question.id, "reply": reply, "error": error})
         if question in self._answers:
             self._answers[question].data = data
-        self._actions.append(Transmit(sender, data))
+        self._actions.append(SendToPeer(question.sender, data))
 
     # ---- what comes in and goes out --------------------------------------------
 
     def received(self, sender: str, data: bytes) -> None:
-        """A message of another node."""
+        """Take a message of another node."""
         try:
-            message = unpack(data)
-            self._understand(sender, message)
+            self._take(sender, unpack(data))
         except ValueError as error:
             self.rejected += 1
             self.last_rejected = f"message of node {sender}: {error}"
 
-    def _understand(self, sender: str, message: Mapping[str, Any]) -> None:
+    def _take(self, sender: str, message: Mapping[str, Any]) -> None:
         match message.get("kind"):
             case "hello":
                 versions = mapping_of(message.get("versions"))
@@ -235,31 +253,31 @@ class Spread:
             case "want":
                 names = [text_of(name) for name in list_of(message.get("names"))]
                 known = {n: self._registers[n] for n in names if n in self._registers}
-                self._send(sender, {"kind": "have", "registers": plain_registers(known)})
+                self._send(sender, {"kind": "have", "registers": registers_to_wire(known)})
             case "have":
                 registers = registers_of(message.get("registers"))
-                question = self._question(sender, message) if "id" in message else None
+                question = self._new_question(sender, message) if "id" in message else None
                 if question is not None or "id" not in message:
-                    self._actions.append(Apply(registers, question))
+                    self._actions.append(ApplyRegisters(registers, question))
             case "run":
                 words = [bytes_of(word) for word in list_of(message.get("words"))]
-                question = self._question(sender, message)
+                question = self._new_question(sender, message)
                 if question is not None:
-                    self._actions.append(Run(words, question))
+                    self._actions.append(RunCommand(words, question))
             case "done":
                 self._answered(sender, message)
             case kind:
                 raise ValueError(f"kind {kind!r:.40} is not known")
 
-    def _question(self, sender: str, message: Mapping[str, Any]) -> tuple[str, str] | None:
-        """A question that is new; one that is not is answered as before."""
-        question = sender, text_of(message.get("id"))
+    def _new_question(self, sender: str, message: Mapping[str, Any]) -> Question | None:
+        """Return the question if it is new; else None, after the same answer as before."""
+        question = Question(sender, text_of(message.get("id")))
         answer = self._answers.get(question)
         if answer is None:
             self._answers[question] = _Answer(self._clock() + ANSWERS_KEPT)
             return question
         if answer.data is not None:
-            self._actions.append(Transmit(sender, answer.data))
+            self._actions.append(SendToPeer(sender, answer.data))
         return None
 
     def _answered(self, sender: str, message: Mapping[str, Any]) -> None:
@@ -274,37 +292,49 @@ class Spread:
         question.waiting.discard(sender)
 
     def _send(self, target: str, message: Mapping[str, Any]) -> None:
-        self._actions.append(Transmit(target, pack(message)))
+        self._actions.append(SendToPeer(target, pack(message)))
 
     def poll(self) -> list[Action]:
-        """What is to be done now."""
+        """Return what is to be done now."""
         now = self._clock()
-        while self._answers and now >= next(iter(self._answers.values())).until:
-            del self._answers[next(iter(self._answers))]
-        others = len(self._topology.nodes) - 1
-        if others > 0 and now >= self._hello_at:
-            self._hello_at = now + HELLO_EVERY * max(1, others / HELLO_NODES)
-            versions = {name: r.version for name, r in self._registers.items()}
-            self._send("", {"kind": "hello", "speaks": VERSION, "versions": versions})
+        self._forget_answers(now)
+        self._say_hello(now)
         for question_id, question in list(self._questions.items()):
-            if now >= question.until:
-                for node_id in question.waiting:
-                    question.outcome.missing[node_id] = "no answer"
-                question.waiting.clear()
-            if not question.waiting:
-                del self._questions[question_id]
-                question.done(question.outcome)
-            elif now >= question.again_at:
-                question.again_at = now + ASK_AGAIN
-                self._actions += [Transmit(node, question.data) for node in question.waiting]
+            self._ask_again(question_id, question, now)
         actions, self._actions = self._actions, []
         return actions
 
+    def _forget_answers(self, now: float) -> None:
+        while self._answers:
+            question, answer = next(iter(self._answers.items()))
+            if now < answer.until:
+                return
+            del self._answers[question]
+
+    def _say_hello(self, now: float) -> None:
+        others = len(self._topology.nodes) - 1
+        if others > 0 and now >= self._hello_at:
+            self._hello_at = now + HELLO_EVERY * max(1, others / HELLO_NODES)
+            versions = {name: register.version for name, register in self._registers.items()}
+            self._send("", {"kind": "hello", "speaks": VERSION, "versions": versions})
+
+    def _ask_again(self, question_id: str, question: _OpenQuestion, now: float) -> None:
+        """Ask the nodes that have not answered, or end the question."""
+        if now >= question.until:
+            question.outcome.missing.update(dict.fromkeys(question.waiting, "no answer"))
+            question.waiting.clear()
+        if not question.waiting:
+            del self._questions[question_id]
+            question.done(question.outcome)
+        elif now >= question.again_at:
+            question.again_at = now + ASK_AGAIN
+            self._actions += [SendToPeer(node_id, question.data) for node_id in question.waiting]
+
     def wake_at(self) -> float | None:
-        """When poll has to be called again if nothing else happens."""
+        """Return the time at which to call `poll` again if nothing else happens."""
         if self._actions:
             return self._clock()
-        times = [min(q.again_at, q.until) for q in self._questions.values()]
+        at = [min(question.again_at, question.until) for question in self._questions.values()]
         if len(self._topology.nodes) > 1:
-            times.append(self._hello_at)
-        return min(times) if times else None
+            at.append(self._hello_at)
+        return min(at) if at else None

@@ -15,7 +15,7 @@ SLOTS = 16384
 
 
 def slot_of(key: bytes) -> int:
-    """The slot of a key (Redis Cluster specification, "Hash tags")."""
+    """Return the slot of a key (Redis Cluster specification, "Hash tags")."""
     start = key.find(b"{")
     if start >= 0:
         end = key.find(b"}", start + 1)
@@ -26,8 +26,10 @@ def slot_of(key: bytes) -> int:
 
 @functools.cache
 def tags() -> Sequence[bytes]:
-    """Per slot the smallest number that, as a tag, lies there: in slot 13907 that of
-    `fallback.KEY`."""
+    """Return per slot the smallest number that is in the slot as a tag.
+
+    The tag of `KEY` is one of them, in slot 13907.
+    """
     found: list[bytes | None] = [None] * SLOTS
     missing, number = SLOTS, 0
     while missing:
@@ -41,11 +43,11 @@ def tags() -> Sequence[bytes]:
 
 
 def key_of(slot: int) -> bytes:
-    """The key of the list in a slot."""
+    """Return the key of the list in a slot."""
     if slot == KEY_SLOT:
         return KEY
     return tagged(tags()[slot])
 
 
-# A server that is not in cluster mode.
+# The slot of the list of a server that is in no cluster.
 KEY_SLOT = slot_of(KEY)

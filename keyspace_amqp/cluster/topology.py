@@ -13,7 +13,7 @@ from .slots import KEY_SLOT, SLOTS
 # Flags of CLUSTER NODES.
 _MYSELF = "myself"
 _NO_MEMBER = "handshake"
-# "fail?": does not answer this node. It is not waited for; it catches up.
+# `fail?`: the node does not answer this one. Nobody waits for it, and it catches up later.
 _FAILING = frozenset({"fail", "fail?", "noaddr"})
 
 
@@ -29,8 +29,11 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """What CLUSTER NODES says. `served`: the slots of this node; `migrating`: those
-    of them that are on their way to another."""
+    """The cluster as CLUSTER NODES shows it.
+
+    `myself`: the id of this node. `served`: the slots of this node. `migrating`: those of
+    them that are moving to another node.
+    """
 
     myself: str
     nodes: Mapping[str, Node]
@@ -38,11 +41,12 @@ class Topology:
     migrating: Set[int] = frozenset()
 
 
+# A server that is in no cluster: one slot stands for all of its data.
 ALONE = Topology("", {"": Node("", "", primary=True, failing=False)}, {KEY_SLOT})
 
 
 def _slots(first: str, last: str) -> range:
-    """These slots and all between them. Raises ValueError if there are no such."""
+    """Return the slots from the first to the last. Raises ValueError if they do not exist."""
     slots = range(int(first), int(last) + 1)
     if not slots or slots[0] < 0 or slots[-1] >= SLOTS:
         raise ValueError(f"there are no slots {first!r} to {last!r}")
@@ -50,7 +54,7 @@ def _slots(first: str, last: str) -> range:
 
 
 def read_topology(text: str) -> Topology:
-    """Reads the reply of CLUSTER NODES. Raises ValueError for what is none."""
+    """Return the topology in a reply of CLUSTER NODES. Raises ValueError if it has none."""
     nodes: dict[str, Node] = {}
     myself = ""
     served: set[int] = set()
@@ -58,7 +62,7 @@ def read_topology(text: str) -> Topology:
     for line in text.splitlines():
         words = line.split(" ")
         if len(words) < 8:
-            raise ValueError(f"{line!r} is no line of CLUSTER NODES")
+            raise ValueError(f"{line!r} is not a line of CLUSTER NODES")
         node_id, address, flags = words[0], words[1], frozenset(words[2].split(","))
         if _MYSELF in flags:
             myself = node_id

@@ -1,13 +1,10 @@
-"""The cluster as this node sees it: the nodes, their slots, and which fallback lists
-are ours.
+"""The watch on the cluster: its topology, and the fallback lists of this node.
 
-Each slot has one possible list, under a key whose tag was chosen for the slot. A
-primary works with one list, in a slot that it serves; and it delivers every other
-list that it finds in its slots: one that a slot brought along when it moved here,
-or that an earlier life has left. A server outside of a cluster has the list under `fallback.KEY`.
+A server that is in no cluster has one list, under `tables.keys.KEY`; for a node of a
+cluster see lists.py.
 
-Sans I/O, one thread: the text of CLUSTER NODES and the lengths of keys go in, keys
-to look at come out.
+Sans I/O; worker thread. Jobs for Redis' main thread come out, their results go in, and
+the keeper of the lists (the publisher) is told what was found.
 """
 
 from __future__ import annotations
@@ -16,23 +13,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ..fallback import lengths_job
-from ..jobs import Command, Job, JobResult, Lengths
+from ..jobs import Command, Job, JobResult, Lengths, Reply
 from .lists import Lists
 from .slots import tags
 from .topology import ALONE, Topology, read_topology
 
-# How often the topology is read; and how soon when the present one is doubtful.
+# Seconds between readings of the topology, and before the next one if it is in doubt.
 READ_EVERY = 1.0
 READ_AGAIN = 0.2
-# If it cannot be read so often in a row, it has to go without.
+# After so many failures in a row this node works without lists and without peers.
 READ_FAILURES = 3
-# With more nodes than this, less often: 1000 nodes are 1-3 ms of Redis' main thread.
+# With more nodes the topology is read less often: with 1000 nodes it takes 1-3 ms of
+# Redis' main thread.
 READ_NODES = 200
 
 
 class Keeper(Protocol):
-    """Who works with the lists: the publisher. `unserved_key`: the list that it has come upon
-    in a slot that was not served."""
+    """The publisher, which delivers the lists.
+
+    `known`: False if the keeper wants to hear of its lists again. `unserved_key`:
+    the list that the keeper could not reach because its slot was not served.
+    """
 
     known: bool
     unserved_key: bytes | None
@@ -42,34 +43,33 @@ class Keeper(Protocol):
     def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None: ...
 
 
-class Watch:
-    """Reads the topology and looks at the lists, as jobs on Redis' main thread, and
-    tells the keeper.
+class ClusterWatch:
+    """Reads the topology, looks at the lists, and tells the keeper.
 
-    Servers have no event for a change of the topology, so it is read once in a while,
-    and soon after the keeper has come upon a slot that is not served any more.
+    Servers announce no change of the topology. So it is read regularly, and soon after
+    the keeper has come upon a slot that is not served any more.
     """
 
     def __init__(self, keeper: Keeper, clock: Callable[[], float], *, clustered: bool) -> None:
         if clustered:
-            tags()  # now, while the load is waited for, and not when events are
+            tags()  # computed during the load, and not later while events wait
         self.topology = ALONE
-        self.known = not clustered  # the topology was read, or cannot be
-        self.problem = ""
+        self.topology_known = not clustered  # it was read, or cannot be read
+        self.problem = ""  # for the log; the reader empties it
         self._failures = 0
         self._clustered = clustered
         self._keeper = keeper
         self._clock = clock
         self._lists = Lists()
         self._read_at = self._last_read = clock()
-        self._told = False
-        # The job under way, and its keys; the token of a look, None for a reading.
-        self._busy = False
+        self._keeper_told = False  # of the lists in the present topology
+        # The job under way, and its keys. Its token is None if it reads the topology.
+        self._job_running = False
         self._token: int | None = None
         self._keys: Sequence[bytes] = ()
 
     def set_role(self, *, writable: bool) -> None:
-        """`writable`: this node is a primary and not loading."""
+        """Note whether this node is a primary and is not loading."""
         if writable == self._lists.active:
             return
         if writable:
@@ -78,100 +78,125 @@ class Watch:
         else:
             self._lists.end()
 
-    def touched(self, key: bytes) -> None:
-        """Somebody else did something to this list; empty: to all of them."""
-        self._lists.touched(key)
+    def list_changed(self, key: bytes) -> None:
+        """Look at a list again, because a client has changed it; empty: at all lists."""
+        self._lists.list_changed(key)
         self._read_at = min(self._read_at, self._last_read + READ_AGAIN)
 
     def repair(self) -> None:
-        """No job of this is on its way."""
-        self._busy = False
+        """Start again after an exception: the job under way is lost."""
+        self._job_running = False
         self._read_at = self._clock()
 
     def poll(self) -> Job | None:
-        """The next job; its result goes to `done`."""
-        if self._busy:
+        """Return the next job; its result goes to `done`."""
+        if self._job_running:
             return None
-        now = self._clock()
-        if now >= self._next_read():
-            self._last_read = now
-            self._read_at = now + READ_EVERY * self._scale
-            if self._keeper.unserved_key is not None:
-                self._lists.touched(self._keeper.unserved_key)
-                self._keeper.unserved_key = None
-            # At one moment: where the slots are, and what is in them.
-            self._token, self._keys = None, self._lists.there
-            commands: list[Command | Lengths] = [Lengths(self._keys)]
-            if self._clustered:
-                commands.insert(0, Command("CLUSTER", [b"NODES"]))
-                self._lists.look_slowly()
-            if self._clustered or self._keys:
-                self._busy = True
-                return Job(commands)
+        if self._clock() >= self._next_read():
+            job = self._read_job()
+            if job is not None:
+                return job
             self._set_topology(ALONE)
-        self._token, self._keys = self._lists.keys_to_look()
+        self._token, self._keys = self._lists.keys_to_look_at()
         if self._keys:
-            self._busy = True
+            self._job_running = True
             return lengths_job(self._keys)
-        if self._lists.complete and not self._told:
-            self._told = True
-            self._keeper.set_lists(self._lists.home, self._lists.serves)
+        if self._lists.complete and not self._keeper_told:
+            self._tell_keeper(self._lists.home, self._lists.serves)
         return None
 
+    def _read_job(self) -> Job | None:
+        """Return the job that reads the topology and the lengths of the known lists.
+
+        One job does both, so that the lengths are those of the topology's moment. None if
+        there is nothing to read.
+        """
+        self._last_read = self._clock()
+        self._read_at = self._last_read + READ_EVERY * self._scale
+        if self._keeper.unserved_key is not None:
+            self._lists.list_changed(self._keeper.unserved_key)
+            self._keeper.unserved_key = None
+        self._token, self._keys = None, self._lists.known
+        commands: list[Command | Lengths] = [Lengths(self._keys)]
+        if self._clustered:
+            commands.insert(0, Command("CLUSTER", [b"NODES"]))
+            self._lists.look_slowly()
+        elif not self._keys:
+            return None
+        self._job_running = True
+        return Job(commands)
+
     def wake_at(self) -> float | None:
-        """When poll has to be called again if nothing else happens."""
-        if self._busy:
+        """Return the time at which to call `poll` again if nothing else happens."""
+        if self._job_running:
             return None  # the end of the job wakes the worker
         return self._next_read() if self._clustered or self._lists.active else None
 
     @property
     def _scale(self) -> float:
-        """With many nodes the topology is a long text."""
+        """The factor by which a large topology is read less often."""
         return max(1.0, len(self.topology.nodes) / READ_NODES)
 
     def _next_read(self) -> float:
-        if self._lists.active and self._told and not self._keeper.known:
+        if self._lists.active and self._keeper_told and not self._keeper.known:
             return min(self._read_at, self._last_read + READ_AGAIN * self._scale)
         return self._read_at
 
     def done(self, result: JobResult) -> None:
-        """The replies of the job that `poll` gave."""
-        self._busy = False
+        """Take the replies of the job that `poll` returned."""
+        self._job_running = False
         if self._token is not None:
-            self._keeper.found(self._lists.looked(self._token, self._keys, _numbers(result, 0)))
+            lengths = self._lists.look_result(self._token, self._keys, _lengths(result, 0))
+            self._keeper.found(lengths)
         elif not self._clustered:
-            self._set_topology(ALONE)
-            self._keeper.found(self._lists.counted(self._keys, _numbers(result, 0)))
+            self._topology_read(ALONE, _lengths(result, 0))
         else:
-            text = result.reply(0)
             try:
-                if not isinstance(text, bytes):
-                    raise ValueError(str(text))
-                topology = read_topology(text.decode("utf-8", "replace"))
+                topology = _topology(result.reply(0))
             except ValueError as error:
-                # Renamed, say: better without a list than to wait for ever.
-                self.problem = f"CLUSTER NODES: {error}"
-                self._failures += 1
-                if self._failures < READ_FAILURES:
-                    return
-                self.known = True
-                if not self._told:
-                    self._told = True
-                    self._keeper.set_lists(None, lambda key: False)
+                self._topology_failed(error)
                 return
             self._failures = 0
-            self._set_topology(topology)
-            self._keeper.found(self._lists.counted(self._keys, _numbers(result, 1)))
+            self._topology_read(topology, _lengths(result, 1))
+
+    def _topology_read(self, topology: Topology, lengths: Sequence[int]) -> None:
+        self._set_topology(topology)
+        self._keeper.found(self._lists.count_result(self._keys, lengths))
+
+    def _topology_failed(self, error: ValueError) -> None:
+        """Note a failure; after several in a row, tell the keeper that it has no lists.
+
+        A renamed CLUSTER command, for example, fails for ever.
+        """
+        self.problem = f"CLUSTER NODES: {error}"
+        self._failures += 1
+        if self._failures < READ_FAILURES:
+            return
+        self.topology_known = True
+        if not self._keeper_told:
+            self._tell_keeper(None, lambda key: False)
+
+    def _tell_keeper(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
+        self._keeper_told = True
+        self._keeper.set_lists(home, serves)
 
     def _set_topology(self, topology: Topology) -> None:
         self.topology = topology
-        self.known = True
+        self.topology_known = True
         if self._lists.active:
             self._lists.set_topology(topology)
-        self._told = False
+        self._keeper_told = False
 
 
-def _numbers(result: JobResult, number: int) -> list[int]:
+def _topology(reply: Reply) -> Topology:
+    """Return the topology in a reply. Raises ValueError if there is none."""
+    if not isinstance(reply, bytes):
+        raise ValueError(str(reply))
+    return read_topology(reply.decode("utf-8", "replace"))
+
+
+def _lengths(result: JobResult, number: int) -> list[int]:
+    """Return the lengths that a command of the job has read."""
     lengths = result.reply(number)
     if not isinstance(lengths, list):
         raise ValueError(f"no lengths: {lengths!r}")

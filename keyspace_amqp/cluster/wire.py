@@ -1,7 +1,7 @@
-"""The form of the messages that the nodes of a cluster send each other.
+"""The wire form of the messages that the nodes of a cluster send each other.
 
-A message is MAGIC, a version, a checksum, and a JSON object in which bytes are text
-of as many characters (latin-1). Pure; any thread.
+A message is MAGIC, a version, a checksum, and a JSON object in which bytes are latin-1
+text. Pure; any thread.
 """
 
 from __future__ import annotations
@@ -16,26 +16,27 @@ from typing import Any
 MAGIC = b"KSA"
 VERSION = 1
 _HEAD = struct.Struct("!3sBI")
+# Milliseconds, and the run id of the node that made the version.
 Version = tuple[int, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Register:
-    """A parameter that was set for all nodes."""
+    """The value of a parameter that was set for all nodes, and its version."""
 
     version: Version
     value: bytes
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """A message as it travels."""
+    """Return a message as it goes over the bus."""
     text = json.dumps(message, ensure_ascii=False, default=lambda value: value.decode("latin-1"))
     body = text.encode()
     return _HEAD.pack(MAGIC, VERSION, zlib.crc32(body)) + body
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """The message in `data`. Raises ValueError for what is none of this version."""
+    """Return the message in `data`. Raises ValueError if it has none of this version."""
     if len(data) < _HEAD.size:
         raise ValueError("too short")
     magic, version, checksum = _HEAD.unpack_from(data)
@@ -47,15 +48,18 @@ def unpack(data: bytes) -> dict[str, Any]:
     try:
         message = json.loads(body)
     except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"no JSON: {error}") from None
+        raise ValueError(f"not JSON: {error}") from None
     if not isinstance(message, dict):
-        raise ValueError("no object")
+        raise ValueError("not an object")
     return message
+
+
+# ---- parts of a message; ValueError if a part has another form -----------------------------
 
 
 def text_of(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r:.40} is no text")
+        raise ValueError(f"{value!r:.40} is not a text")
     return value
 
 
@@ -65,7 +69,7 @@ def bytes_of(value: Any) -> bytes:
 
 def list_of(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{value!r:.40} is no list")
+        raise ValueError(f"{value!r:.40} is not a list")
     return value
 
 
@@ -73,12 +77,12 @@ def version_of(value: Any) -> Version:
     match value:
         case [int(time), str(node)] if 0 <= time < 2**63:
             return time, node
-    raise ValueError(f"{value!r:.40} is no version")
+    raise ValueError(f"{value!r:.40} is not a version")
 
 
 def mapping_of(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{value!r:.40} is no object")
+        raise ValueError(f"{value!r:.40} is not an object")
     return value
 
 
@@ -91,5 +95,6 @@ def registers_of(value: Any) -> dict[str, Register]:
     return registers
 
 
-def plain_registers(registers: Mapping[str, Register]) -> dict[str, Any]:
+def registers_to_wire(registers: Mapping[str, Register]) -> dict[str, Any]:
+    """Return registers as a part of a message: the inverse of `registers_of`."""
     return {name: [register.version, register.value] for name, register in registers.items()}

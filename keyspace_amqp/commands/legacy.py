@@ -1,15 +1,15 @@
-"""The list of the older C module, and what its elements become.
+"""The elements of the older C module's list, and the events in them.
 
 That module kept an event as its message's body, under the key
-`REDIS_MODULE-key_evt_amqp-fallback_storage`. What it did not keep (the time, the
-class, an identity) has to come from elsewhere. Pure; any thread.
+`REDIS_MODULE-key_evt_amqp-fallback_storage`. The time, the class and the identity of
+the event were not kept and are chosen here. Pure; any thread.
 """
 
 from __future__ import annotations
 
-from ..message import Event
+from ..message import UNKNOWN_CLASS, Event
 
-# The names of the servers' own events, by class; no name has two of them.
+# The names of the servers' own events by class; each name has one class only.
 _NAMES = {
     "g": "del expire persist rename_from rename_to move_from move_to copy_to restore",
     "$": "set setrange append incrby incrbyfloat setbit pfadd",
@@ -26,14 +26,17 @@ _NAMES = {
     "n": "new",
 }
 _CLASSES = {name.encode(): letter for letter, names in _NAMES.items() for name in names.split()}
-# Of the events of other modules.
-UNKNOWN = "?"
 
 
 def from_legacy(element: bytes, message_id: str, time_ms: int) -> Event | None:
-    """The event in an element `db, newline, event, newline, key`; None if there is none."""
+    """Return the event in an element; None if the element does not have this form.
+
+    The form is db, event and key, separated by newlines. An event of another module has a
+    name that is not in the table, so its class is unknown.
+    """
     db, _, rest = element.partition(b"\n")
-    name, found, key = rest.partition(b"\n")
-    if not (found and name and db.isdigit() and len(db) <= 10 and int(db) < 2**31):
+    name, newline, key = rest.partition(b"\n")
+    if not (newline and name and db.isdigit() and len(db) <= 10 and int(db) < 2**31):
         return None
-    return Event(message_id, time_ms, int(db), _CLASSES.get(name, UNKNOWN), name, key)
+    letter = _CLASSES.get(name, UNKNOWN_CLASS)
+    return Event(message_id, time_ms, int(db), letter, name, key)

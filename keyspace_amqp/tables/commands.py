@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .parameters import PARAMETERS
+from .parameters import PARAMETERS, Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +20,6 @@ class Argument:
     optional: bool = False
     multiple: bool = False
     arguments: tuple[Argument, ...] = ()
-
-
-def _token(name: str, *arguments: Argument) -> Argument:
-    """A subcommand: a word, alone or before arguments."""
-    word = Argument(name.lower(), "PURE_TOKEN", token=name)
-    return Argument(name.lower(), "BLOCK", arguments=(word, *arguments)) if arguments else word
-
-
-_LOCAL = Argument("local", "PURE_TOKEN", token="LOCAL", optional=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +35,52 @@ class CommandSpec:
     acl_categories: str = "admin slow dangerous"
 
 
+# ---- arguments --------------------------------------------------------------------------
+
+
+def _word(token: str, *, optional: bool = False) -> Argument:
+    """A word that stands as it is."""
+    return Argument(token.lower(), "PURE_TOKEN", token, optional)
+
+
+def _subcommand(token: str, *arguments: Argument) -> Argument:
+    """A subcommand, alone or before arguments."""
+    if not arguments:
+        return _word(token)
+    return Argument(token.lower(), "BLOCK", arguments=(_word(token), *arguments))
+
+
+def _one_of(*subcommands: Argument, optional: bool = False) -> Argument:
+    return Argument("subcommand", "ONEOF", optional=optional, arguments=subcommands)
+
+
+def _repeated(name: str, *arguments: Argument) -> Argument:
+    return Argument(name, "BLOCK", multiple=True, arguments=arguments)
+
+
+def _positional() -> tuple[Argument, ...]:
+    """The positional parameters of CONNECT."""
+    return tuple(
+        Argument("mask", optional=True, multiple=True)
+        if parameter.kind is Kind.MASKS
+        else Argument(
+            parameter.name,
+            "INTEGER" if parameter.kind is Kind.INTEGER else "STRING",
+            optional=True,
+        )
+        for parameter in PARAMETERS
+        if parameter.position is not None and parameter.kind is not Kind.EVENTS
+    )
+
+
+_LOCAL = _word("LOCAL", optional=True)
+_MASKS = Argument("mask", multiple=True)
+# A string and not a key, so that a cluster does not redirect the command: TEST reads no
+# key, and IMPORT runs on every node, of which one serves the key.
+_ANY_KEY = Argument("key")
+
+# ---- the table --------------------------------------------------------------------------
+
 COMMANDS: tuple[CommandSpec, ...] = (
     CommandSpec(
         "CONNECT",
@@ -52,19 +89,7 @@ COMMANDS: tuple[CommandSpec, ...] = (
             "[delivery-mode [fallback-size [mask ...]]]]]]]]]]",
         ),
         "Connects to RabbitMQ, with the present parameters or with those given",
-        (
-            *(
-                Argument(
-                    "mask" if parameter.name == "masks" else parameter.name,
-                    "INTEGER" if parameter.kind.name == "INTEGER" else "STRING",
-                    optional=True,
-                    multiple=parameter.name == "masks",
-                )
-                for parameter in PARAMETERS
-                if parameter.position is not None and parameter.name != "events"
-            ),
-            _LOCAL,
-        ),
+        (*_positional(), _LOCAL),
     ),
     CommandSpec(
         "DISCONNECT",
@@ -77,24 +102,9 @@ COMMANDS: tuple[CommandSpec, ...] = (
         ("CONFIG GET pattern", "CONFIG SET name value [name value ...]"),
         "Shows or sets parameters",
         (
-            Argument(
-                "subcommand",
-                "ONEOF",
-                arguments=(
-                    _token("GET", Argument("pattern", "PATTERN")),
-                    _token(
-                        "SET",
-                        Argument(
-                            "data",
-                            "BLOCK",
-                            multiple=True,
-                            arguments=(
-                                Argument("name"),
-                                Argument("value"),
-                            ),
-                        ),
-                    ),
-                ),
+            _one_of(
+                _subcommand("GET", Argument("pattern", "PATTERN")),
+                _subcommand("SET", _repeated("data", Argument("name"), Argument("value"))),
             ),
             _LOCAL,
         ),
@@ -110,24 +120,15 @@ COMMANDS: tuple[CommandSpec, ...] = (
             "KEYMASK CLEAR",
             "KEYMASK TEST key [WHY]",
         ),
-        "Shows, changes or tries the key masks; a ! before a mask makes it exclude",
+        "Shows, changes or tries the key masks; a ! before a mask makes it exclude keys",
         (
-            Argument(
-                "subcommand",
-                "ONEOF",
-                arguments=(
-                    _token("LIST"),
-                    _token("ADD", Argument("mask", multiple=True)),
-                    _token("SET", Argument("mask", multiple=True)),
-                    _token("DEL", Argument("mask", multiple=True)),
-                    _token("CLEAR"),
-                    # A string, not a key: nothing is read, and a cluster must not redirect.
-                    _token(
-                        "TEST",
-                        Argument("key"),
-                        Argument("why", "PURE_TOKEN", token="WHY", optional=True),
-                    ),
-                ),
+            _one_of(
+                _subcommand("LIST"),
+                _subcommand("ADD", _MASKS),
+                _subcommand("SET", _MASKS),
+                _subcommand("DEL", _MASKS),
+                _subcommand("CLEAR"),
+                _subcommand("TEST", _ANY_KEY, _word("WHY", optional=True)),
             ),
             _LOCAL,
         ),
@@ -145,17 +146,12 @@ COMMANDS: tuple[CommandSpec, ...] = (
         "Looks at the fallback list, has it delivered now, deletes it, or takes over the list of "
         "the older C module",
         (
-            Argument(
-                "subcommand",
-                "ONEOF",
-                arguments=(
-                    _token("LEN"),
-                    _token("PEEK", Argument("count", "INTEGER", optional=True)),
-                    _token("DRAIN"),
-                    _token("PURGE"),
-                    # A string, as with KEYMASK TEST: whichever node has it takes it over.
-                    _token("IMPORT", Argument("key")),
-                ),
+            _one_of(
+                _subcommand("LEN"),
+                _subcommand("PEEK", Argument("count", "INTEGER", optional=True)),
+                _subcommand("DRAIN"),
+                _subcommand("PURGE"),
+                _subcommand("IMPORT", _ANY_KEY),
             ),
             _LOCAL,
         ),
@@ -164,16 +160,9 @@ COMMANDS: tuple[CommandSpec, ...] = (
     CommandSpec(
         "STATS",
         ("STATS", "STATS CLUSTER", "STATS RESET"),
-        "Shows the state and the counters, their sums over all nodes, or starts them again",
-        (
-            Argument(
-                "subcommand",
-                "ONEOF",
-                optional=True,
-                arguments=(_token("CLUSTER"), _token("RESET")),
-            ),
-            _LOCAL,
-        ),
+        "Shows the state and the counters, shows their sums over all nodes, or sets the counters "
+        "to 0",
+        (_one_of(_subcommand("CLUSTER"), _subcommand("RESET"), optional=True), _LOCAL),
         flags="deny-script allow-loading allow-stale",
         acl_categories="read slow",
     ),

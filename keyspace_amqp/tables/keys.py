@@ -10,7 +10,7 @@ PREFIX, SUFFIX = b"keyspaceamqp:{", b"}:fallback"
 
 
 def tagged(tag: bytes) -> bytes:
-    """Return the key of the list with this tag; the tag decides on the slot."""
+    """Return the key of the list with this tag; the tag decides the slot."""
     return PREFIX + tag + SUFFIX
 
 
@@ -19,5 +19,5 @@ KEY = tagged(b"0")
 
 
 def is_own_key(key: bytes) -> bool:
-    """True if the shim takes the key for one of ours."""
+    """True if a key has the form of the keys of our lists."""
     return len(key) >= len(PREFIX) + len(SUFFIX) and key.startswith(PREFIX) and key.endswith(SUFFIX)

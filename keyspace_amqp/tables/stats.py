@@ -1,8 +1,7 @@
-"""The names that STATS and `INFO keyspaceamqp` share: one table.
+"""The counters, gauges and texts that STATS and `INFO keyspaceamqp` show.
 
-The shim keeps the numbers (any thread may read them, also when the worker is
-stuck) and shows them in this order; the worker writes those that it owns.
-Pure: imports nothing.
+The shim keeps them and shows them in this order; any thread may read them, even when
+the worker is stuck. The worker writes those that it owns. Pure: imports nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import itertools
 
 
 class Stat(enum.IntEnum):
-    """A number; its value is its place in the shim's array."""
+    """A counter or gauge; the value is its place in the shim's array."""
 
     EVENTS_SEEN = 0
     EVENTS_MATCHED = 1
@@ -58,12 +57,12 @@ class Stat(enum.IntEnum):
     DROPPED_HANDLER_ERROR = 41
 
 
-# Milliseconds. An event counts in the first of CONFIRM_MS_LE_* that it is not above.
+# Milliseconds. An event counts in the first of CONFIRM_MS_LE_* whose bound it does not exceed.
 CONFIRM_BOUNDS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 5000)
 
 
 class Text(enum.IntEnum):
-    """A text that is shown before the numbers."""
+    """A text that is shown before the counters."""
 
     STATE = 0
     BROKER = 1
@@ -74,29 +73,30 @@ TEXT_HELP: dict[Text, str] = {
     Text.STATE: "`idle` (nothing to send yet), `connecting`, `connected`, `blocked` (by the "
     "broker), `disconnected`, `replica`",
     Text.BROKER: "`host:port` of the connection, or of the last attempt",
-    Text.LAST_ERROR: "what last went wrong with the broker or the list; empty: nothing",
+    Text.LAST_ERROR: "the last problem with the broker or the list; empty: none so far",
 }
 
 HELP: dict[Stat, str] = {
     Stat.EVENTS_SEEN: "events of the chosen classes since load or STATS RESET",
-    Stat.EVENTS_MATCHED: "events that a mask let through",
-    Stat.PUBLISHED: "messages sent, repetitions included",
+    Stat.EVENTS_MATCHED: "events that the masks and `databases` let through",
+    Stat.PUBLISHED: "messages sent, including those sent again",
     Stat.CONFIRMED: "events that the broker confirmed",
     Stat.NACKED: "refusals by the broker; the message is sent again",
-    Stat.RETURNED: "messages that no queue was bound for; they count as confirmed too",
+    Stat.RETURNED: "messages that reached no queue; they count as confirmed too",
     Stat.DROPPED: "events lost, the sum of the reasons below",
     Stat.FALLBACK_LENGTH: "events that wait in the fallback list",
     Stat.FALLBACK_PUSHED: "elements pushed to the list",
     Stat.FALLBACK_DRAINED: "elements removed from the list after their confirm",
-    Stat.FALLBACK_FOUND: "elements in the list that this load of the module did not push or "
-    "that it took over (FALLBACK IMPORT), less those handed over when this node became a replica",
+    Stat.FALLBACK_FOUND: "elements of the list that this load of the module did not push itself, "
+    "and those that FALLBACK IMPORT took over, less those handed over when this node became a "
+    "replica",
     Stat.QUEUE_LENGTH: "events in memory that are not sent yet",
-    Stat.QUEUE_BYTES: "memory of these",
+    Stat.QUEUE_BYTES: "bytes of memory that these need",
     Stat.IN_FLIGHT: "events in memory that are sent and not confirmed yet",
     Stat.RECONNECTS: "connections after the first",
     Stat.HANDLER_ERRORS: "unexpected exceptions in the handler; the log has the tracebacks",
-    Stat.MESSAGES_REJECTED: "messages of other nodes of the cluster that were garbage, of an "
-    "unknown version, or more than fit",
+    Stat.MESSAGES_REJECTED: "messages from other nodes of the cluster that were ignored: garbage, "
+    "an unknown version, or too many at once",
     Stat.ROUTING_KEYS_CUT: "routing keys longer than 255 bytes, which end with `~` and a hash",
     Stat.CONFIRM_MS_LE_1: "events that the broker confirmed within 1 ms of their emission",
     **{
@@ -105,17 +105,17 @@ HELP: dict[Stat, str] = {
     },
     Stat.CONFIRM_MS_LE_INF: f"not within {CONFIRM_BOUNDS[-1]} ms",
     Stat.CONFIRM_MS_SUM: "milliseconds from the emission of events to their confirms, added up",
-    Stat.DROPPED_QUEUE_FULL: "memory limit reached, and the list off or out of reach",
-    Stat.DROPPED_FALLBACK_FULL: "oldest elements, when the list had fallback-size",
+    Stat.DROPPED_QUEUE_FULL: "`queue-limit` was reached, and the list was off or out of reach",
+    Stat.DROPPED_FALLBACK_FULL: "oldest elements of a list that had reached `fallback-size`",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",
-    Stat.DROPPED_FALLBACK_EXPIRED: "the list expired: somebody set a time to live",
+    Stat.DROPPED_FALLBACK_EXPIRED: "the list expired: a client had set a time to live",
     Stat.DROPPED_FALLBACK_FLUSHED: "FLUSHALL, FLUSHDB or SWAPDB",
-    Stat.DROPPED_FALLBACK_REMOVED: "elements that somebody else removed",
+    Stat.DROPPED_FALLBACK_REMOVED: "elements that a client removed from the list",
     Stat.DROPPED_PURGED: "KEYSPACEAMQP.FALLBACK PURGE",
-    Stat.DROPPED_UNREADABLE: "elements of the list that are no events of ours",
+    Stat.DROPPED_UNREADABLE: "elements of the list that are not events of this module",
     Stat.DROPPED_TOO_LARGE: "larger than the broker's max_message_size",
-    Stat.DROPPED_HANDLER_ERROR: "the handler failed over them again and again, see the log",
-    Stat.DROPPED_STOPPED: "in memory at shutdown or unload, with nowhere to go in time",
+    Stat.DROPPED_HANDLER_ERROR: "events over which the handler failed repeatedly, see the log",
+    Stat.DROPPED_STOPPED: "in memory at shutdown or unload, neither delivered nor stored in time",
 }
 
 FIRST_REASON = Stat.DROPPED_QUEUE_FULL

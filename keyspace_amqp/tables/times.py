@@ -1,37 +1,37 @@
 """The time limits that several files have to agree on, in seconds.
 
-The shim gets them in milliseconds (shim/generate.py). A limit that only one file
-uses stands in that file. Pure: imports nothing.
+The shim gets them in milliseconds (shim/generate.py). A limit of one file alone stands
+in that file. Pure: imports nothing.
 """
 
 from __future__ import annotations
 
 # ---- load -----------------------------------------------------------------------
-# The main thread waits so long for the worker to import everything and start.
+# The main thread waits for the worker to import everything and start.
 READY = 30.0
 
 # ---- a stop: SHUTDOWN, MODULE UNLOAD ------------------------------------------------
 # The worker delivers or stores what was captured.
 STOP = 5.0
-# Then it takes what is still in the queue into the file of leftovers.
+# Then it writes what is still in the queue to the file of leftovers.
 STOP_LEFTOVERS = 2.0
 # Then it waits for the broker to agree to the end of the connection.
 STOP_GOODBYE = 0.5
-# A busy machine may give the worker little processor time.
+# More time for all of this, because a busy machine gives the worker little of it.
 STARVED = 2.5
-# After all of that the main thread goes on without the worker.
+# After that the main thread goes on without the worker.
 STOP_LIMIT = STOP + STOP_LEFTOVERS + STOP_GOODBYE + STARVED
 
 # ---- a save on the main thread ---------------------------------------------------------
-# The worker stores what is in memory, so that it is in the file.
+# The worker stores the events in memory, so that the file has them.
 SAVE = 2.0
-# After this the main thread saves without it.
+# After that the main thread saves without waiting for the worker.
 SAVE_LIMIT = SAVE + 2 * STARVED
 
-# ---- commands: each limit leaves time for what waits for it ---------------------------
-# A client waits so long for the reply of a command.
+# ---- commands: each limit is well within the one above it ------------------------------
+# A client waits for the reply of a command.
 COMMAND = 5.0
-# A node waits so long for the answers of other nodes within a command.
+# A node waits for the answers of other nodes to a command.
 ASK = 3.0
-# FALLBACK IMPORT takes elements over for so long within an answer.
+# One FALLBACK IMPORT takes elements over.
 IMPORT = 1.5

@@ -17,9 +17,8 @@ import redis
 from pika.adapters.utils import connection_workflow
 
 from ..broker.login import ConnectError, parameters_for
-from ..broker.reasons import describe
-from ..broker.target import address
-from ..broker.target import target as read_target
+from ..broker.reasons import reason_of
+from ..broker.target import address, target_of
 from ..config import Config
 from ..tables.parameters import INDEX, PARAMETERS
 from . import ToolError, nodes
@@ -91,8 +90,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, connection_workflow.AMQPConnectorStackTimeout):
         return f"no AMQP 0-9-1 handshake within {TIMEOUT:.0f} seconds"
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
-        return f"the broker refuses the virtual host ({describe(error)})"
-    return describe(error)
+        return f"the broker refuses the virtual host ({reason_of(error)})"
+    return reason_of(error)
 
 
 def target(options: argparse.Namespace, config: Mapping[str, str] | None = None) -> Target:
@@ -111,7 +110,7 @@ def target(options: argparse.Namespace, config: Mapping[str, str] | None = None)
     if keys is None and config is not None:
         keys = [config["routing-key"]]
     try:
-        goal = read_target(_broker_config(options.amqp, config or {}))
+        goal = target_of(_broker_config(options.amqp, config or {}))
         make = parameters_for(goal, {"connection_name": "keyspace-amqp (tool)"})
     except ConnectError as error:
         raise ToolError(

@@ -72,7 +72,7 @@ def _is_accepted(parameter: Parameter, text: str, value: bytes) -> bool:
             return bool(text) and _EVENT_LETTERS.issuperset(text)
         case Kind.MASKS:  # a single mask; `run` checks the length of all together
             return value not in (b"", EXCLUDES)
-        case Kind.TEXT:
+        case Kind.TEXT | Kind.SWITCH:
             fits = parameter.minimum <= len(value) <= parameter.maximum
             return fits and (not parameter.pattern or bool(re.fullmatch(parameter.pattern, text)))
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping, Sequence
 
-from ..cluster.peers import Spread
+from ..cluster.peers import Peers
 from ..cluster.topology import Topology
-from ..cluster.watch import Watch
+from ..cluster.watch import ClusterWatch
 from ..cluster.wire import Register
-from ..commands.dispatch import Resume
+from ..commands import Resume
 from ..config import Config
 from ..publisher.publisher import Publisher
 from ..tables.stats import Stat
@@ -27,8 +27,8 @@ class Handler:
         self,
         parameters: Parameters,
         publisher: Publisher,
-        watch: Watch,
-        spread: Spread,
+        watch: ClusterWatch,
+        spread: Peers,
         status: Status,
         *,
         clustered: bool,
@@ -55,12 +55,12 @@ class Handler:
     def raw_config(self) -> Sequence[bytes]:
         return self._parameters.values
 
-    def begin_setting(self, done: Resume) -> None:
+    def lock_parameters(self, done: Resume) -> None:
         self._setting.append(done)
         if len(self._setting) == 1:
             done(None)
 
-    def end_setting(self) -> None:
+    def unlock_parameters(self) -> None:
         self._setting.popleft()
         if self._setting:
             self._setting[0](None)
@@ -71,11 +71,11 @@ class Handler:
     def disconnect(self) -> None:
         self._publisher.disconnect()
 
-    def numbers(self) -> dict[str, int]:
-        return self._status.numbers()
+    def counters(self) -> dict[str, int]:
+        return self._status.counters()
 
-    def about(self) -> dict[str, str | int]:
-        return self._status.about()
+    def node_state(self) -> dict[str, str | int]:
+        return self._status.node_state()
 
     def reset_stats(self) -> None:
         self._status.reset()
@@ -90,7 +90,7 @@ class Handler:
     def list_keys(self) -> Sequence[bytes] | None:
         return self._publisher.list_keys
 
-    def look_done(self, done: Resume) -> None:
+    def when_lists_known(self, done: Resume) -> None:
         if self.writable and self.list_keys is None:
             self._need_lists.append(done)
         else:
@@ -100,11 +100,11 @@ class Handler:
         """Resume the commands that wait for the lists, if these are known now."""
         need_lists, self._need_lists = self._need_lists, []
         for resume in need_lists:
-            self.look_done(resume)
+            self.when_lists_known(resume)
 
     def drain(self) -> int:
         self._publisher.drain()
-        self._watch.touched(b"")
+        self._watch.list_changed(b"")
         return self._publisher.gauges()[Stat.FALLBACK_LENGTH]
 
     def purge(self, done: Resume) -> None:
@@ -113,7 +113,7 @@ class Handler:
     def imported(self, key: bytes, length: int, count: int) -> None:
         self._publisher.imported(key, length, count)
         if not self._publisher.works_with(key):
-            self._watch.touched(key)
+            self._watch.list_changed(key)
 
     # ---- the other nodes ---------------------------------------------------
 
@@ -127,8 +127,8 @@ class Handler:
     def merge(self, registers: Mapping[str, Register]) -> Mapping[str, bytes]:
         return self._spread.merge(registers)
 
-    def older(self, registers: Mapping[str, Register]) -> Sequence[str]:
-        return self._spread.older(registers)
+    def outdated(self, registers: Mapping[str, Register]) -> Sequence[str]:
+        return self._spread.outdated(registers)
 
     def tell(self, registers: Mapping[str, Register], done: Resume) -> None:
         self._spread.tell(registers, done)

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 from collections.abc import Callable
 
-from ..commands.dispatch import CommandError, Elsewhere, Reply, Steps
+from ..commands import CommandError, Reply, Steps, WaitForPeers
 from ..jobs import Job, JobResult
 
 Answer = Callable[[Reply | CommandError], None]
@@ -57,7 +57,7 @@ class Lane:
 
         try:
             wait = command.steps.send(value)
-            if isinstance(wait, Elsewhere):
+            if isinstance(wait, WaitForPeers):
                 self._let_next(command)
             if isinstance(wait, Job):
                 self._submit(wait, resume)

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 
 from ..broker.connection import Broker
 from ..broker.ioloop import Loop
-from ..broker.target import address, target
-from ..cluster.peers import Spread
-from ..cluster.watch import Watch
+from ..broker.target import address, target_of
+from ..cluster.peers import Peers
+from ..cluster.watch import ClusterWatch
 from ..config import Config
 from ..message import Event
 from ..publisher.actions import (
@@ -79,9 +79,9 @@ class Worker:
         self._loop.add_reader(shim.wake_fd)
         publisher = Publisher(config, time.monotonic, _unix_ms, clustered=clustered)
         publisher.set_role(primary=role.primary, loading=role.loading)
-        watch = Watch(publisher.lists, time.monotonic, clustered=clustered)
+        watch = ClusterWatch(publisher.lists, time.monotonic, clustered=clustered)
         watch.set_role(writable=role.writable)
-        spread = Spread(run_id, time.monotonic, _unix_ms)
+        spread = Peers(run_id, time.monotonic, _unix_ms)
         rare_log = RareLog(shim.log)
         self._publisher = publisher
         self._broker = Broker(self._loop.ioloop, publisher)
@@ -115,7 +115,7 @@ class Worker:
             publisher.recover(events)
 
     def run(self) -> None:
-        """Run until a flush with stop is done. Never raises."""
+        """RunCommand until a flush with stop is done. Never raises."""
         self._loop.activate()
         self._naps.open()
         while not self._stopped:
@@ -216,7 +216,7 @@ class Worker:
 
     def _broker_address(self) -> str:
         """Return the server of the connection, or of the last attempt."""
-        return self._broker.server or address(*target(self._parameters.config).servers[0])
+        return self._broker.server or address(*target_of(self._parameters.config).servers[0])
 
     # ---- exceptions, and the end ---------------------------------------------
 
@@ -274,7 +274,7 @@ def _unix_ms() -> int:
 
 
 def main(shim: Shim) -> int:
-    """Run the worker thread, from load to unload; -1 if it cannot start."""
+    """RunCommand the worker thread, from load to unload; -1 if it cannot start."""
     log.install(shim.log)
     try:
         worker = Worker(shim)

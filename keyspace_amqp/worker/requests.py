@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from ..cluster.peers import Spread
-from ..cluster.watch import Watch
-from ..commands.dispatch import CommandError, Reply, answer, encode
+from ..cluster.peers import Peers
+from ..cluster.watch import ClusterWatch
+from ..commands import CommandError, Reply, answer, encode
 from ..publisher.actions import FlushMode
 from ..publisher.publisher import Publisher
 from .handler import Handler
@@ -41,8 +41,8 @@ class Requests:
         handler: Handler,
         parameters: Parameters,
         publisher: Publisher,
-        watch: Watch,
-        spread: Spread,
+        watch: ClusterWatch,
+        spread: Peers,
         failed: Callable[[], None],
     ) -> None:
         self._shim = shim
@@ -74,7 +74,7 @@ class Requests:
                 self._watch.set_role(writable=request.writable)
             case ListChanged(what=what, key=key):
                 self._publisher.list_changed(what, key)
-                self._watch.touched(key)
+                self._watch.list_changed(key)
             case PeerMessage(sender=sender, data=data):
                 self._spread.received(sender, data)
             case StartFlush(id=flush_id, seconds=seconds, mode=mode):

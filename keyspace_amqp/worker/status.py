@@ -143,15 +143,15 @@ class Status:
         self._peers.rejected = self._messages.cut = 0
         self._shim.reset_numbers()
 
-    def numbers(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         """Return the counters and gauges as STATS shows them."""
         self.show()
         numbers = self._shim.numbers()
         return {stat.name.lower(): numbers[stat] for stat in Stat}
 
-    def about(self) -> dict[str, str | int]:
+    def node_state(self) -> dict[str, str | int]:
         """Return what CLUSTER shows of this node."""
-        numbers = self.numbers()
+        numbers = self.counters()
         return {
             "role": "primary" if self._publisher.primary else "replica",
             "version": __version__,

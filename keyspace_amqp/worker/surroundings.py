@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 
-from ..cluster.peers import Apply, Run, Spread, Transmit
-from ..cluster.watch import Watch
-from ..commands.dispatch import CommandError, Reply, answer, apply, plain
+from ..cluster.peers import ApplyRegisters, Peers, Question, RunCommand, SendToPeer
+from ..cluster.watch import ClusterWatch
+from ..commands import CommandError, Reply, answer, apply, to_json
 from ..jobs import BusMessage, Job
 from ..publisher.publisher import Publisher
 from .handler import Handler
@@ -25,8 +25,8 @@ class Surroundings:
 
     def __init__(
         self,
-        watch: Watch,
-        spread: Spread,
+        watch: ClusterWatch,
+        spread: Peers,
         runner: Runner,
         lane: Lane,
         handler: Handler,
@@ -46,7 +46,7 @@ class Surroundings:
     @property
     def known(self) -> bool:
         """True if the nodes of the cluster are known, or cannot be."""
-        return self._watch.known
+        return self._watch.topology_known
 
     def look(self) -> None:
         """Do what the watch and the other nodes want now."""
@@ -57,12 +57,12 @@ class Surroundings:
         self._spread.set_topology(self._watch.topology)
         for action in self._spread.poll():
             match action:
-                case Transmit(target=target, data=data):
+                case SendToPeer(target=target, data=data):
                     self.send(target, data)
-                case Apply(registers=registers, question=question):
+                case ApplyRegisters(registers=registers, question=question):
                     steps = apply(self._handler, registers)
                     self._lane.add(steps, functools.partial(self._answer, question))
-                case Run(words=words, question=question):
+                case RunCommand(words=words, question=question):
                     steps = answer(self._handler, words, asked=True)
                     self._lane.add(steps, functools.partial(self._answer, question))
         self._complain()
@@ -72,14 +72,14 @@ class Surroundings:
         answer asks again."""
         self._runner.submit(Job([BusMessage([target.encode(), data])]), lambda result: None)
 
-    def _answer(self, question: tuple[str, str] | None, reply: Reply | CommandError) -> None:
+    def _answer(self, question: Question | None, reply: Reply | CommandError) -> None:
         error, value = None, None
         if isinstance(reply, CommandError):
             error = str(reply)
             text = f"refused what another node has sent: {error}"
             self._log.write("warning", text, "refused")
         else:
-            value = plain(reply)
+            value = to_json(reply)
         if question is not None:
             self._spread.answer(question, value, error)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keyspace_amqp.broker.frames import Frames
-from keyspace_amqp.config import Config
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RedisServer, free_port, wait_for
 from keyspace_amqp.message import Event, Format
 from tests.fix_servers import EXCHANGE, MODULE
@@ -318,7 +318,7 @@ def _message(routing_key: str, delivery_mode: int) -> bytes:
     now = int(time.time() * 1000)
     event = Event("0123456789abcdef-100000", now, 0, "$", b"set", b"key:000000000000")
     config = dataclasses.replace(
-        Config("A", "127.0.0.1", 5672, "guest", "guest"),
+        dataclasses.replace(DEFAULTS, events="A"),
         exchange=EXCHANGE,
         routing_key=routing_key,
         delivery_mode=delivery_mode,

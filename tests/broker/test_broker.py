@@ -5,6 +5,7 @@ The tests call pika's callbacks by hand; for tests with real brokers see test_br
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -20,11 +21,11 @@ from pika.adapters.utils.connection_workflow import (
 
 from keyspace_amqp.broker import connection as broker_module
 from keyspace_amqp.broker.connection import Broker
-from keyspace_amqp.broker.reasons import describe
-from keyspace_amqp.config import Config
+from keyspace_amqp.broker.reasons import reason_of
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Format
 
-THREE = Config("A", "h:1,h:2,h:3", 5672, "guest", "guest")
+THREE = dataclasses.replace(DEFAULTS, host="h:1,h:2,h:3")
 
 
 class Listener:
@@ -136,7 +137,7 @@ def test_a_message_that_is_too_large_is_named(broker: Any) -> None:
     ],
 )
 def test_errors_in_a_line_for_people(error: BaseException, text: str) -> None:
-    assert describe(error) == text
+    assert reason_of(error) == text
 
 
 # ---- several servers ---------------------------------------------------------

@@ -16,7 +16,7 @@ from pika import frame, spec
 
 from keyspace_amqp.broker import connection as broker
 from keyspace_amqp.broker.frames import Frames
-from keyspace_amqp.config import Config
+from keyspace_amqp.config import DEFAULTS, Config
 from keyspace_amqp.message import Event, Format, Value, body
 
 MOST = 131072 - 8
@@ -40,7 +40,7 @@ events = st.builds(
         ),
     ),
 )
-PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
+PLAIN = dataclasses.replace(DEFAULTS, events="A")
 configs = st.builds(
     dataclasses.replace,
     st.just(PLAIN),

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from keyspace_amqp.broker.target import Target, target
-from keyspace_amqp.config import Config
+from keyspace_amqp.broker.target import Target, target_of
+from keyspace_amqp.config import DEFAULTS
 
-PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
+PLAIN = dataclasses.replace(DEFAULTS, events="A")
 
 
 def goal(**changed: Any) -> Target:
-    return target(dataclasses.replace(PLAIN, **changed))
+    return target_of(dataclasses.replace(PLAIN, **changed))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,14 @@ import collections
 import itertools
 from collections.abc import Mapping, Sequence
 
-from keyspace_amqp.cluster.peers import Action, Apply, Outcome, Run, Spread, Transmit
+from keyspace_amqp.cluster.peers import (
+    Action,
+    ApplyRegisters,
+    Outcome,
+    Peers,
+    RunCommand,
+    SendToPeer,
+)
 from keyspace_amqp.cluster.topology import Node, Topology
 from keyspace_amqp.cluster.wire import Register, unpack
 
@@ -66,7 +73,7 @@ class Bus:
 
 
 class Member:
-    """A node, with what the worker does for its Spread. A request of another node is carried out a
+    """A node, with what the worker does for its Peers. A request of another node is carried out a
     little later, in its turn."""
 
     def __init__(self, bus: Bus, name: str, skew_ms: int) -> None:
@@ -80,8 +87,8 @@ class Member:
     def begin(self) -> None:
         """The module is loaded; the parameters are those of redis.conf."""
         self.life = f"{next(self.bus.lives):016x}"
-        self.waiting: collections.deque[Apply | Run] = collections.deque()
-        self.spread = Spread(
+        self.waiting: collections.deque[ApplyRegisters | RunCommand] = collections.deque()
+        self.spread = Peers(
             self.life,
             lambda: self.bus.now,
             lambda: int(self.bus.now * 1000) + self.skew_ms,
@@ -91,7 +98,7 @@ class Member:
     def turn(self) -> list[Action]:
         actions = self.spread.poll()
         for action in actions:
-            if isinstance(action, Transmit):
+            if isinstance(action, SendToPeer):
                 self.bus.send(self.name, action.target, action.data)
             else:
                 self.waiting.append(action)
@@ -101,7 +108,7 @@ class Member:
     def hear(self) -> None:
         """A turn that has no time for the requests of other nodes."""
         for action in self.spread.poll():
-            if isinstance(action, Transmit):
+            if isinstance(action, SendToPeer):
                 self.bus.send(self.name, action.target, action.data)
             else:
                 self.waiting.append(action)
@@ -109,7 +116,7 @@ class Member:
     def work(self, count: int) -> None:
         for _ in range(min(count, len(self.waiting))):
             action = self.waiting.popleft()
-            if isinstance(action, Run):
+            if isinstance(action, RunCommand):
                 self.ran += [(self.life, word) for word in action.words]
                 self.spread.answer(action.question, self.name, None)
                 continue

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Set
 from hypothesis import note
 
 from keyspace_amqp.cluster.slots import SLOTS, key_of, slot_of
-from keyspace_amqp.cluster.watch import Watch
+from keyspace_amqp.cluster.watch import ClusterWatch
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import Command, Job, JobResult, Lengths
 from keyspace_amqp.publisher.actions import Connect, Submit
@@ -25,7 +26,6 @@ from keyspace_amqp.publisher.lists import Lists
 from keyspace_amqp.publisher.publisher import Publisher
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.simulated import (
-    DEFAULTS,
     Reply,
     SimulatedList,
     assert_books_balance,
@@ -92,7 +92,7 @@ class Member:
         self.migrating: set[int] = set()
         self.publisher = Publisher(DEFAULTS, lambda: sim.now, lambda: 1.0)
         self.told = Told(self.publisher.lists)
-        self.watch = Watch(self.told, lambda: sim.now, clustered=True)
+        self.watch = ClusterWatch(self.told, lambda: sim.now, clustered=True)
         self.jobs: collections.deque[tuple[Job, Callable[[JobResult], None]]] = collections.deque()
         self.results: list[tuple[Callable[[JobResult], None], JobResult]] = []
         self.requests: list[Callable[[], None]] = []  # to the worker
@@ -110,7 +110,7 @@ class Member:
         self.requests.append(hear)
 
     def touch(self, key: bytes) -> None:
-        self.requests.append(lambda: self.watch.touched(key))
+        self.requests.append(lambda: self.watch.list_changed(key))
 
     def has(self, key: bytes) -> bool:
         return key in self.data and bool(self.data[key].elements)

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 
 from keyspace_amqp.cluster import peers as module
-from keyspace_amqp.cluster.peers import ASK_AGAIN, ASK_TIMEOUT, HELLO_EVERY, Apply, Outcome
+from keyspace_amqp.cluster.peers import ASK_AGAIN, HELLO_EVERY, ApplyRegisters, Outcome
 from keyspace_amqp.cluster.wire import Register, pack
+from keyspace_amqp.tables import times
 from tests.cluster.bus import DAY_MS, Bus, kinds, three
 
 
@@ -110,7 +111,7 @@ def test_what_is_older_by_the_clock_is_told() -> None:
         (-1, b"2", []),
     ):
         register = Register((version[0] - earlier, "x"), value)
-        assert a.spread.older({"port": register, "other": register}) == older
+        assert a.spread.outdated({"port": register, "other": register}) == older
 
 
 @pytest.mark.parametrize("value", [bytes(range(256)), b"", b"\0\xff" * 524288], ids=len)
@@ -206,11 +207,11 @@ def test_who_does_not_answer_is_named() -> None:
     bus.apart = {"c"}
     asked = bus.now
     a.run(b"x")
-    bus.settle(ASK_TIMEOUT - 0.1)
+    bus.settle(times.ASK - 0.1)
     assert a.outcomes == []
     bus.settle(0.2)
     assert a.outcomes == [Outcome({"b": "b"}, {"c": "no answer"})]
-    assert bus.now == pytest.approx(asked + ASK_TIMEOUT + 0.1)
+    assert bus.now == pytest.approx(asked + times.ASK + 0.1)
 
 
 def test_who_fails_is_not_waited_for() -> None:
@@ -244,7 +245,7 @@ def test_a_refusal_is_told() -> None:
     a.hear()
     while bus.on_the_way:
         bus.arrive(0)
-    (action,) = [action for action in b.spread.poll() if isinstance(action, Apply)]
+    (action,) = [action for action in b.spread.poll() if isinstance(action, ApplyRegisters)]
     assert action.question is not None
     b.spread.answer(action.question, None, "port: 'x' is not accepted")
     bus.settle()
@@ -257,7 +258,7 @@ def test_an_answer_that_comes_too_late_means_nothing() -> None:
     a.hear()
     while bus.on_the_way:
         bus.arrive(0)
-    bus.now += ASK_TIMEOUT
+    bus.now += times.ASK
     a.hear()
     assert set(a.outcomes[0].missing) == {"b", "c"}
     bus.settle()
@@ -281,18 +282,18 @@ def test_a_question_that_comes_again() -> None:
     """The work is done once, and the answer kept as long as somebody may ask for it."""
     now = 0.0
     asked = pack({"kind": "run", "words": ["KEYSPACEAMQP.STATS", "RESET"], "id": "a:1"})
-    node = module.Spread("b", lambda: now, lambda: 0)
+    node = module.Peers("b", lambda: now, lambda: 0)
 
     def actions() -> list[module.Action]:
         node.received("a", asked)
         return node.poll()
 
     (run,) = actions()
-    assert isinstance(run, module.Run)
+    assert isinstance(run, module.RunCommand)
     assert actions() == []
     node.answer(run.question, "OK", None)
     (answer,) = node.poll()
-    now = module.ASK_TIMEOUT
+    now = module.times.ASK
     assert actions() == [answer]
     now = module.ANSWERS_KEPT + 1
     node.poll()

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from keyspace_amqp.cluster.peers import ASK_TIMEOUT, HELLO_EVERY
+from keyspace_amqp.cluster.peers import HELLO_EVERY
+from keyspace_amqp.tables import times
 from tests.cluster.bus import DAY_MS, Bus, Member
 
 Step = Callable[[random.Random], None]
@@ -109,7 +110,7 @@ class World:
     def rest(self) -> None:
         self.bus.apart = self.bus.failing = set()
         self.bus.tell_topology()
-        self.bus.settle(ASK_TIMEOUT + 2 * HELLO_EVERY)
+        self.bus.settle(times.ASK + 2 * HELLO_EVERY)
         members = list(self.bus.members.values())
         first = members[0].spread
         for member in members:

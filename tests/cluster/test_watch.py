@@ -11,7 +11,7 @@ from keyspace_amqp.cluster import lists as lists_module
 from keyspace_amqp.cluster.lists import LOOK_KEYS, Lists
 from keyspace_amqp.cluster.slots import SLOTS, key_of, slot_of
 from keyspace_amqp.cluster.topology import ALONE, Topology
-from keyspace_amqp.cluster.watch import READ_AGAIN, READ_EVERY, READ_FAILURES, Watch
+from keyspace_amqp.cluster.watch import READ_AGAIN, READ_EVERY, READ_FAILURES, ClusterWatch
 from keyspace_amqp.jobs import Command, Job, JobResult, Lengths
 from keyspace_amqp.tables.keys import KEY
 from tests.cluster.test_topology import WHOLE
@@ -41,17 +41,17 @@ def test_home_is_in_a_slot_that_stays() -> None:
 def test_all_slots_are_looked_at_once_and_in_pieces() -> None:
     lists = Lists()
     lists.begin()
-    assert lists.keys_to_look()[1] == []
+    assert lists.keys_to_look_at()[1] == []
     everything = served(*range(SLOTS))
     lists.set_topology(everything)
     seen: list[bytes] = []
     while not lists.complete:
-        token, keys = lists.keys_to_look()
+        token, keys = lists.keys_to_look_at()
         assert 0 < len(keys) <= LOOK_KEYS
         seen += keys
-        assert lists.looked(token, keys, [0] * len(keys)) == {}
+        assert lists.look_result(token, keys, [0] * len(keys)) == {}
     assert sorted(seen) == sorted(key_of(slot) for slot in range(SLOTS))
-    assert lists.keys_to_look()[1] == []
+    assert lists.keys_to_look_at()[1] == []
     lists.set_topology(everything)  # nothing new
     assert lists.complete
 
@@ -60,11 +60,11 @@ def test_an_answer_from_before_a_change_of_role_means_nothing() -> None:
     lists = Lists()
     lists.begin()
     lists.set_topology(served(1))
-    token, keys = lists.keys_to_look()
+    token, keys = lists.keys_to_look_at()
     lists.end()
     lists.begin()
     lists.set_topology(served(1))
-    assert lists.looked(token, keys, [7]) == {}
+    assert lists.look_result(token, keys, [7]) == {}
     assert not lists.complete
 
 
@@ -72,10 +72,10 @@ def look(lists: Lists, there: Mapping[bytes, int]) -> dict[bytes, int]:
     """Looks until there is nothing more to look at."""
     found: dict[bytes, int] = {}
     while True:
-        token, keys = lists.keys_to_look()
+        token, keys = lists.keys_to_look_at()
         if not keys:
             return found
-        found |= lists.looked(token, keys, [there.get(key, 0) for key in keys])
+        found |= lists.look_result(token, keys, [there.get(key, 0) for key in keys])
 
 
 def test_lists_of_other_forms_are_found_when_they_are_touched() -> None:
@@ -85,9 +85,9 @@ def test_lists_of_other_forms_are_found_when_they_are_touched() -> None:
     lists.begin()
     lists.set_topology(served(slot_of(other), 3))
     assert look(lists, {other: 5}) == {}
-    lists.touched(other)
+    lists.list_changed(other)
     assert look(lists, {other: 5}) == {other: 5}
-    lists.touched(b"keyspaceamqp:{elsewhere}:fallback")
+    lists.list_changed(b"keyspaceamqp:{elsewhere}:fallback")
     assert look(lists, {}) == {}
 
 
@@ -96,8 +96,8 @@ def test_a_flush_makes_it_look_at_everything() -> None:
     lists.begin()
     lists.set_topology(served(1, 2, 3))
     look(lists, {})
-    lists.touched(b"")
-    assert sorted(lists.keys_to_look()[1]) == sorted(map(key_of, (1, 2, 3)))
+    lists.list_changed(b"")
+    assert sorted(lists.keys_to_look_at()[1]) == sorted(map(key_of, (1, 2, 3)))
 
 
 def test_the_slot_of_home_is_looked_at_first() -> None:
@@ -105,10 +105,10 @@ def test_the_slot_of_home_is_looked_at_first() -> None:
     lists = Lists()
     lists.begin()
     lists.set_topology(ALONE)
-    assert lists.keys_to_look()[1] == [KEY]
+    assert lists.keys_to_look_at()[1] == [KEY]
     lists.begin()
     lists.set_topology(served(3, 4, 5))
-    assert lists.keys_to_look()[1] == [key_of(5)]
+    assert lists.keys_to_look_at()[1] == [key_of(5)]
 
 
 def test_a_list_is_gone_when_its_slot_has_stayed() -> None:
@@ -118,15 +118,15 @@ def test_a_list_is_gone_when_its_slot_has_stayed() -> None:
     lists.begin()
     lists.set_topology(served(3, 4))
     assert look(lists, {key: 5}) == {key: 5}
-    assert lists.there == [key]
-    lists.touched(key)
+    assert lists.known == [key]
+    lists.list_changed(key)
     assert look(lists, {}) == {}  # that alone says nothing
     lists.set_topology(served(3, 4, migrating=[3]))
-    assert lists.counted([key], [0]) == {}
-    assert lists.counted([key], [2]) == {key: 2}
+    assert lists.count_result([key], [0]) == {}
+    assert lists.count_result([key], [2]) == {key: 2}
     lists.set_topology(served(3, 4))  # taken back
-    assert lists.counted([key], [0]) == {key: 0}
-    assert lists.there == []
+    assert lists.count_result([key], [0]) == {key: 0}
+    assert lists.known == []
 
 
 def test_a_list_whose_slot_has_left_is_not_counted() -> None:
@@ -136,10 +136,10 @@ def test_a_list_whose_slot_has_left_is_not_counted() -> None:
     lists.set_topology(served(3, 4))
     look(lists, {key: 5})
     lists.set_topology(served(4))
-    assert lists.there == []
-    assert lists.counted([key], [0]) == {}
+    assert lists.known == []
+    assert lists.count_result([key], [0]) == {}
     lists.end()
-    assert lists.counted([key], [5]) == {}
+    assert lists.count_result([key], [5]) == {}
 
 
 def test_a_list_that_comes_unheard_is_found_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ class Watching:
     def __init__(self, *, clustered: bool = True) -> None:
         self.now = 1000.0
         self.keeper = Noted()
-        self.watch = Watch(self.keeper, lambda: self.now, clustered=clustered)
+        self.watch = ClusterWatch(self.keeper, lambda: self.now, clustered=clustered)
         self.text = f"{WHOLE} 5-7"
         self.there: dict[bytes, int] = {}
         self.looks = 0  # keys that were looked at
@@ -319,12 +319,12 @@ def test_a_topology_that_cannot_be_read_is_asked_for_again(reply: bytes | None) 
     watching.watch.set_role(writable=True)
     for failures in range(1, READ_FAILURES + 1):
         assert watching.keeper.homes == []
-        assert not watching.watch.known
+        assert not watching.watch.topology_known
         assert watching.watch.poll() is not None
         watching.watch.done(JobResult([(reply, errno.ESHUTDOWN), (None, 0)]))
         assert watching.watch.problem.startswith("CLUSTER NODES: ")
         watching.now += READ_EVERY * failures
     assert watching.keeper.homes == [None]
-    assert watching.watch.known
+    assert watching.watch.topology_known
     watching.settle()
     assert watching.keeper.homes[-1] == key_of(7)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from keyspace_amqp import commands
 from keyspace_amqp.cluster.peers import Outcome
 from keyspace_amqp.cluster.slots import SLOTS
 from keyspace_amqp.cluster.topology import ALONE, Node, Topology
 from keyspace_amqp.cluster.wire import Register
-from keyspace_amqp.commands import dispatch as commands
-from keyspace_amqp.commands.dispatch import CommandError, answer, encode
+from keyspace_amqp.commands import CommandError, answer, encode
 from keyspace_amqp.config import Config
 from keyspace_amqp.jobs import Job, JobError, JobResult, SetParameters
 from keyspace_amqp.tables.keys import KEY
@@ -59,10 +59,10 @@ class FakeHandler:
         self.told: list[Mapping[str, bytes]] = []  # to the other nodes, to set
         self.ran: list[Sequence[bytes]] = []  # by the other nodes
 
-    def numbers(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         return {stat.name.lower(): 100 + stat for stat in Stat}
 
-    def about(self) -> dict[str, str | int]:
+    def node_state(self) -> dict[str, str | int]:
         return {"role": "primary", "state": "idle", "fallback_length": 7, "last_error": "h\u00e9"}
 
     def connect(self) -> None:
@@ -79,7 +79,7 @@ class FakeHandler:
         self.calls.append("purge")
         done(self.purged)
 
-    def look_done(self, done: commands.Resume) -> None:
+    def when_lists_known(self, done: commands.Resume) -> None:
         self.list_keys = self.list_keys or self.keys_found
         done(None)
 
@@ -89,12 +89,12 @@ class FakeHandler:
     def reset_stats(self) -> None:
         self.calls.append("reset_stats")
 
-    def begin_setting(self, done: commands.Resume) -> None:
+    def lock_parameters(self, done: commands.Resume) -> None:
         assert not self.setting
         self.setting = True
         done(None)
 
-    def end_setting(self) -> None:
+    def unlock_parameters(self) -> None:
         assert self.setting
         self.setting = False
 
@@ -113,7 +113,7 @@ class FakeHandler:
         self.registers |= newer
         return {name: register.value for name, register in newer.items()}
 
-    def older(self, registers: Mapping[str, Register]) -> Sequence[str]:
+    def outdated(self, registers: Mapping[str, Register]) -> Sequence[str]:
         return self.behind
 
     def tell(self, registers: Mapping[str, Register], done: commands.Resume) -> None:
@@ -139,7 +139,7 @@ class Run:
         self.reply: Any = None
         self.run(answer(handler, arguments, asked=asked), results)
         encode(self.reply)  # whatever it is, it can be sent
-        json.dumps(commands.plain(self.reply))  # to a node, too
+        json.dumps(commands.to_json(self.reply))  # to a node, too
 
     def run(self, steps: commands.Steps, results: Results) -> None:
         waiting = list(results)

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from keyspace_amqp import commands
 from keyspace_amqp.cluster.lists import LOOK_KEYS
 from keyspace_amqp.cluster.peers import LINK
 from keyspace_amqp.cluster.slots import SLOTS
 from keyspace_amqp.cluster.wire import Register
-from keyspace_amqp.commands import dispatch as commands
-from keyspace_amqp.commands.dispatch import CommandError
+from keyspace_amqp.commands import CommandError
+from keyspace_amqp.commands.fallback import PEEK_ASKED_BYTES
 from keyspace_amqp.fallback import peek_job
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
@@ -165,7 +166,7 @@ def test_what_is_run_here_only(
 
 def test_another_node_gets_elements_that_fit_into_a_message() -> None:
     run = Run(FakeHandler(), FALLBACK, b"PEEK", results=[lengths(1), NOTHING], asked=True)
-    assert run.jobs[1] == peek_job(KEY, 0, 10, commands.PEEK_ASKED_BYTES)
+    assert run.jobs[1] == peek_job(KEY, 0, 10, PEEK_ASKED_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_the_table_of_the_nodes() -> None:
     assert rows[2][b"last_error"] == b"no answer"
     assert all(list(row) == list(rows[0]) for row in rows)
     # It understands from others what it tells of itself.
-    own = commands.plain(Run(handler, CLUSTER, asked=True).reply)
+    own = commands.to_json(Run(handler, CLUSTER, asked=True).reply)
     (row,) = [row for row in Run(clustered({"a": own}), CLUSTER).reply if row[b"id"] == b"a"]
     assert row[b"last_error"] == "h\u00e9".encode()
     assert len(Run(FakeHandler(), CLUSTER).reply) == 1
@@ -352,7 +353,7 @@ def test_apply_sets_what_it_can() -> None:
 def test_apply_says_what_is_older() -> None:
     handler = clustered({"a": None})
     handler.behind = ["port"]
-    with pytest.raises(CommandError, match=r"^it has a newer setting of port; set it again$"):
+    with pytest.raises(CommandError, match=r"^it has a newer value of port; set it again$"):
         Applied(handler, {"host": b"h"}, [[OK]])
 
 

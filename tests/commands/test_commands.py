@@ -8,8 +8,8 @@ import pytest
 
 from keyspace_amqp.cluster.lists import LOOK_KEYS
 from keyspace_amqp.cluster.slots import SLOTS, key_of
-from keyspace_amqp.commands import dispatch as commands
-from keyspace_amqp.commands.dispatch import CommandError, encode
+from keyspace_amqp.commands import CommandError, dispatch, encode
+from keyspace_amqp.commands.fallback import PEEK_BYTES
 from keyspace_amqp.fallback import lengths_job, peek_job
 from keyspace_amqp.jobs import Job, JobError
 from keyspace_amqp.tables.commands import COMMANDS
@@ -253,7 +253,7 @@ def test_any_case_of_letters() -> None:
 
 def peeked(count: int, key: bytes = KEY) -> Job:
     """The job that shows the first elements of a list to a client."""
-    return peek_job(key, 0, count, commands.PEEK_BYTES)
+    return peek_job(key, 0, count, PEEK_BYTES)
 
 
 def test_fallback_len() -> None:
@@ -301,7 +301,7 @@ def test_fallback_peek_goes_on_in_the_next_list() -> None:
     ]
     run = Run(handler, FALLBACK, b"PEEK", b"3", results=results)
     assert run.jobs[1] == peeked(3, key_of(0))
-    assert run.jobs[2] == peek_job(key_of(2), 0, 1, commands.PEEK_BYTES - 2)
+    assert run.jobs[2] == peek_job(key_of(2), 0, 1, PEEK_BYTES - 2)
     assert run.reply == [b"a", b"b", b"c"]
 
 
@@ -368,7 +368,7 @@ def test_every_command_is_documented_and_answered() -> None:
     names = [spec.name for spec in COMMANDS]
     assert len(set(names)) == len(names)
     # HELP is the shim's alone.
-    assert set(commands._COMMANDS) == set(names) - {"HELP"}
+    assert set(dispatch.COMMANDS) == set(names) - {"HELP"}
     for spec in COMMANDS:
         assert spec.usage
         assert all(usage.split()[0] == spec.name for usage in spec.usage)

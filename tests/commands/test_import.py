@@ -13,8 +13,8 @@ import redis
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from keyspace_amqp import commands
 from keyspace_amqp.cluster.slots import slot_of
-from keyspace_amqp.commands import dispatch as commands
 from keyspace_amqp.commands.legacy import from_legacy
 from keyspace_amqp.demo.servers import RabbitServer, free_port, wait_for
 from keyspace_amqp.fallback import from_element, to_element
@@ -184,7 +184,7 @@ def test_what_was_taken_over_before_an_error_is_told() -> None:
 def test_it_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the list is, the client gets a number before its time is up."""
     now = iter(range(100))
-    monkeypatch.setattr(commands.time, "monotonic", lambda: next(now) * 0.7)
+    monkeypatch.setattr(time, "monotonic", lambda: next(now) * 0.7)
     result = Run(
         FakeHandler(), FALLBACK, b"IMPORT", b"old",
         results=[looked(b"0\nset\nk", length=99), moved(b"0\nset\nk", length=1)] * 2,

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyspace_amqp.commands.dispatch import CommandError, encode
+from keyspace_amqp.commands import CommandError, encode
 
 
 def decode(data: bytes) -> Any:

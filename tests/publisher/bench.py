@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import Command, Job
 from keyspace_amqp.message import Event
@@ -14,7 +15,6 @@ from keyspace_amqp.publisher.actions import Action, Flushed, Log, Send, Submit
 from keyspace_amqp.publisher.publisher import Publisher
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.simulated import (
-    DEFAULTS,
     SimulatedList,
     SimulatedSlots,
     Watched,

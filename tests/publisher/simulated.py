@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from keyspace_amqp.cluster.watch import READ_AGAIN
-from keyspace_amqp.config import Config
 from keyspace_amqp.fallback import from_element
 from keyspace_amqp.jobs import Command, Job, JobResult
 from keyspace_amqp.message import Event
@@ -34,8 +33,6 @@ from keyspace_amqp.tables.stats import FIRST_REASON, Stat
 
 Reply = tuple[bytes | None, int]
 Step = Callable[[random.Random], None]
-
-DEFAULTS = Config("xe", "127.0.0.1", 5672, "guest", "guest")
 
 
 # Unix time in milliseconds when a test begins, at 1000 seconds of its clock.

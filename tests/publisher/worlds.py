@@ -17,6 +17,7 @@ from hypothesis import note
 from hypothesis import strategies as st
 
 from keyspace_amqp.broker.target import needs_new_connection
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import Command, Job, JobError, JobResult
 from keyspace_amqp.message import Event, body
@@ -38,7 +39,6 @@ from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.simulated import (
     CLUSTER_DOWN,
-    DEFAULTS,
     NOT_SERVED,
     PAUSED,
     WRONG_TYPE,

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from keyspace_amqp.config import Config
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.fallback import from_element, to_element
 from keyspace_amqp.message import Event, Format, Value
 
-PLAIN = Config("A", "127.0.0.1", 5672, "guest", "guest")
+PLAIN = dataclasses.replace(DEFAULTS, events="A")
 
 
 def form(node: str = "here:6379", **changed: Any) -> Format:

@@ -809,7 +809,7 @@ def test_doctor_and_a_handler_that_hangs(
 ) -> None:
     """It can tell that from a server that hangs."""
     path = handler_copy(tmp_path / "copy")
-    with (path.parent / "commands" / "dispatch.py").open("a") as file:
+    with (path.parent / "commands" / "replies.py").open("a") as file:
         file.write(
             "\n\n_encode = encode\n\n\ndef encode(reply):\n    import pathlib, time\n"
             "    while pathlib.Path('hang').exists():\n        time.sleep(0.05)\n"

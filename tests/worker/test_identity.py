@@ -8,11 +8,11 @@ import socket
 import pytest
 
 from keyspace_amqp.cluster.topology import ALONE, Node, Topology
-from keyspace_amqp.config import Config
+from keyspace_amqp.config import DEFAULTS, Config
 from keyspace_amqp.message import Event, Format
 from keyspace_amqp.worker.identity import Identity
 
-CONFIG = Config("A", "h", 1, "u", "p", headers=True)
+CONFIG = dataclasses.replace(DEFAULTS, headers=True)
 EVENT = Event("run-1", 1, 0, "$", b"set", b"k")
 
 

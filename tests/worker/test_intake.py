@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from keyspace_amqp.config import Config
+from keyspace_amqp.config import DEFAULTS, Config
 from keyspace_amqp.message import Event
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import records
 from keyspace_amqp.worker.intake import ATTEMPTS, Intake
 from tests.worker.fakes import Failures, FakeQueue, event, keys_of
 
-CONFIG = Config("A", "h", 1, "u", "p")
+CONFIG = DEFAULTS
 SIZE = len(event(b"k"))
 
 

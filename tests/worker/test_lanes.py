@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any
 
-from keyspace_amqp.commands.dispatch import CommandError, Elsewhere, Reply, Steps, Wait
+from keyspace_amqp.commands import CommandError, Reply, Steps, WaitForPeers
+from keyspace_amqp.commands.handler import Wait
 from keyspace_amqp.jobs import Job, JobResult
 from keyspace_amqp.worker.lanes import Lane
 from tests.worker.fakes import Failures
@@ -102,7 +103,7 @@ def test_what_is_there_at_once() -> None:
 
 def test_the_next_command_need_not_wait_for_other_nodes() -> None:
     world, elsewhere, later = World(), Later(), Later()
-    world.add("a", Elsewhere(elsewhere))
+    world.add("a", WaitForPeers(elsewhere))
     world.add("b", later)
     world.add("c")
     world.lane.run()

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from keyspace_amqp.config import Config
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Event
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import nap
@@ -46,7 +46,7 @@ class World:
         self.now = 100.0
         self.queue = FakeQueue(limit=1000)
         self.publisher = Publisher()
-        config = Config("A", "h", 1, "u", "p")
+        config = DEFAULTS
         intake = Intake(self.queue, self.publisher, "run", config, Failures())  # type: ignore[arg-type]
         self.slept: list[float] = []
         self.naps = Naps(self.queue, intake, self.publisher, lambda: self.now, self.slept.append)

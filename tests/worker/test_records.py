@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 
 import pytest
 
-from keyspace_amqp.config import Config
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Event, Value
 from keyspace_amqp.worker import records
 from keyspace_amqp.worker.records import (
@@ -27,7 +28,7 @@ from tests.worker.fakes import FakeQueue, counted, event, keys_of, record, value
 
 
 def reader(*masks: bytes, databases: str = "ALL") -> Reader:
-    config = Config("A", "h", 1, "u", "p", masks=masks or (b"ALL",), databases=databases)
+    config = dataclasses.replace(DEFAULTS, masks=masks or (b"ALL",), databases=databases)
     return Reader("run", config)
 
 
@@ -78,7 +79,7 @@ def test_databases() -> None:
 
 def test_another_filter() -> None:
     parses = reader(b"^a")
-    parses.set_filter(Config("A", "h", 1, "u", "p", masks=(b"^b",), databases="0"))
+    parses.set_filter(dataclasses.replace(DEFAULTS, masks=(b"^b",), databases="0"))
     data = event(b"a") + event(b"b") + event(b"b", db=1)
     assert keys_of(parses.parse(data, 10, 1)[0]) == [b"b"]
 

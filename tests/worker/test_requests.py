@@ -113,7 +113,7 @@ def test_a_role(
 def test_a_list_that_was_changed(world: World) -> None:
     assert world.request(Kind.TOUCHED, counted(b"del", b"key")) == [
         ("publisher.list_changed", b"del", b"key"),
-        ("watch.touched", b"key"),
+        ("watch.list_changed", b"key"),
     ]
 
 
@@ -214,32 +214,32 @@ def test_parameters_that_need_another_connection(name: str, value: bytes, expect
 def test_parameters_are_set_by_one_command_at_a_time(world: World) -> None:
     turns: list[str] = []
     for name in "abc":
-        world.handler.begin_setting(lambda _, name=name: turns.append(name))
+        world.handler.lock_parameters(lambda _, name=name: turns.append(name))
     assert turns == ["a"]
-    world.handler.end_setting()
+    world.handler.unlock_parameters()
     assert turns == ["a", "b"]
-    world.handler.end_setting()
-    world.handler.end_setting()
-    world.handler.begin_setting(lambda _: turns.append("d"))
+    world.handler.unlock_parameters()
+    world.handler.unlock_parameters()
+    world.handler.lock_parameters(lambda _: turns.append("d"))
     assert turns == ["a", "b", "c", "d"]
 
 
 def test_a_look_for_the_lists_is_waited_for(world: World) -> None:
     looked: list[str] = []
-    world.handler.look_done(lambda _: looked.append("a"))
+    world.handler.when_lists_known(lambda _: looked.append("a"))
     world.handler.look_again()
     assert looked == []
     world.publisher.list_keys = [KEY]
     world.handler.look_again()
     world.handler.look_again()
     assert looked == ["a"]
-    world.handler.look_done(lambda _: looked.append("b"))
+    world.handler.when_lists_known(lambda _: looked.append("b"))
     assert looked == ["a", "b"]
 
 
 def test_a_node_that_cannot_write_has_no_lists_to_wait_for(world: World) -> None:
     looked: list[str] = []
-    world.handler.look_done(lambda _: looked.append("a"))
+    world.handler.when_lists_known(lambda _: looked.append("a"))
     world.publisher.writable = False
     world.handler.look_again()
     assert looked == ["a"]
@@ -247,10 +247,12 @@ def test_a_node_that_cannot_write_has_no_lists_to_wait_for(world: World) -> None
 
 def test_a_drain_looks_at_all_lists(world: World) -> None:
     assert world.handler.drain() == 17
-    assert world.heard == [("publisher.drain",), ("watch.touched", b"")]
+    assert world.heard == [("publisher.drain",), ("watch.list_changed", b"")]
 
 
-@pytest.mark.parametrize(("key", "touched"), [(KEY, []), (b"other", [("watch.touched", b"other")])])
+@pytest.mark.parametrize(
+    ("key", "touched"), [(KEY, []), (b"other", [("watch.list_changed", b"other")])]
+)
 def test_an_import_to_another_list_is_looked_at(
     world: World, key: bytes, touched: list[tuple[str, bytes]]
 ) -> None:

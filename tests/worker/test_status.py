@@ -138,7 +138,7 @@ def test_what_stats_shows(world: World) -> None:
     """With the shim's own counters."""
     world.shim.counters[Stat.EVENTS_SEEN] = 11
     world.publisher.counts[Stat.CONFIRMED] = 5
-    numbers = world.status.numbers()
+    numbers = world.status.counters()
     assert list(numbers) == [stat.name.lower() for stat in Stat]
     assert (numbers["events_seen"], numbers["confirmed"]) == (11, 5)
 
@@ -148,7 +148,7 @@ def test_what_cluster_shows(world: World, primary: bool, role: str) -> None:
     world.publisher.primary = primary
     world.publisher.state, world.publisher.last_error = "blocked", "by the broker"
     world.publisher.queued = 8
-    assert world.status.about() == {
+    assert world.status.node_state() == {
         "role": role,
         "version": __version__,
         "config_version": 77,

@@ -1,0 +1,36 @@
+"""The words of a command: its name, its subcommand, and the error for wrong ones.
+
+Pure; any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..tables.commands import COMMANDS
+from .replies import CommandError
+
+_USAGE = {command.name: command.usage for command in COMMANDS}
+
+
+def upper_word(words: Sequence[bytes]) -> str:
+    """Return the first word in upper case; empty if there is none."""
+    return words[0].decode("ascii", "replace").upper() if words else ""
+
+
+def split_subcommand(command: str, rest: Sequence[bytes]) -> tuple[str, Sequence[bytes]]:
+    """Return the subcommand and its arguments. Raises CommandError if there is none."""
+    if not rest:
+        raise wrong_arguments(command)
+    return upper_word(rest), rest[1:]
+
+
+def wrong_arguments(command: str) -> CommandError:
+    """Return the error that shows how the command is used."""
+    forms = " | ".join(f"KEYSPACEAMQP.{usage}" for usage in _USAGE[command])
+    return CommandError(f"wrong arguments, expected: {forms}")
+
+
+def shown(text: bytes) -> str:
+    """Return bytes as an error shows them, in quotes."""
+    return repr(text.decode("utf-8", "backslashreplace"))

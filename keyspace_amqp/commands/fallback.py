@@ -1,0 +1,114 @@
+"""FALLBACK: look at the fallback lists, deliver them now, delete them, import a list.
+
+What has to be read from Redis is yielded as a job. Worker thread; never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from ..cluster.lists import LOOK_KEYS
+from ..cluster.peers import Outcome
+from ..cluster.slots import SLOTS, key_of
+from ..fallback import lengths_job, peek_job, read_elements
+from ..jobs import JobError
+from ..tables.keys import KEY
+from .arguments import shown, split_subcommand, wrong_arguments
+from .handler import Call, Handler, Steps, Wait
+from .importing import import_list
+from .merging import with_coverage
+from .replies import CommandError, Reply, bytes_from_json
+
+# As many elements as a person reads; more have to be asked for.
+PEEK_DEFAULT = 10
+# A longer or larger reply is of no use to Redis' clients or to a person.
+PEEK_MAX = 10_000
+PEEK_BYTES = 64 * 1024 * 1024
+# What a node answers a peer has to fit into a message of the cluster bus.
+PEEK_ASKED_BYTES = 1024 * 1024
+# An error shows so many bytes of a count that is none.
+_COUNT_SHOWN = 20
+
+
+def fallback(call: Call, rest: Sequence[bytes]) -> Steps:
+    """FALLBACK LEN, PEEK, DRAIN, PURGE and IMPORT."""
+    subcommand, arguments = split_subcommand("FALLBACK", rest)
+    match subcommand, len(arguments):
+        case "LEN", 0:
+            return 0 if call.is_copy else sum((yield from _lengths(call)).values())
+        case "PEEK", 0 | 1:
+            count = _peek_count(arguments)
+            return [] if call.is_copy else (yield from _peek(call, count))
+        case "DRAIN", 0:
+            return call.handler.drain()
+        case "PURGE", 0:
+            return 0 if call.is_copy else (yield from _purge(call))
+        case "IMPORT", 1:
+            return (yield from import_list(call, arguments[0]))
+        case _:
+            raise wrong_arguments("FALLBACK")
+
+
+def _lengths(call: Call) -> Generator[Wait, Any, Mapping[bytes, int]]:
+    """Return the lists on this server that are not empty, with their lengths."""
+    keys = call.handler.list_keys
+    if keys is None:  # a replica, for one, does not know them: every slot may have one
+        keys = [key_of(slot) for slot in range(SLOTS)] if call.handler.clustered else [KEY]
+    lengths: dict[bytes, int] = {}
+    for first in range(0, len(keys), LOOK_KEYS):
+        some = keys[first : first + LOOK_KEYS]
+        reply = (yield lengths_job(some)).reply(0)
+        if isinstance(reply, JobError):
+            raise CommandError.of(reply)
+        lengths.update((key, length) for key, length in zip(some, reply, strict=True) if length)
+    return lengths
+
+
+def _peek(call: Call, count: int) -> Generator[Wait, Any, list[Reply]]:
+    """Return the first elements of this server's lists, at most `count`."""
+    elements: list[Reply] = []
+    room = PEEK_ASKED_BYTES if call.asked else PEEK_BYTES
+    for key in (yield from _lengths(call)):
+        if len(elements) >= count or room <= 0:
+            break
+        result = yield peek_job(key, 0, count - len(elements), room)
+        try:
+            read = list(read_elements(result))
+        except JobError as error:
+            raise CommandError.of(error) from None
+        room -= sum(map(len, read))
+        # The last element may be of any size; the peer's message has no room for it.
+        elements += read[:-1] if call.asked and room < 0 else read
+    return elements
+
+
+def _purge(call: Call) -> Generator[Wait, Any, int]:
+    result: int | JobError = yield call.handler.purge
+    if isinstance(result, JobError):
+        raise CommandError.of(result)
+    return result
+
+
+def _peek_count(arguments: Sequence[bytes]) -> int:
+    if not arguments:
+        return PEEK_DEFAULT
+    text = arguments[0]
+    count = int(text) if text.isdigit() and len(text) < 10 else 0
+    if not 1 <= count <= PEEK_MAX:
+        raise CommandError(
+            f"count: {shown(text[:_COUNT_SHOWN])} is not accepted; give a number from 1 to "
+            f"{PEEK_MAX}"
+        )
+    return count
+
+
+def merge_elements(
+    handler: Handler, reply: Reply, outcome: Outcome, rest: Sequence[bytes]
+) -> Reply:
+    """Report the elements that all nodes have shown, at most as many as were asked for."""
+    elements: list[Reply] = list(reply) if isinstance(reply, list) else []
+    for answer in outcome.answers.values():
+        if isinstance(answer, list):
+            elements += [bytes_from_json(element) for element in answer]
+    return with_coverage(handler, elements[: _peek_count(rest[1:])], outcome)
