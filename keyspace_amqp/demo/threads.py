@@ -168,6 +168,8 @@ class Witness(Thread):
         super().__init__()
         self.events: list[bytes] = []
         self.fences = 0
+        # Kept: a client that is thrown away closes all its connections, also this one.
+        self._client = client
         self._pubsub = client.pubsub()
         self._pubsub.psubscribe("__keyevent@*__:*")
         self._pubsub.subscribe(FENCE)
