@@ -1,8 +1,8 @@
 """The way of events from the queue to the publisher.
 
-It says how many are taken, from which event on new masks hold, when the list has to
-help although the broker is there, and when the oldest events are given up. Worker
-thread; nothing here waits.
+Decides how many are taken, from which event on new masks hold, when events go to the
+list although the broker is connected, and when the oldest are given up. Worker thread;
+nothing here waits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ..tables.stats import Stat
 from .interface import Queue
 from .records import Reader, record_size
 
-# The queue's filling, in parts of its limit: from here on events go to the list
-# even if the broker is there, from there on they do not, and from there on the
-# oldest are given up because nothing else has helped.
+# Memory of waiting events, in parts of the queue's limit. Above PRESSURE_ON they go to
+# the list even if the broker is connected, until it is below PRESSURE_OFF. From OVERFLOW
+# on the oldest are given up, if nothing else has helped.
 PRESSURE_ON = 1 / 2
 PRESSURE_OFF = 1 / 4
 OVERFLOW = 7 / 8
-# An event over which the handler fails so often is given up.
+# An event is given up when the handler has failed over it so often.
 ATTEMPTS = 3
 
 

@@ -1,12 +1,12 @@
-"""The file of events that a shutdown or unload finds in memory too late for the list.
+"""The file of leftovers: events that a stop finds in memory too late for the list.
 
 Redis writes its own files before it tells modules of a shutdown, and a change of
-the data set within MODULE UNLOAD would make Redis replicate that command. What the
-broker does not take then is written here, and the next load takes it up: behind the
+the data set within MODULE UNLOAD would make Redis replicate that command. Events that
+the broker does not take then are written here. The next load takes them up: after the
 list, before anything new. The file is one RPUSH as a client would send it, so that
-people can read it, and could load it by hand.
+people can read it, and can load it by hand.
 
-Any thread. In the server's working directory, which is its `dir`.
+Any thread. The file is in the server's working directory, which is its `dir`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from . import log
 
 
 class Leftovers:
-    """The file of the server on this port, of which there may be none."""
+    """The file of the server on this port. It may not exist."""
 
     def __init__(self, port: int) -> None:
         self.path = pathlib.Path(f"keyspaceamqp-{port}.leftover")
 
     def write(self, events: Sequence[Event]) -> None:
-        """Replaces the file; it is on the disk then. Raises OSError, and leaves the
-        old one."""
+        """Replace the file, and wait until it is on the disk. Raises OSError, and
+        leaves the old file."""
         elements = [to_element(event) for event in events]
         new = self.path.with_suffix(".new")
         with new.open("wb") as file:
@@ -49,8 +49,8 @@ class Leftovers:
             os.close(directory)
 
     def read(self) -> list[Event]:
-        """What the file has, oldest first; nothing if there is none. Raises OSError,
-        and ValueError for a file that is not whole."""
+        """Return the events in the file, oldest first; none if it does not exist. Raises
+        OSError, and ValueError for a file that is not whole."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
@@ -67,12 +67,12 @@ class Leftovers:
         return events
 
     def remove(self) -> None:
-        """Deletes the file. Raises OSError."""
+        """Delete the file. Raises OSError."""
         self.path.unlink(missing_ok=True)
 
     def set_aside(self) -> pathlib.Path:
-        """Renames a file that cannot be read, so that the next one does not replace
-        it. Raises OSError."""
+        """Rename a file that cannot be read, so that the next one does not replace it,
+        and return its new path. Raises OSError."""
         return self.path.replace(self.path.with_suffix(".unreadable"))
 
 

@@ -1,7 +1,7 @@
 """Logging, sys.stderr and the exception hooks lead to Redis' log.
 
 A daemonized server has no stderr: whatever Python would print there would be
-lost. Installed by the worker before it does anything else. Any thread may log.
+lost. The worker calls `install` before it does anything else. Any thread may log.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _RedisHandler(logging.Handler):
         try:
             for line in self.format(record).splitlines():
                 self._sink(level, line)
-        except Exception:  # a log line that is wrong harms nobody else
+        except Exception:  # a wrong log line must not end its caller
             self.handleError(record)
 
 
@@ -54,19 +54,19 @@ class _Stderr:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing to do: a line is logged when it is whole."""
+        """Do nothing: a line is logged when it is whole."""
 
     def isatty(self) -> bool:
         return False
 
 
 def install(sink: Sink) -> None:
-    """Leads everything to `sink(level, line)`; a later call replaces the sink."""
+    """Lead everything to `sink(level, line)`; a later call replaces the sink."""
     root = logging.getLogger()
     root.handlers[:] = [_RedisHandler(sink)]
     root.setLevel(logging.WARNING)
     LOGGER.setLevel(logging.INFO)
-    # pika reports each failed attempt at several places, with tracebacks; the
+    # pika reports each failed attempt in several places, with tracebacks; the
     # worker logs one line for it.
     logging.getLogger("pika").setLevel(logging.CRITICAL)
     stream: TextIO = _Stderr(sink)  # type: ignore[assignment]  # what print and warnings need

@@ -56,7 +56,7 @@ from .surroundings import Surroundings
 
 # Objects to be made, more than are freed, before Python looks for cycles of garbage.
 _GARBAGE = 50_000
-# After an exception that nobody foresaw, the loop takes a breath.
+# Seconds of sleep after an exception that nobody foresaw, so that it cannot fill the log.
 _ERROR_PAUSE = 0.1
 # The goodbye of the broker is looked for so often (seconds).
 _GOODBYE_EVERY = 0.01
@@ -136,11 +136,11 @@ class Worker:
     def _turn(self) -> None:
         if self._broken:
             self._repair()
-        # What others did before a job ran is to be known before its result is
-        # read, and what the job itself changed before the next command.
+        # Requests that came before a job ran are carried out before its result is read,
+        # and those that the job itself caused before the next command.
         finished = self._runner.count_finished()
-        # Only events up to here are taken: a change of masks that came before
-        # any of them is among the requests that are read next.
+        # Only events up to here are taken in this turn: if masks were changed before one
+        # of them, the change is among the requests that are read next.
         pushed = self._shim.events.pushed
         self._requests.take()
         self._runner.finish(finished)
@@ -194,14 +194,14 @@ class Worker:
                 self._leftovers.remove()
 
     def _leave(self, events: Sequence[Event] | None) -> None:
-        """The end: put what has no place in Redis any more into a file, or say that it is
-        lost."""
+        """End the load: put the events that cannot be stored in Redis any more into the
+        file of leftovers, or log that they are lost. None: there is to be no file."""
         if events is not None:
             until = time.monotonic() + STOP_LEFTOVERS
             rest = self._intake.take_rest(lambda: time.monotonic() >= until)
             store(self._leftovers, [*events, *rest], self._shim.log)
         if lost := self._intake.waiting:
-            # As with events that found the queue full, nobody asked a mask.
+            # All of them count, as those that find the queue full: no mask was applied.
             text = f"{lost} more events lost: there was no time to take them in"
             self._shim.log("warning", text)
 
@@ -221,8 +221,8 @@ class Worker:
     # ---- exceptions, and the end ---------------------------------------------
 
     def _unexpected(self) -> None:
-        """An exception that is a mistake of ours: show it, and go on. Connection
-        and list may be in any state, so they are taken up anew."""
+        """Show an exception that is a mistake of ours, and go on. The connection and the
+        list may be in any state, so both are taken up anew."""
         self._broken = True
         with contextlib.suppress(Exception):
             self._status.failed("unexpected exception in the handler")
@@ -282,11 +282,12 @@ def main(shim: Shim) -> int:
         log.LOGGER.error("the handler cannot start:\n%s", traceback.format_exc())
         shim.ready(False)
         return -1
-    # Events are no cycles; to look at the thousands that wait took 8% of the time.
+    # Events are in no cycles, and a look at the thousands that wait took 8% of the time.
     gc.set_threshold(_GARBAGE)
     shim.ready(True)
     worker.run()
-    # Its parts know each other: with all that waited they would stay, for many a load.
+    # Its parts refer to each other: without this they would stay in memory for long,
+    # with all events that waited.
     del worker
     gc.collect()
     return 0

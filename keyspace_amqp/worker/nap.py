@@ -2,8 +2,8 @@
 
 A turn of the loop for each event takes ten times the CPU, which Redis and the broker
 may need, and Redis' main thread has to wake a worker that waits for each. So where
-many events come, they are dealt with many at a time. Worker thread; this sleeps for up
-to LONG_NAP, and nothing else here waits.
+many events come, they are dealt with many at a time. Worker thread; `Naps.take` sleeps
+for up to LONG_NAP, and nothing else here waits.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .intake import Intake
 from .interface import Queue
 from .pace import Pace
 
-# From so many events and confirms a second on, the worker sleeps so many seconds before
-# each turn: for long while the broker has enough to do. At 20,000 events a second it takes
-# a fifth of a core this way, instead of all of it; naps of 3 ms and more for all cases
-# made Redis' own latency worse, because what follows them comes in larger lumps.
+# From BUSY events and confirms a second on, the worker sleeps for NAP seconds before each
+# turn, or for LONG_NAP while the broker has enough to do. At 20,000 events a second it
+# takes a fifth of a core this way, instead of all of it. Naps of 3 ms and more in all
+# cases made Redis' own latency worse, because the work after them comes in larger lumps.
 BUSY = 8000
 NAP = 0.001
 LONG_NAP = 0.005
@@ -66,7 +66,7 @@ class Naps:
         self._busy = False
 
     def open(self) -> None:
-        """Open what Linux tells of the main thread, if it does."""
+        """Open the file in which Linux tells of the main thread, if it exists."""
         with contextlib.suppress(OSError):
             self._schedstat = os.open(f"/proc/self/task/{os.getpid()}/schedstat", os.O_RDONLY)
 
@@ -84,7 +84,7 @@ class Naps:
             self._sleep(LONG_NAP if self._publisher.broker_is_busy else NAP)
 
     def _count(self, now: float) -> None:
-        # Both events and confirms: these too come one by one if nobody waits.
+        # Confirms too: without naps they also come one by one.
         dealt = self._queue.pushed + self._publisher.counts[Stat.CONFIRMED]
         self._busy = dealt - self._counted > BUSY * (now - self._counted_at)
         self._counted, self._counted_at = dealt, now
