@@ -25,7 +25,7 @@ class Kind(enum.IntEnum):
     CONFIG = 2
     ROLE = 3
     FLUSH = 4
-    TOUCHED = 5
+    LIST_CHANGED = 5
     MESSAGE = 6
     VALUED = 7
 
@@ -201,7 +201,7 @@ def parse_request(kind: int, payload: bytes) -> Request:
             return SetConfig(pushed, list(counted(payload, _NUMBER.size)))
         case Kind.ROLE:
             return SetRole(*map(bool, payload))
-        case Kind.TOUCHED:
+        case Kind.LIST_CHANGED:
             return ListChanged(*counted(payload))
         case Kind.MESSAGE:
             sender, data = counted(payload)

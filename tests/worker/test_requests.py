@@ -55,7 +55,7 @@ class World:
         self.failures = Failures()
         self.heard: list[tuple[Any, ...]] = []
         self.publisher: Any = Part(
-            "publisher", self.heard, key=KEY, writable=True, lists=None,
+            "publisher", self.heard, works_with=KEY.__eq__, writable=True, list_keys=None,
             gauges=lambda: {Stat.FALLBACK_LENGTH: 17},
         )  # fmt: skip
         self.watch: Any = Part("watch", self.heard, topology=ALONE)
@@ -111,7 +111,7 @@ def test_a_role(
 
 
 def test_a_list_that_was_changed(world: World) -> None:
-    assert world.request(Kind.TOUCHED, counted(b"del", b"key")) == [
+    assert world.request(Kind.LIST_CHANGED, counted(b"del", b"key")) == [
         ("publisher.list_changed", b"del", b"key"),
         ("watch.list_changed", b"key"),
     ]
@@ -162,7 +162,7 @@ def test_new_parameters(world: World) -> None:
     assert world.set(new, 55) == [
         ("intake.configure", config, 55),
         ("identity.configure", config),
-        ("publisher.configure", config),
+        ("publisher.configure", config, {"reconnect": False}),
     ]
     assert (world.handler.config, world.handler.raw_config) == (config, new)
 
