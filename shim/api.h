@@ -110,6 +110,8 @@ void shim_after_wait(void);
 void shim_log(const char *level, const char *text);
 /* The worker has imported everything and runs (1), or cannot start (0). */
 void shim_ready(int ok);
+/* ---- flush.c. Worker thread -------------------------------------------------- */
+
 /* The flush that a RECORD_FLUSH with this id has asked for is done. */
 void shim_flush_done(uint32_t id);
 

@@ -6,7 +6,9 @@
  */
 #include "capture.h"
 
-#include "jobs.h"
+#include <string.h>
+
+#include "keys.h"
 #include "state.h"
 #include "values.h"
 #include "worker.h"
@@ -16,7 +18,7 @@
 /* The classes of the events that tell why a fallback list is gone: expired, evicted. */
 #define OWN_CLASSES "xe"
 
-static int wanted_classes, own_classes, subscribed_classes;
+static int own_classes, subscribed_classes;
 
 static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModuleString *key) {
     if (!main_thread.capturing) return REDISMODULE_OK;
@@ -25,16 +27,17 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
     if (is_own_key(name, len)) { /* never captured (rule 15) */
         /* What our own jobs do to a list is known. But the list may expire, and a job may
          * be the first to notice. */
-        if (!jobs_are_running() || (type & own_classes)) worker_list_changed(event, name, len);
+        if (!main_thread.job_running || (type & own_classes)) worker_list_changed(event, name, len);
         return REDISMODULE_OK;
     }
-    if (!(type & wanted_classes)) return REDISMODULE_OK;
+    if (!(type & main_thread.wanted_classes)) return REDISMODULE_OK;
     record_t head = {.payload_len = (uint32_t)len,
                      .time_ms = (uint64_t)main_thread.now_ms,
                      .db = RedisModule_GetSelectedDb(ctx),
                      .name_len = (uint16_t)strnlen(event, UINT16_MAX),
                      .kind = RECORD_EVENT,
-                     .class_bit = (uint8_t)__builtin_ctz((unsigned)(type & wanted_classes))};
+                     .class_bit =
+                         (uint8_t)__builtin_ctz((unsigned)(type & main_thread.wanted_classes))};
     count(&shared.seen);
     int full = main_thread.value_bytes ? values_push(ctx, &head, event, key, name, len)
                                        : queue_push(shared.events, &head, event, name);
@@ -43,7 +46,7 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
     return REDISMODULE_OK;
 }
 
-void capture_prepare(void) { wanted_classes = subscribed_classes = 0; }
+void capture_prepare(void) { main_thread.wanted_classes = subscribed_classes = 0; }
 
 /* Redis does not unsubscribe a module from a class before it is unloaded. So only
  * subscriptions are added here; on_event drops what is not wanted any more. */
@@ -52,7 +55,5 @@ void capture_classes(RedisModuleCtx *ctx, int classes) {
     int missing = (classes | own_classes) & ~subscribed_classes;
     if (missing) RedisModule_SubscribeToKeyspaceEvents(ctx, missing, on_event);
     subscribed_classes |= missing;
-    wanted_classes = classes;
+    main_thread.wanted_classes = classes;
 }
-
-int capture_wants(int classes) { return (wanted_classes & classes) != 0; }

@@ -13,11 +13,9 @@
 #include <string.h>
 
 #include "api.h"
-#include "bell.h"
 #include "buffer.h"
 #include "config.h"
 #include "latency.h"
-#include "server.h"
 #include "state.h"
 #include "worker.h"
 
@@ -43,10 +41,9 @@ struct job {
 };
 
 /* The main thread's. */
-static int running, writes_refused;
+static int writes_refused;
 /* Shared. */
 static _Atomic(job_t *) submitted; /* the newest first */
-static int bell = -1;              /* set at load; rung by the worker, watched by Redis */
 
 /* ---- the worker's side: api.h says what each function does -------------------- */
 
@@ -103,7 +100,7 @@ void job_submit(job_t *job) {
     job->next = atomic_load(&submitted);
     while (!atomic_compare_exchange_weak(&submitted, &job->next, job)) {
     }
-    jobs_wake();
+    worker_wake_main();
 }
 
 int job_done(const job_t *job) { return atomic_load_explicit(&job->done, memory_order_acquire); }
@@ -282,7 +279,7 @@ static job_t *take_submitted(void) {
 void jobs_run(RedisModuleCtx *ctx) {
     if (atomic_load(&submitted) == NULL) return;
     RedisModule_SelectDb(ctx, 0);
-    running = 1;
+    main_thread.job_running = 1;
     long long began = clock_us();
     for (job_t *job = take_submitted(), *next; job != NULL; job = next) {
         next = job->next; /* read now: the worker may free the job once it is done */
@@ -290,43 +287,20 @@ void jobs_run(RedisModuleCtx *ctx) {
             if (run_command(ctx, command) != 0) break;
         atomic_store_explicit(&job->done, 1, memory_order_release);
     }
-    running = 0;
+    main_thread.job_running = 0;
     worker_wake();
     latency_add(ctx, MODULE_NAME "-job", began);
 }
 
-int jobs_are_running(void) { return running; }
 void jobs_refuse_writes(void) { writes_refused = 1; }
-void jobs_wait(long long ms) { bell_wait(bell, ms); }
-void jobs_wake(void) { bell_ring(bell); }
 
 /* ---- load and unload ----------------------------------------------------------- */
 
-/* Callback of Redis' event loop. It only has to wake the loop: before Redis sleeps again,
- * server.c calls jobs_run. */
-static void on_bell(int fd, void *data, int mask) {
-    (void)data;
-    (void)mask;
-    bell_silence(fd);
-}
-
-int jobs_prepare(void) {
-    writes_refused = 0;
-    bell = bell_new();
-    return bell >= 0 ? 0 : -1;
-}
-
-void jobs_listen(void) {
-    RedisModule_EventLoopAdd(bell, REDISMODULE_EVENTLOOP_READABLE, on_bell, NULL);
-}
+void jobs_prepare(void) { writes_refused = 0; }
 
 void jobs_release(void) {
     for (job_t *job = take_submitted(), *next; job != NULL; job = next) {
         next = job->next; /* submitted when it was too late */
         job_free(job);
     }
-    if (bell < 0) return;
-    RedisModule_EventLoopDel(bell, REDISMODULE_EVENTLOOP_READABLE);
-    close(bell);
-    bell = -1;
 }

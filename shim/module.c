@@ -8,6 +8,7 @@
 #include "capture.h"
 #include "commands.h"
 #include "config.h"
+#include "flush.h"
 #include "jobs.h"
 #include "latency.h"
 #include "python.h"
@@ -30,8 +31,8 @@ static int prepare(RedisModuleCtx *ctx) {
     capture_prepare();
     values_prepare();
     server_prepare(ctx);
-    int failed = worker_prepare(ctx);
-    return jobs_prepare() || failed ? -1 : 0;
+    jobs_prepare();
+    return worker_prepare(ctx);
 }
 
 /* Frees all that this load has made, after the end of the worker. */
@@ -89,7 +90,7 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
     if (commands_register(ctx) != REDISMODULE_OK)
         return refuse_load(ctx, "another module has a command or an INFO section of this name");
     if (python_start(error, sizeof(error)) != 0) return refuse_load(ctx, error);
-    jobs_listen();
+    worker_listen();
     worker_open();
     server_send_role();
     config_send();
@@ -121,7 +122,7 @@ __attribute__((visibility("default"))) int RedisModule_OnUnload(RedisModuleCtx *
      * command, if it has changed the data set, and then replicas would lose the module. */
     jobs_refuse_writes();
     long long began = clock_us();
-    worker_flush(ctx, FLUSH_LEAVE);
+    flush_worker(ctx, FLUSH_LEAVE);
     latency_add(ctx, MODULE_NAME "-unload", began);
     worker_close();
     stats_log_losses(ctx, 1);

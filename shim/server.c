@@ -2,6 +2,7 @@
 #include "server.h"
 
 #include "api.h"
+#include "flush.h"
 #include "jobs.h"
 #include "latency.h"
 #include "state.h"
@@ -83,7 +84,7 @@ static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t
      * table of keys for each slot would then put our list into the table of that slot. */
     if (clustered && flushed) return;
     long long began = clock_us();
-    if (!worker_flush(ctx, FLUSH_STORE))
+    if (!flush_worker(ctx, FLUSH_STORE))
         RedisModule_Log(ctx, "warning",
                         "the save starts with events still in memory: the handler did not store "
                         "them within %d ms",
@@ -102,7 +103,7 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     int has_files = (RedisModule_GetContextFlags(ctx) &
                      (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB)) != 0;
     if (has_files) jobs_refuse_writes();
-    if (!worker_flush(ctx, has_files ? FLUSH_LEAVE : FLUSH_DRAIN))
+    if (!flush_worker(ctx, has_files ? FLUSH_LEAVE : FLUSH_DRAIN))
         RedisModule_Log(ctx, "warning", "the handler did not stop within %d ms", STOP_LIMIT_MS);
     worker_close();
     stats_log_losses(ctx, 1);

@@ -4,11 +4,6 @@
 #define KEYSPACE_AMQP_SERVER_H
 #include "redis_api.h"
 
-/* The type of our messages on the cluster bus. Other modules may use it too: the server
- * tells modules apart only if their names have nine letters. So cluster/wire.py checks
- * what comes. */
-#define MESSAGE_TYPE 0xA7
-
 /* Reads what the server is at the load: port, role, cluster mode. */
 void server_prepare(RedisModuleCtx *ctx);
 /* Tells the worker the role of this server, and starts or stops the capture with it. */

@@ -18,6 +18,10 @@
 #include "api.h"
 
 #define MODULE_NAME "keyspaceamqp"
+/* The type of our messages on the cluster bus. Other modules may use it too: the server
+ * tells modules apart only if their names have nine letters. So cluster/wire.py checks
+ * what comes. */
+#define MESSAGE_TYPE 0xA7
 /* For messages about a refused value. */
 #define ERROR_BYTES 1024
 
@@ -30,6 +34,8 @@
 extern struct main_thread {
     _Alignas(64) int capturing; /* this server is a primary and loads nothing (rule 14) */
     long long now_ms;           /* Unix time at the start of this turn of the event loop */
+    int wanted_classes;         /* of keyspace events: bits of REDISMODULE_NOTIFY_* */
+    int job_running;            /* what happens now is done by a job of ours */
     size_t value_bytes;         /* bytes of a key's value that go with its event; 0: none */
 } main_thread;
 

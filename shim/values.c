@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "buffer.h"
-#include "capture.h"
+#include "keys.h"
 #include "state.h"
 
 /* A buffer that a large value has made larger than this is freed before its next use. */
@@ -67,7 +67,8 @@ static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subeven
     if (!main_thread.capturing || !main_thread.value_bytes ||
         subevent > REDISMODULE_SUBEVENT_KEY_EVICTED)
         return;
-    if (!capture_wants(parameters_classes(CLASSES[subevent], strlen(CLASSES[subevent])))) return;
+    int classes = parameters_classes(CLASSES[subevent], strlen(CLASSES[subevent]));
+    if (!(classes & main_thread.wanted_classes)) return;
     RedisModuleKey *open = ((RedisModuleKeyInfo *)data)->key;
     size_t len, size = 0;
     const char *key = RedisModule_StringPtrLen(RedisModule_GetKeyNameFromModuleKey(open), &len);

@@ -1,8 +1,8 @@
 /* The worker thread: how the main thread starts it, wakes it, sends requests to it and
- * waits for its end; and how the worker waits, logs and answers.
+ * waits for it; and how the worker waits, logs and answers.
  *
  * The two threads never wait for each other, except for the start of the thread and
- * for a flush, where the main thread waits for a limited time.
+ * for a flush (flush.c), where the main thread waits for a limited time.
  */
 #include "worker.h"
 
@@ -14,7 +14,6 @@
 
 #include "api.h"
 #include "bell.h"
-#include "jobs.h"
 #include "latency.h"
 #include "python.h"
 #include "state.h"
@@ -25,15 +24,14 @@ static int open_for_requests;
 static pthread_t thread;
 static int thread_started; /* and not joined yet */
 static uint64_t announced; /* records pushed at the last worker_announce */
-static uint32_t flush_id;  /* of the last flush; never reset */
 /* Shared. The first three are set at load. */
 static RedisModuleCtx *log_ctx;
 static queue_t *requests;
-static int bell = -1; /* rung by the main thread, watched by the worker */
+static int bell = -1;      /* rung by the main thread, watched by the worker */
+static int main_bell = -1; /* rung by the worker, watched by Redis' event loop */
 static _Atomic int waits;
 static _Atomic int ready; /* 0: not yet, 1: yes, -1: failed */
 static _Atomic int ended;
-static _Atomic uint32_t flush_done_id;
 /* The worker's. */
 static uint64_t seen; /* records pushed when it woke up last */
 
@@ -76,24 +74,21 @@ void worker_list_changed(const char *what, const char *key, size_t len) {
     worker_request_buffer(RECORD_LIST_CHANGED, &buffer);
 }
 
-int worker_flush(RedisModuleCtx *ctx, int mode) {
-    /* While a job runs no flush is possible: the worker may wait for this very job. */
-    if (!open_for_requests || jobs_are_running()) return 1;
-    const int stops = mode != FLUSH_STORE;
-    struct {
-        uint32_t id, ms;
-        uint8_t mode;
-    } payload = {++flush_id, stops ? STOP_MS : SAVE_MS, (uint8_t)mode};
-    worker_request(RECORD_FLUSH, (const char *)&payload, sizeof(payload));
-    worker_wake();
-    long long deadline = clock_ms() + (stops ? STOP_LIMIT_MS : SAVE_LIMIT_MS);
-    for (;;) {
-        jobs_run(ctx);
-        if (stops ? atomic_load(&ended) : atomic_load(&flush_done_id) == flush_id) return 1;
-        long long rest = deadline - clock_ms();
-        if (rest <= 0) return 0;
-        jobs_wait(rest);
-    }
+/* ---- from the worker ------------------------------------------------------------- */
+
+void worker_wake_main(void) { bell_ring(main_bell); }
+void worker_wait(long long ms) { bell_wait(main_bell, ms); }
+
+/* Callback of Redis' event loop. It only has to wake the loop: before Redis sleeps again,
+ * server.c has the jobs run. */
+static void on_main_bell(int fd, void *data, int mask) {
+    (void)data;
+    (void)mask;
+    bell_silence(fd);
+}
+
+void worker_listen(void) {
+    RedisModule_EventLoopAdd(main_bell, REDISMODULE_EVENTLOOP_READABLE, on_main_bell, NULL);
 }
 
 /* ---- worker thread: api.h says what each function does --------------------------- */
@@ -119,19 +114,14 @@ void shim_log(const char *level, const char *text) { RedisModule_Log(log_ctx, le
 
 void shim_ready(int ok) {
     atomic_store(&ready, ok ? 1 : -1);
-    jobs_wake();
-}
-
-void shim_flush_done(uint32_t id) {
-    atomic_store(&flush_done_id, id);
-    jobs_wake();
+    worker_wake_main();
 }
 
 static void *worker_main(void *data) {
     (void)data;
     python_run_worker();
     atomic_store(&ended, 1);
-    jobs_wake();
+    worker_wake_main();
     return NULL;
 }
 
@@ -142,12 +132,12 @@ int worker_prepare(RedisModuleCtx *ctx) {
     shared.events = queue_new(0);
     requests = queue_new(0);
     bell = bell_new();
+    main_bell = bell_new();
     announced = seen = 0;
     atomic_store(&waits, 0);
     atomic_store(&ready, 0);
     atomic_store(&ended, 0);
-    atomic_store(&flush_done_id, flush_id);
-    return bell >= 0 ? 0 : -1;
+    return bell >= 0 && main_bell >= 0 ? 0 : -1;
 }
 
 void worker_open(void) { open_for_requests = 1; }
@@ -167,7 +157,7 @@ enum worker_start worker_start(void) {
     pthread_setname_np(thread, "keyspace-amqp");
     long long deadline = clock_ms() + READY_MS, rest = READY_MS;
     while (atomic_load(&ready) == 0 && !atomic_load(&ended) && rest > 0) {
-        jobs_wait(rest);
+        worker_wait(rest);
         rest = deadline - clock_ms();
     }
     if (atomic_load(&ready) == 1) return WORKER_READY;
@@ -181,8 +171,12 @@ int worker_has_ended(void) { return !thread_started || atomic_load(&ended); }
 void worker_release(void) {
     if (thread_started) pthread_join(thread, NULL);
     thread_started = 0;
+    if (main_bell >= 0) {
+        RedisModule_EventLoopDel(main_bell, REDISMODULE_EVENTLOOP_READABLE);
+        close(main_bell);
+    }
     if (bell >= 0) close(bell);
-    bell = -1;
+    bell = main_bell = -1;
     queue_free(shared.events);
     queue_free(requests);
     shared.events = requests = NULL;

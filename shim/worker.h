@@ -1,5 +1,5 @@
 /* The worker thread, as the main thread sees it: start, wake, tell, stop. What the worker
- * itself calls is in api.h. Main thread, all of it. */
+ * itself calls is in api.h. Main thread, but for worker_wake_main. */
 #ifndef KEYSPACE_AMQP_WORKER_H
 #define KEYSPACE_AMQP_WORKER_H
 #include <stddef.h>
@@ -44,9 +44,14 @@ size_t worker_request_bytes(void);
 /* A fallback list was changed by somebody else, by the command or event `what`. An empty
  * key: any of the lists. */
 void worker_list_changed(const char *what, const char *key, size_t len);
-/* Asks for a flush (FLUSH_*) and waits until it is done, at most for the time that
- * tables/times.py gives. Runs jobs meanwhile: the worker may wait for one. Returns 1 if the
- * flush is done or nobody is left to do it, 0 if the time was over. */
-int worker_flush(RedisModuleCtx *ctx, int mode);
+
+/* ---- from the worker ---- */
+
+/* From here on worker_wake_main wakes Redis' event loop. */
+void worker_listen(void);
+/* Waits until somebody calls worker_wake_main, for at most `ms` milliseconds. */
+void worker_wait(long long ms);
+/* Any thread. Ends such a wait, or wakes Redis' event loop. */
+void worker_wake_main(void);
 
 #endif
