@@ -187,7 +187,7 @@ def test_messages_that_reach_no_queue_are_logged_less_often() -> None:
     assert texts(ledger.logs(all_of_them=False)) == ["3 messages reached no queue: why"]
 
 
-# ---- times of confirms -------------------------------------------------------------------
+# ---- times of confirms -----------------------------------------------------------------
 
 BUCKETS = range(Stat.CONFIRM_MS_LE_1, Stat.CONFIRM_MS_LE_INF + 1)
 

@@ -41,7 +41,7 @@ def counts(memory: Memory) -> tuple[int, int]:
     return memory.waiting, memory.in_flight
 
 
-# ---- the two marks -------------------------------------------------------------------
+# ---- the two marks ---------------------------------------------------------------------
 
 MARKS = list(itertools.product([0, 1, 2, 4], [0, 1, 2, 4]))
 
@@ -122,7 +122,7 @@ def test_after_a_repair_all_wait(sent: int, storing: int, push_under_way: bool) 
     assert counts(memory) == (4, 0)
 
 
-# ---- sending and confirms ------------------------------------------------------------
+# ---- sending and confirms --------------------------------------------------------------
 
 
 def test_take_continues_where_it_ended() -> None:
@@ -192,7 +192,7 @@ def test_a_lost_link_leaves_nothing_that_was_confirmed(storing: int) -> None:
     assert counts(memory) == (3, 0)
 
 
-# ---- storing -------------------------------------------------------------------------
+# ---- storing ---------------------------------------------------------------------------
 
 
 def test_entries_of_a_push_job_stay_though_they_are_confirmed() -> None:
@@ -224,7 +224,7 @@ def test_a_push_that_fails_after_the_link_was_lost() -> None:
     assert (memory.sent, memory.storing) == (0, 0)
 
 
-# ---- leaving -------------------------------------------------------------------------
+# ---- leaving ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_a_repair_removes_what_is_done() -> None:
     assert counts(memory) == (2, 0)
 
 
-# ---- any order of all of it --------------------------------------------------------------
+# ---- any order of all of it ------------------------------------------------------------
 
 
 @dataclasses.dataclass
