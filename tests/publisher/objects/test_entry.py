@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from keyspace_amqp.fallback import from_element, to_element
 from keyspace_amqp.message import EVENT_BYTES, Event, Value
-from keyspace_amqp.publisher.entry import Entry, element_of, fitting, size_of
+from keyspace_amqp.publisher.entry import WAITING, Entry, element_of, fitting, size_of
 from tests.publisher.objects.parts import SIZE, make_entries, make_entry
 from tests.publisher.simulated import event_of
 
@@ -32,6 +32,11 @@ from tests.publisher.simulated import event_of
 )
 def test_the_size_counts_what_can_be_large(event: Event | None, size: int) -> None:
     assert Entry(event, 0.0).size == size
+
+
+def test_a_new_entry_waits_in_memory() -> None:
+    entry = Entry(event_of(1), 5.0)
+    assert (entry.at, entry.state, entry.listed, entry.element) == (5.0, WAITING, False, None)
 
 
 def test_the_size_of_several() -> None:
