@@ -1,4 +1,4 @@
-"""What the publisher tells the worker to do: the values that `Publisher.poll` returns."""
+"""Actions: the values that `Publisher.poll` returns, and that the worker carries out."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..message import Event
 
 @dataclasses.dataclass(frozen=True)
 class Connect:
-    """Open a connection; `link_up` or `link_down` follows."""
+    """Open a connection; a call of `link_up` or `link_down` follows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Close:
-    """Close the connection; the publisher hears nothing more of it."""
+    """Close the connection; no more calls about it follow."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Send:
-    """Publish these events; their delivery tags count on from `first_tag`."""
+    """Publish these events; the first one has the delivery tag `first_tag`, and so on."""
 
     first_tag: int
     events: Sequence[Event]
@@ -30,7 +30,7 @@ class Send:
 
 @dataclasses.dataclass(frozen=True)
 class Submit:
-    """Run a job on Redis' main thread; `job_done` follows."""
+    """Run a job on Redis' main thread; a call of `job_done` follows."""
 
     job: Job
 
@@ -51,8 +51,8 @@ class FlushMode(enum.IntEnum):
 class Flushed:
     """The flush with this id is done.
 
-    `leftovers`: events for the file of leftovers, behind which come those that are still
-    in the shim's queue. None: nothing is to be written to a file.
+    `leftovers`: events for the file of leftovers. The worker adds those that are still in
+    the shim's queue. None: nothing is to be written to a file.
     """
 
     id: int
@@ -77,5 +77,5 @@ Action = Connect | Close | Send | Submit | Flushed | Recovered | Log
 
 
 def is_void_after_repair(action: Action) -> bool:
-    """True if `Publisher.repair` takes the action back: it is about the link or a job."""
+    """True if `Publisher.repair` takes the action back, because it concerns the link or a job."""
     return isinstance(action, (Connect, Close, Send, Submit))

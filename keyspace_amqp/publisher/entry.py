@@ -12,8 +12,9 @@ from ..message import EVENT_BYTES, Event
 class State(enum.IntEnum):
     """The state of an entry.
 
-    SENT: its confirm is awaited, and the window has its delivery tag. REFUSED: the broker
-    has answered with a nack. DONE: confirmed, or not to be sent any more.
+    WAITING: to be sent. SENT: in flight; the window has its delivery tag. REFUSED: the
+    broker has answered with a nack; it is to be sent again. DONE: confirmed, or not to be
+    sent any more.
     """
 
     WAITING = 0
@@ -22,17 +23,17 @@ class State(enum.IntEnum):
     DONE = 3
 
 
-# Looking a member up in its enum costs more than all else that is done with it.
+# In the hot path: looking up State.SENT takes longer than comparing with it.
 WAITING, SENT, REFUSED, DONE = State
 
 
 class Entry:
-    """An event, where it is, and how far it is.
+    """An event with its state, in memory or in the known head of the list.
 
-    `event` is None for an element of the list that is no event. `at`: when it came, in
-    the clock of `poll`. `element`: its form in the list, if that was made or read.
-    `listed`: it is an element of the list; otherwise it is in memory. `size`: bytes of
-    memory, about.
+    `event`: None for an element of the list that is no event. `at`: the time at which it
+    came, in the publisher's clock. `element`: its form in the list, once that was made or
+    read. `listed`: True for an element of the list, False for an event in memory. `size`:
+    about how many bytes of memory it takes.
     """
 
     __slots__ = ("at", "element", "event", "listed", "size", "state")
@@ -64,10 +65,10 @@ def element_of(entry: Entry) -> bytes:
 
 
 def fitting(entries: Sequence[Entry], size: int, limit: int) -> int:
-    """Return how many of the first entries fit behind `size` bytes.
+    """Return how many of the entries fit into `limit` bytes, of which `size` are taken.
 
-    One more fits as long as those before it are below `limit`; the first one fits behind
-    nothing, however large it is.
+    An entry fits if the bytes before it are below the limit, however large it is itself:
+    so an entry that is larger than the limit can be sent too, alone.
     """
     if entries and size + size_of(entries) - entries[-1].size < limit:
         return len(entries)

@@ -1,11 +1,12 @@
-"""The fallback list that the publisher works with: what is known of it.
+"""The fallback list that the publisher works with: its length, and its known head.
 
     the list in Redis    | known head              | not read yet |
                          | sent      | not sent    |
     oldest ──────────────────────────────────────────────▶ newest
 
-The known head are the elements that were read, or that were pushed behind a list that is
-known whole. An element leaves the list after its confirm, never before (rule 10).
+The known head consists of the oldest elements, up to some place in the list. They were read,
+or they were pushed when all elements before them were known. An element leaves the list after
+its confirm, never before (rule 10).
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from .window import WINDOW_BYTES, Window
 class ListState(enum.Enum):
     """The state of the list.
 
-    UNKNOWN: it is not chosen yet, or its length was not read. READY: its length is known.
-    NONE: there is no list to wait for, because the key holds something else, its slot went
-    to another node, or this node has no slot.
+    UNKNOWN: no list is chosen yet, or its length is not known. READY: its length is known.
+    NONE: memory does not wait for a list, because the key holds something else, its slot
+    went to another node, or this node has no slot.
     """
 
     UNKNOWN = "unknown"
@@ -36,9 +37,10 @@ class ListState(enum.Enum):
 class FallbackList:
     """The list's key, length and known head.
 
-    `done` and `done_bytes`: elements that are confirmed and not trimmed yet. `unsent_bytes`:
-    bytes of the known elements that are not sent. `generation` changes whenever the known
-    head is forgotten: a job that was made before means nothing then.
+    `length`: elements in Redis. `done` and `done_bytes`: elements that are DONE and not
+    trimmed yet. `unsent_bytes`: bytes of the known elements that are not sent. `generation`
+    changes whenever the known head is forgotten: then the replies of a read or a trim that
+    was made before are of no use.
     """
 
     def __init__(self, window: Window, ledger: Ledger) -> None:
@@ -50,7 +52,7 @@ class FallbackList:
         self.unsent_bytes = 0
         self.generation = 0
         self._head: collections.deque[Entry] = collections.deque()
-        self._sent = 0  # the first so many of the known head were sent
+        self._sent = 0  # this many elements of the known head, from its start, were sent
         self._window = window
         self._ledger = ledger
 
@@ -66,7 +68,7 @@ class FallbackList:
 
     @property
     def unread(self) -> int:
-        """Return how many elements are behind the known head."""
+        """Return how many elements stand behind the known head."""
         return self.length - len(self._head)
 
     @property
@@ -76,17 +78,17 @@ class FallbackList:
 
     @property
     def undelivered(self) -> int:
-        """Return how many elements are not confirmed."""
+        """Return how many elements are not DONE."""
         return self.length - self.done
 
     # ---- sending -------------------------------------------------------------
 
     def take(self, most: int, size: int) -> list[Entry]:
-        """Return the next known elements, as many as fit into the window.
+        """Return the next known elements, whose turn to be sent has come.
 
-        At most `most`, and as long as they and `size` bytes before them are below
-        WINDOW_BYTES. Only those that are WAITING are to be sent: others are in flight
-        already, or no events.
+        Return at most `most`, and as many as fit into WINDOW_BYTES behind `size` bytes that
+        are in flight already. The caller sends only those that are WAITING: others were sent
+        from memory before they were pushed, or are no events.
         """
         entries = list(itertools.islice(self._head, self._sent, self._sent + most))
         del entries[fitting(entries, size, WINDOW_BYTES) :]
@@ -95,24 +97,28 @@ class FallbackList:
         return entries
 
     def mark_done(self, entry: Entry) -> None:
-        """An element of the known head is DONE."""
+        """Count an element of the known head as DONE."""
         self.done += 1
         self.done_bytes += entry.size
 
     def done_prefix(self) -> list[Entry]:
-        """Return the elements at the head that are DONE and can be trimmed."""
+        """Return the elements that can be trimmed: the first ones, as far as they are DONE."""
         sent = itertools.islice(self._head, self._sent)
         return list(itertools.takewhile(lambda entry: entry.state is DONE, sent))
 
     def link_lost(self) -> None:
-        """What was sent waits again; confirmed elements at the head stay trimmable."""
+        """Send again what was sent, except for elements that can be trimmed."""
         self._sent = len(self.done_prefix())
         self.unsent_bytes = size_of(itertools.islice(self._head, self._sent, None))
 
     # ---- what jobs have read and changed -------------------------------------------
 
     def set_length(self, length: int) -> int:
-        """The length was read; return how many elements others have added (or removed)."""
+        """Set the length that was read; return how many elements others have added.
+
+        The number is negative if they have removed elements. Then the known head is
+        forgotten, because it is not known which ones are gone.
+        """
         if length < self.length:
             self.forget_head()
         change = length - self.length
@@ -121,18 +127,19 @@ class FallbackList:
         return change
 
     def read(self, entries: Sequence[Entry]) -> None:
-        """Elements behind the known head were read."""
+        """Add elements that were read to the known head."""
         self._head.extend(entries)
         self.unsent_bytes += size_of(entries)
 
     def enlist(self, entry: Entry) -> None:
-        """An entry of memory is the list's last element now, and is known."""
+        """Add an entry of memory to the known head: it is the list's last element now."""
         self.length += 1
         entry.listed = True
         if entry.state is DONE:
             self.mark_done(entry)
-        # Behind an element that is not sent yet, even a sent one waits for its turn: the
-        # known head stays in the list's order. It is not sent again.
+        # The known head stays in the list's order. So even an entry that was sent stands
+        # with those that are not, if it comes behind one of them; `take` does not have it
+        # sent again.
         if self.unsent or entry.state is WAITING:
             self.unsent_bytes += entry.size
         else:
@@ -140,11 +147,11 @@ class FallbackList:
         self._head.append(entry)
 
     def grow(self, count: int) -> None:
-        """Elements were pushed that are to be read again in their turn."""
+        """Count elements that were pushed, and that will be read when their turn comes."""
         self.length += count
 
     def trimmed(self, count: int) -> None:
-        """The first elements, which were DONE, are removed."""
+        """Remove the first `count` elements, which were DONE."""
         entries = [self._head.popleft() for _ in range(count)]
         self._sent -= count
         self.length -= count
@@ -153,7 +160,10 @@ class FallbackList:
         self._ledger.drained(count)
 
     def cut(self, count: int) -> int:
-        """The oldest elements fell off a full list; return how many of them were lost."""
+        """Remove the oldest elements, which fell off a full list; return how many were lost.
+
+        Confirmed ones are not lost.
+        """
         lost = count
         for _ in range(min(count, len(self._head))):
             entry = self._head.popleft()
@@ -171,12 +181,13 @@ class FallbackList:
         self.length -= count
         return lost
 
-    # ---- losing sight of it -----------------------------------------------------
+    # ---- forgetting ----------------------------------------------------------------
 
     def forget_head(self) -> None:
-        """What is known of the elements is not true any more; they are read again.
+        """Forget the known head, which may not be true any more; it is read again.
 
-        Confirmed elements that were not trimmed count as found anew.
+        Confirmed elements that were not trimmed will be delivered once more, so they count
+        as found.
         """
         for entry in self._head:
             self._window.give_up(entry)
@@ -187,19 +198,19 @@ class FallbackList:
         self.generation += 1
 
     def hand_over(self) -> None:
-        """The list is another node's to deliver, or is to be looked at anew."""
+        """Stop counting the list: another node delivers it, or its length is read anew."""
         self.forget_head()
         self._ledger.found(-self.length)
         self.length = 0
 
     def leave(self) -> None:
-        """The list is not this node's any more, or nobody knows."""
+        """Stop working with the list, because it may not belong to this node any more."""
         self.hand_over()
         self.key = None
         self.state = ListState.UNKNOWN
 
     def choose(self, key: bytes, length: int) -> None:
-        """Work with this list from now on."""
+        """Work with this list from now on; `length`: as far as it is counted already."""
         self.key = key
         self.length = length
         self.state = ListState.UNKNOWN

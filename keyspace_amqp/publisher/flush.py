@@ -1,7 +1,7 @@
 """A flush: Redis waits, for a bounded time, until events are delivered or stored.
 
-Before a save everything in memory is stored. At a stop (SHUTDOWN, MODULE UNLOAD) it is
-delivered, stored, or left for a file.
+Before a save, what is in memory is delivered or stored. At a stop (SHUTDOWN, MODULE UNLOAD)
+it is delivered, stored, or written to a file.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import dataclasses
 
 from .actions import FlushMode
 
-# Seconds of the time for a flush that are left for the worker and for the main thread to
-# come to an end.
+# A flush ends this many seconds before its time is over. They are for the worker, which says
+# goodbye to the broker, and for the way back to the main thread.
 MARGIN = 0.8
-# A stop waits for confirms as long as there are any, but begins to store so many seconds
-# before its end; a save begins to store after so many.
+# A flush first waits for confirms, and then stores the rest. A stop begins to store
+# STOP_RESERVE seconds before its end; a save, STORE_GRACE seconds after its start.
 STOP_RESERVE = 1.5
 STORE_GRACE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-    """What the publisher can still do in a flush.
+    """What is left to do in a flush, and what can still be done.
 
     `memory`: events are in memory or in the shim's queue. `listed`: elements of a list are
-    not delivered. `trimmable`: confirmed elements are still in the list. `job`: a job is
-    under way. `can_store`: the list takes pushes. `may_deliver`: it is worth waiting for
-    the broker. `to_file`: the rest goes to a file. `answers`: the link is up, and the
-    broker confirms.
+    not delivered. `trimmable`: confirmed elements can be removed from the list. `job`: a job
+    is under way. `can_store`: the list takes pushes, or will. `may_deliver`: it is worth
+    waiting for the broker. `to_file`: what is left at the end goes to a file. `answers`: the
+    link is up, and the broker confirms.
     """
 
     memory: bool
@@ -41,7 +41,7 @@ class Outlook:
 
 
 class Flush:
-    """One flush. `now` and `seconds` are in the publisher's clock."""
+    """One flush, which begins `now` (in the publisher's clock) and may take `seconds`."""
 
     def __init__(self, flush_id: int, mode: FlushMode, now: float, seconds: float) -> None:
         self.id = flush_id
@@ -56,15 +56,15 @@ class Flush:
         return self.mode is not FlushMode.STORE
 
     def in_grace(self, now: float) -> bool:
-        """True if there is time to wait for confirms, before the rest is stored."""
+        """True if there is still time to wait for confirms before the rest has to be stored."""
         return now < self._grace_until
 
     def wakes_at(self, now: float) -> float:
-        """Return the next time at which the flush decides otherwise."""
+        """Return the time at which the flush may decide otherwise if nothing else happens."""
         return self._grace_until if self.in_grace(now) else self.until
 
     def is_done(self, outlook: Outlook, now: float) -> bool:
-        """True if nothing is left to do, or if there is no time or no way to do it."""
+        """True if nothing is left to do, if the time is over, or if nothing can be done."""
         if self.mode is FlushMode.DRAIN and outlook.listed and outlook.may_deliver:
             return False
         work = outlook.memory or outlook.trimmable or outlook.job

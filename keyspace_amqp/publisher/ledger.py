@@ -5,7 +5,7 @@ The only writer of the publisher's counters. At any moment the books balance:
     events_matched + fallback_found
         = confirmed + dropped + fallback_length + queue_length + in_flight
 
-(The worker adds the events that are still in the shim's queue to both sides.)
+(In STATS the worker adds the events that are still in the shim's queue to both sides.)
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ..tables.stats import CONFIRM_BOUNDS, FIRST_REASON, Stat
 from .actions import Log
 from .entry import Entry
 
-# Seconds between two log lines about losses for the same reason, and about messages
-# that reach no queue.
+# Seconds between two log lines about losses for the same reason, and between two about
+# messages that reach no queue.
 LOG_EVERY = 10.0
 RETURNS_LOG_EVERY = 60.0
 
@@ -29,7 +29,7 @@ _WAITING = (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
 
 @dataclasses.dataclass
 class _Report:
-    """A log line about a counter: when it is due, and what it will say."""
+    """A log line about a counter: the time at which it is due, and what it will say."""
 
     due_at: float
     count: int = 0
@@ -37,7 +37,10 @@ class _Report:
 
 
 class Ledger:
-    """Counts events. `clock`: monotonic seconds; `wall`: Unix time in milliseconds."""
+    """The counters, and the log lines about losses.
+
+    `clock`: monotonic seconds; `wall`: Unix time in milliseconds.
+    """
 
     def __init__(self, clock: Callable[[], float], wall: Callable[[], int]) -> None:
         self.counts = [0] * len(Stat)
@@ -52,56 +55,56 @@ class Ledger:
     # ---- events ------------------------------------------------------------
 
     def matched(self, count: int) -> None:
-        """Events came in that the masks let through."""
+        """Count events that came in, and that a mask let through."""
         self.counts[Stat.EVENTS_MATCHED] += count
 
     def found(self, count: int) -> None:
-        """Events were found that this load of the module has not captured.
+        """Count events that were found: in a list, or in the file of leftovers.
 
-        A negative count: another node, or the next load, has them now.
+        A negative count: events were handed over to another node or to the next load.
         """
         self.counts[Stat.FALLBACK_FOUND] += count
 
     def published(self, count: int) -> None:
-        """Messages were sent, for the first time or again."""
+        """Count messages that were sent, for the first time or again."""
         self.counts[Stat.PUBLISHED] += count
 
     def confirmed(self, entries: Sequence[Entry]) -> None:
-        """The broker has confirmed these."""
+        """Count entries that the broker has confirmed, and keep their times."""
         self.counts[Stat.CONFIRMED] += len(entries)
         if not self._emitted:
             self._confirmed_at = self._wall()
         self._emitted += [e.event.time_ms for e in entries if e.event is not None]
 
     def refused(self, count: int) -> None:
-        """The broker has answered with a nack."""
+        """Count messages that the broker has refused."""
         self.counts[Stat.NACKED] += count
 
     def returned(self, why: str) -> None:
-        """A message has reached no queue; its confirm follows."""
+        """Count a message that has reached no queue. `why` is for the log."""
         self.counts[Stat.RETURNED] += 1
         self._report(Stat.RETURNED, 1, f"messages reached no queue: {why}")
 
     def pushed(self, count: int) -> None:
-        """Elements were pushed to the list."""
+        """Count elements that were pushed to the list."""
         self.counts[Stat.FALLBACK_PUSHED] += count
 
     def drained(self, count: int) -> None:
-        """Confirmed elements have left the list."""
+        """Count confirmed elements that have left the list."""
         self.counts[Stat.FALLBACK_DRAINED] += count
 
     def dropped(self, reason: Stat, count: int, why: str) -> None:
-        """Events are lost. `why` is for the log."""
+        """Count events that are lost. `why` is for the log."""
         if count:
             self.counts[reason] += count
             self._report(reason, count, f"events lost: {why}")
 
     def reconnected(self) -> None:
-        """A connection after the first one is open."""
+        """Count a connection after the first one."""
         self.counts[Stat.RECONNECTS] += 1
 
     def reset(self, gauges: Mapping[Stat, int]) -> None:
-        """Start all counters again; events that are still on their way are carried over."""
+        """Set all counters to 0, except that events still on their way are carried over."""
         for stat in Stat:
             self.counts[stat] = 0
         self._emitted.clear()
@@ -109,7 +112,7 @@ class Ledger:
         self.counts[Stat.FALLBACK_FOUND] = gauges[Stat.FALLBACK_LENGTH]
 
     def difference(self, gauges: Mapping[Stat, int]) -> int:
-        """Return 0 if the books balance, else how many events too many came in."""
+        """Return 0 if the books balance, else how many more events came in than went anywhere."""
         counts = self.counts
         came = counts[Stat.EVENTS_MATCHED] + counts[Stat.FALLBACK_FOUND]
         lost = sum(counts[FIRST_REASON:])
@@ -123,10 +126,10 @@ class Ledger:
         return len(self._emitted)
 
     def time_confirms(self) -> None:
-        """Count how long the events that were confirmed took from emission to confirm.
+        """Count the times from emission to confirm of the events that were confirmed.
 
-        All of a poll at once: they are in order, or nearly, so a few searches say how many
-        belong to each bucket.
+        All of a poll are counted at once. They are sorted, or nearly, so a binary search for
+        each bound tells how many belong to each bucket.
         """
         if not self._emitted:
             return
@@ -149,7 +152,7 @@ class Ledger:
     # ---- log lines -----------------------------------------------------------------
 
     def _report(self, stat: Stat, count: int, text: str) -> None:
-        """Have a count logged: now, or together with the next ones of its kind."""
+        """Add a count to the log line about this counter."""
         report = self._reports.setdefault(stat, _Report(self._clock()))
         report.count += count
         report.text = text
@@ -157,7 +160,7 @@ class Ledger:
     def logs(self, *, all_of_them: bool) -> list[Log]:
         """Return the log lines that are due, or all that wait.
 
-        The first line of a kind is due at once; later ones tell together what came in
+        The first line about a counter is due at once. Each later one sums up what came in
         LOG_EVERY or RETURNS_LOG_EVERY seconds.
         """
         lines: list[Log] = []

@@ -1,4 +1,7 @@
-"""The link: the connection to the broker, as far as the publisher decides about it."""
+"""The link: the state of the connection to the broker, and the time of the next attempt.
+
+It opens and closes nothing: the publisher returns the actions for that.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ BACKOFF_MAX = 5.0
 class LinkState(enum.Enum):
     """The state of the link.
 
-    OFF: DISCONNECT was given. IDLE: nothing needs a connection. WAITING: for the time of
-    the next attempt. BLOCKED: the broker takes no messages (connection.blocked).
+    OFF: DISCONNECT was given. IDLE: nothing needs a connection. WAITING: the time of the
+    next attempt is awaited. CONNECTING: an attempt is under way. UP: messages can be sent.
+    BLOCKED: connected, but the broker takes no messages (connection.blocked).
     """
 
     OFF = "off"
@@ -26,20 +30,20 @@ class LinkState(enum.Enum):
     BLOCKED = "blocked"
 
 
-# There is a connection, or one opens.
+# A connection exists, or one is being opened.
 _OPEN = frozenset({LinkState.CONNECTING, LinkState.UP, LinkState.BLOCKED})
 
 
 class Link:
-    """Whether there is a connection, whether one is wanted, and when to try again.
+    """The state of the connection, and the time of the next attempt.
 
-    Methods that end a connection only change the state; the publisher asks for the action
-    and takes back what was sent.
+    Methods that end a connection only change the state. The publisher returns the action
+    Close, and makes the messages in flight wait again.
     """
 
     def __init__(self, clock: Callable[[], float], jitter: Callable[[], float]) -> None:
         self.state = LinkState.IDLE
-        self.connections = 0  # so many were opened
+        self.connections = 0  # opened since the module was loaded
         self.retry_at = clock()
         self._failures = 0  # attempts that failed since the broker last confirmed a message
         self._clock = clock
@@ -57,7 +61,7 @@ class Link:
 
     @property
     def is_waiting(self) -> bool:
-        """True if the next attempt is awaited."""
+        """True if the time of the next attempt is awaited."""
         return self.state is LinkState.WAITING
 
     @property
@@ -67,36 +71,36 @@ class Link:
 
     @property
     def is_open(self) -> bool:
-        """True if there is a connection, or if one opens."""
+        """True if a connection exists, or is being opened."""
         return self.state in _OPEN
 
     @property
     def is_first_attempt(self) -> bool:
-        """True if a connection is wanted, and no attempt has failed yet."""
+        """True if a connection is wanted, and none has failed since the last confirm."""
         return self._failures == 0 and self.state not in (LinkState.OFF, LinkState.IDLE)
 
     def need(self) -> None:
-        """There is something to send."""
+        """Ask for a connection, because there is something to send."""
         if self.state is LinkState.IDLE:
             self.state = LinkState.WAITING
 
     def want(self) -> None:
-        """Try to connect now: CONNECT was given, or other parameters hold."""
+        """Connect now, because a user asks for it; this ends OFF."""
         if not self.is_open:
             self.state = LinkState.WAITING
         self.retry()
 
     def retry(self) -> None:
-        """Begin the attempts anew; the next one is due now."""
+        """Forget failed attempts; if a connection is wanted, the next attempt is due now."""
         self._failures = 0
         self.retry_at = self._clock()
 
     def turn_off(self) -> None:
-        """DISCONNECT was given: stay away until `want`."""
+        """Stay away until `want` is called: DISCONNECT was given."""
         self.state = LinkState.OFF
 
     def rest(self) -> None:
-        """Nothing is left to send, and nothing will come."""
+        """Do without a connection until `need`: nothing is left to send."""
         if self.state is not LinkState.OFF:
             self.state = LinkState.IDLE
 
@@ -105,38 +109,38 @@ class Link:
         return self.state is LinkState.WAITING and self._clock() >= self.retry_at
 
     def connecting(self) -> None:
-        """An attempt has begun."""
+        """Note that an attempt has begun."""
         self.state = LinkState.CONNECTING
 
     def up(self) -> None:
-        """The connection is open, with publisher confirms on."""
+        """Note that the connection is open, with publisher confirms on."""
         self.state = LinkState.UP
         self.connections += 1
 
     def down(self) -> None:
-        """An attempt has failed, or the connection was lost."""
+        """Note that an attempt has failed, or that the connection was lost."""
         self._failures += 1
         self.retry_at = self._clock() + backoff.delay(self._failures, BACKOFF_MAX, self._jitter)
         self.closed()
 
     def closed(self) -> None:
-        """The connection has ended; another one is opened if one is wanted."""
+        """Note that the connection has ended; the next attempt is awaited."""
         if self.is_open:
             self.state = LinkState.WAITING
 
     def confirmed(self) -> None:
-        """The broker has confirmed a message: it works."""
+        """Note a confirm: the broker works, so earlier failures do not count any more."""
         self._failures = 0
 
     def block(self) -> bool:
-        """Note connection.blocked; True if the link was up."""
+        """Note connection.blocked; return True if the link was up."""
         if self.state is not LinkState.UP:
             return False
         self.state = LinkState.BLOCKED
         return True
 
     def unblock(self) -> bool:
-        """Note connection.unblocked; True if the link was blocked."""
+        """Note connection.unblocked; return True if the link was blocked."""
         if self.state is not LinkState.BLOCKED:
             return False
         self.state = LinkState.UP

@@ -1,9 +1,9 @@
-"""Jobs on the fallback list: push, read, trim, look at the length, delete.
+"""Jobs on the fallback list: push, read, trim, read the length, delete.
 
-At most one is under way. Each is made here, and here its replies are turned into what is
-known of the list. A push takes the oldest entries of memory first, sent or not: the list
-stays older than memory. An entry that is confirmed while it is being pushed is trimmed
-later.
+At most one is under way. This file makes the jobs, and takes their replies into what is known
+of the list. A push takes the oldest entries of memory first, sent or not, so that the list
+stays older than memory. An entry that is confirmed while it is being pushed is an element all
+the same; a later trim removes it.
 """
 
 from __future__ import annotations
@@ -24,41 +24,44 @@ from .memory import Memory
 from .recent import RecentPushes
 from .window import WINDOW, WINDOW_BYTES, Window
 
-# Seconds between two looks at the list's length, to compare it with what is known.
+# Seconds between two jobs that read the length, to compare it with the length that is known.
 CHECK_EVERY = 1.0
-# Seconds after which a job that failed (the list is out of reach) is tried again.
+# Seconds until the next job after one that failed, because the list is out of reach.
 JOB_RETRY_AFTER = 0.2
-# Confirmed elements that a trim waits for while more confirms are on their way.
+# While more confirms are on their way, a trim waits for this many confirmed elements.
 TRIM_ELEMENTS = JOB_ELEMENTS // 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """Reads the list's length."""
+    """The job that reads the list's length."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Push:
-    """Appends the entries that are being stored; `keep`: fallback-size of that moment."""
+    """The job that appends the entries that are being stored.
+
+    `keep`: the value of fallback-size when the job was made.
+    """
 
     keep: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """Reads the elements behind the known head."""
+    """The job that reads elements behind the known head."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trim:
-    """Removes the first `count` elements, which are confirmed."""
+    """The job that removes the first `count` elements, which are confirmed."""
 
     count: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Purge:
-    """Deletes the lists with these keys."""
+    """The job that deletes the lists with these keys."""
 
     keys: Sequence[bytes]
 
@@ -68,9 +71,11 @@ PurgeDone = Callable[[int | JobError], None]
 
 
 class ListJobs:
-    """The job under way, when the next one may be made, and the meaning of replies.
+    """The job under way, the times of the next ones, and what follows from replies.
 
-    `on_error` is told of errors that a person should see.
+    `running`: the job under way. `retry_at`: no other job than reading the length is made
+    before this time. `check_at`: the time to read the length again. `on_error`: called with
+    the text of each error that users should see.
     """
 
     def __init__(
@@ -99,19 +104,19 @@ class ListJobs:
 
     @property
     def may_retry(self) -> bool:
-        """True if no job has failed just now."""
+        """True if the time to wait after a failed job is over."""
         return self._clock() >= self.retry_at
 
     def check_now(self) -> None:
-        """Have the list's length read as soon as possible."""
+        """Make reading the length due now."""
         self.check_at = self._clock()
 
     def list_chosen(self) -> None:
-        """Another list is worked with: its length is read first."""
+        """Begin with another list: read its length first, and forget failures."""
         self.check_at = self.retry_at = self._clock()
 
     def purge(self, done: PurgeDone) -> None:
-        """Delete all lists; `done` gets the number of elements, or an error."""
+        """Delete all lists soon; then `done` is called with the number of elements, or an error."""
         self._purges.append(done)
 
     # ---- making jobs ---------------------------------------------------------
@@ -123,20 +128,20 @@ class ListJobs:
         return Submit(job)
 
     def refuse_purges(self) -> None:
-        """The lists are not this node's to delete."""
+        """Answer all purges with an error: this server may not write."""
         purges, self._purges = self._purges, []
         for done in purges:
             done(JobError.of(Failure.READ_ONLY))
 
     def next_purge(self) -> Submit | None:
-        """Return the job that deletes all lists, if somebody wants that and they are known."""
+        """Return the job that deletes all lists, if a purge waits and the lists are known."""
         if not self._purges or not self._lists.known:
             return None
         keys = self._lists.keys
         return self._submit(Purge(keys), fallback.purge_job(keys))
 
     def next_look(self) -> Submit | None:
-        """Return the job that reads the list's length, if it is time for it."""
+        """Return the job that reads the list's length, if that is due."""
         if self._list.key is None or self._clock() < self.check_at:
             return None
         return self._submit(Length(), fallback.length_job(self._list.key))
@@ -144,7 +149,7 @@ class ListJobs:
     def push(self, keep: int) -> Submit:
         """Return the job that pushes the oldest entries of memory.
 
-        `keep`: if positive, the list keeps only so many elements, the newest.
+        `keep`: if positive, the list keeps only this many elements, the newest ones.
         """
         assert self._list.key is not None
         size = 0
@@ -160,7 +165,7 @@ class ListJobs:
         return self._submit(Push(keep), job)
 
     def next_read(self) -> Submit | None:
-        """Return the job that reads elements, if more may be known and are there."""
+        """Return the job that reads more elements, if any are unread and there is room for them."""
         current = self._list
         enough = current.unsent >= WINDOW or current.unsent_bytes >= WINDOW_BYTES
         if current.key is None or not current.unread or enough:
@@ -169,9 +174,11 @@ class ListJobs:
         return self._submit(Read(), fallback.peek_job(current.key, start, JOB_ELEMENTS, JOB_BYTES))
 
     def next_trim(self, *, at_once: bool, more: bool) -> Submit | None:
-        """Return the job that removes confirmed elements, if it is worth one.
+        """Return the job that removes confirmed elements, if there are enough of them.
 
-        In large pieces while more confirms are to come (`more`), except `at_once`.
+        `more`: more confirms are to come, so the job waits for TRIM_ELEMENTS or WINDOW_BYTES.
+        `at_once`: it waits for nothing. Otherwise it waits until all that was sent is
+        confirmed.
         """
         current = self._list
         large = current.done_bytes >= WINDOW_BYTES
@@ -187,7 +194,7 @@ class ListJobs:
         return self._trim(done) if done and worth else None
 
     def _trim(self, done: Sequence[Entry]) -> Submit:
-        """Make the job that removes as many of these elements as fit into a job."""
+        """Return the job that removes as many of these elements as fit into one job."""
         assert self._list.key is not None
         size = 0
         elements: list[bytes] = []
@@ -219,20 +226,20 @@ class ListJobs:
             case Purge(keys=keys):
                 self._purge_done(result, keys)
         if self._list.key is None:
-            # The replies were about a list that was left meanwhile.
+            # The list was left while the job was under way: what its replies say is void.
             none = self._list.state is ListState.NONE
             self._list.leave()
             if none:
                 self._list.state = ListState.NONE
 
     def _look_again(self) -> None:
-        """The list's length is not known any more; read it as soon as possible."""
+        """Forget that the length is known, and make reading it due now."""
         if self._list.is_ready:
             self._list.state = ListState.UNKNOWN
         self.check_now()
 
     def _failed(self, error: JobError) -> None:
-        if self._lists.writable:  # on a replica jobs fail as a matter of course
+        if self._lists.writable:  # on a replica, jobs that came too late fail; that is no error
             self._on_error(f"fallback list: {error}")
         self.retry_at = self._clock() + JOB_RETRY_AFTER
 
@@ -244,7 +251,7 @@ class ListJobs:
             self._length_failed(length)
 
     def _length_failed(self, error: JobError) -> None:
-        """The list is out of reach, or there is none: memory goes on without it."""
+        """Note that the list is out of reach, or that there is none and memory need not wait."""
         match error.failure:
             case Failure.WRONG_TYPE:
                 self._lists.set_length(0)
@@ -254,7 +261,7 @@ class ListJobs:
             case _ if self._list.state is ListState.NONE:
                 self._list.state = ListState.UNKNOWN
         none = self._list.state is ListState.NONE
-        if none or self._memory.oldest is not None:  # else it harms nobody
+        if none or self._memory.oldest is not None:  # otherwise nothing waits for the list
             self._failed(error)
         self.retry_at = self.check_at = self._clock() + CHECK_EVERY
 
@@ -281,9 +288,10 @@ class ListJobs:
             self._ledger.dropped(Stat.DROPPED_FALLBACK_FULL, lost, "the fallback list is full")
 
     def _known_part(self, entries: Sequence[Entry]) -> int:
-        """Return how many of the pushed entries continue the known head.
+        """Return how many of the pushed entries can be added to the known head.
 
-        They need not be read. Of those that wait only as many as there is room for.
+        They need not be read later. If elements before them are unread, it is none. Of
+        entries that wait it is as many as a read would bring (JOB_ELEMENTS, WINDOW_BYTES).
         """
         if self._list.unread:
             return 0
@@ -296,7 +304,7 @@ class ListJobs:
         return len(entries)
 
     def _leave_to_be_read(self, entries: Sequence[Entry]) -> None:
-        """These are in the list now, behind what is known, and are read in their turn."""
+        """Leave pushed entries to the list: they will be read when their turn comes."""
         self._list.grow(len(entries))
         self._ledger.pushed(len(entries))
         for entry in entries:
@@ -312,7 +320,7 @@ class ListJobs:
         known = len(self._list.known)
         self._lists.set_length(length)
         if known != len(self._list.known):
-            return  # the list was changed by others, and is read again from its head
+            return  # others have removed elements: the list is read again from its start
         entries = []
         for element in fallback.read_elements(result):
             entry = Entry(from_element(element), self._clock(), element)
@@ -333,11 +341,11 @@ class ListJobs:
         length = result.reply(2)
         if isinstance(length, int):
             self._lists.set_length(length)
-        else:  # in a slot that migrates an empty list is no list: look at it
+        else:  # a key that is gone in a migrating slot gives an error: read the length
             self._look_again()
 
     def _trim_failed(self, result: JobResult) -> None:
-        """The list begins with other elements than expected, or it is out of reach."""
+        """Read the list again if it begins with other elements; if it is out of reach, wait."""
         for number in range(2):
             error = result.reply(number)
             if isinstance(error, JobError) and error.failure is not Failure.NOT_RUN:
@@ -368,7 +376,7 @@ class ListJobs:
             done(total if outcome is None else outcome)
 
     def repair(self, *, job_lost: bool) -> None:
-        """After an exception: read the list again. `job_lost`: no job is under way."""
+        """Read the list again after an exception. `job_lost`: no job is under way."""
         if job_lost:
             self.running = None
         self._list.hand_over()

@@ -1,7 +1,8 @@
-"""Which fallback lists this node has, and which of them the publisher works with.
+"""The fallback lists of this node, and the choice of the one that the publisher works with.
 
-Outside of a cluster there is one list. In a cluster there may be more: those that slots
-brought along. They are delivered one after the other, when the present one is empty.
+Outside of a cluster there is one list. In a cluster there may be more, because slots that
+move to this node bring their lists along. They are delivered one after the other: the next
+one is chosen when the current one is empty.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ..tables.stats import Stat
 from .fallback_list import FallbackList, ListState
 from .ledger import Ledger
 
-# Why elements are gone, by the event or command that took them.
+# The reasons of losses, by the keyspace event of what has removed the elements.
 _REASONS = {
     b"evicted": Stat.DROPPED_FALLBACK_EVICTED,
     b"expired": Stat.DROPPED_FALLBACK_EXPIRED,
@@ -24,10 +25,11 @@ _REASONS = {
 class Lists:
     """The lists of this node.
 
-    `current`: the one that is worked with. `primary`, `writable`: the role of this server;
-    the list can be written on a primary that is not loading a data set. `known`: the lists
-    were looked for; False: they are to be looked for. `unserved_key`: the key of a list
-    whose slot turned out not to be served here; cluster.Watch takes it.
+    `current`: the list that the publisher works with. `primary`: this server is a primary.
+    `writable`: it can write lists, because it is a primary and is not loading a data set.
+    `known`: it is known which lists there are; if False, cluster.Watch looks for them.
+    `unserved_key`: the key of a list whose slot turned out not to be served by this node;
+    cluster.Watch reads it and sets it back to None.
     """
 
     def __init__(self, current: FallbackList, ledger: Ledger) -> None:
@@ -38,7 +40,7 @@ class Lists:
         self.unserved_key: bytes | None = None
         self.others: dict[bytes, int] = {}  # lengths of the lists besides the current one
         self._home: bytes | None = None
-        self._reasons: dict[bytes, Stat] = {}  # why a list is, or may soon be, shorter
+        self._reasons: dict[bytes, Stat] = {}  # for elements that will turn out to be gone
         self._ledger = ledger
 
     @property
@@ -48,23 +50,23 @@ class Lists:
 
     @property
     def complete(self) -> Sequence[bytes] | None:
-        """Return the same, or None as long as the lists are looked for.
+        """Return the keys of all lists of this node, or None while they are not all known.
 
-        None also on a replica, and until a list to work with is chosen.
+        They are not known on a replica, while lists are looked for, and until a list to work
+        with is chosen.
         """
         known = self.known and (self.keys or self._home is None)
         return self.keys if known else None
 
     @property
     def length(self) -> int:
-        """Return how many elements of all lists are not confirmed."""
+        """Return how many elements of all lists are not delivered."""
         return self.current.undelivered + sum(self.others.values())
 
     def set_role(self, *, primary: bool, writable: bool) -> bool:
-        """Set the role of this server; False if the lists stay writable, or not writable.
+        """Set the role of this server; return True if `writable` has changed.
 
-        Otherwise nothing is known any more: the lists are another node's to deliver, or
-        are to be looked for.
+        Then all lists are forgotten: another node delivers them, or they are looked for.
         """
         self.primary = primary
         if writable == self.writable:
@@ -78,7 +80,7 @@ class Lists:
         return True
 
     def found(self, lengths: Mapping[bytes, int]) -> None:
-        """Lists were looked at, in slots of this node. Length 0: the list is gone."""
+        """Take the lengths of lists in slots of this node. Length 0: the list is gone."""
         for key, length in lengths.items():
             if key == self.current.key or not self.writable:
                 continue
@@ -87,10 +89,10 @@ class Lists:
                 self.others[key] = length
 
     def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
-        """All lists have been looked for.
+        """End the search for lists: `found` was called for all of them.
 
-        `home`: the key of this node's own list; None: the node has no slot. `serves`: True
-        for a key in the node's slots.
+        `home`: the key of this node's own list; None: the node has no slot. `serves`:
+        returns True for a key in the node's slots. Lists in other slots are left.
         """
         if not self.writable:
             return
@@ -102,23 +104,23 @@ class Lists:
             self._ledger.found(-self.others.pop(key))
 
     def leave_unserved(self) -> None:
-        """The current list's slot is not served here any more: look for the lists again."""
+        """Leave the current list, whose slot this node does not serve; search for lists anew."""
         self.unserved_key = self.current.key
         self.current.leave()
         self.current.state = ListState.NONE
         self.known = False
 
     def changed_by_others(self, what: bytes, key: bytes) -> None:
-        """Somebody else has run a command on a list, or on all of them (`key` is empty).
+        """Note that a command of others has changed a list, or all lists (`key` is empty).
 
-        The length, when it is read, shows the effect.
+        The effect shows when the length is read; what is gone then has this reason.
         """
         for changed in self.keys:
             if key in (b"", changed):
                 self._reasons[changed] = _REASONS.get(what, Stat.DROPPED_FALLBACK_REMOVED)
 
     def book_change(self, key: bytes | None, change: int) -> None:
-        """Others have made a list longer or shorter by so many elements."""
+        """Count elements that others have added to a list, or removed (`change` is negative)."""
         if change > 0:
             self._ledger.found(change)
         elif change < 0:
@@ -129,17 +131,17 @@ class Lists:
             self._ledger.dropped(reason, -change, f"the fallback list was {how} by somebody else")
 
     def set_length(self, length: int) -> None:
-        """The current list's length was read."""
+        """Set the length of the current list, as it was read, and count what others changed."""
         self.book_change(self.current.key, self.current.set_length(length))
 
     def choose(self) -> bool:
-        """Choose the list to work with; True if it is another one than before.
+        """Choose the list to work with; return True if another one than before is chosen.
 
-        The current one until it is empty; then another one that has elements, the longest
-        first, or else the node's own.
+        The current list is kept until it is empty. Then the longest of the other lists is
+        chosen, or, if all are empty, the node's own.
         """
         current = self.current
-        # Nobody waits for a key that holds something else to become a list.
+        # A key that holds something else may never become a list; other lists do not wait.
         hopeless = current.state is ListState.NONE and bool(self.others)
         empty = current.length == 0 and (current.is_ready or hopeless)
         if not self.known or not (current.key is None or empty):

@@ -4,8 +4,9 @@
     | sent                 |                     the first `sent` were sent, or refused
     oldest ──────────────────────────▶ newest
 
-Everything in the fallback list is older than everything here. What was sent and not
-confirmed waits again after a lost connection, in its old place: the mark goes back.
+Everything in the fallback list is older than everything in memory. After a lost connection
+the mark `sent` goes back to 0, so that entries without a confirm wait again in their old
+place.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from .window import WINDOW_BYTES
 class Memory:
     """The log, and how many of its entries wait or are in flight.
 
-    `waiting`: entries that are not in flight, refused ones among them, and
-    `waiting_bytes`; `in_flight`: entries that are. Entries that are DONE count nowhere, and
-    leave the log when all older ones have left it.
+    `waiting` and `waiting_bytes`: entries that are not in flight, including refused ones.
+    `in_flight`: entries that are. An entry that is DONE is in no count; it leaves the log
+    after all older entries have left it.
     """
 
     def __init__(self) -> None:
@@ -47,12 +48,12 @@ class Memory:
 
     @property
     def unsent(self) -> int:
-        """Return how many entries were never sent on this connection, nor are being stored."""
+        """Return how many entries are neither being stored, nor were sent on this connection."""
         return len(self._log) - self._fresh
 
     @property
     def _fresh(self) -> int:
-        """Where the entries begin that are neither sent nor being stored."""
+        """The place of the first entry that is neither sent nor being stored."""
         return max(self.sent, self.storing)
 
     # ---- coming in -----------------------------------------------------------
@@ -64,7 +65,7 @@ class Memory:
         self.waiting_bytes += size_of(entries)
 
     def insert(self, entries: Sequence[Entry]) -> None:
-        """Insert entries that are older than all that was not sent yet."""
+        """Insert entries before all those that are neither sent nor being stored."""
         place = self._fresh
         self._log.rotate(-place)
         self._log.extendleft(reversed(entries))
@@ -75,10 +76,10 @@ class Memory:
     # ---- sending -----------------------------------------------------------
 
     def take(self, most: int, size: int) -> list[Entry]:
-        """Return the next entries to be sent, as many as fit into the window.
+        """Return the next entries to send, and count them as in flight.
 
-        At most `most`, and as long as they and `size` bytes before them are below
-        WINDOW_BYTES. They count as in flight.
+        Return at most `most`, and as many as fit into WINDOW_BYTES behind `size` bytes that
+        are in flight already. Not to be called while entries are being stored.
         """
         entries = list(itertools.islice(self._log, self.sent, self.sent + most))
         del entries[fitting(entries, size, WINDOW_BYTES) :]
@@ -87,7 +88,7 @@ class Memory:
         return entries
 
     def resend(self, entries: Sequence[Entry]) -> None:
-        """Refused entries, those of memory among them, are sent again."""
+        """Count refused entries as in flight again; elements of the list are ignored."""
         self._fly([entry for entry in entries if not entry.listed])
 
     def _fly(self, entries: Sequence[Entry]) -> None:
@@ -96,7 +97,7 @@ class Memory:
         self.in_flight += len(entries)
 
     def refused(self, entries: Sequence[Entry]) -> None:
-        """These were in flight, and the broker has refused them."""
+        """Make entries that were in flight REFUSED; elements of the list are not counted."""
         self._land(entries)
         for entry in entries:
             entry.state = REFUSED
@@ -108,7 +109,7 @@ class Memory:
         self.waiting_bytes += size_of(here)
 
     def confirmed(self, count: int) -> None:
-        """So many entries of memory, which were in flight, are DONE."""
+        """Note that this many entries of memory, which were in flight, are DONE now."""
         self.in_flight -= count
         self._pop_done()
 
@@ -119,7 +120,7 @@ class Memory:
             self.sent -= 1
 
     def link_lost(self, in_flight: Sequence[Entry]) -> None:
-        """All entries wait, in their old places; `in_flight` is what the window had."""
+        """Let all entries wait, in their old places. `in_flight`: the entries of the window."""
         self._land(in_flight)
         for entry in in_flight:
             entry.state = WAITING
@@ -127,7 +128,7 @@ class Memory:
         self.sent = 0
 
     def _keep_head(self, count: int) -> None:
-        """Remove those that are DONE from the first entries, except from a push job."""
+        """Remove entries that are DONE from the first `count`, except those being stored."""
         head = [self._log.popleft() for _ in range(min(count, len(self._log)))]
         kept = [entry for entry in head[self.storing :] if entry.state is not DONE]
         self._log.extendleft(reversed(head[: self.storing] + kept))
@@ -140,7 +141,7 @@ class Memory:
         return list(itertools.islice(self._log, self.storing))
 
     def stored(self) -> None:
-        """The entries of the push job are elements of the list now, and leave the log."""
+        """Remove the entries of the push job from the log: they are elements of the list now."""
         for _ in range(self.storing):
             self._log.popleft()
         self.sent = max(0, self.sent - self.storing)
@@ -148,7 +149,7 @@ class Memory:
         self._pop_done()
 
     def store_failed(self) -> None:
-        """The entries of the push job stay here."""
+        """Keep the entries of the push job, which has failed."""
         count, self.storing = self.storing, 0
         before = len(self._log)
         self._keep_head(count)
@@ -157,7 +158,7 @@ class Memory:
     # ---- leaving -----------------------------------------------------------
 
     def uncount(self, entry: Entry) -> None:
-        """Take an entry out of the count that it is in, because it is lost or stored."""
+        """Take an entry that is lost or stored out of the count that it is in."""
         if entry.state is SENT:
             self.in_flight -= 1
         elif entry.state is not DONE:
@@ -165,9 +166,9 @@ class Memory:
             self.waiting_bytes -= entry.size
 
     def drop_oldest(self, size: int, keep: int) -> int:
-        """Drop the oldest entries that were not sent; return how many.
+        """Drop the oldest entries that are neither sent nor being stored; return how many.
 
-        At least `size` bytes of them if there are so many, but never the newest `keep`.
+        Drop at least `size` bytes if possible, but never the newest `keep` entries.
         """
         enough = self.waiting_bytes - size
         place, dropped = self._fresh, 0
@@ -181,7 +182,7 @@ class Memory:
         return dropped
 
     def take_all(self) -> list[Entry]:
-        """Empty the log, because the worker ends; the entries still count here."""
+        """Empty the log, because the worker ends; the caller takes each entry out of the counts."""
         entries = list(self._log)
         self._log.clear()
         self.sent = self.storing = 0

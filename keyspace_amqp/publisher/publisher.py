@@ -1,19 +1,20 @@
 """The publisher: decides what to do next with every event.
 
 Sans I/O: events, answers of the broker, changes of the link, replies of jobs and the time
-go in; `poll` says what to do. The worker carries that out. One thread owns an instance;
-nothing here blocks, or raises for what happens outside.
+go in; `poll` returns actions, which the worker carries out. One thread owns an instance;
+nothing here blocks, or raises an exception over what happens outside.
 
-Where an event is, and the order in which everything leaves:
+The places of events, in the order in which they are sent:
 
     the fallback list in Redis               memory
     known head      not read yet             being stored, sent, or waiting
     oldest ───────────────────────────────────────────────────▶ newest
 
-- What is in memory is sent only when everything in the lists has been sent. So events are
-  sent in their order, and after a lost connection again in their order.
+- Memory is sent only when everything in the lists has been sent. So events are sent in their
+  order, and after a lost connection once more in their order.
 - Each part has an object of its own: Link, Window, Retries, Memory, FallbackList, Lists,
-  ListJobs, Flush, Ledger. This file says in which order decisions are made.
+  ListJobs, RecentPushes, Flush, Ledger. This file holds the decisions that concern several
+  of them, and their order: see `poll`.
 """
 
 from __future__ import annotations
@@ -49,19 +50,22 @@ from .recent import RecentPushes
 from .retries import Retries
 from .window import WINDOW_BYTES, Window
 
-# Messages sent in one poll; confirms are read in between. Large pieces, because each costs
-# a turn of the loop and a system call.
+# Messages sent in one poll, at most; confirms are read between two polls. The number is
+# large, because each poll costs a turn of the loop and a system call.
 SEND_CHUNK = 1000
 # Seconds after which an event that cannot be sent is stored. It has to be in the list within
-# 100 ms; the other half is for Redis' main thread to get to the job.
+# 100 ms (rule 12); the other 50 ms are for Redis' main thread to get to the job.
 STORE_AFTER = 0.05
-# A time that has passed without effect is tried again after so many seconds.
+# Seconds until the next poll if a time to wake up has passed and poll had nothing to do.
 _SOON = 0.01
 
 
 class Publisher:
-    """The module's text says what it is. `clock`: monotonic seconds; `wall`: Unix time in
-    milliseconds; `jitter`: random numbers from 0 to 1; `clustered`: in cluster mode.
+    """The decisions about every event.
+
+    `clock`: monotonic seconds; `wall`: Unix time in milliseconds; `jitter`: random numbers
+    from 0 to 1; `clustered`: Redis runs in cluster mode. `last_error` is for users.
+    `has_more`: poll has more to do as soon as confirms were read.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class Publisher:
         clustered: bool = True,
     ) -> None:
         self.last_error = ""
-        self.has_more = False  # poll has more to do as soon as confirms were read
+        self.has_more = False
         self.ledger = Ledger(clock, wall)
         self.link = Link(clock, jitter)
         self.window = Window(clock)
@@ -117,7 +121,7 @@ class Publisher:
             self._close_link()
 
     def connect(self) -> None:
-        """CONNECT: connect now, also with nothing to send."""
+        """CONNECT: connect now, even with nothing to send."""
         self.link.want()
 
     def disconnect(self) -> None:
@@ -131,33 +135,34 @@ class Publisher:
             self.connect()
 
     def purge(self, done: Callable[[int | JobError], None]) -> None:
-        """FALLBACK PURGE: delete the lists, and call `done` with the number of elements."""
+        """FALLBACK PURGE: delete the lists; `done` gets the number of elements, or an error."""
         self.jobs.purge(done)
 
     def set_role(self, *, primary: bool, loading: bool, agreed: bool = False) -> None:
         """Set the role of this server.
 
-        `loading`: it loads a data set. `agreed`: it becomes a replica of a node that has all
-        that was written here.
+        `loading`: it loads a data set. `agreed`: it became a replica by an agreed failover,
+        so the new primary has all that was written here.
         """
         if not self.lists.set_role(primary=primary, writable=primary and not loading):
             return
         if not primary and not agreed:
             again = self._insert(self.recent.take())
-            if self._recovering:  # leftovers may be among these, and are not safe any more
+            if self._recovering:  # leftovers may be among these, and are not safe in the list
                 self._recovering.extend(again)
         self.recent.clear()
 
     def list_changed(self, what: bytes, key: bytes = b"") -> None:
-        """Somebody else has run a command on a list; on all of them if `key` is empty."""
+        """Note that others have changed a list with a command, or all lists (`key` is empty)."""
         self.lists.changed_by_others(what, key)
         if key in (b"", self.list.key):
             self.jobs.check_now()
 
     def imported(self, key: bytes, length: int, count: int) -> None:
-        """Elements were put to the end of a list of ours, which then had `length`.
+        """Note that `count` elements were put to the end of a list of this node.
 
-        To be told between the results of the jobs that ran before and after that.
+        `length`: its length after that. To be called after `job_done` for jobs that ran
+        before, and before `job_done` for jobs that ran later.
         """
         for now in (length - count, length):
             if key != self.list.key:
@@ -166,31 +171,33 @@ class Publisher:
                 self.lists.set_length(now)
 
     def add(self, events: Sequence[Event]) -> None:
-        """Take events that a mask let through, oldest first."""
+        """Take in events that a mask let through, oldest first."""
         now = self._clock()
         self.memory.add([Entry(event, now) for event in events])
         self.ledger.matched(len(events))
 
     def recover(self, events: Sequence[Event]) -> None:
-        """Take the leftovers of an earlier load, before anything else; then Recovered."""
+        """Take in the leftovers of an earlier load, before all events in memory.
+
+        Recovered follows when all of them are delivered, stored or lost.
+        """
         self._recovering.extend(self._insert(events))
 
     def _insert(self, events: Sequence[Event]) -> Sequence[Entry]:
-        """Take events that this load has not captured, or has stored: they are older than
-        what is in memory."""
+        """Take in events that are older than those in memory: leftovers, or stored ones."""
         entries = [Entry(event, self._clock()) for event in events]
         self.ledger.found(len(entries))
         self.memory.insert(entries)
         return entries
 
     def set_pressure(self, pressure: bool) -> None:
-        """True: more events wait in the shim's queue than memory should hold."""
+        """Set the pressure; True: more events wait in the shim's queue than memory should hold."""
         self._pressure = pressure
 
     def drop_oldest(self, size: int, keep: int = 0) -> int:
-        """Give up the oldest events in memory that were not sent; return how many.
+        """Give up the oldest events that are neither sent nor being stored; return how many.
 
-        At least `size` bytes of them if there are so many, but never the newest `keep`.
+        Give up at least `size` bytes if possible, but never the newest `keep` events.
         """
         dropped = self.memory.drop_oldest(size, keep)
         why = "memory is full and the list out of reach"
@@ -198,14 +205,15 @@ class Publisher:
         return dropped
 
     def give_up(self) -> None:
-        """An event came in over which the handler fails again and again: it is lost."""
+        """Count an event as lost, because the handler fails over it again and again."""
         self.ledger.matched(1)
         self.ledger.dropped(Stat.DROPPED_HANDLER_ERROR, 1, "the handler failed over them")
 
     def flush(self, flush_id: int, seconds: float, mode: FlushMode) -> None:
-        """Deliver or store all that is in memory within a time; then Flushed.
+        """Deliver or store all that is in memory; poll returns Flushed when that is done.
 
-        Unless the mode is STORE, nothing more comes in.
+        `seconds`: the time that Redis waits. Unless the mode is STORE, no events may be
+        added any more.
         """
         self._flush = Flush(flush_id, mode, self._clock(), seconds)
 
@@ -220,34 +228,34 @@ class Publisher:
     # ---- what comes in from the broker -----------------------------------------
 
     def link_up(self) -> None:
-        """The connection is there and confirms are on."""
+        """Note that the connection is open and confirms are on."""
         if self.link.connections:
             self.ledger.reconnected()
         self.link.up()
         self.window.open()
 
     def attempt_failed(self, reason: str) -> None:
-        """One of several brokers could not be reached; the others are tried now."""
+        """Note why one of several brokers could not be reached; the others are tried now."""
         self.last_error = reason
 
     def link_down(self, reason: str) -> None:
-        """An attempt has failed, or the connection or its channel is gone."""
+        """Note that no broker could be reached, or that the connection or its channel is gone."""
         self.last_error = reason
         self.link.down()
         self._lose_window()
 
     def link_blocked(self, reason: str) -> None:
-        """The broker takes no messages for now."""
+        """Note that the broker takes no messages for now (connection.blocked)."""
         if self.link.block():
             self.last_error = f"blocked by the broker: {reason}"
 
     def link_unblocked(self) -> None:
-        """The broker takes messages again."""
+        """Note that the broker takes messages again (connection.unblocked)."""
         if self.link.unblock():
             self.window.progress()
 
     def acked(self, below: int, tags: Sequence[int] = ()) -> None:
-        """The broker has confirmed all messages up to tag `below`, and these `tags`."""
+        """Take confirms: of all messages up to and including tag `below`, and of these `tags`."""
         self.window.progress()
         self.link.confirmed()
         entries = self.window.settle(below, tags)
@@ -262,7 +270,7 @@ class Publisher:
         self.ledger.confirmed(entries)
 
     def nacked(self, tag: int, multiple: bool) -> None:
-        """The broker has refused a message, or all up to this tag (basic.nack)."""
+        """Take the refusal of a message, or of all up to this tag (basic.nack)."""
         self.window.progress()
         entries = self.window.settle(tag) if multiple else self.window.settle(0, [tag])
         self.memory.refused(entries)
@@ -273,9 +281,9 @@ class Publisher:
             self.window.shrink()
 
     def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None:
-        """The broker takes no messages above `limit` bytes.
+        """Give up messages with a body above `limit` bytes, which the broker does not take.
 
-        It would close the channel over each of them for ever: they are given up.
+        It closes the channel over each of them, however often they are sent.
         """
         given_up = [
             entry
@@ -292,7 +300,7 @@ class Publisher:
         self.ledger.dropped(Stat.DROPPED_TOO_LARGE, len(given_up), why)
 
     def returned(self) -> None:
-        """A message has reached no queue (basic.return). Its confirm follows."""
+        """Count a message that has reached no queue (basic.return); its confirm follows."""
         exchange, key = self._config.exchange, self._config.routing_key
         self.ledger.returned(f"exchange {exchange!r} has no binding for the routing key {key!r}")
 
@@ -304,7 +312,7 @@ class Publisher:
             self._lose_window()
 
     def _lose_window(self) -> None:
-        """What was sent and not confirmed waits again, in its old place."""
+        """Let everything that was sent and not confirmed wait again, in its old place."""
         self.memory.link_lost(self.window.close())
         self.retries.clear()
         self.list.link_lost()
@@ -314,8 +322,8 @@ class Publisher:
     def poll(self, *, more: bool, most: int | None = None) -> list[Action]:
         """Return what is to be done now.
 
-        `more`: events wait in the shim's queue. `most`: no more messages than this are to
-        be sent now, if the others can wait.
+        `more`: events wait in the shim's queue. `most`: send no more messages than this, if
+        the others can wait without harm.
         """
         self._decide_link()
         if self.link.is_up and not self.window.is_stalled:
@@ -352,7 +360,7 @@ class Publisher:
         batch: list[Entry] = []
         if self.retries:
             if not self.retries.is_due:
-                return  # nothing newer before them
+                return  # nothing newer is sent before them
             batch = self.retries.take(room)
             self.memory.resend(batch)
         if not self.retries:
@@ -364,7 +372,7 @@ class Publisher:
             self._actions.append(Send(first_tag, events))
 
     def _fill(self, batch: list[Entry], room: int) -> None:
-        """Add to the batch what comes behind refused messages."""
+        """Add elements of the list and then entries of memory to the batch, up to `room`."""
         room -= len(batch)
         size = self.window.bytes + size_of(batch)
         listed = self.list.take(room, size)
@@ -375,7 +383,7 @@ class Publisher:
 
     @property
     def _memory_may_go(self) -> bool:
-        """True if it is known that no list has anything older than memory."""
+        """True if the length of the list is known, or if memory does not wait for a list."""
         return self.list.state is not ListState.UNKNOWN or not self.lists.primary
 
     @property
@@ -384,7 +392,7 @@ class Publisher:
         return bool(self.list.unsent or self.list.unread or self.lists.others)
 
     def _decide_job(self) -> None:
-        """At most one job at a time: the one that is needed most."""
+        """Begin the job that is needed most, if no other one is under way."""
         if self.jobs.running is not None:
             return
         if not self.lists.writable:
@@ -412,7 +420,7 @@ class Publisher:
 
     @property
     def _should_store(self) -> bool:
-        """True if what is in memory has to go to the list (rules 9, 12, 13)."""
+        """True if entries of memory have to be stored now (rules 9, 12, 13)."""
         oldest = self.memory.oldest
         if oldest is None or not self._storable:
             return False
@@ -429,7 +437,7 @@ class Publisher:
             and self.memory.sent
             and not (self._pressure or self.retries or stalled)
         ):
-            return False  # behind elements that are not read they would be sent once more
+            return False  # pushed behind unread elements, they would be read and sent once more
         if self._list_is_ahead:
             return due
         return self._pressure or stalled or (bool(self.retries) and due)
@@ -437,7 +445,7 @@ class Publisher:
     # ---- the end ---------------------------------------------------------------------
 
     def _decide_flush(self, more: bool) -> bool:
-        """End the flush if it is done; True if it ends."""
+        """End the flush if it is done; return True if it ended."""
         flush = self._flush
         if flush is None or not flush.is_done(self._outlook(flush, more), self._clock()):
             return False
@@ -456,7 +464,7 @@ class Publisher:
         to_file = self._goes_to_file(flush)
         can_store = self.lists.writable and self._config.fallback_size >= 0 and not to_file
         if not flush.ends and (self.list.key is None or not self.jobs.may_retry):
-            can_store = False  # no slot, or it was tried; the main thread waits for this
+            can_store = False  # no list, or a job has just failed; the main thread is waiting
         return Outlook(
             memory=bool(self.memory) or more,
             listed=bool(self.lists.others) or self.list.undelivered > 0,
@@ -473,14 +481,14 @@ class Publisher:
         if not flush.in_grace(self._clock()):
             return False
         if flush.mode is not FlushMode.DRAIN and self._list_is_ahead:
-            return False  # the list comes first, and events are safe there
+            return False  # elements of the list come first, and events are safe in the list
         if self.link.is_up:
             return self._broker_answers and not self.retries
         opening = self.link.is_first_attempt and not self.link.is_blocked
         return flush.ends and not self._goes_to_file(flush) and opening
 
     def _goes_to_file(self, flush: Flush) -> bool:
-        """True if what is left at the end goes to the file of leftovers."""
+        """True if events that are left at the end go to the file of leftovers."""
         no_list = flush.mode is FlushMode.DRAIN and self.list.key is None
         return (flush.mode is FlushMode.LEAVE or no_list) and self._config.fallback_size >= 0
 
@@ -490,7 +498,7 @@ class Publisher:
         return self.link.is_up and not self.window.is_stalled
 
     def _take_leftovers(self) -> list[Event]:
-        """Take all out of memory; return the events that are not delivered."""
+        """Empty memory; return the events that are not delivered."""
         left: list[Event] = []
         for entry in self.memory.take_all():
             if entry.state is not DONE and entry.event is not None:
@@ -501,7 +509,7 @@ class Publisher:
         return left
 
     def _decide_recovered(self) -> None:
-        """Tell when all leftovers of an earlier load are delivered, stored or lost."""
+        """Add the action Recovered once all leftovers are delivered, stored or lost."""
         while self._recovering and (
             self._recovering[0].state is DONE or self._recovering[0].listed
         ):
@@ -510,11 +518,11 @@ class Publisher:
                 self._actions.append(Recovered())
 
     def repair(self, *, job_lost: bool) -> None:
-        """Make the state sound after an exception, with the link down.
+        """Make the state sound after an exception; to be called after `link_down`.
 
-        What was sent goes again, and the list is read again. Actions of the last poll that
-        were not carried out are void if they are about the link or a job. `job_lost`: no
-        job is under way.
+        What was sent and not confirmed is sent again, and the list is read again. Actions of
+        the last poll that were not carried out are void if they concern the link or a job.
+        `job_lost`: no job is under way.
         """
         self._actions = [a for a in self._actions if not is_void_after_repair(a)]
         self.window.close()
@@ -548,9 +556,9 @@ class Publisher:
         return self.window.is_busy
 
     def room(self) -> int:
-        """Return how many more events it is worth to take in now.
+        """Return how many more events should be taken in now.
 
-        All that there are, if they can only wait: so that the masks are asked about them.
+        If they can only wait, they are taken in all the same, so that masks discard some.
         """
         if self.can_only_wait:
             return JOB_ELEMENTS
@@ -565,10 +573,7 @@ class Publisher:
 
     @property
     def _may_wait(self) -> bool:
-        """True if nothing is lost, and nobody waits, when events wait for a while.
-
-        The list has room for twice as many.
-        """
+        """True if events can wait without harm: the list is writable and not half full."""
         size = self._config.fallback_size
         room = size == 0 or self.list.length < size // 2
         return self._storable and room and not self.flushing
@@ -585,7 +590,7 @@ class Publisher:
             times.append(self._flush.wakes_at(self._clock()))
             times.append(self.window.stalls_at)
         due = [time for time in times if time is not None]
-        # A time that has passed led to nothing just now; a little later it may.
+        # The last poll had nothing to do for a time that has passed; try again a little later.
         return max(min(due), self._clock() + _SOON) if due else None
 
     def _link_times(self) -> list[float | None]:
@@ -599,7 +604,7 @@ class Publisher:
         times: list[float | None] = [self.jobs.check_at]
         oldest = self.memory.oldest
         if oldest is not None and self.list.is_ready and self._config.fallback_size >= 0:
-            # What _should_store waits for.
+            # The times that _should_store waits for.
             if not self.link.is_up or self._list_is_ahead or self.retries:
                 times.append(max(oldest.at + STORE_AFTER, self.jobs.retry_at))
             if (stalls_at := self.window.stalls_at) is not None:
@@ -608,11 +613,11 @@ class Publisher:
 
     @property
     def state(self) -> str:
-        """Return the word that STATS shows."""
+        """Return the state of the link as STATS shows it."""
         return self.link.word(primary=self.lists.primary)
 
     def gauges(self) -> dict[Stat, int]:
-        """Return the numbers that are no counters."""
+        """Return the gauges: the numbers that can go up and down."""
         return {
             Stat.FALLBACK_LENGTH: self.lists.length,
             Stat.QUEUE_LENGTH: self.memory.waiting,

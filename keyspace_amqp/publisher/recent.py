@@ -1,4 +1,4 @@
-"""Events that were pushed to the list so recently that a demotion may lose them."""
+"""Events that were pushed to the list so recently that the new primary may not have them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from ..message import Event
 from .entry import DONE, Entry
 from .window import WINDOW_BYTES
 
-# Events that were pushed within so many seconds before this node is demoted without having
-# agreed are delivered from memory too: the new primary may have taken over before it had
-# them, and the list here is replaced together with all other data.
+# If this node is demoted without having agreed, events that were pushed within this many
+# seconds before are delivered from memory too. The new primary may have taken over before it
+# had them, and the list of this node is replaced, together with all its other data.
 PUSHED_RECENTLY = 2.0
 
 
 class RecentPushes:
-    """The events of the latest pushes, up to WINDOW_BYTES of them.
+    """The events of the latest pushes, up to WINDOW_BYTES.
 
-    `keep`: False outside of a cluster. Somebody has told the node to become a replica
-    there, and may have waited for the replica; the order of events counts for more than
-    events that nobody waited for.
+    `keep`: False outside of a cluster, where nothing is kept. There a demotion is a command
+    of an operator, who can wait until the replica has everything. To deliver the events
+    twice, and out of their order, would be worse than to lose those of an operator who did
+    not wait.
     """
 
     def __init__(self, clock: Callable[[], float], *, keep: bool) -> None:
@@ -30,7 +31,7 @@ class RecentPushes:
         self._keep = keep
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """These were pushed just now."""
+        """Keep the events of entries that were pushed just now."""
         if not self._keep:
             return
         now = self._clock()
@@ -53,6 +54,6 @@ class RecentPushes:
         return events
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all events."""
         self._pushes.clear()
         self._bytes = 0

@@ -1,4 +1,4 @@
-"""Retries: messages that the broker refused (basic.nack) and that are sent again."""
+"""Retries: messages that the broker has refused (basic.nack), and that will be sent again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from .entry import REFUSED, WAITING, Entry
 
 # Seconds between a refusal and the next attempt, at most.
 REFUSED_MAX = 1.0
-# A refusal within so many seconds after the last attempt belongs to the same trouble: a
-# full queue with a slow consumer takes some messages and refuses others, so only time
-# tells that the trouble is over.
+# A refusal within this many seconds after the last attempt was due continues the present
+# trouble. Confirms do not end it: a full queue with a slow consumer takes some messages and
+# refuses others.
 REFUSED_QUIET = 1.0
 
 
@@ -23,10 +23,10 @@ class Retries:
         self._clock = clock
         self._jitter = jitter
         self._due_at = clock()
-        self._rounds = 0  # of refusals in the present trouble
+        self._rounds = 0  # rounds of refusals in the present trouble
 
     def __bool__(self) -> bool:
-        """True if messages wait here; nothing newer is sent before them."""
+        """True if refused messages wait; nothing newer is sent before them."""
         return bool(self._entries)
 
     @property
@@ -45,7 +45,10 @@ class Retries:
         return [entry for entry in self._entries if entry.state is REFUSED]
 
     def add(self, entries: list[Entry]) -> bool:
-        """Put refused entries here; True if this refusal begins a new round."""
+        """Keep refused entries for another attempt; return True if a new round begins.
+
+        Refusals that come before the next attempt is due belong to the same round.
+        """
         self._entries += entries
         now = self._clock()
         if not entries or now < self._due_at:
@@ -57,13 +60,13 @@ class Retries:
         return True
 
     def take(self, most: int) -> list[Entry]:
-        """Take the first refused entries out, at most so many, to send them again."""
+        """Take out at most `most` refused entries, oldest refusal first, to send them again."""
         entries = self.entries
         self._entries = entries[most:]
         return entries[:most]
 
     def clear(self) -> None:
-        """The connection is gone: refused messages simply wait, in their old place."""
+        """Let refused entries wait in their old place, because the connection is gone."""
         for entry in self._entries:
             if entry.state is REFUSED:
                 entry.state = WAITING

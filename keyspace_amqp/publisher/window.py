@@ -1,4 +1,4 @@
-"""The window of confirms: messages that were sent on this connection and are unconfirmed."""
+"""The window: the messages in flight, their delivery tags, and how many more may be sent."""
 
 from __future__ import annotations
 
@@ -7,39 +7,41 @@ from collections.abc import Callable, Sequence
 
 from .entry import DONE, SENT, Entry, size_of
 
-# Messages in flight: what RabbitMQ confirms in about 60 ms at its fastest, so that it
-# always has something to do while the worker does something else.
+# Messages in flight, at most. RabbitMQ at its fastest confirms as many in about 60 ms: so
+# it always has something to do while the worker does something else.
 WINDOW = 4000
-# And their bytes: with a silent broker pika's buffer may hold so many. The same bound holds
-# for elements of the list that are read and not sent, and for confirmed elements that wait
-# for their trim.
+# Bytes of the messages in flight, at most: pika's buffer holds as many if the broker reads
+# nothing. The same bound holds for elements of the list that are read and not sent, and for
+# confirmed elements that wait for their trim.
 WINDOW_BYTES = 16 * 1024 * 1024
-# A connected broker that confirms nothing for so many seconds is treated as if it were away.
+# A connected broker that answers nothing for this many seconds is treated as if it were away.
 STALLED_AFTER = 0.25
 
 
 class Window:
-    """Delivery tags and the entries that wait for their confirms.
+    """Delivery tags, and the entries that wait for their confirms.
 
     `_slots` has one slot per tag, from the oldest unconfirmed one on. A slot is stale if it
-    is None (its tag was settled alone) or if its entry is not SENT (it was given up).
+    is None (its tag was settled before older ones) or if its entry is not SENT any more (it
+    was given up). `count` and `bytes` leave stale slots out.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.size = WINDOW  # smaller after refusals
+        self.size = WINDOW  # messages, at most; smaller after refusals
         self.count = 0  # messages in flight
-        self.bytes = 0  # and their bytes
+        self.bytes = 0  # bytes of the messages in flight
         self.next_tag = 1
         self._slots: collections.deque[Entry | None] = collections.deque()
         self._clock = clock
-        self._progress_at = clock()  # of the last answer, or of the first message after none
+        # The time of the last answer; if nothing was in flight, of the first message after that.
+        self._progress_at = clock()
 
     def __len__(self) -> int:
-        """Return the number of slots, stale ones among them."""
+        """Return the number of slots, including stale ones."""
         return len(self._slots)
 
     def open(self) -> None:
-        """A new connection: tags start from 1."""
+        """Start anew with a new connection: tags begin with 1, and the window has its full size."""
         self.size = WINDOW
         self.next_tag = 1
         self._progress_at = self._clock()
@@ -56,20 +58,20 @@ class Window:
 
     @property
     def is_stalled(self) -> bool:
-        """True if messages are in flight and the broker has answered nothing for a while."""
+        """True if messages are in flight, and no answer came for STALLED_AFTER seconds."""
         return bool(self._slots) and self._clock() >= self._progress_at + STALLED_AFTER
 
     @property
     def stalls_at(self) -> float | None:
-        """Return the time from which the broker counts as stalled; None: nothing is in flight."""
+        """Return the time from which on the broker is stalled; None: nothing is in flight."""
         return self._progress_at + STALLED_AFTER if self._slots else None
 
     def progress(self) -> None:
-        """The broker has answered."""
+        """Note that the broker has answered."""
         self._progress_at = self._clock()
 
     def send(self, entries: Sequence[Entry]) -> int:
-        """Put entries into the window, which are sent now; return the first one's tag."""
+        """Put entries that are sent now into the window; return the tag of the first one."""
         if not self._slots:
             self._progress_at = self._clock()
         first_tag = self.next_tag
@@ -82,10 +84,11 @@ class Window:
         return first_tag
 
     def settle(self, below: int, tags: Sequence[int] = ()) -> list[Entry]:
-        """Take the entries that answers of the broker are about out of the window.
+        """Take entries that the broker has answered out of the window, and return them.
 
-        Those with tags up to `below`, and those with these `tags`. They are still SENT; the
-        caller changes that. Tags that were settled before, or never sent, are ignored.
+        They are the entries with tags up to and including `below`, and those with one of
+        `tags`. The caller changes their state, which still is SENT. Tags that were settled
+        before, or never sent, are ignored.
         """
         slots, first, end = self._slots, self.next_tag - len(self._slots), self.next_tag
         taken: list[Entry | None] = []
@@ -99,13 +102,13 @@ class Window:
         entries = [entry for entry in taken if entry is not None and entry.state is SENT]
         self.count -= len(entries)
         self.bytes -= size_of(entries)
-        # Stale slots at the head are of no use any more.
+        # The oldest slot has to be one of an entry in flight.
         while slots and ((head := slots[0]) is None or head.state is not SENT):
             slots.popleft()
         return entries
 
     def give_up(self, entry: Entry) -> None:
-        """The entry is DONE, and nobody waits for its confirm."""
+        """Make the entry DONE; if it is in flight, its confirm is not awaited any more."""
         if entry.state is SENT:
             self.count -= 1
             self.bytes -= entry.size
@@ -116,16 +119,16 @@ class Window:
         return [entry for entry in self._slots if entry is not None and entry.state is SENT]
 
     def close(self) -> list[Entry]:
-        """The connection is gone: return what was in flight, and forget the tags."""
+        """Return what was in flight, and forget the tags: the connection is gone."""
         entries = self.in_flight()
         self._slots.clear()
         self.count = self.bytes = 0
         return entries
 
     def grow(self, count: int) -> None:
-        """So many messages were confirmed: let the window grow again."""
+        """Let the window grow again by the number of messages that were confirmed."""
         self.size = min(WINDOW, self.size + count)
 
     def shrink(self) -> None:
-        """The broker has refused messages: halve the window."""
+        """Halve the window, because the broker has refused messages."""
         self.size = max(1, self.size // 2)

@@ -8,7 +8,7 @@ from keyspace_amqp.fallback import to_element
 from keyspace_amqp.publisher.actions import Close, Connect
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, commands, connected, sent
-from tests.publisher.simulated import event_of
+from tests.publisher.simulated import event_of, set_limit
 
 
 def test_a_replica_hands_the_list_over_and_delivers_what_it_holds() -> None:
@@ -83,3 +83,22 @@ def test_a_trim_around_which_the_role_changed_twice_counts_nothing(runs: str) ->
     bench.job = None
     bench.settle()
     assert bench.count(Stat.FALLBACK_DRAINED) == bench.count(Stat.FALLBACK_LENGTH) == 0
+
+
+@pytest.mark.xfail(reason="confirmed events behind a push that failed stay in memory")
+def test_a_replica_closes_the_link_after_a_push_that_came_too_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All events were confirmed while the oldest of them was being pushed."""
+    set_limit(monkeypatch, "JOB_ELEMENTS", 1)
+    bench = connected()
+    bench.emit(2)
+    bench.poll()
+    bench.publisher.set_pressure(True)
+    assert "RPUSH" in commands(bench.poll())
+    bench.publisher.acked(2)
+    bench.list.writable = False
+    bench.publisher.set_role(primary=False, loading=False)
+    bench.run_job()
+    assert Close() in bench.settle()
+    assert bench.publisher.state == "replica"
