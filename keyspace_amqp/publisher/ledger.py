@@ -118,6 +118,18 @@ class Ledger:
         lost = sum(counts[FIRST_REASON:])
         return came - counts[Stat.CONFIRMED] - lost - sum(gauges[stat] for stat in _WAITING)
 
+    def balance(self, gauges: Mapping[Stat, int]) -> None:
+        """Make the books balance after an exception between a change and its count.
+
+        Whoever changes something that the books are about does so before it is counted, and
+        counts confirms before anything else. So events that are counted and are nowhere are
+        lost; events that are somewhere and are not counted come a second time.
+        """
+        difference = self.difference(gauges)
+        self.found(max(-difference, 0))
+        why = "an exception in the handler, see the log"
+        self.dropped(Stat.DROPPED_HANDLER_ERROR, max(difference, 0), why)
+
     # ---- times of confirms -----------------------------------------------------
 
     @property

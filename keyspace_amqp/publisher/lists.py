@@ -84,9 +84,10 @@ class Lists:
         for key, length in lengths.items():
             if key == self.current.key or not self.writable:
                 continue
-            self.book_change(key, length - self.others.pop(key, 0))
+            before = self.others.pop(key, 0)
             if length:
                 self.others[key] = length
+            self.book_change(key, length - before)
 
     def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
         """End the search for lists: `found` was called for all of them.

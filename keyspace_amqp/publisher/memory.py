@@ -122,8 +122,6 @@ class Memory:
     def link_lost(self, in_flight: Sequence[Entry]) -> None:
         """Let all entries wait, in their old places. `in_flight`: the entries of the window."""
         self._land(in_flight)
-        for entry in in_flight:
-            entry.state = WAITING
         self._keep_head(self._fresh)
         self.sent = 0
 
@@ -154,6 +152,7 @@ class Memory:
         before = len(self._log)
         self._keep_head(count)
         self.sent = max(0, self.sent - (before - len(self._log)))
+        self._pop_done()
 
     # ---- leaving -----------------------------------------------------------
 

@@ -167,7 +167,7 @@ class Publisher:
         for now in (length - count, length):
             if key != self.list.key:
                 self.lists.found({key: now})
-            elif self.lists.writable:
+            elif self.list.is_ready:  # else its length is about to be read anyway
                 self.lists.set_length(now)
 
     def add(self, events: Sequence[Event]) -> None:
@@ -186,8 +186,8 @@ class Publisher:
     def _insert(self, events: Sequence[Event]) -> Sequence[Entry]:
         """Take in events that are older than those in memory: leftovers, or stored ones."""
         entries = [Entry(event, self._clock()) for event in events]
-        self.ledger.found(len(entries))
         self.memory.insert(entries)
+        self.ledger.found(len(entries))
         return entries
 
     def set_pressure(self, pressure: bool) -> None:
@@ -259,6 +259,7 @@ class Publisher:
         self.window.progress()
         self.link.confirmed()
         entries = self.window.settle(below, tags)
+        self.ledger.confirmed(entries)
         self.window.grow(len(entries))
         memory = len(entries)
         for entry in entries:
@@ -267,7 +268,6 @@ class Publisher:
                 self.list.mark_done(entry)
                 memory -= 1
         self.memory.confirmed(memory)
-        self.ledger.confirmed(entries)
 
     def nacked(self, tag: int, multiple: bool) -> None:
         """Take the refusal of a message, or of all up to this tag (basic.nack)."""
@@ -528,6 +528,7 @@ class Publisher:
         self.window.close()
         self.retries.clear()
         self.jobs.repair(job_lost=job_lost)
+        self.ledger.balance(self.gauges())
 
     # ---- what the worker asks ----------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Sequence
 
-from .entry import DONE, SENT, Entry, size_of
+from .entry import DONE, SENT, WAITING, Entry, size_of
 
 # Messages in flight, at most. RabbitMQ at its fastest confirms as many in about 60 ms: so
 # it always has something to do while the worker does something else.
@@ -119,8 +119,10 @@ class Window:
         return [entry for entry in self._slots if entry is not None and entry.state is SENT]
 
     def close(self) -> list[Entry]:
-        """Return what was in flight, and forget the tags: the connection is gone."""
+        """Return what was in flight, which waits again: the connection is gone."""
         entries = self.in_flight()
+        for entry in entries:
+            entry.state = WAITING
         self._slots.clear()
         self.count = self.bytes = 0
         return entries

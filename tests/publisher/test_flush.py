@@ -208,7 +208,6 @@ def test_repair_takes_back_what_a_job_would_have_stored() -> None:
     assert bench.stored == [1, 2]
 
 
-@pytest.mark.xfail(reason="elements that are forgotten after the window was closed are counted off")
 def test_repair_after_a_loss_of_the_link_that_failed_half_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -222,7 +221,6 @@ def test_repair_after_a_loss_of_the_link_that_failed_half_way(
     assert (bench.publisher.window.count, bench.publisher.window.bytes) == (0, 0)
 
 
-@pytest.mark.xfail(reason="the elements count as removed by somebody else")
 def test_elements_of_a_trim_that_ran_before_a_repair_are_not_lost() -> None:
     """They were confirmed, and the trim has removed them; only its replies come too late."""
     bench = connected(found=3)

@@ -85,7 +85,6 @@ def test_a_trim_around_which_the_role_changed_twice_counts_nothing(runs: str) ->
     assert bench.count(Stat.FALLBACK_DRAINED) == bench.count(Stat.FALLBACK_LENGTH) == 0
 
 
-@pytest.mark.xfail(reason="confirmed events behind a push that failed stay in memory")
 def test_a_replica_closes_the_link_after_a_push_that_came_too_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

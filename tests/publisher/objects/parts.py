@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from keyspace_amqp.message import EVENT_BYTES
 from keyspace_amqp.publisher.entry import SENT, Entry, State
 from keyspace_amqp.publisher.ledger import Ledger
+from keyspace_amqp.publisher.memory import Memory
 from tests.publisher.simulated import BEGIN_MS, event_of, number_of
 
 
@@ -45,6 +46,14 @@ def mark_sent(entries: Iterable[Entry]) -> None:
     """Does to the entries what Window.send does."""
     for entry in entries:
         entry.state = SENT
+
+
+def lose_link(memory: Memory, in_flight: Iterable[Entry]) -> None:
+    """Tells memory of a lost connection; Window.close has changed the states before that."""
+    entries = list(in_flight)
+    for entry in entries:
+        entry.state = State.WAITING
+    memory.link_lost(entries)
 
 
 # Bytes of memory of an entry that make_entry makes: the name `del` and the key `k`.
