@@ -26,7 +26,11 @@ from keyspace_amqp import fallback as _fallback, jobs as _jobs, message as _mess
 from keyspace_amqp.broker import (
     connection as _broker, ioloop as _ioloop, login as _login, reasons as _reasons,
 )
-from keyspace_amqp.publisher import publisher as _publisher
+from keyspace_amqp.publisher import (
+    fallback_list as _fallback_list, flush as _flush, ledger as _ledger, link as _link,
+    list_jobs as _list_jobs, lists as _lists, memory as _memory, publisher as _publisher,
+    recent as _recent, retries as _retries, window as _window,
+)
 from keyspace_amqp.worker import (
     handler as _handler, identity as _identity, intake as _intake, lanes as _lanes,
     leftovers as _leftovers, nap as _nap, pace as _pace, parameters as _parameters,
@@ -41,13 +45,19 @@ _LEFT_OUT = {{
     "_do", "_end", "_publish", "_turn", "activate", "close", "end", "enter_at", "main",
     "open", "run",
     # what shows and mends
-    "_forget", "_forget_listed", "_hand_over", "_join_waiting", "_link_lost", "_repair",
-    "_unexpected", "expects", "failed", "is_stale", "link_down", "log", "repair",
+    "_keep_head", "_land", "_look_again", "_lose_window", "_repair", "_unexpected", "balance",
+    "clear", "closed", "down", "expects", "failed", "forget_head", "give_up", "hand_over",
+    "is_void_after_repair", "link_down", "link_lost", "log", "repair",
+    # counts, which plain statements change
+    "confirmed", "dropped", "found", "matched",
     # calls of C
     "after_wait", "before_wait", "command_done", "flush_done", "free", "ready", "release", "submit",
 }}
 # These have a method that is named like a call of C, and more in it than that.
-_NEVER_LEFT_OUT = {{(_runner.Runner, "submit")}}
+_NEVER_LEFT_OUT = {{
+    (_runner.Runner, "submit"), (_lists.Lists, "found"), (_publisher.Publisher, "give_up"),
+    (_memory.Memory, "confirmed"), (_link.Link, "confirmed"), (_recent.RecentPushes, "clear"),
+}}
 
 
 _all = []
@@ -83,9 +93,11 @@ def _wrap(function):
 # All classes and functions of these, of the others what is named.
 _WORKER = (_handler, _identity, _intake, _lanes, _leftovers, _nap, _pace, _parameters, _records,
            _requests, _runner, _status, _surroundings, bridge, _ioloop)
-_OWNERS = [Worker, _publisher.Publisher, _broker.Broker, _broker, _login, _reasons, _fallback,
-           _jobs, _message, *_WORKER]
-for _module in _WORKER:
+_PUBLISHER = (_fallback_list, _flush, _ledger, _link, _list_jobs, _lists, _memory, _publisher,
+              _recent, _retries, _window)
+_OWNERS = [Worker, _broker.Broker, _broker, _login, _reasons, _fallback, _jobs, _message,
+           *_WORKER]
+for _module in (*_WORKER, *_PUBLISHER):
     _OWNERS += [value for value in vars(_module).values()
                 if isinstance(value, type) and value.__module__ == _module.__name__
                 and not getattr(value, "_is_protocol", False)]
