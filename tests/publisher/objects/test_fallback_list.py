@@ -78,6 +78,8 @@ def test_a_list_that_is_not_chosen_is_not_known() -> None:
     assert (fallback.key, fallback.state, fallback.length) == (b"key", ListState.UNKNOWN, 5)
     assert fallback.set_length(6) == 1
     assert fallback.is_ready
+    fallback.choose(b"other", 0)
+    assert not fallback.is_ready
 
 
 # ---- sending ---------------------------------------------------------------------------

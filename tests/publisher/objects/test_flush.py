@@ -23,7 +23,9 @@ def flush_of(mode: FlushMode, seconds: float = SECONDS) -> Flush:
 
 @pytest.mark.parametrize("mode", FlushMode)
 def test_only_a_save_does_not_end_the_worker(mode: FlushMode) -> None:
-    assert flush_of(mode).ends == (mode is not STORE)
+    flush = flush_of(mode)
+    assert (flush.id, flush.mode) == (7, mode)
+    assert flush.ends == (mode is not STORE)
 
 
 @pytest.mark.parametrize(

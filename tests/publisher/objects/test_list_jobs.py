@@ -188,6 +188,7 @@ def test_pushed_behind_elements_that_are_not_read_they_are_read_later() -> None:
     bench.done(integer(5))
     assert numbers_of(bench.list.known) == [1]
     assert (bench.list.length, bench.list.unread) == (5, 4)
+    assert bench.ledger.counts[Stat.FALLBACK_PUSHED] == 3
     assert {entry.state for entry in entries} == {DONE}
     assert not bench.memory
     bench.check()
