@@ -1,6 +1,6 @@
 """What stands for the compiled module, so that the worker's parts are tested without it.
 
-The types are those of keyspace_amqp/worker/interface.py.
+The types are those of keyspace_amqp/worker/shim_api.py.
 """
 
 from __future__ import annotations

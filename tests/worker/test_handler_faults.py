@@ -32,10 +32,10 @@ from keyspace_amqp.publisher import (
     recent as _recent, retries as _retries, window as _window,
 )
 from keyspace_amqp.worker import (
-    handler as _handler, identity as _identity, intake as _intake, lanes as _lanes,
-    leftovers as _leftovers, nap as _nap, pace as _pace, parameters as _parameters,
-    records as _records, requests as _requests, runner as _runner, status as _status,
-    surroundings as _surroundings,
+    batching as _batching, cluster_io as _cluster_io, handler as _handler, identity as _identity,
+    intake as _intake, job_queue as _job_queue, lanes as _lanes, leftovers as _leftovers,
+    parameters as _parameters, records as _records, requests as _requests, status as _status,
+    throttle as _throttle,
 )
 
 _FAULTS = _pathlib.Path("faults")
@@ -55,7 +55,7 @@ _LEFT_OUT = {{
 }}
 # These have a method that is named like a call of C, and more in it than that.
 _NEVER_LEFT_OUT = {{
-    (_runner.Runner, "submit"), (_lists.Lists, "found"), (_publisher.Publisher, "give_up"),
+    (_job_queue.JobQueue, "submit"), (_lists.Lists, "found"), (_publisher.Publisher, "give_up"),
     (_memory.Memory, "confirmed"), (_link.Link, "confirmed"), (_recent.RecentPushes, "clear"),
 }}
 
@@ -91,8 +91,8 @@ def _wrap(function):
 
 
 # All classes and functions of these, of the others what is named.
-_WORKER = (_handler, _identity, _intake, _lanes, _leftovers, _nap, _pace, _parameters, _records,
-           _requests, _runner, _status, _surroundings, bridge, _ioloop)
+_WORKER = (_batching, _cluster_io, _handler, _identity, _intake, _job_queue, _lanes, _leftovers,
+           _parameters, _records, _requests, _status, _throttle, bridge, _ioloop)
 _PUBLISHER = (_fallback_list, _flush, _ledger, _link, _list_jobs, _lists, _memory, _publisher,
               _recent, _retries, _window)
 _OWNERS = [Worker, _broker.Broker, _broker, _login, _reasons, _fallback, _jobs, _message,

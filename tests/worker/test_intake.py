@@ -285,7 +285,7 @@ def test_an_event_over_which_the_handler_fails() -> None:
     world.take()
     assert (world.keys, world.numbers) == ("abcd", [1, 2, 4, 7])
     assert (world.receiver.given_up, world.intake.waiting) == (3, 0)
-    assert world.failures.told == 3 * ["the handler fails over an event"]
+    assert world.failures.told == 3 * ["the handler cannot parse an event"]
 
 
 @pytest.mark.usefixtures("poison")

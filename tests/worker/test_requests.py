@@ -59,7 +59,7 @@ class World:
             gauges=lambda: {Stat.FALLBACK_LENGTH: 17},
         )  # fmt: skip
         self.watch: Any = Part("watch", self.heard, topology=ALONE)
-        self.spread: Any = Part("spread", self.heard)
+        self.peers: Any = Part("peers", self.heard)
         self.intake: Any = Part("intake", self.heard)
         self.identity: Any = Part("identity", self.heard)
         self.status: Any = Part("status", self.heard)
@@ -68,12 +68,12 @@ class World:
             self.shim.set_nice,
         )  # fmt: skip
         self.handler = Handler(
-            self.parameters, self.publisher, self.watch, self.spread, self.status, clustered=False
+            self.parameters, self.publisher, self.watch, self.peers, self.status, clustered=False
         )
         self.lane = Lane(lambda job, done: None, self.failures)
         self.requests = Requests(
             self.shim, self.lane, self.handler, self.parameters, self.publisher, self.watch,
-            self.spread, self.failures,
+            self.peers, self.failures,
         )  # fmt: skip
 
     def request(self, kind: Kind, payload: bytes) -> list[tuple[Any, ...]]:
@@ -119,7 +119,7 @@ def test_a_list_that_was_changed(world: World) -> None:
 
 def test_a_message_of_another_node(world: World) -> None:
     heard = world.request(Kind.MESSAGE, counted(b"abc", b"text"))
-    assert heard == [("spread.received", "abc", b"text")]
+    assert heard == [("peers.received", "abc", b"text")]
 
 
 def test_a_flush(world: World) -> None:
@@ -227,11 +227,11 @@ def test_parameters_are_set_by_one_command_at_a_time(world: World) -> None:
 def test_a_look_for_the_lists_is_waited_for(world: World) -> None:
     looked: list[str] = []
     world.handler.when_lists_known(lambda _: looked.append("a"))
-    world.handler.look_again()
+    world.handler.resume_commands()
     assert looked == []
     world.publisher.list_keys = [KEY]
-    world.handler.look_again()
-    world.handler.look_again()
+    world.handler.resume_commands()
+    world.handler.resume_commands()
     assert looked == ["a"]
     world.handler.when_lists_known(lambda _: looked.append("b"))
     assert looked == ["a", "b"]
@@ -241,7 +241,7 @@ def test_a_node_that_cannot_write_has_no_lists_to_wait_for(world: World) -> None
     looked: list[str] = []
     world.handler.when_lists_known(lambda _: looked.append("a"))
     world.publisher.writable = False
-    world.handler.look_again()
+    world.handler.resume_commands()
     assert looked == ["a"]
 
 
