@@ -1,4 +1,4 @@
-"""Batching where many events come, with a clock of their own. Without the compiled module."""
+"""Pauses under load, with a simulated clock. Without the compiled module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.worker.fakes import Failures, FakeQueue, event
 
 
 class Publisher:
-    """As much of it as naps and the intake look at."""
+    """The members of the publisher that batching and the intake use."""
 
     can_only_wait = False
 
@@ -57,7 +57,7 @@ class World:
     def pauses(
         self, events: int = 0, confirms: int = 0, seconds: float = COUNT_EVERY
     ) -> list[float]:
-        """What is slept after so many events and confirms in a time."""
+        """Return the pauses after so many events and confirms in so many seconds."""
         self.queue.pushed += events
         self.publisher.counts[Stat.CONFIRMED] += confirms
         self.now += seconds
@@ -77,7 +77,7 @@ def test_nobody_sleeps_where_few_events_come() -> None:
 
 @pytest.mark.parametrize(("events", "confirms"), [(MANY, 0), (0, MANY), (MANY // 2, MANY // 2 + 1)])
 def test_many_events_or_confirms(events: int, confirms: int) -> None:
-    """These come one by one too, if nobody waits."""
+    """Confirms also come one by one without pauses."""
     world = World()
     assert world.pauses(events, confirms) == [PAUSE]
     assert world.pauses(events, confirms) == [PAUSE]
@@ -129,7 +129,7 @@ def test_nothing_is_held_back_without_numbers_of_linux() -> None:
 
 
 def test_a_redis_that_lacks_a_core(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages are held back then, and the worker wakes to see whether it still does."""
+    """Messages are held back, and the worker wakes to take the next sample."""
     path = tmp_path / "schedstat"
     path.write_text("0 0 1")
     opened = batching.os.open
@@ -151,7 +151,7 @@ def test_a_redis_that_lacks_a_core(tmp_path: pathlib.Path, monkeypatch: pytest.M
     assert world.batching.wake_at() == pytest.approx(world.now + COUNT_EVERY)
     world.batching.message_limit()
     world.now += 0.01
-    assert world.batching.message_limit() == pytest.approx(100, abs=1)  # the slowest pace
+    assert world.batching.message_limit() == pytest.approx(100, abs=1)  # the slowest rate
     world.batching.close()
     assert world.pauses() == []
     world.batching.close()

@@ -1,4 +1,4 @@
-"""Jobs with the main thread, and their results. Without the compiled module."""
+"""Jobs for the main thread, and their results. Without the compiled module."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_results_come_in_the_order_of_the_jobs() -> None:
 
 
 def test_only_as_many_as_were_counted() -> None:
-    """What comes while requests are read is for the next turn."""
+    """Jobs that finish while requests are read are for the next turn."""
     world = World()
     world.submit(2)
     world.shim.jobs[0].run()
@@ -61,7 +61,7 @@ def test_only_as_many_as_were_counted() -> None:
 
 
 def test_an_exception_over_a_result() -> None:
-    """It is told; the job is freed, and the next result is handed on."""
+    """`failed` is called; the job is freed, and the next result is passed on."""
     world = World()
 
     def fail(result: JobResult) -> None:
@@ -90,7 +90,7 @@ def test_a_job_that_cannot_be_made() -> None:
 
 
 def test_a_job_is_known_before_the_main_thread_has_it() -> None:
-    """Or its result would go to nobody."""
+    """Otherwise its result could be lost."""
     world = World()
     expected = []
     make = world.shim.make_job

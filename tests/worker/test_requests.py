@@ -1,5 +1,5 @@
-"""Requests of the main thread: the parts of the worker that hear of each. Without the
-compiled module."""
+"""Requests of the main thread, and the calls that each causes in the worker's parts. Without
+the compiled module."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def values(**changed: bytes) -> list[bytes]:
 
 
 class Part:
-    """A part of the worker: writes down what it hears, under its own name."""
+    """A part of the worker that records each call of its methods."""
 
     def __init__(self, name: str, heard: list[tuple[Any, ...]], **attributes: Any) -> None:
         self._name = name
@@ -77,7 +77,7 @@ class World:
         )  # fmt: skip
 
     def request(self, kind: Kind, payload: bytes) -> list[tuple[Any, ...]]:
-        """What the parts hear of a request."""
+        """Return the calls that a request causes."""
         self.heard.clear()
         self.shim.requests.push(record(kind, payload))
         self.requests.take()
@@ -128,7 +128,7 @@ def test_a_flush(world: World) -> None:
 
 
 def test_a_command(world: World) -> None:
-    """It has its turn in the lane of clients, and its own reply."""
+    """It runs in the lane of clients, and gets its own reply."""
     for handle in (7, 8):
         words = counted(b"keyspaceamqp.disconnect", b"LOCAL")
         assert world.request(Kind.COMMAND, struct.pack("=Q", handle) + words) == []
@@ -145,7 +145,7 @@ def test_a_command_with_an_error(world: World) -> None:
 
 
 def test_a_request_over_which_the_handler_fails(world: World) -> None:
-    """The others are heard all the same."""
+    """The other requests are carried out."""
     world.shim.requests.push(record(Kind.COMMAND, b"short"), record(Kind.ROLE, b"\1\0\0"))
     world.requests.take()
     assert world.failures.told == [""]
@@ -256,6 +256,6 @@ def test_a_drain_looks_at_all_lists(world: World) -> None:
 def test_an_import_to_another_list_is_looked_at(
     world: World, key: bytes, touched: list[tuple[str, bytes]]
 ) -> None:
-    """The list that is being worked with is counted by the publisher."""
+    """The publisher itself counts the list that it works with."""
     world.handler.imported(key, 5, 2)
     assert world.heard == [("publisher.imported", key, 5, 2), *touched]

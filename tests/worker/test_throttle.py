@@ -1,4 +1,4 @@
-"""The limit on messages for the sake of Redis, with a simulated clock and machine."""
+"""The throttle, with a simulated clock and machine."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_brake_goes_when_redis_sleeps() -> None:
 
 def test_the_brake_finds_what_redis_can_bear() -> None:
     """Redis waits a little for each message that is sent: the limit settles around the rate at
-    which the waiting is what is allowed."""
+    which Redis waits for the accepted part of the time."""
     machine = Machine()
     rates = []
     for _ in range(2000):
