@@ -1,5 +1,5 @@
 """For the tests of Redis Cluster: a cluster of six, a client that writes and remembers which
-node has taken each key, and the two checks over all nodes."""
+node has taken each key, and the checks of events and books over all nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cluster of real servers with the module, for tests of what its nodes tell each other.
+"""A cluster of real servers with the module, for tests of the messages between its nodes.
 
 Each family has one cluster of three primaries with a replica each, for all tests of a file. A
 test leaves it as it was: six nodes, all up. When the cluster ends, the books of every node
@@ -31,8 +31,8 @@ ONE_FAMILY = pytest.mark.parametrize("family_cluster", ["redis-7.0"], indirect=T
 
 NUMBERS = [stat.name.lower() for stat in Stat]
 
-# A bound against hangs. A command must not need the time-out for other nodes, and shows that by "6
-# of 6".
+# Seconds, against hangs. A command must end before its time limit for peers; "6 of 6" in the reply
+# shows that it did.
 SOON = 30.0
 
 
@@ -42,8 +42,8 @@ class Nodes(RedisCluster):
     def __init__(
         self, folder: pathlib.Path, family: str, module: pathlib.Path = MODULE, **size: int
     ) -> None:
-        # True while the cluster is down: ten times a second the server then looks for clients that
-        # wait, and answers them CLUSTERDOWN, also those that wait for the module.
+        # True while the cluster is down. Ten times a second the server then answers CLUSTERDOWN to
+        # all blocked clients, including those that wait for the module.
         self.down = False
         self._numbers = itertools.count()
         self._clients: dict[tuple[RedisServer, int], redis.Redis] = {}
@@ -95,7 +95,7 @@ class Nodes(RedisCluster):
         return table
 
     def versions(self, nodes: Sequence[RedisServer] | None = None) -> list[int]:
-        """The version of its configuration that every node has."""
+        """Return the config version of every node."""
         return [
             next(
                 row[b"config_version"]
@@ -123,7 +123,7 @@ class Nodes(RedisCluster):
             pytest.fail(f"no agreement: wanted {values}, there is {seen}")
 
     def ready(self, count: int | None = None) -> None:
-        """Waits until the handler of every node knows all of them, and none fails."""
+        """Wait until the handler of every node knows all nodes, and none fails."""
         self.wait_settled()
         running = [node for node in self.nodes if node.running]
         count = len(running) if count is None else count
@@ -164,12 +164,12 @@ class Nodes(RedisCluster):
         self.agree()
 
     def remove(self, node: RedisServer) -> None:
-        """Forgets a node that is no member any more, and checks that it ends cleanly."""
+        """Forget a node that has left the cluster, and check that it ends cleanly."""
         self.nodes.remove(node)
         assert self.failures([node]) == []
 
     def failures(self, nodes: Sequence[RedisServer] | None = None) -> list[str]:
-        """Stops nodes; returns what was wrong with them."""
+        """Stop nodes; return their problems."""
         wrong = []
         for node in nodes or self.nodes:
             name = f"{node.folder.name} on port {node.port}"
@@ -191,7 +191,7 @@ class Nodes(RedisCluster):
 
 @contextlib.contextmanager
 def started(nodes: Nodes) -> Iterator[Nodes]:
-    """A cluster's life."""
+    """Start a cluster, and check and end it after the `with`."""
     try:
         nodes.start()
         yield nodes
@@ -278,6 +278,6 @@ def write(cluster: Nodes, keys: Sequence[str]) -> None:
 
 
 def sums(cluster: Nodes, nodes: Sequence[RedisServer]) -> dict[str, int]:
-    """What STATS CLUSTER should show of these nodes, at rest."""
+    """Return the expected sums in STATS CLUSTER for these nodes, at rest."""
     numbers = [stats(cluster.at(node)) for node in nodes]
     return {name: sum(each[name] for each in numbers) for name in NUMBERS}

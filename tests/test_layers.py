@@ -138,7 +138,7 @@ import os.path, pika.spec as s
 from ..broker.target import Target
 from .. import __version__, jobs
 from . import log
-from .pace import Pace
+from .throttle import Throttle
 from keyspace_amqp.tables import keys
 if TYPE_CHECKING:
     from ..cluster import wire
@@ -149,14 +149,17 @@ class A:
         import_module("keyspace_amqp.cli")
 """
     known = {
-        "", "worker", "worker.loop", "worker.log", "worker.pace", "broker", "broker.target",
+        "", "worker", "worker.loop", "worker.log", "worker.throttle", "broker", "broker.target",
         "jobs", "tables", "tables.keys", "cluster", "cluster.wire", "tools", "cli",
     }  # fmt: skip
     assert imports_of(text, "worker.loop", package=False, known=known) == {
         ".__future__", ".os", ".pika", ".redis", "", "broker.target", "jobs", "worker.log",
-        "worker.pace", "tables.keys", "cluster.wire", "tools", "cli",
+        "worker.throttle", "tables.keys", "cluster.wire", "tools", "cli",
     }  # fmt: skip
-    assert imports_of(text, "worker", package=True, known=known) >= {"worker.log", "worker.pace"}
+    assert imports_of(text, "worker", package=True, known=known) >= {
+        "worker.log",
+        "worker.throttle",
+    }
 
 
 def test_every_file_is_in_a_room() -> None:

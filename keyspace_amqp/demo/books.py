@@ -19,7 +19,7 @@ WENT = (*ENDED, *WAITING)
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What is wrong with the messages, if anything. `out_of_order`: the number of messages
+    """The differences between messages and events. `out_of_order`: the number of messages
     that arrived after the message of a later event."""
 
     lost: collections.Counter[bytes]

@@ -94,7 +94,7 @@ class ClusterDemo(Demo):
         self._screen.say(
             "$: events of strings; 2: persistent messages. One node is told to connect:\n"
         )
-        self._spread("KEYSPACEAMQP.CONNECT")
+        self._run_everywhere("KEYSPACEAMQP.CONNECT")
         self._wait(
             lambda: [row["state"] for row in self._nodes()].count("connected") == 3,
             "the primaries are connected",
@@ -150,7 +150,7 @@ class ClusterDemo(Demo):
 
     def _show_spread(self) -> None:
         self._screen.title("3. A command to one node reaches all")
-        self._spread("KEYSPACEAMQP.KEYMASK", "SET", MASK)
+        self._run_everywhere("KEYSPACEAMQP.KEYMASK", "SET", MASK)
         self._command(self._source, "KEYSPACEAMQP.KEYMASK", "LIST")
         client = self._cluster.client()
         for key in self._unwanted:
@@ -302,7 +302,7 @@ class ClusterDemo(Demo):
 
     # ---- used by the parts -------------------------------------------------------
 
-    def _spread(self, *words: str) -> None:
+    def _run_everywhere(self, *words: str) -> None:
         """Give one node a command that reaches all nodes, and print its reply."""
         reply = self._command(self._killed, *words)
         if f'"nodes" => (integer) {len(self.servers())}' not in reply:

@@ -37,9 +37,9 @@ logging.getLogger("pika").addHandler(logging.NullHandler())
 class Target:
     """Where the module publishes, and how to log in.
 
-    `shown`: the broker for people, without a password. `parameters`: those of each server of
-    the broker; one that answers will do. Most likely failure: user or password are refused,
-    and `connect` raises ToolError.
+    `shown`: the broker for people, without a password. `parameters`: those of pika for each
+    server of the broker; the first that answers is used. Most likely failure: user
+    or password are refused, and `connect` raises ToolError.
     """
 
     shown: str
@@ -86,7 +86,7 @@ def end_after(connection: Any, seconds: float) -> None:
 
 
 def explain(error: Exception) -> str:
-    """Return for people what went wrong with the broker."""
+    """Return the description of an error of the broker, for people."""
     if isinstance(error, connection_workflow.AMQPConnectorStackTimeout):
         return f"no AMQP 0-9-1 handshake within {TIMEOUT:.0f} seconds"
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
@@ -95,8 +95,8 @@ def explain(error: Exception) -> str:
 
 
 def target(options: argparse.Namespace, config: Mapping[str, str] | None = None) -> Target:
-    """Return the broker, exchange and routing keys that the options name, and for those that
-    they do not name, the module's.
+    """Return broker, exchange and routing keys from the options; those that the options do not
+    name are the module's.
 
     `config`: the module's parameters; without it, the module is asked for them. Raises
     ToolError.

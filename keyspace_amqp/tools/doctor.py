@@ -1,4 +1,4 @@
-"""`keyspace-amqp doctor`: what is wrong, and what to do about it.
+"""`keyspace-amqp doctor`: finds problems, and gives advice.
 
 Changes nothing in Redis. It sends the broker one message with an invalid property. The broker
 checks first who may publish, and then refuses the message, so no queue gets it.
@@ -52,7 +52,7 @@ _REDIS_CONFIG = (
 
 
 class Level(enum.StrEnum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"
@@ -65,8 +65,8 @@ COLOURS = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A finding: what it is about, its text, and advice on what to do. It is the key under
-    which the same finding of several nodes is put together."""
+    """A finding: its subject, its text, and advice. It is also the key that groups equal
+    findings of several nodes."""
 
     about: str
     level: Level
@@ -319,7 +319,7 @@ _CHECKS = (server, refused, module, role, state, losses, fallback, persistence, 
 
 
 def examine(facts: Facts) -> Iterator[Finding]:
-    """Check everything that a node has told."""
+    """Check all answers of a node."""
     for check in _CHECKS:
         yield from check(facts)
     if facts.arguments is None and "MODULE LIST" not in facts.refused:
@@ -448,7 +448,7 @@ def _brokers(
     options: argparse.Namespace, told: Mapping[str, Facts]
 ) -> Iterator[tuple[Iterable[Finding], Sequence[str]]]:
     """Yield the findings about each broker, exchange and routing key that nodes have, and the
-    addresses of these nodes; the same broker is looked at once."""
+    addresses of these nodes; each broker is checked once."""
     defaults = {parameter.name: parameter.default for parameter in PARAMETERS}
     targets: dict[tuple[Any, ...], tuple[amqp.Target, list[str]]] = {}
     for address, facts in told.items():

@@ -34,7 +34,7 @@ from .replies import is_unknown_command, stats
 
 # States in which the module delivers nothing, for a while at least.
 _AWAY = ("disconnected", "connecting")
-# Batches in a row that another client may spoil, by a change of the list's head between
+# Batches in a row that may fail because another client changes the list's head between
 # reading and removing.
 _CHANGES = 100
 # Elements that are read and removed at once: to compare one takes about a microsecond of
@@ -133,7 +133,7 @@ class _File:
 
 def _end_last_line(file: IO[bytes]) -> None:
     """End the last line of a file, or cut it off: a run that was killed may have left half a
-    line, whose element is still in Redis. Raises ToolError if it is no file of `drain`."""
+    line, whose element is still in Redis. Raises ToolError if it is not a file of `drain`."""
     if file.seek(0, os.SEEK_END) == 0:
         return
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -239,7 +239,8 @@ def _move(
 
 
 def _remove(client: Any, key: bytes, elements: Sequence[bytes]) -> bool:
-    """Remove elements from the head of a list, if they are its head. True if they were."""
+    """Remove elements from the head of a list, if they are still its head. True if they were
+    removed."""
     return bool(client.eval(_REMOVE, 1, key, *elements))
 
 
@@ -270,7 +271,7 @@ def replay(options: argparse.Namespace) -> int:
 
 
 def _elements(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the elements in a file. Raises ToolError for a line that is not sound."""
+    """Yield the elements in a file. Raises ToolError for an invalid line."""
     for number, line in enumerate(file, 1):
         try:
             yield from_line(line)
@@ -306,7 +307,7 @@ def _home(nodes: Sequence[Node]) -> tuple[Node, bytes]:
 
 
 def _fallback_size(client: Any) -> int:
-    """Return the parameter fallback-size; 0 if it cannot be known."""
+    """Return the parameter fallback-size; 0 if the server does not tell it."""
     with contextlib.suppress(redis.ResponseError):
         return int(next(iter(client.config_get("keyspaceamqp.fallback-size").values()), 0))
     return 0

@@ -35,8 +35,8 @@ class Node:
 
 
 def open_client(url: str, timeout: float) -> redis.Redis:
-    """Return a client that is not connected yet and never repeats a command. To repeat would
-    wait for a node that hangs once more, and a push without an answer may have been carried
+    """Return a client that is not connected yet and never repeats a command. A repetition would
+    wait once more for a node that hangs, and a push without an answer may have been carried
     out. Raises ValueError if the URL cannot be read."""
     return redis.Redis.from_url(
         url,
@@ -59,7 +59,7 @@ def sibling(client: redis.Redis, address: str) -> redis.Redis:
 
 
 def place(client: redis.Redis) -> str:
-    """Return where a client connects to: a path, or `host:port`."""
+    """Return the address that a client connects to: a path, or `host:port`."""
     own = client.connection_pool.connection_kwargs
     return own.get("path") or f"{own.get('host', 'localhost')}:{own.get('port', 6379)}"
 
@@ -105,7 +105,7 @@ class Group:
         self._first.close()
 
     def renew(self, client: Any) -> None:
-        """Update `nodes` to those of the cluster now, as one of them tells. Raises
+        """Update `nodes` to the present nodes of the cluster, according to one of them. Raises
         redis.RedisError, OSError."""
         reply = client.execute_command("CLUSTER NODES")
         known = {node.address: node for node in self.nodes}

@@ -1,4 +1,4 @@
-"""`keyspace-amqp path`: where the module is. Needs the standard library alone."""
+"""`keyspace-amqp path`: prints the path of the module. Needs the standard library alone."""
 
 from __future__ import annotations
 

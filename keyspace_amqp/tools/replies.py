@@ -54,7 +54,7 @@ def is_unknown_command(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """Return for people why a server did not answer or refused."""
+    """Return the reason why a server did not answer or refused, for people."""
     if isinstance(error, redis.TimeoutError):
         return "no answer in time"
     if type(error) is ValueError:  # its text may quote a part of the URL, with a password

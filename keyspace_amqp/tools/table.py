@@ -1,5 +1,5 @@
-"""The one table of the tools, the commands of `keyspace-amqp`: their options, and where their
-code is.
+"""The table of the tools, which are the commands of `keyspace-amqp`: their options, and the
+location of their code.
 
 Needs the standard library alone: --help works without redis-py, pika and rich, and a tool's
 code is imported when it runs.
@@ -161,7 +161,8 @@ def _drain(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="FILE",
-        help="a new file; - for the standard output, of which nobody can say whether it is on disk",
+        help="a new file; - for standard output, for which the tool cannot ensure that the data "
+        "is on disk",
     )
     parser.add_argument(
         "--append", action="store_true", help="append to a file of an earlier `drain`"
@@ -242,7 +243,7 @@ example: keyspace-amqp tail --count 10
          keyspace-amqp tail --amqp amqp://events@rabbit.example --exchange ks \\
            --routing-key '*.expired' --json
 
-exit code: 0 after --count messages, 130 after Ctrl-C, 1 if it cannot begin""",
+exit code: 0 after --count messages, 130 after Ctrl-C, 1 if it cannot start""",
         _tail,
         redis=True,
         amqp=True,
@@ -291,7 +292,7 @@ example: keyspace-amqp exporter --redis redis://10.0.0.1:6379 --listen 127.0.0.1
         "be in the file and in Redis. Start it again with --append. Elements that are pushed\n"
         "meanwhile stay in the list.\n\n"
         "The module counts the elements taken out as dropped, in dropped_fallback_removed. The\n"
-        "command refuses to work while the module delivers its list: give\n"
+        "command refuses to work while the module delivers its list: run\n"
         "KEYSPACEAMQP.DISCONNECT first. If the broker comes back meanwhile, the command stops.",
         """\
 The file has a JSON object a line: `element` in base64 is the element of the list as it
@@ -311,7 +312,7 @@ exit code: 0, or 1 if elements stay in Redis because a node or the file fails"""
         "put a file of drain back into the fallback list",
         "Appends the elements in a file of `drain` to the fallback list. The module delivers\n"
         "them, counts them as fallback_found, and they keep their message_id. In a cluster, one\n"
-        "primary gets them all. The command checks the whole file first: if a line is not sound,\n"
+        "primary gets them all. The command checks the whole file first: if a line is invalid,\n"
         "it pushes nothing. If it is interrupted, repeat it: elements that it had pushed already\n"
         "then come twice, with the same message_id.",
         "example: keyspace-amqp replay events.jsonl",

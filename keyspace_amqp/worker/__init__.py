@@ -1,1 +1,1 @@
-"""What runs on the worker thread inside Redis."""
+"""The worker thread inside Redis: its loop, and the parts that only it uses."""

@@ -1,9 +1,9 @@
 """The bridge to C: the only file that touches `ffi` and `lib` of the compiled module.
 
-It has the types of interface.py, so that everything above it is typed and can be
-tested without the compiled module. Each method is one call of shim/api.h, where its
-meaning is told in full, or a few that belong together; nothing is decided here.
-Worker thread only, but for `Bridge.log`, which any thread may call.
+Its classes have the types of shim_api.py, so the code that uses them can be checked by
+mypy and tested without the compiled module. Each method makes one call of shim/api.h, or
+a few that belong together; shim/api.h documents them. No decisions are made here.
+Worker thread only, except `Bridge.log`, which any thread may call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import records
 
 
 def _check_layouts() -> None:
-    """Compare what records.py says of the records with what was compiled. Raises
+    """Check that records.py and the compiled module agree on the layout of records. Raises
     ImportError."""
     names = {name for name in dir(lib) if name.startswith("RECORD_")}
     for kind in records.Kind:
@@ -38,7 +38,7 @@ _check_layouts()
 
 
 class Queue:
-    """See interface.Queue."""
+    """See shim_api.Queue."""
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue
@@ -69,7 +69,7 @@ class Queue:
 
 
 class PendingJob:
-    """See interface.PendingJob."""
+    """See shim_api.PendingJob."""
 
     def __init__(self, job: Job) -> None:
         self._count = len(job.commands)
@@ -112,7 +112,7 @@ class PendingJob:
 
 
 class Bridge:
-    """See interface.Shim."""
+    """See shim_api.Shim."""
 
     def __init__(self) -> None:
         self.events = Queue(lib.shim_events())
@@ -156,12 +156,12 @@ class Bridge:
 
 
 def _text(text: str) -> bytes:
-    """Return a text as C takes it: it ends at the first NUL there."""
+    """Return a text for C, which would end it at the first NUL: NUL becomes a space."""
     return text.encode("utf-8", "backslashreplace").replace(b"\0", b" ")
 
 
 def enter_at(main: Callable[[Bridge], int]) -> None:
-    """Name the function that the worker thread runs, from load to unload. It must not
+    """Set the function that the worker thread runs, from load to unload. It must not
     raise."""
 
     def handler_main() -> int:

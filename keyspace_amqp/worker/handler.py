@@ -1,4 +1,4 @@
-"""The worker as commands see it: commands.dispatch.Handler.
+"""The implementation of commands/handler.py: access to the worker for commands.
 
 Worker thread; nothing here waits.
 """
@@ -21,14 +21,14 @@ from .status import Status
 
 
 class Handler:
-    """See commands.dispatch.Handler, which has the meanings."""
+    """See commands.handler.Handler for the meaning of each method."""
 
     def __init__(
         self,
         parameters: Parameters,
         publisher: Publisher,
         watch: ClusterWatch,
-        spread: Peers,
+        peers: Peers,
         status: Status,
         *,
         clustered: bool,
@@ -37,10 +37,9 @@ class Handler:
         self._parameters = parameters
         self._publisher = publisher
         self._watch = watch
-        self._spread = spread
+        self._peers = peers
         self._status = status
-        # Commands that set parameters: the one that does now, and those that want to
-        # after it.
+        # Commands that set parameters: the first holds the lock, the others wait for it.
         self._setting: collections.deque[Resume] = collections.deque()
         # Commands that wait until the lists are known.
         self._need_lists: list[Resume] = []
@@ -96,10 +95,10 @@ class Handler:
         else:
             done(None)
 
-    def look_again(self) -> None:
-        """Resume the commands that wait for the lists, if these are known now."""
-        need_lists, self._need_lists = self._need_lists, []
-        for resume in need_lists:
+    def resume_commands(self) -> None:
+        """Resume the commands that wait for the lists, if the lists are known now."""
+        waiting, self._need_lists = self._need_lists, []
+        for resume in waiting:
             self.when_lists_known(resume)
 
     def drain(self) -> int:
@@ -122,16 +121,16 @@ class Handler:
         return self._watch.topology
 
     def assign(self, values: Mapping[str, bytes]) -> Mapping[str, Register]:
-        return self._spread.assign(values)
+        return self._peers.assign(values)
 
     def merge(self, registers: Mapping[str, Register]) -> Mapping[str, bytes]:
-        return self._spread.merge(registers)
+        return self._peers.merge(registers)
 
     def outdated(self, registers: Mapping[str, Register]) -> Sequence[str]:
-        return self._spread.outdated(registers)
+        return self._peers.outdated(registers)
 
     def tell(self, registers: Mapping[str, Register], done: Resume) -> None:
-        self._spread.tell(registers, done)
+        self._peers.tell(registers, done)
 
     def run_elsewhere(self, words: Sequence[bytes], done: Resume) -> None:
-        self._spread.run(words, done)
+        self._peers.run(words, done)

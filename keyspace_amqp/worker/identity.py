@@ -1,4 +1,4 @@
-"""The name of this server, and the form of its messages, which has the name in it.
+"""The name of this node, and the format of its messages, which contains the name.
 
 Worker thread; nothing here waits.
 """
@@ -14,14 +14,18 @@ from ..message import Format
 
 
 class Messages(Protocol):
-    """The broker, as far as it makes messages."""
+    """The part of the broker's connection that makes messages."""
 
-    def configure(self, config: Config, form: Format) -> None: ...
+    def configure(self, config: Config, message_format: Format) -> None: ...
 
 
 class Identity:
-    """The parameter `node-name`; without one the address that the cluster has for this
-    server, which it tells after a while and may change; or the host's name and the port."""
+    """Keeps the name and the format up to date.
+
+    The name is the parameter `node-name`. If that is empty, it is this node's address in
+    the cluster, which is known a while after the start and may change; or else the host's
+    name and the port.
+    """
 
     def __init__(
         self, messages: Messages, config: Config, topology: Topology, port: int, *, clustered: bool
@@ -37,7 +41,7 @@ class Identity:
 
     @property
     def cut(self) -> int:
-        """Routing keys that were too long."""
+        """The number of routing keys that were too long and were cut."""
         return self._format.cut
 
     @cut.setter
@@ -47,17 +51,17 @@ class Identity:
     def configure(self, config: Config) -> None:
         """Take new parameters, from the next message on."""
         self._config = config
-        self.name = ""  # messages have another form, whatever the name
+        self.name = ""  # so that the format is made anew even if the name stays
         self._rename()
 
     def set_topology(self, topology: Topology) -> None:
-        """Take what is known of the cluster now."""
+        """Take a new topology of the cluster."""
         if topology is not self._topology:
             self._topology = topology
             self._rename()
 
     def _rename(self) -> None:
-        # RabbitMQ and JSON want text.
+        # RabbitMQ and JSON need text, not bytes.
         name = raw(self._config.node_name).decode("utf-8", "backslashreplace")
         if not name:
             own = self._topology.nodes.get(self._topology.myself)
@@ -71,7 +75,7 @@ class Identity:
             self._messages.configure(self._config, self._format)
 
     def properties(self) -> dict[str, str]:
-        """Return what RabbitMQ's tools show of the connection."""
+        """Return the client properties, which RabbitMQ's tools show for the connection."""
         cluster = f"node {self._topology.myself}" if self._clustered else "none"
         return {
             "connection_name": f"keyspace-amqp {self.name}",

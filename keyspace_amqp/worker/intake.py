@@ -1,8 +1,8 @@
-"""The way of events from the queue to the publisher.
+"""The intake: takes events from the queue and gives them to the publisher.
 
-Decides how many are taken, from which event on new masks hold, when events go to the
-list although the broker is connected, and when the oldest are given up. Worker thread;
-nothing here waits.
+It decides how many events are taken, from which event on new masks apply, when memory is
+so full that events go to the list although the broker is connected, and when the oldest
+events are dropped. Worker thread; nothing here waits.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Protocol
 from ..config import Config
 from ..message import Event
 from ..tables.stats import Stat
-from .interface import Queue
 from .records import Reader, record_size
+from .shim_api import Queue
 
-# Memory of waiting events, in parts of the queue's limit. Above PRESSURE_ON they go to
-# the list even if the broker is connected, until it is below PRESSURE_OFF. From OVERFLOW
-# on the oldest are given up, if nothing else has helped.
+# Memory of waiting events, as fractions of the queue's limit. Above PRESSURE_ON, events go
+# to the list even if the broker is connected, until memory is below PRESSURE_OFF. From
+# OVERFLOW on, the oldest are dropped if the publisher is full or cannot send or store.
 PRESSURE_ON = 1 / 2
 PRESSURE_OFF = 1 / 4
 OVERFLOW = 7 / 8
-# An event is given up when the handler has failed over it so often.
+# An event is dropped after so many exceptions in a row while it was parsed.
 ATTEMPTS = 3
 
 
 class Receiver(Protocol):
-    """The publisher, as far as it takes events in; publisher.py has the meanings."""
+    """The methods of the publisher that the intake uses; see publisher.py."""
 
     @property
     def can_only_wait(self) -> bool: ...
@@ -47,8 +47,8 @@ class Receiver(Protocol):
 
 
 class Intake:
-    """See the module's text. `failed` is called within the handling of an exception over
-    an event that is given up, with words for the log."""
+    """See the module's docstring. `failed` is called in the `except` block of an exception
+    for which an event is dropped, with a text for the log."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class Intake:
         self._failed = failed
         self._reader = Reader(run_id, config)
         self._config = config
-        # New masks and databases hold for the events behind so many.
+        # Masks and databases that apply after so many events.
         self._changes: collections.deque[tuple[int, Config]] = collections.deque()
         self._taken = 0  # events taken out of the queue
-        self._failures = 0  # in a row, over the event that is next
+        self._failures = 0  # exceptions in a row over the next event
 
     def configure(self, config: Config, pushed: int) -> None:
-        """Take new parameters: their masks and databases hold for all events but the
+        """Take new parameters. Their masks and databases apply to all events after the
         first `pushed`."""
         old, self._config = self._config, config
         if (config.masks, config.databases) != (old.masks, old.databases):
@@ -81,17 +81,17 @@ class Intake:
         return self._queue.length
 
     def memory(self) -> int:
-        """Return the bytes of events that wait, in the queue and in the publisher."""
+        """Return the bytes of the events in the queue and in the publisher."""
         return self._queue.size + self._receiver.gauges()[Stat.QUEUE_BYTES]
 
     @property
     def relaxed(self) -> bool:
-        """True if events that wait for a moment fill nothing."""
+        """True if so little memory is used that events may wait for a moment."""
         return self.memory() < self._queue.limit * PRESSURE_OFF
 
     def take(self, until: int) -> None:
-        """Take events, the first to the one with number `until`, as many as the
-        publisher has room for."""
+        """Take events up to the one with the number `until`, as many as the publisher
+        has room for."""
         queue, receiver = self._queue, self._receiver
         limit = queue.limit
         while True:
@@ -102,7 +102,7 @@ class Intake:
             memory = self.memory()
             over = memory - int(limit * OVERFLOW)
             if over >= 0 and (room <= 0 or receiver.can_only_wait):
-                # A single event may need nearly all that there is.
+                # A single event may need nearly the whole limit: one that fits is kept.
                 if receiver.drop_oldest(over + 1, keep=int(memory <= limit)):
                     continue
                 if room <= 0:
@@ -115,7 +115,7 @@ class Intake:
             data = queue.take()
             if not data:
                 break
-            # Given back when they are safe: an exception before that loses nothing.
+            # Released only when the publisher has them: an exception before loses nothing.
             events, size, count = self._parse(data, room)
             receiver.add(events)
             self._release(size, count)
@@ -126,8 +126,8 @@ class Intake:
             receiver.set_pressure(False)
 
     def take_rest(self, is_late: Callable[[], bool]) -> list[Event]:
-        """Take all events that the queue has, until it is late. The publisher does not
-        get them."""
+        """Take and return the events of the queue, until `is_late`. The publisher does
+        not get them."""
         rest: list[Event] = []
         while not is_late() and (data := self._queue.take()):
             events, size, count = self._parse(data, len(data))
@@ -142,14 +142,14 @@ class Intake:
             self._failures += 1
             if self._failures < ATTEMPTS:
                 raise
-            # It must not stop all that come after it.
-            self._failed("the handler fails over an event")
+            # One event must not block all that come after it.
+            self._failed("the handler cannot parse an event")
             self._receiver.give_up()
             parsed = [], record_size(data), 1
         self._failures = 0
         return parsed
 
     def _release(self, size: int, count: int) -> None:
-        """Give the memory of parsed records back."""
+        """Return the memory of parsed records to the queue."""
         self._queue.release(size, count)
         self._taken += count

@@ -1,7 +1,8 @@
-"""Commands one at a time: each sees what the one before it has changed.
+"""Lanes: in each, commands run one at a time, so each sees the changes of the one before.
 
-What clients ask may wait for other nodes; what these ask never does, or two nodes could
-wait for each other. So each of them has a lane. Worker thread; nothing here waits.
+Commands of clients may wait for peers. Commands that peers ask for never do, and have a
+lane of their own: otherwise two nodes could wait for each other. Worker thread; nothing
+here waits.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ class _Command:
 
 
 class Lane:
-    """Commands that wait, and the one that is carried out.
+    """The commands that wait, and the one that runs.
 
-    `submit` takes the jobs that commands wait for. `failed` is called within the
-    handling of an exception that is no CommandError, with words for the log.
+    `submit` takes the jobs that commands wait for. `failed` is called in the `except`
+    block of an exception that is no CommandError, with a text for the log.
     """
 
     def __init__(self, submit: Submit, failed: Callable[[str], None]) -> None:
@@ -42,15 +43,15 @@ class Lane:
         self._waiting.append(_Command(steps, answer))
 
     def run(self) -> None:
-        """Start what waits, until a command has to wait for something itself."""
+        """Start waiting commands, until one of them has to wait for a job or for peers."""
         while self._running is None and self._waiting:
             self._running = self._waiting.popleft()
             self._step(self._running, None)
 
     def _step(self, command: _Command, value: object) -> None:
-        """Carry a command on until it waits for something, or ends."""
+        """Continue a command until it waits for something, or ends."""
         if command.answered:
-            return  # with an error, after an exception
+            return  # an exception has ended it, and what it waited for comes too late
 
         def resume(result: object) -> None:
             self._step(command, result)
@@ -79,7 +80,7 @@ class Lane:
             command.answer(self._unexpected())
 
     def _let_next(self, command: _Command) -> None:
-        """Let the next command begin, unless it has begun already."""
+        """Let the next command start, if this one still holds the lane."""
         if self._running is command:
             self._running = None
 

@@ -1,10 +1,10 @@
-"""The file of leftovers: events that a stop finds in memory too late for the list.
+"""The file of leftovers: events that a stop can neither deliver nor put into the list.
 
-Redis writes its own files before it tells modules of a shutdown, and a change of
-the data set within MODULE UNLOAD would make Redis replicate that command. Events that
-the broker does not take then are written here. The next load takes them up: after the
-list, before anything new. The file is one RPUSH as a client would send it, so that
-people can read it, and can load it by hand.
+At a stop the list cannot be written: Redis saves its own files before it tells modules of
+a shutdown, and a change of the data set within MODULE UNLOAD would make Redis replicate
+that command. The next load delivers the events of the file after the list, and before
+new events. The file is one RPUSH as a client would send it, so people can read it and load
+it by hand.
 
 Any thread. The file is in the server's working directory, which is its `dir`.
 """
@@ -24,14 +24,14 @@ from . import log
 
 
 class Leftovers:
-    """The file of the server on this port. It may not exist."""
+    """The file for the server on this port. It need not exist."""
 
     def __init__(self, port: int) -> None:
         self.path = pathlib.Path(f"keyspaceamqp-{port}.leftover")
 
     def write(self, events: Sequence[Event]) -> None:
-        """Replace the file, and wait until it is on the disk. Raises OSError, and
-        leaves the old file."""
+        """Replace the file, and wait until it is on the disk. Raises OSError; the old file
+        stays then."""
         elements = [to_element(event) for event in events]
         new = self.path.with_suffix(".new")
         with new.open("wb") as file:
@@ -41,7 +41,7 @@ class Leftovers:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self.path)
-        # The new name is on the disk when the directory is.
+        # The rename is durable when the directory is on the disk.
         directory = os.open(".", os.O_RDONLY)
         try:
             os.fsync(directory)
@@ -50,7 +50,7 @@ class Leftovers:
 
     def read(self) -> list[Event]:
         """Return the events in the file, oldest first; none if it does not exist. Raises
-        OSError, and ValueError for a file that is not whole."""
+        OSError, and ValueError if the file is damaged."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
@@ -77,7 +77,7 @@ class Leftovers:
 
 
 def store(file: Leftovers, events: Sequence[Event], sink: log.Sink) -> None:
-    """Put events into the file at the end of a load, or say that they are lost."""
+    """Write events to the file at the end of a load, or log that they are lost."""
     if not events:
         return
     try:
@@ -94,8 +94,8 @@ def store(file: Leftovers, events: Sequence[Event], sink: log.Sink) -> None:
 
 
 def recover(file: Leftovers) -> Sequence[Event]:
-    """Return the events that an earlier load has left, oldest first. A file that cannot
-    be read is set aside, and the log says so."""
+    """Return the events in the file, oldest first. A file that cannot be read is renamed,
+    and the log says so."""
     try:
         events = file.read()
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""Logging, sys.stderr and the exception hooks lead to Redis' log.
+"""Redirection of logging, sys.stdout, sys.stderr and the exception hooks to Redis' log.
 
-A daemonized server has no stderr: whatever Python would print there would be
-lost. The worker calls `install` before it does anything else. Any thread may log.
+A daemonized server has no stderr, so output of Python there would be lost. The worker
+calls `install` before it does anything else. Any thread may log.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class _RedisHandler(logging.Handler):
         try:
             for line in self.format(record).splitlines():
                 self._sink(level, line)
-        except Exception:  # a wrong log line must not end its caller
+        except Exception:  # a bad log call must not raise in its caller
             self.handleError(record)
 
 
 class _Stderr:
-    """A text stream that logs whole lines."""
+    """A text stream that logs each line when it is complete."""
 
     encoding = "utf-8"
 
@@ -54,22 +54,21 @@ class _Stderr:
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: a line is logged when it is whole."""
+        """Do nothing: a line is logged when it is complete."""
 
     def isatty(self) -> bool:
         return False
 
 
 def install(sink: Sink) -> None:
-    """Lead everything to `sink(level, line)`; a later call replaces the sink."""
+    """Send everything to `sink(level, line)`; a later call replaces the sink."""
     root = logging.getLogger()
     root.handlers[:] = [_RedisHandler(sink)]
     root.setLevel(logging.WARNING)
     LOGGER.setLevel(logging.INFO)
-    # pika reports each failed attempt in several places, with tracebacks; the
-    # worker logs one line for it.
+    # pika logs each failed attempt several times, with tracebacks; the worker logs one line.
     logging.getLogger("pika").setLevel(logging.CRITICAL)
-    stream: TextIO = _Stderr(sink)  # type: ignore[assignment]  # what print and warnings need
+    stream: TextIO = _Stderr(sink)  # type: ignore[assignment]  # the methods that print and warnings use
     sys.stderr = sys.stdout = stream
 
     def hook(kind: type[BaseException], error: BaseException | None, trace: object) -> None:

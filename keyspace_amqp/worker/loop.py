@@ -1,11 +1,11 @@
-"""The worker: the thread that owns all state, and its loop.
+"""The worker: builds its parts, and runs the loop of the worker thread.
 
-One turn of the loop: take what Redis' main thread has put into the queues, ask the
-publisher what to do, do it, and wait for the broker, for Redis, or for the next time
-that something is due. While it waits the GIL is free, and it waits for nothing else:
-jobs for Redis' main thread are handed over, and their results are read in a later turn.
+One turn of the loop: take the records from the queues, ask the publisher what to do, do
+it, and wait for the broker, for Redis, or for the next deadline. The GIL is free during
+this wait. The worker waits for nothing else: it submits jobs to Redis' main thread and
+reads their results in a later turn.
 
-python.c imports this file; from then on the worker thread enters at `main`.
+shim/python.c imports this file; then the worker thread calls `main`.
 """
 
 from __future__ import annotations
@@ -39,49 +39,49 @@ from ..publisher.actions import (
 from ..publisher.publisher import Publisher
 from ..tables.times import STOP_GOODBYE, STOP_LEFTOVERS
 from . import bridge, log
+from .batching import Batching
+from .cluster_io import ClusterIO
 from .handler import Handler
 from .identity import Identity
 from .intake import Intake
-from .interface import Shim
+from .job_queue import JobQueue
 from .lanes import Lane
 from .leftovers import Leftovers, recover, store
-from .nap import Naps
 from .nice import set_nice
 from .parameters import Parameters
 from .records import SetConfig, SetRole, parse_request, take_requests
 from .requests import Requests
-from .runner import Runner
+from .shim_api import Shim
 from .status import RareLog, Status
-from .surroundings import Surroundings
 
-# Objects to be made, more than are freed, before Python looks for cycles of garbage.
+# New objects, minus freed ones, before Python collects cycles of garbage.
 _GARBAGE = 50_000
-# Seconds of sleep after an exception that nobody foresaw, so that it cannot fill the log.
+# Seconds of sleep after an unexpected exception, so that it cannot fill the log.
 _ERROR_PAUSE = 0.1
-# The goodbye of the broker is looked for so often (seconds).
+# Seconds between checks for the end of the connection at a stop.
 _GOODBYE_EVERY = 0.01
 
 
 class Worker:
-    """One load of the module: makes all parts, and runs them."""
+    """Builds all parts of the worker for one load, and runs them."""
 
     def __init__(self, shim: Shim) -> None:
         values, role = _first_requests(shim)
         config = Config.from_values(values)
-        # 64 random bits tell nodes and restarts apart, an event's place among all
-        # that came through the queue tells events apart.
+        # The prefix of each message_id: 64 random bits differ between nodes and loads. The
+        # event's number in the queue follows it.
         run_id = secrets.token_hex(8)
         clustered = shim.clustered
         self._shim = shim
         self._stopped = False
-        self._broken = False  # after an exception, until all is repaired
+        self._broken = False  # true after an exception until `_repair` has succeeded
         self._loop = Loop()
         self._loop.add_reader(shim.wake_fd)
         publisher = Publisher(config, time.monotonic, _unix_ms, clustered=clustered)
         publisher.set_role(primary=role.primary, loading=role.loading)
         watch = ClusterWatch(publisher.lists, time.monotonic, clustered=clustered)
         watch.set_role(writable=role.writable)
-        spread = Peers(run_id, time.monotonic, _unix_ms)
+        peers = Peers(run_id, time.monotonic, _unix_ms)
         rare_log = RareLog(shim.log)
         self._publisher = publisher
         self._broker = Broker(self._loop.ioloop, publisher)
@@ -89,38 +89,38 @@ class Worker:
             self._broker, config, watch.topology, shim.port, clustered=clustered
         )
         self._status = Status(
-            shim, publisher, spread, self._identity, self._broker_address, rare_log
+            shim, publisher, peers, self._identity, self._broker_address, rare_log
         )
         self._intake = Intake(shim.events, publisher, run_id, config, self._status.failed)
-        self._naps = Naps(shim.events, self._intake, publisher)
+        self._batching = Batching(shim.events, self._intake, publisher)
         self._parameters = Parameters(
             values, config, self._intake, self._identity, publisher, set_nice
         )
         self._handler = Handler(
-            self._parameters, publisher, watch, spread, self._status, clustered=clustered
+            self._parameters, publisher, watch, peers, self._status, clustered=clustered
         )
-        self._runner = Runner(shim, self._unexpected)
-        self._clients = Lane(self._runner.submit, self._status.failed)
-        self._peers = Lane(self._runner.submit, self._status.failed)
+        self._job_queue = JobQueue(shim, self._unexpected)
+        self._client_lane = Lane(self._job_queue.submit, self._status.failed)
+        self._peer_lane = Lane(self._job_queue.submit, self._status.failed)
         self._requests = Requests(
-            shim, self._clients, self._handler, self._parameters, publisher, watch, spread,
+            shim, self._client_lane, self._handler, self._parameters, publisher, watch, peers,
             self._unexpected,
         )  # fmt: skip
-        self._surroundings = Surroundings(
-            watch, spread, self._runner, self._peers, self._handler, self._identity, publisher,
-            rare_log,
+        self._cluster_io = ClusterIO(
+            watch, peers, self._job_queue, self._peer_lane, self._handler, self._identity,
+            publisher, rare_log,
         )  # fmt: skip
         self._leftovers = Leftovers(shim.port)
         if events := recover(self._leftovers):
             publisher.recover(events)
 
     def run(self) -> None:
-        """RunCommand until a flush with stop is done. Never raises."""
+        """Run turns of the loop until the flush of a stop is done. Never raises."""
         self._loop.activate()
-        self._naps.open()
+        self._batching.open()
         while not self._stopped:
             try:
-                self._naps.take()
+                self._batching.pause()
                 self._turn()
                 if self._stopped:
                     break
@@ -136,21 +136,21 @@ class Worker:
     def _turn(self) -> None:
         if self._broken:
             self._repair()
-        # Requests that came before a job ran are carried out before its result is read,
-        # and those that the job itself caused before the next command.
-        finished = self._runner.count_finished()
-        # Only events up to here are taken in this turn: if masks were changed before one
-        # of them, the change is among the requests that are read next.
+        # Order: first the requests that came before a job ran, then the job's result, then
+        # the requests that the job itself caused, then the next command.
+        finished = self._job_queue.count_finished()
+        # Only the events pushed so far are taken in this turn: if masks were changed before
+        # one of them, the change is among the requests that are taken next.
         pushed = self._shim.events.pushed
         self._requests.take()
-        self._runner.finish(finished)
+        self._job_queue.finish(finished)
         self._requests.take()
-        self._surroundings.look()
-        self._handler.look_again()
-        # A client's command may be for all nodes, so they have to be known.
-        if self._surroundings.known:
-            self._clients.run()
-        self._peers.run()
+        self._cluster_io.poll()
+        self._handler.resume_commands()
+        # A client's command may be for all nodes, so the topology has to be known.
+        if self._cluster_io.topology_known:
+            self._client_lane.run()
+        self._peer_lane.run()
         self._intake.take(pushed)
         self._publish()
         self._status.show()
@@ -159,7 +159,7 @@ class Worker:
     def _publish(self) -> None:
         """Ask the publisher what to do, and do it."""
         failed = False
-        most = self._naps.most() if self._parameters.config.worker_nice > 0 else None
+        most = self._batching.message_limit() if self._parameters.config.worker_nice > 0 else None
         for action in self._publisher.poll(more=self._intake.waiting > 0, most=most):
             try:
                 if not (failed and is_void_after_repair(action)):
@@ -173,11 +173,11 @@ class Worker:
             case Send(events=events):
                 self._broker.send(events)
             case Submit(job=job):
-                self._runner.submit(job, self._publisher.job_done)
+                self._job_queue.submit(job, self._publisher.job_done)
             case Connect():
                 try:
                     self._broker.connect(self._parameters.config, self._identity.properties())
-                except Exception as error:  # a file, or a value that pika does not like
+                except Exception as error:  # an unreadable TLS file, or a value that pika refuses
                     self._publisher.link_down(f"cannot connect: {error}")
             case Close():
                 self._broker.close()
@@ -194,35 +194,35 @@ class Worker:
                 self._leftovers.remove()
 
     def _leave(self, events: Sequence[Event] | None) -> None:
-        """End the load: put the events that cannot be stored in Redis any more into the
-        file of leftovers, or log that they are lost. None: there is to be no file."""
+        """End the load: write the events that can no longer be stored in Redis to the file
+        of leftovers, or log that they are lost. None: write no file."""
         if events is not None:
             until = time.monotonic() + STOP_LEFTOVERS
             rest = self._intake.take_rest(lambda: time.monotonic() >= until)
             store(self._leftovers, [*events, *rest], self._shim.log)
         if lost := self._intake.waiting:
-            # All of them count, as those that find the queue full: no mask was applied.
-            text = f"{lost} more events lost: there was no time to take them in"
+            # Masks were not applied to these, so all are counted, as with a full queue.
+            text = f"{lost} more events lost: there was no time to read them from the queue"
             self._shim.log("warning", text)
 
     def _schedule(self) -> None:
-        """Set the time of the next turn, if nothing happens before."""
+        """Set the time at which the next turn starts at the latest."""
         if self._publisher.has_more or (self._intake.waiting and self._publisher.room() > 0):
             self._loop.set_alarm(0.0)
             return
-        times = [self._publisher.wake_at(), self._surroundings.wake_at(), self._naps.wake_at()]
+        times = [self._publisher.wake_at(), self._cluster_io.wake_at(), self._batching.wake_at()]
         at = min((time for time in times if time is not None), default=None)
         self._loop.set_alarm(None if at is None else max(at - time.monotonic(), 0.0))
 
     def _broker_address(self) -> str:
-        """Return the server of the connection, or of the last attempt."""
+        """Return the address of the connection, or of the last attempt."""
         return self._broker.server or address(*target_of(self._parameters.config).servers[0])
 
     # ---- exceptions, and the end ---------------------------------------------
 
     def _unexpected(self) -> None:
-        """Show an exception that is a mistake of ours, and go on. The connection and the
-        list may be in any state, so both are taken up anew."""
+        """Log an exception that is a defect of the handler, and repair. The connection and
+        the list may be in any state, so the connection is closed and the list read anew."""
         self._broken = True
         with contextlib.suppress(Exception):
             self._status.failed("unexpected exception in the handler")
@@ -234,13 +234,13 @@ class Worker:
     def _repair(self) -> None:
         self._broker.close()
         self._publisher.link_down("unexpected exception in the handler, see the log")
-        job_lost = not self._runner.expects(self._publisher.job_done)
+        job_lost = not self._job_queue.expects(self._publisher.job_done)
         self._publisher.repair(job_lost=job_lost)
-        self._surroundings.repair()
+        self._cluster_io.repair()
         self._broken = False
 
     def _end(self) -> None:
-        """Give the descriptors back. Wait a moment for the broker's goodbye."""
+        """Close the connection, waiting a moment for the broker's answer, and free everything."""
         with contextlib.suppress(Exception):
             self._broker.close()
             until = time.monotonic() + STOP_GOODBYE
@@ -249,15 +249,15 @@ class Worker:
                 self._loop.poll()
                 self._loop.run_due()
         self._status.show()
-        self._naps.close()
-        self._runner.end()
+        self._batching.close()
+        self._job_queue.end()
         with contextlib.suppress(Exception):
             self._loop.close()
 
 
 def _first_requests(shim: Shim) -> tuple[Sequence[bytes], SetRole]:
-    """Return the values of the parameters, and the server's role: the shim puts both into
-    the queue before the worker starts."""
+    """Return the values of the parameters, and the server's role. The shim pushes both
+    before the worker starts."""
     values: Sequence[bytes] = ()
     role = SetRole(primary=False, loading=False, agreed=False)
     for kind, payload in take_requests(shim.requests):
@@ -274,7 +274,7 @@ def _unix_ms() -> int:
 
 
 def main(shim: Shim) -> int:
-    """RunCommand the worker thread, from load to unload; -1 if it cannot start."""
+    """Run the worker, from load to unload. Return 0, or -1 if it cannot start."""
     log.install(shim.log)
     try:
         worker = Worker(shim)
@@ -282,12 +282,12 @@ def main(shim: Shim) -> int:
         log.LOGGER.error("the handler cannot start:\n%s", traceback.format_exc())
         shim.ready(False)
         return -1
-    # Events are in no cycles, and a look at the thousands that wait took 8% of the time.
+    # Events are not in cycles, and scanning the thousands that wait took 8% of the time.
     gc.set_threshold(_GARBAGE)
     shim.ready(True)
     worker.run()
-    # Its parts refer to each other: without this they would stay in memory for long,
-    # with all events that waited.
+    # The worker's parts are in a reference cycle. Without the collection they would stay in
+    # memory for long, with all waiting events.
     del worker
     gc.collect()
     return 0

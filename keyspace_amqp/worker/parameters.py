@@ -1,4 +1,4 @@
-"""The parameters that hold now, and the parts of the worker that hear of new ones.
+"""The present values of the parameters, and their distribution to the parts of the worker.
 
 Worker thread; nothing here waits.
 """
@@ -16,8 +16,8 @@ from .intake import Intake
 
 
 class Parameters:
-    """`values`: as the shim has checked them, in the table's order; `config`: the same.
-    `set_nice`: sets the nice value of this thread, or raises OSError."""
+    """`values`: as bytes that the shim has checked, in the table's order. `config`: the same
+    values as a Config. `set_nice`: sets the nice value of this thread, or raises OSError."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Parameters:
         self._be_nice()
 
     def set(self, values: Sequence[bytes], pushed: int) -> None:
-        """Take new values, set when `pushed` events had been put into the queue."""
+        """Take new values, which were set after `pushed` events had come into the queue."""
         if values == self.values:
             return
         old, new = self.config, Config.from_values(values)

@@ -1,7 +1,7 @@
-"""Records: the bytes of the queues, and the events and requests that they are.
+"""Parsing of records: the bytes in the queues become events and requests.
 
-record_t and RECORD_* of shim/api.h are written down here once more; bridge.py
-compares them with what was compiled. Pure; worker thread.
+This file repeats record_t and RECORD_* of shim/api.h; bridge.py compares both at load.
+Pure; worker thread.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from ..config import Config, parse_databases
 from ..masks import compile_masks
 from ..message import CLASS_LETTERS, Event, Value
-from .interface import Queue
+from .shim_api import Queue
 
 
 class Kind(enum.IntEnum):
-    """RECORD_* in shim/api.h: the meaning of a record."""
+    """The kind of a record: RECORD_* in shim/api.h."""
 
     EVENT = 0
     COMMAND = 1
@@ -32,14 +32,14 @@ class Kind(enum.IntEnum):
 
 # record_t in shim/api.h
 HEAD = struct.Struct("=IIQiHBB")
-# valued_t there: length, the key's length, type, before, whether there are data
+# valued_t in shim/api.h: length, the key's length, type, before, has_data
 VALUED = struct.Struct("=QIBB?x")
 _LENGTH = struct.Struct("=I")
 _NUMBER = struct.Struct("=Q")
 _FLUSH = struct.Struct("=IIB")
-# REDISMODULE_KEYTYPE_* as TYPE calls them
+# The names that the command TYPE has for REDISMODULE_KEYTYPE_*
 _TYPES = ("none", "string", "list", "hash", "set", "zset", "module", "stream")
-# Bytes of events that are parsed at once: with keys of a megabyte a few are a lot.
+# Bytes of events that are parsed at once: a few events with keys of a megabyte are a lot.
 PARSE_BYTES = 256 * 1024
 
 
@@ -47,9 +47,9 @@ PARSE_BYTES = 256 * 1024
 
 
 class Reader:
-    """Makes events of records: of those that databases and masks let through.
+    """Converts records to events, if they pass the databases and the masks.
 
-    The `message_id` of an event is the run's id and the event's number in the queue.
+    The `message_id` of an event is the id of the load and the event's number in the queue.
     """
 
     def __init__(self, run_id: str, config: Config) -> None:
@@ -57,16 +57,16 @@ class Reader:
         self.set_filter(config)
 
     def set_filter(self, config: Config) -> None:
-        """Take the masks and databases of these parameters, for all events from now on."""
+        """Apply the masks and databases of these parameters to all later events."""
         self._matches = compile_masks(config.masks)
         self._wants_db = parse_databases(config.databases)
 
     def parse(self, data: bytes, most: int, number: int) -> tuple[list[Event], int, int]:
-        """Parse up to `most` records; the first has this number in the queue.
+        """Parse up to `most` records; `number` is the number of the first in the queue.
 
-        Return the events that are wanted, and the bytes and the number of the records
-        that were parsed. An exception over a record ends the batch before it; over the
-        first one it is raised.
+        Return the events that pass the filter, then the bytes and the number of the parsed
+        records. A record that raises an exception ends the batch before it; if it is the
+        first one, the exception is raised.
         """
         events: list[Event] = []
         matches, wants_db, prefix = self._matches, self._wants_db, self._prefix
@@ -105,7 +105,7 @@ def record_size(data: bytes) -> int:
 
 
 def _read_value(data: bytes, at: int, end: int) -> tuple[Value, int, int]:
-    """Read the payload of a VALUED record: the value, and where its key begins and ends."""
+    """Read the payload of a VALUED record: the value, then the start and end of the key."""
     length, key_len, kind, before, has_data = VALUED.unpack_from(data, at)
     key_at = at + VALUED.size
     key_end = key_at + key_len
@@ -135,7 +135,7 @@ class SetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SetRole:
-    """The server's role. `agreed`: writes are paused, so a replica has all of them."""
+    """The server's role. `agreed`: writes are paused, so a replica has all writes."""
 
     primary: bool
     loading: bool
@@ -149,8 +149,8 @@ class SetRole:
 
 @dataclasses.dataclass(frozen=True)
 class ListChanged:
-    """A fallback list was changed by somebody else; `what`: the event's name; an empty
-    `key`: all lists."""
+    """A fallback list was changed, and not by a job. `what`: the name of the event or
+    command. `key`: the list; empty: any list."""
 
     what: bytes
     key: bytes
@@ -158,7 +158,7 @@ class ListChanged:
 
 @dataclasses.dataclass(frozen=True)
 class PeerMessage:
-    """A message of another node of the cluster."""
+    """A message from a peer."""
 
     sender: str
     data: bytes
@@ -166,7 +166,7 @@ class PeerMessage:
 
 @dataclasses.dataclass(frozen=True)
 class StartFlush:
-    """Redis wants a flush within a time; `mode`: FLUSH_* in shim/api.h."""
+    """The main thread wants a flush within `seconds`. `mode`: FLUSH_* in shim/api.h."""
 
     id: int
     seconds: float
@@ -177,7 +177,7 @@ Request = RunCommand | SetConfig | SetRole | ListChanged | PeerMessage | StartFl
 
 
 def take_requests(queue: Queue) -> Iterator[tuple[int, bytes]]:
-    """Take all requests out of a queue, oldest first: kinds and payloads."""
+    """Take all requests out of a queue, oldest first, as kind and payload."""
     while data := bytes(queue.take()):
         at = 0
         taken = []
@@ -191,7 +191,7 @@ def take_requests(queue: Queue) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_request(kind: int, payload: bytes) -> Request:
-    """Return the request of a record. Raises ValueError or struct.error if it is none."""
+    """Return the request in a record. Raises ValueError or struct.error if it has none."""
     match Kind(kind):
         case Kind.COMMAND:
             (handle,) = _NUMBER.unpack_from(payload)
@@ -210,11 +210,11 @@ def parse_request(kind: int, payload: bytes) -> Request:
             flush_id, milliseconds, mode = _FLUSH.unpack_from(payload)
             return StartFlush(flush_id, milliseconds / 1000, mode)
         case event:
-            raise ValueError(f"{event!r} is no request")
+            raise ValueError(f"{event!r} is not a request")
 
 
 def counted(payload: bytes, at: int = 0) -> Iterator[bytes]:
-    """Read the arguments in a payload from an offset on, each with its length before it."""
+    """Read the counted arguments in a payload from an offset on."""
     while at < len(payload):
         (length,) = _LENGTH.unpack_from(payload, at)
         at += _LENGTH.size

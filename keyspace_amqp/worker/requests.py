@@ -1,4 +1,4 @@
-"""Requests of Redis' main thread: taken out of their queue, and carried out.
+"""Requests of Redis' main thread: takes them from their queue and carries them out.
 
 Worker thread; nothing here waits.
 """
@@ -14,7 +14,6 @@ from ..commands import CommandError, Reply, answer, encode
 from ..publisher.actions import FlushMode
 from ..publisher.publisher import Publisher
 from .handler import Handler
-from .interface import Shim
 from .lanes import Lane
 from .parameters import Parameters
 from .records import (
@@ -28,11 +27,12 @@ from .records import (
     parse_request,
     take_requests,
 )
+from .shim_api import Shim
 
 
 class Requests:
-    """See the module's text. `lane`: for clients' commands. `failed` is called within
-    the handling of an exception over a request."""
+    """See the module's docstring. `lane`: the lane for commands of clients. `failed` is
+    called in the `except` block of an exception of a request."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Requests:
         parameters: Parameters,
         publisher: Publisher,
         watch: ClusterWatch,
-        spread: Peers,
+        peers: Peers,
         failed: Callable[[], None],
     ) -> None:
         self._shim = shim
@@ -51,7 +51,7 @@ class Requests:
         self._parameters = parameters
         self._publisher = publisher
         self._watch = watch
-        self._spread = spread
+        self._peers = peers
         self._failed = failed
 
     def take(self) -> None:
@@ -59,7 +59,7 @@ class Requests:
         for kind, payload in take_requests(self._shim.requests):
             try:
                 self.carry_out(parse_request(kind, payload))
-            except Exception:  # the others are to be heard all the same
+            except Exception:  # the other requests are still carried out
                 self._failed()
 
     def carry_out(self, request: Request) -> None:
@@ -76,10 +76,10 @@ class Requests:
                 self._publisher.list_changed(what, key)
                 self._watch.list_changed(key)
             case PeerMessage(sender=sender, data=data):
-                self._spread.received(sender, data)
+                self._peers.received(sender, data)
             case StartFlush(id=flush_id, seconds=seconds, mode=mode):
                 self._publisher.flush(flush_id, seconds, FlushMode(mode))
 
     def _reply(self, handle: int, reply: Reply | CommandError) -> None:
-        """End the command of a client."""
+        """Send the reply of a client's command."""
         self._shim.command_done(handle, encode(reply))

@@ -1,7 +1,7 @@
-"""The things that people see of the worker: STATS, INFO and the log.
+"""The status of the worker as users see it: in STATS, in INFO and in the log.
 
-Each number and text goes to the shim when it changes, so that INFO and STATS answer
-also while the worker is stuck. Worker thread; nothing here waits.
+Each number and text goes to the shim when it changes, so INFO and STATS answer even while
+the worker is stuck. Worker thread; nothing here waits.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Protocol
 from .. import __version__
 from ..tables.stats import Stat, Text
 from . import log
-from .interface import Shim
+from .shim_api import Shim
 
-# The same complaint is logged once in this many seconds.
+# A line of one kind is logged at most once in this many seconds.
 LOG_EVERY = 10.0
-# Kinds of lines that are remembered.
+# The number of kinds that RareLog remembers; a bound on its memory.
 LOG_KINDS = 100
 _DIGITS = re.compile(r"[0-9]+")
 
 
 class Publisher(Protocol):
-    """The publisher, as far as it is shown; publisher.py has the meanings."""
+    """The members of the publisher that are shown; see publisher.py."""
 
     last_error: str
 
@@ -44,8 +44,7 @@ class Publisher(Protocol):
 
 
 class Peers(Protocol):
-    """The messages of other nodes, as far as they are shown; cluster/peers.py has the
-    meanings."""
+    """The members of cluster.peers.Peers that are shown; see there."""
 
     rejected: int
 
@@ -54,13 +53,13 @@ class Peers(Protocol):
 
 
 class Messages(Protocol):
-    """`cut`: how many routing keys were too long."""
+    """The part of Identity that is shown. `cut`: routing keys that were too long."""
 
     cut: int
 
 
 class RareLog:
-    """Lines of the log that would come too often otherwise."""
+    """A log that writes lines of one kind at a bounded rate."""
 
     def __init__(self, sink: log.Sink, clock: Callable[[], float] = time.monotonic) -> None:
         self._sink = sink
@@ -68,9 +67,9 @@ class RareLog:
         self._logged: dict[str, float] = {}
 
     def write(self, level: str, text: str, kind: str = "") -> None:
-        """Log a line, unless one of the same kind was logged a few seconds ago. Lines
-        that differ in numbers alone are of the same kind; `kind` says which it is where
-        others choose the words."""
+        """Log a line, unless one of the same kind was logged within LOG_EVERY. Lines that
+        differ only in numbers are of one kind. Pass `kind` if the text comes from outside,
+        such as an error of another node."""
         kind = kind or _DIGITS.sub("#", text)
         now = self._clock()
         if now >= self._logged.get(kind, -LOG_EVERY) + LOG_EVERY:
@@ -81,8 +80,8 @@ class RareLog:
 
 
 class Status:
-    """Shows what the parts of the worker say of themselves. `broker`: returns the
-    address of the connection, or of the last attempt."""
+    """Collects and shows the state of the worker's parts. `broker`: returns the address of
+    the connection, or of the last attempt."""
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class Status:
         self._shown_texts: dict[Text, str] = {}
 
     def show(self) -> None:
-        """Bring the counters and texts up to date."""
+        """Update the counters and texts in the shim."""
         publisher = self._publisher
         publisher.counts[Stat.MESSAGES_REJECTED] = self._peers.rejected
         publisher.counts[Stat.ROUTING_KEYS_CUT] = self._messages.cut
@@ -111,9 +110,9 @@ class Status:
         for stat, number in publisher.gauges().items():
             numbers[stat] = number
         counters = self._shim.counters
-        for place, (number, shown) in enumerate(zip(numbers, self._shown, strict=True)):
+        for index, (number, shown) in enumerate(zip(numbers, self._shown, strict=True)):
             if number != shown:
-                counters[place] = number
+                counters[index] = number
         self._shown = numbers
         broker = self._broker()
         if (state := self._changed(Text.STATE, publisher.state)) is not None:
@@ -123,7 +122,7 @@ class Status:
             self._log.write("warning", error)
 
     def _changed(self, text: Text, value: str) -> str | None:
-        """Show a text; return it, in one line, if it was another one before."""
+        """Show a text. Return it as one line if it has changed, else None."""
         if self._shown_texts.get(text) == value:
             return None
         clean = " ".join(value.split()).replace("\0", " ")
@@ -132,13 +131,13 @@ class Status:
         return clean
 
     def failed(self, what: str) -> None:
-        """Count the exception that is being handled, which is a mistake of ours, and log
-        its traceback."""
+        """Count the exception that is being handled, which is a defect of the handler, and
+        log its traceback after `what`."""
         self._publisher.counts[Stat.HANDLER_ERRORS] += 1
         log.LOGGER.error("%s:\n%s", what, traceback.format_exc())
 
     def reset(self) -> None:
-        """STATS RESET: start the counters again."""
+        """Set all counters to 0, for STATS RESET."""
         self._publisher.reset_stats()
         self._peers.rejected = self._messages.cut = 0
         self._shim.reset_numbers()
@@ -150,7 +149,7 @@ class Status:
         return {stat.name.lower(): numbers[stat] for stat in Stat}
 
     def node_state(self) -> dict[str, str | int]:
-        """Return what CLUSTER shows of this node."""
+        """Return the row of this node for KEYSPACEAMQP.CLUSTER."""
         numbers = self.counters()
         return {
             "role": "primary" if self._publisher.primary else "replica",

@@ -29,7 +29,7 @@ from keyspace_amqp.jobs import BusMessage as _BusMessage
 from keyspace_amqp.worker.records import counted as _counted
 
 
-def _submit(self, job, done, _submit=Runner.submit):
+def _submit(self, job, done, _submit=JobQueue.submit):
     for command in job.commands:
         if isinstance(command, _BusMessage) and _pathlib.Path("keep").exists():
             with _pathlib.Path("sent").open("ab") as file:
@@ -37,14 +37,14 @@ def _submit(self, job, done, _submit=Runner.submit):
     _submit(self, job, done)
 
 
-def _look(self, _look=Surroundings.look):
+def _poll(self, _poll=ClusterIO.poll):
     say = _pathlib.Path("say")
     if say.exists():
         texts = list(_counted(say.read_bytes()))
         say.unlink()
         for text in texts:
             self.send("", text)
-    _look(self)
+    _poll(self)
 
 
 def _pack(message, _pack=_peers.pack):
@@ -60,8 +60,8 @@ def _pack(message, _pack=_peers.pack):
     return _pack(message)
 
 
-Runner.submit = _submit
-Surroundings.look = _look
+JobQueue.submit = _submit
+ClusterIO.poll = _poll
 _peers.pack = _pack
 """
 

@@ -1,7 +1,7 @@
-"""What the queue does to the memory of a process; `python -m tests.shim.memory CASE`.
+"""Measures the memory that the queue takes in a process; `python -m tests.shim.memory CASE`.
 
-Prints the numbers that a case returns, as JSON. test_queue.py starts it, so that nothing that
-went before in the process changes them.
+Prints the numbers that a case returns, as JSON. test_queue.py starts it, so that no earlier work
+in the process changes them.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@
 #define HUGE_BYTES 100000
 #define HUGE_EVERY 20011
 #define PATTERN_BYTES (HUGE_BYTES + 256)
-/* How often, in the first half of the events, the one that takes waits for a refusal:
- * a queue that nobody happens to be slow with is never full. */
+/* The number of times, in the first half of the events, that the taking thread waits for a
+ * refusal: without these waits the queue might never be full. */
 #define FILLS 10
 
 static queue_t *events, *requests;
@@ -46,7 +46,7 @@ static void check(int fine, const char *what, uint64_t number) {
     _exit(1);
 }
 
-/* Of many sizes, and none like the next. */
+/* A payload size: many sizes, and no two neighbours alike. */
 static size_t payload_len(uint64_t number) {
     return number % HUGE_EVERY == HUGE_EVERY - 1 ? HUGE_BYTES : number * 7919 % 200;
 }
@@ -80,7 +80,7 @@ static void *push_all(void *data) {
     return data;
 }
 
-/* Takes what lies together in a queue; the number of the record behind. */
+/* Takes the records that are contiguous in a queue. Returns the number of the next record. */
 static uint64_t take(queue_t *queue, uint8_t kind, uint64_t number, uint64_t step, int half) {
     const char *records;
     size_t size = queue_take(queue, &records), at = 0, taken = 0;

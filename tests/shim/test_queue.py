@@ -246,7 +246,7 @@ def test_a_steady_flow_takes_no_more_memory() -> None:
 def test_a_flood_is_given_back(payload_len: int) -> None:
     """Fills the queue up and empties it, again and again."""
     before, after = measured("floods", payload_len)
-    assert after - before < 20_000_000, "more than once what may wait has stayed"
+    assert after - before < 20_000_000, "more memory has stayed than the queue may hold"
 
 
 def test_a_large_event_is_given_back_at_once() -> None:

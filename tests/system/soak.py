@@ -101,7 +101,7 @@ class SoakError(Exception):
 
 @dataclasses.dataclass
 class Summary:
-    """What there was in a round."""
+    """The numbers of a round."""
 
     seed: int
     what: str
@@ -186,7 +186,7 @@ class Round:
     # ---- a round -----------------------------------------------------------
 
     def run(self, seconds: float) -> Summary:
-        """Raises SoakError, with all that is known about what went wrong."""
+        """Run a round. Raises SoakError with a full report."""
         with self._proxy:
             try:
                 self._start_nodes()
@@ -308,7 +308,7 @@ class Round:
 
     @contextlib.contextmanager
     def _without_probe(self) -> Iterator[None]:
-        """Redis may wait for the handler before it saves on its main thread."""
+        """Pause the probe: Redis may wait for the handler before it saves on its main thread."""
         self._end_probe()
         yield
         self._begin_probe()
@@ -318,7 +318,7 @@ class Round:
         self._probing_since = time.monotonic()
 
     def _end_probe(self) -> None:
-        # It insists on some answers.
+        # The probe requires a minimum of answers.
         wait_for(lambda: time.monotonic() > self._probing_since + 0.5)
         self._probing.close()
 
@@ -366,7 +366,7 @@ class Round:
         self._proxy.deaf = False
 
     def _cut_link(self, source: random.Random) -> None:
-        """Cuts the link within whatever is on its way."""
+        """Cut the link in the middle of what is being sent."""
         with contextlib.suppress(AssertionError):  # nothing was on its way: then later
             self._proxy.cut(source.randrange(100_000), timeout=3)
 
@@ -419,7 +419,7 @@ class Round:
         self._command("CLIENT", "PAUSE", source.randint(50, 2000), "WRITE")
 
     def _reload_data(self, _source: random.Random) -> None:
-        """The data set is emptied and loaded again, with the list, under load."""
+        """Empty the data set and load it again, with the list, under load."""
         with self._without_probe():
             self._command("DEBUG", "RELOAD")
 
@@ -431,7 +431,7 @@ class Round:
         self._begin_segment()
 
     def _restart(self, _source: random.Random) -> None:
-        # Only a dump has what is stored last.
+        # Only a dump has the events that were stored last.
         self._end_segment(memory_empty=self.persistence == "aof")
         primary = self._primary
         assert primary.server.stop() == 0
@@ -443,7 +443,7 @@ class Round:
         """A failover for which the replica has everything."""
         self._end_segment(memory_empty=True)
         replicated(self._primary.client, self._replica.client)
-        # In a replica some keys may have a time to live that have none in the primary.
+        # Some keys may have a time to live in the replica and none in the primary.
         self._notifications = Notifications(self._replica.server).__enter__()
         self._replica.client.replicaof("NO", "ONE")
         self._primary.client.replicaof("127.0.0.1", str(self._replica.server.port))
@@ -470,7 +470,7 @@ class Round:
             assert numbers[name] == 0, f"{name} is {numbers[name]}"
 
     def _check(self) -> Summary:
-        """Compares what has arrived with what there was."""
+        """Compare the messages that arrived with the events that were emitted."""
         messages = self._mailbox.receive()
         arrived: dict[str, dict[int, Event]] = collections.defaultdict(dict)
         for message in messages:

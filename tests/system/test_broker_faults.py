@@ -1,4 +1,4 @@
-"""The broker at fault: nothing is lost, and Redis does not notice it."""
+"""Faults of the broker: nothing is lost, and Redis is not delayed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def least_wait(attempts: int, most: float = BACKOFF_MAX) -> float:
 def test_killed_three_times_under_load(
     own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """On the other servers test_an_outage kills it once."""
+    """On the other server families, test_an_outage kills it once."""
     mailbox = Mailbox(own_broker).keep()
     server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
     client = server.client()
@@ -110,7 +110,7 @@ def test_stopped_and_started_under_load(
     start_redis: StartRedis,
     probe: Probe,
 ) -> None:
-    """The broker says goodbye (320), refuses, and is back."""
+    """The broker closes the connection (320), refuses new ones, and comes back."""
     mailbox = Mailbox(own_broker).keep()
     server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
     client = server.client()
@@ -156,7 +156,7 @@ def test_paused_under_load(own_broker: RabbitServer, start_redis: StartRedis, pr
     assert (numbers["reconnects"], numbers["handler_errors"]) == (0, 0)
 
 
-# ---- something else listens there ------------------------------------------
+# ---- another program on the broker's port ------------------------------------------
 
 
 def _frame(kind: int, payload: bytes, end: bytes = b"\xce") -> bytes:

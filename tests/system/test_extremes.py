@@ -36,7 +36,7 @@ HANDLER_BYTES = 128 * MIB
 
 
 def _status(server: RedisServer, name: str) -> int:
-    """A number of bytes in /proc/<pid>/status."""
+    """Return a field of /proc/<pid>/status, in bytes."""
     text = pathlib.Path(f"/proc/{server.pid}/status").read_text()
     found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
     assert found is not None
@@ -222,8 +222,8 @@ def test_an_eviction_storm(
 def test_a_key_of_another_type_in_the_way_for_long(
     broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """There can be no list: events wait in memory up to the limit, then the oldest are given up.
-    Counters and log say all of it."""
+    """There can be no list: events wait in memory up to the limit, then the oldest are dropped.
+    Counters and log show it."""
     mailbox = Mailbox(broker)
     server = start_redis(
         arguments=arguments_for(broker, mailbox, "$", masks=("^run",)),

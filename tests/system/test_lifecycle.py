@@ -1,5 +1,5 @@
-"""Unload, shutdown, fork: what was captured is delivered or stored, in a bounded
-time, and the server stands."""
+"""Unload, shutdown, fork: captured events are delivered or stored within a bounded time, and
+the server keeps running."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_many_unloads_under_load(
     assert threads2 <= threads
     assert descriptors2 <= descriptors + 1
     assert memory2 < memory * 1.5
-    # Keys of one load of the module follow each other without holes.
+    # Within one load of the module, no key is missing.
     client.execute_command("MODULE", "LOAD", str(MODULE), *arguments_for(broker, mailbox, "$"))
     settled(client, fallback_length=0, queue_length=0, in_flight=0)
     messages = once(mailbox.receive())
@@ -77,7 +77,7 @@ def test_many_unloads_under_load(
     assert seen == sorted(seen)
     assert len(seen) >= cycles * 20
     holes = sum(b != a + 1 for a, b in itertools.pairwise(seen))
-    assert holes <= cycles  # the times without the module
+    assert holes <= cycles  # a hole for each time without the module
 
 
 def test_a_life_that_is_over_takes_no_memory(
@@ -157,7 +157,7 @@ def test_unload_counts_what_there_was_no_time_for(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
     """More events than a stop has time to deliver, and no list: each is delivered or counted as
-    lost, also events that the worker has not taken in."""
+    lost, also events that are still in the queue."""
     server = start_redis(arguments=arguments_for(broker, mailbox, "$", size=-1))
     client = server.client(socket_timeout=60)
     client.set("first", 1)

@@ -450,7 +450,7 @@ def test_promoted_under_load_and_back(
             promotions.append(load.newest)
             stored |= {event_of(element).message_id: event_of(element).key for element in elements}
             primary = new
-            load.more(300)  # to the old one, which does not know yet
+            load.more(300)  # to the old primary, which is not demoted yet
             follow(old, new)
             wait_for(lambda n=old: stats(n.client())["state"] == "replica", 30)
             load.more(300)

@@ -5,9 +5,9 @@ AddressSanitizer and UndefinedBehaviorSanitizer; the queue runs between threads 
 small C program under ThreadSanitizer; and the whole module runs in real servers on
 the first build again. gcc brings the sanitizers along.
 
-Leaks: CPython is never taken down inside Redis, and what it has would be reported
-as lost, because it hangs on memory that LeakSanitizer does not search. So of a
-report only that counts which our own C code has allocated: `ours`.
+Leaks: CPython is never finalized inside Redis. LeakSanitizer reports its memory as lost,
+because the pointers to it are in memory that is not searched. So only allocations of our own
+C code count: `ours`.
 """
 
 from __future__ import annotations
@@ -76,14 +76,16 @@ def judge(reports: pathlib.Path) -> None:
     """Fails if a sanitizer has found anything, or has not looked for leaks."""
     text = "".join(path.read_text(errors="replace") for path in reports.iterdir())
     assert not _FOUND.search(text), text[:10_000]
-    assert "LeakSanitizer: detected memory leaks" in text, "it did not even see Python's"
+    assert "LeakSanitizer: detected memory leaks" in text, (
+        "the search for leaks has not run: Python's are missing"
+    )
     leaks = ours(text)
     assert not leaks, "\n\n".join(leaks)[:10_000]
 
 
 def ours(report: str) -> list[str]:
     """The leaks in a report that our own C code has allocated, and not Python on its behalf: from
-    malloc outwards, our code is met before Python."""
+    malloc outwards, a frame of our code comes before one of Python."""
     leaks = [part for part in report.split("\n\n") if " leak of " in part]
     assert leaks
     callers = ((leak, _CALLER.search(leak)) for leak in leaks)
@@ -155,7 +157,8 @@ def test_the_queue_between_threads(sanitizer: str, limit: int, tmp_path: pathlib
 
 @contextlib.contextmanager
 def judged(reports: pathlib.Path) -> Iterator[None]:
-    """Fails with what a sanitizer has ended a server for, instead of with the lost connection."""
+    """A `with` that fails with the report of a sanitizer that ended a server, instead of with the
+    lost connection."""
     try:
         yield
     except redis.exceptions.ConnectionError:

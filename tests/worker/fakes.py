@@ -1,6 +1,6 @@
-"""What stands for the compiled module, so that the worker's parts are tested without it.
+"""Fakes of the compiled module, for tests of the worker's parts without it.
 
-The types are those of keyspace_amqp/worker/interface.py.
+The types are those of keyspace_amqp/worker/shim_api.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def counted(*arguments: bytes) -> bytes:
 
 
 class FakeQueue:
-    """A queue whose records lie together in pieces of up to `together` records."""
+    """A queue in which up to `together` records are contiguous in memory."""
 
     def __init__(self, limit: int = 1_000_000, together: int = 1000) -> None:
         self.limit = limit
@@ -90,7 +90,7 @@ class FakeJob:
         self.submitted = True
 
     def run(self, *replies: tuple[bytes | None, int]) -> None:
-        """What the main thread does."""
+        """Run the job as the main thread would."""
         assert self.submitted
         self.done = True
         self._result = JobResult(list(replies))
@@ -107,7 +107,7 @@ class FakeJob:
 
 
 class FakeShim:
-    """A load of the module, with the main thread's part in the hands of the test."""
+    """The shim of one load of the module; the test plays the main thread."""
 
     clustered = False
     port = 6379
@@ -163,7 +163,7 @@ class FakeShim:
 
 
 class Failures:
-    """What was told of exceptions."""
+    """Collects the texts with which `failed` is called."""
 
     def __init__(self) -> None:
         self.told: list[str] = []

@@ -1,4 +1,4 @@
-"""The handler at fault: exceptions anywhere in it lose nothing."""
+"""Injected exceptions in the handler: they lose no events."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
 from tests.fix_faults import Load, delivered
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, handler_copy, settled, stats
 
-# Appended to worker/loop.py in a copy of the handler: while a file named `faults` is
-# in the server's directory, one function after the other raises at its next call,
-# either before it has done anything or when it has done everything. Left out is
-# what shows and mends the damage of an exception (it would not get through thousands
-# of such calls), the frame of the loop around it, and calls of C that cannot fail and
-# must happen once.
+# Appended to worker/loop.py in a copy of the handler. While a file named `faults` is in the
+# server's directory, functions of the handler raise at a call, one function at a time, either
+# before they have done anything or after they have done everything. Exceptions: the code that
+# logs and repairs the effects of an exception (it could not finish with thousands of
+# exceptions of its own), the frame of the loop, and calls of C that cannot fail and must happen
+# once.
 INJECT = """
 
 import pathlib as _pathlib
@@ -32,10 +32,10 @@ from keyspace_amqp.publisher import (
     recent as _recent, retries as _retries, window as _window,
 )
 from keyspace_amqp.worker import (
-    handler as _handler, identity as _identity, intake as _intake, lanes as _lanes,
-    leftovers as _leftovers, nap as _nap, pace as _pace, parameters as _parameters,
-    records as _records, requests as _requests, runner as _runner, status as _status,
-    surroundings as _surroundings,
+    batching as _batching, cluster_io as _cluster_io, handler as _handler, identity as _identity,
+    intake as _intake, job_queue as _job_queue, lanes as _lanes, leftovers as _leftovers,
+    parameters as _parameters, records as _records, requests as _requests, status as _status,
+    throttle as _throttle,
 )
 
 _FAULTS = _pathlib.Path("faults")
@@ -44,7 +44,7 @@ _LEFT_OUT = {{
     # the frame
     "_do", "_end", "_publish", "_turn", "activate", "close", "end", "enter_at", "main",
     "open", "run",
-    # what shows and mends
+    # logging and repair
     "_keep_head", "_land", "_look_again", "_lose_window", "_repair", "_unexpected", "balance",
     "clear", "closed", "down", "expects", "failed", "forget_head", "give_up", "hand_over",
     "is_void_after_repair", "link_down", "link_lost", "log", "repair",
@@ -53,9 +53,9 @@ _LEFT_OUT = {{
     # calls of C
     "after_wait", "before_wait", "command_done", "flush_done", "free", "ready", "release", "submit",
 }}
-# These have a method that is named like a call of C, and more in it than that.
+# These methods share a name in _LEFT_OUT, but are ordinary code.
 _NEVER_LEFT_OUT = {{
-    (_runner.Runner, "submit"), (_lists.Lists, "found"), (_publisher.Publisher, "give_up"),
+    (_job_queue.JobQueue, "submit"), (_lists.Lists, "found"), (_publisher.Publisher, "give_up"),
     (_memory.Memory, "confirmed"), (_link.Link, "confirmed"), (_recent.RecentPushes, "clear"),
 }}
 
@@ -63,14 +63,14 @@ _NEVER_LEFT_OUT = {{
 _all = []
 _faulty = {{}}
 _calls = 0
-_turn = None, False  # who is next, and whether when it is done
+_turn = None, False  # the next function that raises; True: after its call
 
 
 def _is_due(function, done):
     global _calls, _turn
     _calls += 1
     due = _turn == (function, done) and _FAULTS.exists()
-    # Some are hardly ever called; and between two exceptions life goes on.
+    # Skip functions that are hardly ever called, and leave calls without faults in between.
     if due or _calls % 2000 == 0:
         _turn = None, False
     elif _turn[0] is None and _calls % 300 == 0:
@@ -90,9 +90,9 @@ def _wrap(function):
     return faulty
 
 
-# All classes and functions of these, of the others what is named.
-_WORKER = (_handler, _identity, _intake, _lanes, _leftovers, _nap, _pace, _parameters, _records,
-           _requests, _runner, _status, _surroundings, bridge, _ioloop)
+# Modules whose classes and functions are all wrapped; of other modules, those in _OWNERS.
+_WORKER = (_batching, _cluster_io, _handler, _identity, _intake, _job_queue, _lanes, _leftovers,
+           _parameters, _records, _requests, _status, _throttle, bridge, _ioloop)
 _PUBLISHER = (_fallback_list, _flush, _ledger, _link, _list_jobs, _lists, _memory, _publisher,
               _recent, _retries, _window)
 _OWNERS = [Worker, _broker.Broker, _broker, _login, _reasons, _fallback, _jobs, _message,
@@ -115,7 +115,7 @@ for _owner in _OWNERS:
             if _value.__module__ == _module and not left_out:
                 _faulty[_value] = _wrap(_value)
                 setattr(_owner, _name, _faulty[_value])
-# What was imported by name before.
+# Replace the functions also where they were imported by name.
 for _module in [module for name, module in _sys.modules.items()
                 if name.startswith("keyspace_amqp.")]:
     for _name, _value in list(vars(_module).items()):
@@ -131,7 +131,7 @@ def start_faulty(
     code: str,
     arguments: list,
 ) -> RedisServer:
-    """A server with a copy of the handler to whose loop.py `code` is added."""
+    """Start a server with a copy of the handler in which `code` is appended to loop.py."""
     path = handler_copy(tmp_path / "environment")
     with (path.parent / "worker" / "loop.py").open("a") as file:
         file.write(code)
@@ -174,7 +174,7 @@ def test_exceptions_anywhere(
     assert [line for line in shown if "injected" not in line] == []
     assert len(shown) >= errors
     assert log.count("Traceback (most recent call last)") >= errors
-    # Each exception costs the connection, and a window may have to go again.
+    # Each exception costs the connection, and a whole window may be sent again.
     numbers = delivered(
         client, mailbox, [b"first", *load.keys], repeated=10**9, handler_errors=errors
     )

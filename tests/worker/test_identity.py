@@ -1,4 +1,4 @@
-"""A server's name, and the form of its messages. Without the compiled module."""
+"""A node's name, and the format of its messages. Without the compiled module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVENT = Event("run-1", 1, 0, "$", b"set", b"k")
 
 
 class Messages:
-    """The broker, as far as it makes messages."""
+    """The part of the broker's connection that makes messages."""
 
     def __init__(self) -> None:
         self.forms: list[tuple[Config, Format]] = []
@@ -66,7 +66,7 @@ def test_a_cluster_tells_the_name_later() -> None:
 
 
 def test_new_parameters_make_another_form() -> None:
-    """Also where the name stays."""
+    """Even if the name stays the same."""
     identity, messages = made()
     other = dataclasses.replace(CONFIG, format="json")
     identity.configure(other)

@@ -94,7 +94,7 @@ def test_all_that_there_are(together: int) -> None:
 
 
 def test_not_what_came_after_the_look() -> None:
-    """A change of masks may stand between them that was not read yet."""
+    """Before a later event, masks may have been changed by a request that is not read yet."""
     world = World()
     world.push("abc")
     world.intake.take(2)
@@ -114,7 +114,7 @@ def test_as_many_as_there_is_room_for() -> None:
 
 
 def test_events_are_given_back_when_they_are_safe() -> None:
-    """What the publisher could not take in is taken again."""
+    """Events that the publisher could not take in are taken again."""
     world = World()
     world.push("ab")
 
@@ -188,7 +188,7 @@ def test_other_parameters_change_no_filter() -> None:
     ("waiting", "told"), [(1, [False]), (2, []), (4, []), (5, [True])], ids=str
 )
 def test_pressure(waiting: int, told: list[bool]) -> None:
-    """From half of the limit on the list has to help, down to a quarter of it."""
+    """Above half of the limit events go to the list, until memory is below a quarter."""
     world = World(limit=8 * SIZE)
     world.push("abcdefgh"[:waiting])
     world.take()
@@ -243,7 +243,7 @@ def test_a_publisher_without_room_gives_the_oldest_up() -> None:
 
 
 def test_the_newest_stays_however_large_it_is() -> None:
-    """A single event may need nearly all that there is."""
+    """A single event may need nearly the whole limit."""
     world = World(limit=SIZE)
     world.receiver.can_only_wait = True
     world.push("a")
@@ -271,7 +271,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("poison")
 def test_an_event_over_which_the_handler_fails() -> None:
-    """The others arrive; it is tried again, and then given up."""
+    """The others arrive; this one is tried again, and then dropped."""
     world = World()
     world.push("ab!c!!d")
     for _ in range(ATTEMPTS - 1):
@@ -285,7 +285,7 @@ def test_an_event_over_which_the_handler_fails() -> None:
     world.take()
     assert (world.keys, world.numbers) == ("abcd", [1, 2, 4, 7])
     assert (world.receiver.given_up, world.intake.waiting) == (3, 0)
-    assert world.failures.told == 3 * ["the handler fails over an event"]
+    assert world.failures.told == 3 * ["the handler cannot parse an event"]
 
 
 @pytest.mark.usefixtures("poison")

@@ -13,7 +13,7 @@ from tests.worker.fakes import Failures
 
 
 class World:
-    """A lane, and what its commands wait for."""
+    """A lane, and the jobs that its commands wait for."""
 
     def __init__(self) -> None:
         self.jobs: list[tuple[Job, Callable[[JobResult], None]]] = []
@@ -39,7 +39,7 @@ class World:
 
 
 class Later:
-    """What a command waits for until it is brought."""
+    """A wait of a command, which the test ends."""
 
     def __init__(self) -> None:
         self.resume: Callable[[Any], None] | None = None
@@ -65,7 +65,7 @@ def test_commands_that_wait_for_nothing() -> None:
 
 
 def test_one_at_a_time() -> None:
-    """The second sees what the first has changed."""
+    """The second command sees the changes of the first."""
     world, later = World(), Later()
     world.add("a", later)
     world.add("b")
@@ -138,7 +138,7 @@ def test_an_exception_is_told_and_answered() -> None:
 
 
 def test_a_wait_that_fails_ends_the_command() -> None:
-    """What it waits for may come all the same, and means nothing then."""
+    """A result that comes after the end is ignored."""
     world = World()
     resumes: list[Callable[[Any], None]] = []
 
@@ -185,7 +185,7 @@ def test_a_reply_that_cannot_be_sent() -> None:
 
 
 def test_lanes_do_not_wait_for_each_other() -> None:
-    """What another node asks is answered while a client's command waits for it."""
+    """A peer's command is answered while a client's command waits for that peer."""
     clients, peers = World(), World()
     clients.add("a", Later())
     peers.add("b")

@@ -20,7 +20,7 @@ def file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Leftovers:
 
 
 def stored(file: Leftovers, events: list[Event]) -> Lines:
-    """What is logged."""
+    """Store events; return the log lines."""
     lines: Lines = []
     store(file, events, lambda level, line: lines.append((level, line)))
     return lines
@@ -43,7 +43,7 @@ def test_nothing_to_store_makes_no_file(file: Leftovers) -> None:
 
 
 def test_a_file_that_cannot_be_written(file: Leftovers) -> None:
-    """They are lost, and the log says so."""
+    """The events are lost, and the log says so."""
     file.path.with_suffix(".new").mkdir()
     ((level, line),) = stored(file, EVENTS)
     assert level == "warning"
@@ -54,7 +54,7 @@ def test_a_file_that_cannot_be_written(file: Leftovers) -> None:
 def test_a_file_that_cannot_be_read(
     file: Leftovers, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is set aside, so that the next one does not replace it."""
+    """It is renamed, so that the next file does not replace it."""
     file.path.write_bytes(data)
     assert recover(file) == []
     aside = file.path.with_suffix(".unreadable")

@@ -168,7 +168,7 @@ def test_a_later_call_replaces_the_sink() -> None:
 
 
 def test_a_record_that_cannot_be_formatted_harms_nobody() -> None:
-    """The caller only wants to log; it must not get the exception. The handlers of logging catch it
+    """The caller must not get the exception. The handlers of the module logging catch it
     too."""
     with installed() as lines:
         log.LOGGER.error("%d", "no number")

@@ -29,7 +29,7 @@ except OSError as error:
 
 
 def set_under(filter: str, value: int) -> str:
-    """Return what a process under a filter says when it sets its nice value."""
+    """Return the output of a process that sets its nice value under a filter."""
     done = subprocess.run(
         [sys.executable, "-c", filter, sys.executable, "-c", SET_NICE.replace("NICE", str(value))],
         check=True,
@@ -92,14 +92,16 @@ def test_a_trial_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("family", ["redis-7.0", "valkey-8.1"])
 def test_the_trial_is_made_at_load(family: str, start_redis: StartRedis) -> None:
-    """Later the server might take the child of a trial for one of its own."""
+    """At a later time the server might take the child of a trial for one of its own."""
     server = start_redis(family, options=["keyspaceamqp.worker-nice 0"], start=False)
     command = [sys.executable, "-c", UNDER_A_FILTER, *server.command()]
     server.command = lambda: command  # type: ignore[method-assign]
     server.start()
     assert "could not be set" not in server.log()  # there was nothing to set
     client = server.client()
-    client.config_set("rdb-key-save-delay", 20_000)  # microseconds: a child is there meanwhile
+    client.config_set(
+        "rdb-key-save-delay", 20_000
+    )  # microseconds: the child of the save runs meanwhile
     client.mset({f"key:{n}": n for n in range(50)})
     client.bgsave()
     client.config_set("keyspaceamqp.worker-nice", 7)

@@ -46,7 +46,7 @@ def test_an_event_is_what_its_record_says() -> None:
 
 
 def test_numbers_count_every_record() -> None:
-    """An event's id is its place among all, so that masks change nothing about it."""
+    """Masked events count too, so masks do not change the ids of other events."""
     data = b"".join(map(event, [b"a1", b"b", b"a2", b"b", b"a3"]))
     events, size, count = reader(b"^a").parse(data, 10, 100)
     assert [(e.message_id, e.key) for e in events] == [
@@ -66,7 +66,7 @@ def test_no_more_than_wanted() -> None:
 
 
 def test_no_more_bytes_than_fit_a_batch() -> None:
-    """A record above the bound comes alone; the one that crosses it is the last."""
+    """A record above the bound comes alone; the record that crosses the bound is the last."""
     large, small = event(bytes(PARSE_BYTES)), event(b"a")
     assert reader().parse(large + small, 10, 1)[1:] == (len(large), 1)
     assert reader().parse(small + large + small, 10, 1)[1:] == (len(small + large), 2)
@@ -100,7 +100,7 @@ def test_values(kind: int, name: str, before: int, data: bytes | None) -> None:
 
 
 def test_an_exception_ends_the_batch_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the events before it are safe when it comes again, and is raised."""
+    """The events before it are safe; the next call raises the exception."""
 
     def compiled(masks: object) -> object:
         def matches(data: bytes, start: int, end: int) -> bool:
@@ -179,7 +179,7 @@ def test_requests_are_taken_oldest_first_from_all_pieces() -> None:
 
 
 def test_a_request_that_comes_meanwhile() -> None:
-    """It is taken in the same go: what it changes may be waited for."""
+    """It is taken by the same call, as a job may depend on it."""
     queue = FakeQueue()
     queue.push(record(Kind.ROLE, b"\1\0\0"))
     taken = []

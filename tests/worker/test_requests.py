@@ -1,5 +1,5 @@
-"""Requests of the main thread: the parts of the worker that hear of each. Without the
-compiled module."""
+"""Requests of the main thread, and the calls that each causes in the worker's parts. Without
+the compiled module."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def values(**changed: bytes) -> list[bytes]:
 
 
 class Part:
-    """A part of the worker: writes down what it hears, under its own name."""
+    """A part of the worker that records each call of its methods."""
 
     def __init__(self, name: str, heard: list[tuple[Any, ...]], **attributes: Any) -> None:
         self._name = name
@@ -59,7 +59,7 @@ class World:
             gauges=lambda: {Stat.FALLBACK_LENGTH: 17},
         )  # fmt: skip
         self.watch: Any = Part("watch", self.heard, topology=ALONE)
-        self.spread: Any = Part("spread", self.heard)
+        self.peers: Any = Part("peers", self.heard)
         self.intake: Any = Part("intake", self.heard)
         self.identity: Any = Part("identity", self.heard)
         self.status: Any = Part("status", self.heard)
@@ -68,16 +68,16 @@ class World:
             self.shim.set_nice,
         )  # fmt: skip
         self.handler = Handler(
-            self.parameters, self.publisher, self.watch, self.spread, self.status, clustered=False
+            self.parameters, self.publisher, self.watch, self.peers, self.status, clustered=False
         )
         self.lane = Lane(lambda job, done: None, self.failures)
         self.requests = Requests(
             self.shim, self.lane, self.handler, self.parameters, self.publisher, self.watch,
-            self.spread, self.failures,
+            self.peers, self.failures,
         )  # fmt: skip
 
     def request(self, kind: Kind, payload: bytes) -> list[tuple[Any, ...]]:
-        """What the parts hear of a request."""
+        """Return the calls that a request causes."""
         self.heard.clear()
         self.shim.requests.push(record(kind, payload))
         self.requests.take()
@@ -119,7 +119,7 @@ def test_a_list_that_was_changed(world: World) -> None:
 
 def test_a_message_of_another_node(world: World) -> None:
     heard = world.request(Kind.MESSAGE, counted(b"abc", b"text"))
-    assert heard == [("spread.received", "abc", b"text")]
+    assert heard == [("peers.received", "abc", b"text")]
 
 
 def test_a_flush(world: World) -> None:
@@ -128,7 +128,7 @@ def test_a_flush(world: World) -> None:
 
 
 def test_a_command(world: World) -> None:
-    """It has its turn in the lane of clients, and its own reply."""
+    """It runs in the lane of clients, and gets its own reply."""
     for handle in (7, 8):
         words = counted(b"keyspaceamqp.disconnect", b"LOCAL")
         assert world.request(Kind.COMMAND, struct.pack("=Q", handle) + words) == []
@@ -145,7 +145,7 @@ def test_a_command_with_an_error(world: World) -> None:
 
 
 def test_a_request_over_which_the_handler_fails(world: World) -> None:
-    """The others are heard all the same."""
+    """The other requests are carried out."""
     world.shim.requests.push(record(Kind.COMMAND, b"short"), record(Kind.ROLE, b"\1\0\0"))
     world.requests.take()
     assert world.failures.told == [""]
@@ -227,11 +227,11 @@ def test_parameters_are_set_by_one_command_at_a_time(world: World) -> None:
 def test_a_look_for_the_lists_is_waited_for(world: World) -> None:
     looked: list[str] = []
     world.handler.when_lists_known(lambda _: looked.append("a"))
-    world.handler.look_again()
+    world.handler.resume_commands()
     assert looked == []
     world.publisher.list_keys = [KEY]
-    world.handler.look_again()
-    world.handler.look_again()
+    world.handler.resume_commands()
+    world.handler.resume_commands()
     assert looked == ["a"]
     world.handler.when_lists_known(lambda _: looked.append("b"))
     assert looked == ["a", "b"]
@@ -241,7 +241,7 @@ def test_a_node_that_cannot_write_has_no_lists_to_wait_for(world: World) -> None
     looked: list[str] = []
     world.handler.when_lists_known(lambda _: looked.append("a"))
     world.publisher.writable = False
-    world.handler.look_again()
+    world.handler.resume_commands()
     assert looked == ["a"]
 
 
@@ -256,6 +256,6 @@ def test_a_drain_looks_at_all_lists(world: World) -> None:
 def test_an_import_to_another_list_is_looked_at(
     world: World, key: bytes, touched: list[tuple[str, bytes]]
 ) -> None:
-    """The list that is being worked with is counted by the publisher."""
+    """The publisher itself counts the list that it works with."""
     world.handler.imported(key, 5, 2)
     assert world.heard == [("publisher.imported", key, 5, 2), *touched]

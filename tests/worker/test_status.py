@@ -1,4 +1,4 @@
-"""What STATS, INFO and the log show. Without the compiled module."""
+"""The status in STATS, INFO and the log. Without the compiled module."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class World:
         )  # fmt: skip
 
     def lines(self) -> list[tuple[str, str]]:
-        """What was logged since the last call."""
+        """Return the lines logged since the last call."""
         lines, self.shim.lines = self.shim.lines, []
         return lines
 
@@ -83,7 +83,7 @@ def test_counters_and_gauges(world: World) -> None:
 
 
 def test_only_what_has_changed(world: World) -> None:
-    """Some counters are the shim's own: nobody writes over them."""
+    """The shim owns some counters; they are not overwritten."""
     world.publisher.counts[Stat.CONFIRMED] = 5
     world.status.show()
     world.shim.counters[:] = [1000] * len(Stat)
@@ -135,7 +135,7 @@ def test_the_state_and_the_error_are_logged_when_they_change(world: World) -> No
 
 
 def test_what_stats_shows(world: World) -> None:
-    """With the shim's own counters."""
+    """Including the shim's own counters."""
     world.shim.counters[Stat.EVENTS_SEEN] = 11
     world.publisher.counts[Stat.CONFIRMED] = 5
     numbers = world.status.counters()

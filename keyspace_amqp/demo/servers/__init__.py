@@ -1,4 +1,4 @@
-"""Private servers on loopback, for the demos and for the tests: real ones.
+"""Real, private servers on loopback, for the demos and for the tests.
 
 A server is started by `start` (or `with`), which returns only when the server answers.
 `stop` ends all its processes. Ports are free ones, and the data lies in a folder of the

@@ -1,5 +1,5 @@
-"""The cluster around this node: carries out what the watch over the lists and the other
-nodes ask for.
+"""The I/O of cluster/, which is sans I/O: submits its jobs, sends its messages, and runs the
+commands that peers ask for.
 
 Worker thread; nothing here waits.
 """
@@ -15,19 +15,19 @@ from ..jobs import BusMessage, Job
 from ..publisher.publisher import Publisher
 from .handler import Handler
 from .identity import Identity
+from .job_queue import JobQueue
 from .lanes import Lane
-from .runner import Runner
 from .status import RareLog
 
 
-class Surroundings:
-    """See the module's text. `lane`: for what other nodes ask."""
+class ClusterIO:
+    """See the module's docstring. `lane`: the lane for the commands of peers."""
 
     def __init__(
         self,
         watch: ClusterWatch,
-        spread: Peers,
-        runner: Runner,
+        peers: Peers,
+        job_queue: JobQueue,
         lane: Lane,
         handler: Handler,
         identity: Identity,
@@ -35,8 +35,8 @@ class Surroundings:
         rare_log: RareLog,
     ) -> None:
         self._watch = watch
-        self._spread = spread
-        self._runner = runner
+        self._peers = peers
+        self._job_queue = job_queue
         self._lane = lane
         self._handler = handler
         self._identity = identity
@@ -44,18 +44,18 @@ class Surroundings:
         self._log = rare_log
 
     @property
-    def known(self) -> bool:
-        """True if the nodes of the cluster are known, or cannot be."""
+    def topology_known(self) -> bool:
+        """True if the topology is known, or cannot be read."""
         return self._watch.topology_known
 
-    def look(self) -> None:
-        """Do what the watch and the other nodes want now."""
+    def poll(self) -> None:
+        """Ask the parts of cluster/ what to do, and do it."""
         job = self._watch.poll()
         if job is not None:
-            self._runner.submit(job, self._watch.done)
+            self._job_queue.submit(job, self._watch.done)
         self._identity.set_topology(self._watch.topology)
-        self._spread.set_topology(self._watch.topology)
-        for action in self._spread.poll():
+        self._peers.set_topology(self._watch.topology)
+        for action in self._peers.poll():
             match action:
                 case SendToPeer(target=target, data=data):
                     self.send(target, data)
@@ -65,12 +65,12 @@ class Surroundings:
                 case RunCommand(words=words, question=question):
                     steps = answer(self._handler, words, asked=True)
                     self._lane.add(steps, functools.partial(self._answer, question))
-        self._complain()
+        self._log_problems()
 
     def send(self, target: str, data: bytes) -> None:
-        """Send a message to a node, or to all; it may get lost. A node that needs an
-        answer asks again."""
-        self._runner.submit(Job([BusMessage([target.encode(), data])]), lambda result: None)
+        """Send a message to a node; an empty `target`: to all. It may get lost, so a node
+        that needs an answer asks again."""
+        self._job_queue.submit(Job([BusMessage([target.encode(), data])]), lambda result: None)
 
     def _answer(self, question: Question | None, reply: Reply | CommandError) -> None:
         error, value = None, None
@@ -81,22 +81,22 @@ class Surroundings:
         else:
             value = to_json(reply)
         if question is not None:
-            self._spread.answer(question, value, error)
+            self._peers.answer(question, value, error)
 
-    def _complain(self) -> None:
+    def _log_problems(self) -> None:
         if self._watch.problem:
             self._log.write("warning", self._watch.problem)
             self._publisher.last_error, self._watch.problem = self._watch.problem, ""
-        if self._spread.last_rejected:
-            self._log.write("warning", f"ignored: {self._spread.last_rejected}", "ignored")
-            self._spread.last_rejected = ""
+        if self._peers.last_rejected:
+            self._log.write("warning", f"ignored: {self._peers.last_rejected}", "ignored")
+            self._peers.last_rejected = ""
 
     def repair(self) -> None:
-        """Mend what an exception may have left half done."""
-        if not self._runner.expects(self._watch.done):
+        """Restore a consistent state after an exception."""
+        if not self._job_queue.expects(self._watch.done):
             self._watch.repair()
 
     def wake_at(self) -> float | None:
-        """Return the time when `look` has to be called again if nothing else happens."""
-        times = (self._watch.wake_at(), self._spread.wake_at())
+        """Return the time when `poll` has to be called again if nothing else happens."""
+        times = (self._watch.wake_at(), self._peers.wake_at())
         return min((time for time in times if time is not None), default=None)

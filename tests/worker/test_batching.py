@@ -1,4 +1,4 @@
-"""Naps where many events come, with a clock of their own. Without the compiled module."""
+"""Pauses under load, with a simulated clock. Without the compiled module."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Event
 from keyspace_amqp.tables.stats import Stat
-from keyspace_amqp.worker import nap
+from keyspace_amqp.worker import batching
+from keyspace_amqp.worker.batching import BUSY, COUNT_EVERY, LONG_PAUSE, PAUSE, Batching
 from keyspace_amqp.worker.intake import Intake
-from keyspace_amqp.worker.nap import BUSY, COUNT_EVERY, LONG_NAP, NAP, Naps
 from tests.worker.fakes import Failures, FakeQueue, event
 
 
 class Publisher:
-    """As much of it as naps and the intake look at."""
+    """The members of the publisher that batching and the intake use."""
 
     can_only_wait = False
 
@@ -49,16 +49,20 @@ class World:
         config = DEFAULTS
         intake = Intake(self.queue, self.publisher, "run", config, Failures())  # type: ignore[arg-type]
         self.slept: list[float] = []
-        self.naps = Naps(self.queue, intake, self.publisher, lambda: self.now, self.slept.append)
-        self.naps.take()
+        self.batching = Batching(
+            self.queue, intake, self.publisher, lambda: self.now, self.slept.append
+        )
+        self.batching.pause()
 
-    def take(self, events: int = 0, confirms: int = 0, seconds: float = COUNT_EVERY) -> list[float]:
-        """What is slept after so many events and confirms in a time."""
+    def pauses(
+        self, events: int = 0, confirms: int = 0, seconds: float = COUNT_EVERY
+    ) -> list[float]:
+        """Return the pauses after so many events and confirms in so many seconds."""
         self.queue.pushed += events
         self.publisher.counts[Stat.CONFIRMED] += confirms
         self.now += seconds
         self.slept.clear()
-        self.naps.take()
+        self.batching.pause()
         return list(self.slept)
 
 
@@ -67,99 +71,99 @@ MANY = int(BUSY * COUNT_EVERY) + 2
 
 def test_nobody_sleeps_where_few_events_come() -> None:
     world = World()
-    assert world.take() == []
-    assert world.take(events=MANY - 4) == []
+    assert world.pauses() == []
+    assert world.pauses(events=MANY - 4) == []
 
 
 @pytest.mark.parametrize(("events", "confirms"), [(MANY, 0), (0, MANY), (MANY // 2, MANY // 2 + 1)])
 def test_many_events_or_confirms(events: int, confirms: int) -> None:
-    """These come one by one too, if nobody waits."""
+    """Confirms also come one by one without pauses."""
     world = World()
-    assert world.take(events, confirms) == [NAP]
-    assert world.take(events, confirms) == [NAP]
-    assert world.take() == []
+    assert world.pauses(events, confirms) == [PAUSE]
+    assert world.pauses(events, confirms) == [PAUSE]
+    assert world.pauses() == []
 
 
 def test_for_long_while_the_broker_has_enough_to_do() -> None:
     world = World()
     world.publisher.broker_is_busy = True
-    assert world.take(MANY) == [LONG_NAP]
+    assert world.pauses(MANY) == [LONG_PAUSE]
 
 
 def test_the_rate_is_looked_at_once_in_a_while() -> None:
     world = World()
-    assert world.take(MANY) == [NAP]
-    assert world.take(seconds=COUNT_EVERY / 2) == [NAP]  # as it was
-    assert world.take(seconds=COUNT_EVERY) == []
+    assert world.pauses(MANY) == [PAUSE]
+    assert world.pauses(seconds=COUNT_EVERY / 2) == [PAUSE]  # as it was
+    assert world.pauses(seconds=COUNT_EVERY) == []
 
 
 def test_nobody_sleeps_while_redis_waits() -> None:
     world = World()
     world.publisher.flushing = True
-    assert world.take(MANY) == []
+    assert world.pauses(MANY) == []
 
 
 def test_nobody_sleeps_while_memory_fills() -> None:
     world = World()
     world.publisher.queue_bytes = 249
-    assert world.take(MANY) == [NAP]
+    assert world.pauses(MANY) == [PAUSE]
     world.publisher.queue_bytes = 250
-    assert world.take(MANY) == []
+    assert world.pauses(MANY) == []
     world.publisher.queue_bytes = 250 - len(event(b"k"))
     world.queue.push(event(b"k"))
-    assert world.take(MANY) == []
+    assert world.pauses(MANY) == []
 
 
 def test_counters_that_start_again() -> None:
     world = World()
-    assert world.take(confirms=10 * MANY) == [NAP]
+    assert world.pauses(confirms=10 * MANY) == [PAUSE]
     world.publisher.counts[Stat.CONFIRMED] = 0
-    assert world.take(events=MANY) == []
-    assert world.take(events=MANY) == [NAP]
+    assert world.pauses(events=MANY) == []
+    assert world.pauses(events=MANY) == [PAUSE]
 
 
 def test_nothing_is_held_back_without_numbers_of_linux() -> None:
     world = World()
-    assert world.take(MANY) == [NAP]
-    assert (world.naps.most(), world.naps.wake_at()) == (None, None)
+    assert world.pauses(MANY) == [PAUSE]
+    assert (world.batching.message_limit(), world.batching.wake_at()) == (None, None)
 
 
 def test_a_redis_that_lacks_a_core(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages are held back then, and the worker wakes to see whether it still does."""
+    """Messages are held back, and the worker wakes to take the next sample."""
     path = tmp_path / "schedstat"
     path.write_text("0 0 1")
-    opened = nap.os.open
+    opened = batching.os.open
     asked: list[str] = []
 
     def open_(name: str, flags: int) -> int:
         asked.append(name)
         return opened(path, flags)
 
-    monkeypatch.setattr(nap.os, "open", open_)
+    monkeypatch.setattr(batching.os, "open", open_)
     world = World()
-    world.naps.open()
+    world.batching.open()
     monkeypatch.undo()
-    assert asked == [f"/proc/self/task/{nap.os.getpid()}/schedstat"]
+    assert asked == [f"/proc/self/task/{batching.os.getpid()}/schedstat"]
     for number in range(100):
         waited = int(number * COUNT_EVERY * 0.4e9)
         path.write_text(f"{int(number * COUNT_EVERY * 0.6e9)} {waited} 1")
-        world.take()
-    assert world.naps.wake_at() == pytest.approx(world.now + COUNT_EVERY)
-    world.naps.most()
+        world.pauses()
+    assert world.batching.wake_at() == pytest.approx(world.now + COUNT_EVERY)
+    world.batching.message_limit()
     world.now += 0.01
-    assert world.naps.most() == pytest.approx(100, abs=1)  # the slowest pace
-    world.naps.close()
-    assert world.take() == []
-    world.naps.close()
+    assert world.batching.message_limit() == pytest.approx(100, abs=1)  # the slowest rate
+    world.batching.close()
+    assert world.pauses() == []
+    world.batching.close()
 
 
 def test_a_linux_without_these_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str, flags: int) -> int:
         raise OSError("no such file")
 
-    monkeypatch.setattr(nap.os, "open", fail)
+    monkeypatch.setattr(batching.os, "open", fail)
     world = World()
-    world.naps.open()
+    world.batching.open()
     monkeypatch.undo()
-    assert world.take(MANY) == [NAP]
-    world.naps.close()
+    assert world.pauses(MANY) == [PAUSE]
+    world.batching.close()

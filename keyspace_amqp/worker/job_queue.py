@@ -1,7 +1,7 @@
-"""The worker's jobs that are with Redis' main thread, and what happens to their results.
+"""The queue of jobs that Redis' main thread runs for the worker.
 
-The main thread runs jobs one after the other, so the results are read in that order
-too. Worker thread; nothing here waits.
+The main thread runs jobs in the order of submission, and their results are read in the
+same order. Worker thread; nothing here waits.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import collections
 from collections.abc import Callable
 
 from ..jobs import Job, JobResult
-from .interface import PendingJob, Shim
+from .shim_api import PendingJob, Shim
 
 Done = Callable[[JobResult], None]
 
 
-class Runner:
-    """Hands jobs over and their results back. `failed` is called within the handling of
-    an exception over a result."""
+class JobQueue:
+    """Submits jobs, and passes each result to the callback that came with the job. `failed`
+    is called in the `except` block of an exception of such a callback."""
 
     def __init__(self, shim: Shim, failed: Callable[[], None]) -> None:
         self._shim = shim
@@ -25,18 +25,18 @@ class Runner:
         self._pending: collections.deque[tuple[PendingJob, Done]] = collections.deque()
 
     def submit(self, job: Job, done: Done) -> None:
-        """Hand a job over; `done` gets the result in a later turn."""
+        """Give a job to the main thread; `done` gets the result in a later turn."""
         pending = self._shim.make_job(job)
         self._pending.append((pending, done))
         pending.submit()
 
     def count_finished(self) -> int:
-        """Return the number of jobs, from the oldest on, that the main thread has run."""
+        """Return how many of the oldest jobs the main thread has run."""
         unfinished = (n for n, (job, _) in enumerate(self._pending) if not job.done)
         return next(unfinished, len(self._pending))
 
     def finish(self, count: int) -> None:
-        """Pass the results of the oldest `count` jobs on, which are finished."""
+        """Pass on the results of the oldest `count` jobs, all of which are finished."""
         for _ in range(count):
             self._finish(*self._pending.popleft())
 
@@ -49,11 +49,11 @@ class Runner:
             job.free()
 
     def expects(self, done: Done) -> bool:
-        """True if a job whose result `done` gets is still to come."""
-        return any(waits == done for _, waits in self._pending)
+        """True if a job with this callback has not been passed on yet."""
+        return any(callback == done for _, callback in self._pending)
 
     def end(self) -> None:
-        """Free the jobs that are finished. The others stay with the main thread."""
+        """Free the finished jobs. The others stay with the main thread."""
         for _ in range(self.count_finished()):
             job, _ = self._pending.popleft()
             job.free()

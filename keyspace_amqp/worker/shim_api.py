@@ -1,7 +1,7 @@
-"""The compiled module as the worker uses it, in types: bridge.py is the real one, the
-tests have one of their own.
+"""The types of the shim's interface to the worker. bridge.py implements them with the
+compiled module; the tests have an implementation without it.
 
-Worker thread only, all of it. Nothing here waits.
+Worker thread only, except `Shim.log`. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from ..tables.stats import Text
 
 
 class Queue(Protocol):
-    """The taking end of a queue of records from Redis' main thread."""
+    """The consumer's end of a queue of records from Redis' main thread."""
 
     @property
     def pushed(self) -> int:
-        """Return the number of records that were ever pushed. Who has read it sees
+        """Return the number of records pushed so far. After reading it, the worker sees
         everything that the main thread did before it pushed the last of them."""
         ...
 
@@ -37,24 +37,25 @@ class Queue(Protocol):
         ...
 
     def take(self) -> bytes:
-        """Return the oldest records that lie together in memory; empty if there are
-        none. It is memory of the queue: its slices are copies, and it is valid until
-        `release`."""
+        """Return the oldest records that are contiguous in memory; empty if there are
+        none. The result is the queue's own memory and valid until `release`; slices are
+        copies."""
         ...
 
     def release(self, size: int, count: int) -> None:
-        """Give the first bytes of what was taken back: `count` whole records."""
+        """Return memory to the queue: the oldest `count` records, which have `size`
+        bytes."""
         ...
 
 
 class Counters(Protocol):
-    """The counters that STATS and INFO show, by the value of a `Stat`."""
+    """The array of counters that STATS and INFO show; the index is a `Stat`."""
 
     def __setitem__(self, place: int, number: int, /) -> None: ...
 
 
 class PendingJob(Protocol):
-    """A job for Redis' main thread, from its making to `free`."""
+    """A job for Redis' main thread, from its creation to `free`."""
 
     @property
     def done(self) -> bool:
@@ -62,7 +63,7 @@ class PendingJob(Protocol):
         ...
 
     def submit(self) -> None:
-        """Hand the job over. Once."""
+        """Give the job to the main thread. Call it once."""
         ...
 
     def result(self) -> JobResult:
@@ -70,12 +71,12 @@ class PendingJob(Protocol):
         ...
 
     def free(self) -> None:
-        """End a job that is done. Once."""
+        """Free a job that is done. Call it once."""
         ...
 
 
 class Shim(Protocol):
-    """One load of the module, as the worker sees it."""
+    """The functions and data that the shim offers to the worker."""
 
     @property
     def events(self) -> Queue: ...
@@ -98,19 +99,20 @@ class Shim(Protocol):
 
     @property
     def wake_fd(self) -> int:
-        """Return a descriptor that becomes readable when there is something to do."""
+        """Return a descriptor that becomes readable when records or finished jobs wait."""
         ...
 
     def before_wait(self) -> None:
-        """Ask Redis to announce new records on `wake_fd`, from now on."""
+        """Ask the shim to make `wake_fd` readable when new records come."""
         ...
 
     def after_wait(self) -> None:
-        """Empty `wake_fd`; announcements end."""
+        """Clear `wake_fd`; new records do not make it readable any more."""
         ...
 
     def log(self, level: str, line: str) -> None:
-        """Write a line to Redis' log; `level`: debug, verbose, notice, warning."""
+        """Write a line to Redis' log. `level`: debug, verbose, notice or warning. Any
+        thread."""
         ...
 
     def set_text(self, text: Text, value: str) -> None:
@@ -118,22 +120,22 @@ class Shim(Protocol):
         ...
 
     def numbers(self) -> list[int]:
-        """Return all counters and gauges as STATS shows them, those of the shim among
-        them, by the value of a `Stat`."""
+        """Return all counters and gauges as STATS shows them, including the shim's own;
+        the index is a `Stat`."""
         ...
 
     def reset_numbers(self) -> None:
-        """Start the shim's own counters again."""
+        """Set the shim's own counters to 0."""
         ...
 
     def make_job(self, job: Job) -> PendingJob: ...
 
     def command_done(self, handle: int, reply: bytes) -> None:
-        """End a client's command with an encoded reply. Once for each handle."""
+        """Send an encoded reply to a client's command. Call it once for each handle."""
         ...
 
     def flush_done(self, flush_id: int) -> None:
-        """Tell the main thread, which waits for it, that a flush is done."""
+        """Tell the main thread, which waits for the flush, that it is done."""
         ...
 
     def ready(self, ok: bool) -> None:

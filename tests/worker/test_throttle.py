@@ -1,11 +1,11 @@
-"""The limit on messages for the sake of Redis, with a simulated clock and machine."""
+"""The throttle, with a simulated clock and machine."""
 
 from __future__ import annotations
 
 import pytest
 
-from keyspace_amqp.worker import pace
-from keyspace_amqp.worker.pace import FASTEST, SLOWEST, Pace
+from keyspace_amqp.worker import throttle
+from keyspace_amqp.worker.throttle import FASTEST, SLOWEST, Throttle
 
 LOOK_EVERY = 0.01
 
@@ -15,23 +15,23 @@ class Machine:
 
     def __init__(self) -> None:
         self.now, self.ran, self.waited = 50.0, 7.0, 3.0
-        self.pace = Pace()
-        self.pace.look(self.now, self.ran, self.waited)
+        self.throttle = Throttle()
+        self.throttle.sample(self.now, self.ran, self.waited)
 
     def looks(self, count: int, runs: float, waits: float) -> float | None:
         for _ in range(count):
             self.now += LOOK_EVERY
             self.ran += runs * LOOK_EVERY
             self.waited += waits * LOOK_EVERY
-            self.pace.look(self.now, self.ran, self.waited)
-        return self.pace.rate
+            self.throttle.sample(self.now, self.ran, self.waited)
+        return self.throttle.rate
 
     def sends(self, seconds: float, turn: float) -> int:
         """The number of messages that are allowed in a time, in turns of the given length."""
         total = 0
         for _ in range(round(seconds / turn)):
             self.now += turn
-            allowed = self.pace.allows(self.now)
+            allowed = self.throttle.grant(self.now)
             assert allowed is not None
             total += allowed
         return total
@@ -40,7 +40,7 @@ class Machine:
 def test_a_redis_that_sleeps_brakes_nobody() -> None:
     machine = Machine()
     assert machine.looks(500, runs=0.5, waits=0.3) is None
-    assert machine.pace.allows(machine.now) is None
+    assert machine.throttle.grant(machine.now) is None
 
 
 def test_a_redis_with_a_core_of_its_own_brakes_nobody() -> None:
@@ -67,7 +67,7 @@ def test_the_brake_goes_step_by_step_while_redis_is_busy() -> None:
     before = SLOWEST
     for _ in range(20):
         machine.looks(1, runs=1.0, waits=0.0)
-    rate = machine.pace.rate
+    rate = machine.throttle.rate
     assert rate is not None
     assert before < rate < FASTEST
     assert machine.looks(100, runs=1.0, waits=0.0) is None
@@ -81,12 +81,12 @@ def test_the_brake_goes_when_redis_sleeps() -> None:
 
 def test_the_brake_finds_what_redis_can_bear() -> None:
     """Redis waits a little for each message that is sent: the limit settles around the rate at
-    which the waiting is what is allowed."""
+    which Redis waits for the accepted part of the time."""
     machine = Machine()
     rates = []
     for _ in range(2000):
-        rate = machine.pace.rate or FASTEST
-        waits = min(rate / 20_000 * pace.WAITS, 0.5)
+        rate = machine.throttle.rate or FASTEST
+        waits = min(rate / 20_000 * throttle.WAITS, 0.5)
         machine.looks(1, runs=1 - waits, waits=waits)
         rates.append(rate)
     settled = sorted(rates[1000:])
@@ -107,10 +107,10 @@ def test_a_time_without_messages_is_not_made_up_for() -> None:
     machine.looks(100, runs=0.7, waits=0.3)
     machine.sends(1, 0.001)
     machine.now += 100
-    assert machine.pace.allows(machine.now) == pytest.approx(SLOWEST * pace.BURST, abs=1)
+    assert machine.throttle.grant(machine.now) == pytest.approx(SLOWEST * throttle.BURST, abs=1)
 
 
 def test_a_clock_that_stands_still() -> None:
     machine = Machine()
-    machine.pace.look(machine.now, machine.ran, machine.waited)
-    assert machine.pace.rate is None
+    machine.throttle.sample(machine.now, machine.ran, machine.waited)
+    assert machine.throttle.rate is None

@@ -1,0 +1,102 @@
+"""Pauses of the worker under load, so that it handles events in batches.
+
+A turn of the loop for each event takes ten times the CPU, which Redis and the broker may
+need, and Redis' main thread has to wake the worker for each. So above a certain rate the
+worker sleeps before each turn. The throttle is fed here too, because it samples at the
+same times. Worker thread; `Batching.pause` sleeps for up to LONG_PAUSE, and nothing else
+here waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from ..tables.stats import Stat
+from .intake import Intake
+from .shim_api import Queue
+from .throttle import Throttle
+
+# Above BUSY events and confirms a second, the worker sleeps for PAUSE seconds before each
+# turn, or for LONG_PAUSE while the broker has enough messages. At 20,000 events a second
+# this takes a fifth of a core instead of a whole one. Pauses of 3 ms and more in all cases
+# made Redis' own latency worse, because the work after them comes in larger batches.
+BUSY = 8000
+PAUSE = 0.001
+LONG_PAUSE = 0.005
+# The shortest time over which the rate is measured (seconds).
+COUNT_EVERY = 0.01
+
+
+class Publisher(Protocol):
+    """The properties of the publisher that are used here; see publisher.py."""
+
+    @property
+    def counts(self) -> list[int]: ...
+
+    @property
+    def broker_is_busy(self) -> bool: ...
+
+    @property
+    def flushing(self) -> bool: ...
+
+
+class Batching:
+    """Measures the rate, and sleeps. `queue`: the events that `intake` takes."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        intake: Intake,
+        publisher: Publisher,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._queue = queue
+        self._intake = intake
+        self._publisher = publisher
+        self._clock = clock
+        self._sleep = sleep
+        self._throttle = Throttle()
+        self._schedstat = -1  # the scheduler statistics of the main thread; -1: not open
+        self._counted = 0
+        self._counted_at = 0.0
+        self._busy = False
+
+    def open(self) -> None:
+        """Open the scheduler statistics of the main thread, if Linux has them."""
+        with contextlib.suppress(OSError):
+            self._schedstat = os.open(f"/proc/self/task/{os.getpid()}/schedstat", os.O_RDONLY)
+
+    def close(self) -> None:
+        if self._schedstat >= 0:
+            os.close(self._schedstat)
+            self._schedstat = -1
+
+    def pause(self) -> None:
+        """Sleep, if many events come, no flush is under way, and memory is nearly empty."""
+        now = self._clock()
+        if now - self._counted_at >= COUNT_EVERY:
+            self._count(now)
+        if self._busy and not self._publisher.flushing and self._intake.relaxed:
+            self._sleep(LONG_PAUSE if self._publisher.broker_is_busy else PAUSE)
+
+    def _count(self, now: float) -> None:
+        # Confirms count too: without pauses they also come one by one.
+        handled = self._queue.pushed + self._publisher.counts[Stat.CONFIRMED]
+        self._busy = handled - self._counted > BUSY * (now - self._counted_at)
+        self._counted, self._counted_at = handled, now
+        if self._schedstat >= 0:
+            ran, waited, _ = os.pread(self._schedstat, 100, 0).split()
+            self._throttle.sample(now, int(ran) / 1e9, int(waited) / 1e9)
+
+    def message_limit(self) -> int | None:
+        """Return the number of messages that may be sent now; None: any number."""
+        return self._throttle.grant(self._clock())
+
+    def wake_at(self) -> float | None:
+        """Return the time of the next sample while messages are held back, else None."""
+        return self._counted_at + COUNT_EVERY if self._throttle.rate is not None else None
