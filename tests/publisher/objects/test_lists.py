@@ -232,26 +232,32 @@ def test_a_replica_that_loads_becomes_a_primary_that_loads() -> None:
     assert not bench.lists.writable
 
 
-# ---- why a list is shorter -------------------------------------------------------------
+# ---- reasons of losses -----------------------------------------------------------------
+
+FLUSHED = "FLUSHALL, FLUSHDB or SWAPDB removed the fallback list"
 
 
 @pytest.mark.parametrize(
-    ("what", "reason", "word"),
+    ("event", "reason", "text"),
     [
-        (b"evicted", Stat.DROPPED_FALLBACK_EVICTED, "evicted"),
-        (b"expired", Stat.DROPPED_FALLBACK_EXPIRED, "expired"),
-        (b"flushdb", Stat.DROPPED_FALLBACK_FLUSHED, "flushed"),
-        (b"swapdb", Stat.DROPPED_FALLBACK_FLUSHED, "flushed"),
-        (b"lpop", Stat.DROPPED_FALLBACK_REMOVED, "removed"),
+        (b"evicted", Stat.DROPPED_FALLBACK_EVICTED, "the fallback list was evicted"),
+        (b"expired", Stat.DROPPED_FALLBACK_EXPIRED, "the fallback list expired"),
+        (b"flushdb", Stat.DROPPED_FALLBACK_FLUSHED, FLUSHED),
+        (b"swapdb", Stat.DROPPED_FALLBACK_FLUSHED, FLUSHED),
+        (
+            b"lpop",
+            Stat.DROPPED_FALLBACK_REMOVED,
+            "a client removed elements of the fallback list",
+        ),
     ],
 )
-def test_the_command_is_the_reason(what: bytes, reason: Stat, word: str) -> None:
+def test_the_command_is_the_reason(event: bytes, reason: Stat, text: str) -> None:
     bench = working_with(HOME, 4)
-    bench.lists.changed_by_others(what, HOME)
+    bench.lists.changed_by_others(event, HOME)
     bench.lists.set_length(1)
     assert bench.dropped() == {reason: 3}
     (line,) = bench.ledger.logs(all_of_them=True)
-    assert line.text == f"3 events lost: the fallback list was {word} by somebody else"
+    assert line.text == f"3 events lost: {text}"
 
 
 def test_a_reason_holds_for_one_change() -> None:
