@@ -1,4 +1,4 @@
-"""Jobs on the list: which one is worth making, and replies that come too late."""
+"""Jobs on the list: the choice of the next one, and replies that come too late."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_on_a_replica_a_job_that_failed_is_no_error() -> None:
 
 
 def test_a_push_to_a_list_that_was_left_meanwhile() -> None:
-    """Its entries are another node's to deliver now."""
+    """Another node has to deliver its entries now."""
     bench = Bench(1, memory=2)
     bench.jobs.push(0)
     bench.list.leave()

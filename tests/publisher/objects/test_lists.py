@@ -1,4 +1,4 @@
-"""Which lists the node has, the choice among them, and what others did to them."""
+"""The lists of a node, the choice among them, and changes by others."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_list_of_unknown_length_may_have_elements() -> None:
 
 @pytest.mark.parametrize("far", [0, 2])
 def test_a_key_that_holds_something_else_is_left_only_for_a_list(far: int) -> None:
-    """Otherwise its look at the length goes on: it may become a list again."""
+    """Without other lists, its length is still read: it may become a list again."""
     bench = working_with(HOME, 0, far=far)
     bench.current.state = ListState.NONE
     assert bench.lists.choose() == (far > 0)
@@ -145,7 +145,7 @@ def test_lists_that_are_found_again_change_by_the_difference() -> None:
 
 
 def test_the_current_list_is_not_found_anew() -> None:
-    """Its length is known better, and changes meanwhile."""
+    """The publisher knows this length better: it may have changed since this reading."""
     bench = working_with(HOME, 4)
     bench.lists.found({HOME: 9})
     assert bench.lists.length == 4
