@@ -17,8 +17,8 @@ from .tables.parameters import PARAMETERS, Kind
 class Config:
     """The values of all parameters at one moment, as the shim has checked them.
 
-    Per parameter of tables/parameters.py a field, in that order. A text may have any
-    bytes, because Redis knows no encodings: `raw` returns them.
+    One field per parameter of tables/parameters.py, in that order. A text may contain any
+    bytes, because Redis knows no encodings; `raw` returns them.
     """
 
     events: str
@@ -77,7 +77,7 @@ def raw(text: str) -> bytes:
 
 
 def parse_databases(value: str) -> Callable[[int], bool] | None:
-    """Return a function that tells if a database is among those of a checked value.
+    """Return a function that is True for the databases of a checked value.
 
     None: all databases are.
     """
@@ -123,7 +123,7 @@ _PARSERS: dict[Kind, Callable[[bytes], Any]] = {
 # The defaults of all parameters.
 DEFAULTS = Config.from_values([parameter.default.encode() for parameter in PARAMETERS])
 
-# What redis.conf takes without quotes.
+# Values that redis.conf takes without quotes.
 _PLAIN = re.compile(rb"[A-Za-z0-9_.:/@%+,$^*-]+")
 _ESCAPED = re.compile(rb"[^ !#-\[\]-~]")
 

@@ -12,14 +12,14 @@ from .jobs import Command, Job, JobError, JobResult, Lengths
 from .message import Event, Value
 from .tables.parameters import SHORT_STRING
 
-# A job pushes, reads or trims at most so many elements, and ends with the one that brings
-# it to so many bytes. So it holds Redis' main thread for less than a millisecond.
+# Limits of one job that pushes, reads or trims. The element with which it reaches the limit
+# of bytes is its last one. So it blocks Redis' main thread for less than a millisecond.
 JOB_ELEMENTS = 2000
 JOB_BYTES = 256 * 1024
 
 
 def push_job(key: bytes, elements: Sequence[bytes], keep: int) -> Job:
-    """Append elements; if `keep` is positive, leave only so many of the newest."""
+    """Append elements; if `keep` is positive, keep only this many of the newest."""
     commands = [Command("RPUSH", [key, *elements], write=True)]
     if keep > 0:
         commands.append(Command("LTRIM", [key, b"%d" % -keep, b"-1"], write=True))
@@ -29,7 +29,7 @@ def push_job(key: bytes, elements: Sequence[bytes], keep: int) -> Job:
 def peek_job(key: bytes, start: int, count: int, most: int = 0) -> Job:
     """Read elements and then the list's length.
 
-    If `most` is positive, the element that brings the reply to so many bytes is the last.
+    If `most` is positive, the element with which the reply reaches `most` bytes is the last.
     """
     stop = b"%d" % (start + count - 1)
     read = Command("LRANGE", [key, b"%d" % start, stop], most=most)
@@ -49,7 +49,7 @@ def lengths_job(keys: Sequence[bytes]) -> Job:
 def trim_job(key: bytes, elements: Sequence[bytes]) -> Job:
     """Remove these elements from the list's head, and then read its length.
 
-    The job ends before that unless the list begins with exactly these elements. A client
+    The job ends without a change unless the list begins with exactly these elements. A client
     may have changed the list, even without a change of its length or its ends (LSET, LREM
     and LINSERT), and an element that the worker has not read must not be removed.
     """
@@ -59,7 +59,7 @@ def trim_job(key: bytes, elements: Sequence[bytes]) -> Job:
 def move_job(source: bytes, elements: Sequence[bytes], target: bytes, as_: Sequence[bytes]) -> Job:
     """Append `as_` to the target, and then remove `elements` from the source's head.
 
-    The job ends before that unless the source begins with exactly these elements.
+    The job ends without a change unless the source begins with exactly these elements.
     """
     push = Command("RPUSH", [target, *as_], write=True)
     return Job([_expect(source, elements), push, _cut(source, elements)])
@@ -100,7 +100,7 @@ def read_elements(result: JobResult) -> Iterator[bytes]:
 
 # ---- elements ---------------------------------------------------------------------------
 
-# The first word of an element is its form: without a value, with a value.
+# The first word of an element names its form: without a value, or with one.
 _PLAIN, _VALUED = b"1", b"2"
 
 
@@ -109,8 +109,8 @@ def to_element(event: Event) -> bytes:
 
     Without a value: `1 id time_ms db class name_length name key`. With a value:
     `2 id time_ms db class name_length key_length type length before data_length name key
-    data`, where a data_length of -1 means that the value has no data. The blanks between
-    make elements readable for people, the lengths make them binary-safe.
+    data`, where a data_length of -1 means that the value has no data. Blanks make
+    elements readable for people; the lengths make them binary-safe.
     """
     value = event.value
     head = b"%b %d %d %b %d " % (
@@ -139,7 +139,7 @@ def to_element(event: Event) -> bytes:
 def from_element(element: bytes) -> Event | None:
     """Return the event in an element of the fallback list; None if it has no event.
 
-    Anybody can push to the list. An event that is returned can be sent by pika.
+    Anybody can push to the list. Every event that is returned can be sent by pika.
     """
     try:
         version, message_id, time_ms, db, letter, name_length, rest = element.split(b" ", 6)

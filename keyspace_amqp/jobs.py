@@ -1,6 +1,6 @@
-"""Jobs: what the worker has Redis' main thread do, and the replies.
+"""Jobs: the commands that Redis' main thread runs for the worker, and their replies.
 
-A job is a sequence of commands that the main thread runs in one turn of its event loop.
+The main thread runs all commands of a job in one turn of its event loop.
 The worker hands the job over and gets the replies later. Pure; any thread.
 """
 
@@ -20,8 +20,8 @@ class Command:
 
     `write`: it changes a list; it is replicated, and refused on a server that is not a
     primary or is loading. `expected`: the job ends after this command unless its reply
-    is exactly this, in RESP2. `most`, for LRANGE: the reply ends with the element that
-    brings it to so many bytes.
+    is exactly this, in RESP2. `most`, for LRANGE: the reply ends with the element with
+    which it reaches this many bytes.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Command:
 
 @dataclasses.dataclass
 class SetParameters:
-    """Sets parameters of the module, all or none; arguments: names and values by turns."""
+    """Sets parameters of the module, all or none; arguments: name, value, name, value, …"""
 
     arguments: Sequence[bytes]
 
 
 @dataclasses.dataclass
 class Lengths:
-    """Reads the lengths of the lists under these keys, in whatever slot.
+    """Reads the lengths of the lists under these keys, in any slots.
 
     The length is 0 for a key that is missing or is not a list.
     """
@@ -67,7 +67,7 @@ class Job:
 
 
 class Failure(enum.Enum):
-    """The kind of a JobError. Decisions hang on it, never on the error's words."""
+    """The kind of a JobError. Decisions depend on it, never on the error's words."""
 
     OTHER = "other"  # the code and the text say more
     NOT_RUN = "not run"  # an earlier command of the job ended it
@@ -83,7 +83,7 @@ class Failure(enum.Enum):
 _TEXTS = {
     Failure.NOT_RUN: ("", ""),
     Failure.READ_ONLY: ("READONLY", "this server is a replica or is loading its data set"),
-    Failure.STOPPING: ("", "the server or the module ends"),
+    Failure.STOPPING: ("", "the server or the module is stopping"),
     Failure.PAUSED: ("", "writes are paused (CLIENT PAUSE, a failover, or a shutdown)"),
     Failure.NOT_SERVED: ("", "the list's slot is not served by this node"),
     Failure.CLUSTER_DOWN: ("", "the cluster is down"),
@@ -99,7 +99,7 @@ _ERRNO = {
 }
 # The first word of an error of Redis is its code; errors of our shim may have none.
 _CODE = re.compile(r"([A-Z]{2,}) (.*)", re.DOTALL)
-# The codes that decide something.
+# The codes that decisions depend on.
 _FAILURES = {"WRONGTYPE": Failure.WRONG_TYPE}
 
 
@@ -154,13 +154,13 @@ class JobResult:
 
 
 def parse(raw: bytes) -> Reply:
-    """Return the RESP2 value in `raw`. Raises ValueError if it is not whole."""
+    """Return the RESP2 value in `raw`. Raises ValueError if it is incomplete."""
     try:
         value, end = _parse(raw, 0)
     except (ValueError, RecursionError):
-        raise ValueError("not whole") from None
+        raise ValueError("incomplete") from None
     if end != len(raw):
-        raise ValueError("not whole")
+        raise ValueError("incomplete")
     return value
 
 

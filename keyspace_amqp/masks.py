@@ -8,17 +8,17 @@ mask without `^` and `$` matches anywhere in the key. Keys are bytes: NUL and ne
 bytes like others.
 
 A `!` in front of a mask makes it exclude the keys that it matches, wherever the mask
-stands among the others; a second `!` is a byte. If all masks exclude, every other key is
-let through.
+stands among the others; a second `!` is a literal byte. If all masks exclude, every other
+key is let through.
 
-The original matcher goes back and tries again, which takes exponential time for some
-masks. Here a mask becomes one of two matchers that never go back:
+The original matcher backtracks, which takes exponential time for some masks. Here a mask
+becomes one of two matchers that never backtrack:
 
 - Most masks have no star but `.*`. Between two `.*` lies a text of fixed length. If the
   mask matches at all, it matches with each text at its first place after the text before
   it. An atomic group of a regular expression means exactly this.
 - Masks with other stars run as an automaton on sets of positions, whose transitions are
-  remembered.
+  cached.
 
 Pure; any thread. The shim has checked the masks, so nothing is refused here.
 """
@@ -33,8 +33,8 @@ ALL = b"ALL"
 EXCLUDES = b"!"
 
 _ANY = -1
-# States that an automaton remembers: enough for all masks that people write. For a mask
-# that was made to have more, the automaton forgets all and begins to remember again.
+# States that an automaton caches: enough for all masks that people write. With a mask that
+# is made to need more, the automaton empties its cache and continues.
 _MAX_STATES = 1024
 
 
@@ -44,7 +44,7 @@ Matcher = Callable[[bytes, int, int], object]
 
 
 def compile_masks(masks: Iterable[bytes]) -> Matcher:
-    """Return a function that tells if the masks let a key through.
+    """Return a function that is true if the masks let a key through.
 
     They do if one of them matches the key and none excludes it. `ALL` matches every key;
     no masks match no key. The key is a part of larger memory, so that keys that do not
@@ -65,7 +65,7 @@ def _split(masks: Iterable[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
 
 
 def _compile(masks: Sequence[bytes]) -> Matcher:
-    """Return a function that tells if one of the masks, all without `!`, matches."""
+    """Return a function that is true if one of the masks, all without `!`, matches."""
     if ALL in masks:
         return lambda data, start, end: True
     texts, patterns, others = [], [], []
@@ -100,7 +100,7 @@ def matches(masks: Iterable[bytes], key: bytes) -> bool:
 
 
 def explain(masks: Iterable[bytes], key: bytes) -> tuple[bool, bytes]:
-    """Return whether the masks let a key through, and the reason for people."""
+    """Return True if the masks let a key through, and the reason for people."""
     including, excluding = _split(masks)
     if (mask := _first(excluding, key)) is not None:
         return False, b"mask %b%b excludes it" % (EXCLUDES, mask)
@@ -143,10 +143,10 @@ class _Mask:
         return all(not starred or byte == _ANY for byte, starred in self.items)
 
     def pattern(self) -> bytes:
-        r"""Return a regular expression that never goes back to an earlier text.
+        r"""Return a regular expression that never backtracks to an earlier text.
 
         It is for `search` if the mask is only a text, else for `match`. `^ab.*cd` is
-        `ab(?>.*?cd)`; a text that must stand at the key's end is tried there alone:
+        `ab(?>.*?cd)`; a text that must stand at the key's end is tried only there:
         `.*cd\Z`.
         """
         texts: list[bytes] = [b""]
@@ -168,7 +168,7 @@ class _Mask:
 
 
 class _State:
-    """A set of positions, whether it decides the match, and the next state per byte."""
+    """A set of positions, the decision (None: none yet), and the next state per byte."""
 
     __slots__ = ("accepts_at_end", "decided", "next", "positions")
 
@@ -227,7 +227,7 @@ class _Automaton:
         if state is None:
             if len(self._states) >= _MAX_STATES:
                 for old in self._states.values():
-                    old.next = [None] * 256  # or they would keep each other alive
+                    old.next = [None] * 256  # else the states would keep each other in memory
                 self._states.clear()
             decided = None
             if positions & self._accept:

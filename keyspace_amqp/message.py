@@ -26,12 +26,12 @@ _LETTERS = {event_class.bit: event_class.letter for event_class in EVENT_CLASSES
 # The letters of the classes by bit.
 CLASS_LETTERS = "".join(_LETTERS.get(bit, UNKNOWN_CLASS) for bit in range(max(_LETTERS) + 1))
 _CLASS_NAMES = {event_class.letter: event_class.name for event_class in EVENT_CLASSES}
-# Memory of an event in bytes, about, without its key and its name.
+# The approximate memory of an event in bytes, without its key and its name.
 EVENT_BYTES = 256
 # The longest key, in bytes, that becomes the header `subject`: all headers of a message
 # have to fit into one frame, which RabbitMQ limits to 128 KiB.
 _SUBJECT_BYTES = 1024
-# Bytes that a routing key shows as %XX: those with a meaning for topic exchanges, and
+# Bytes that appear as %XX in a routing key: those with a meaning for topic exchanges, and
 # those that are not printable ASCII.
 _ESCAPED = re.compile(rb"[^!-~]|[.*#%]")
 # The bytes with which a character of several bytes begins in UTF-8.
@@ -72,7 +72,7 @@ class Event:
 
 
 class Format:
-    """Makes messages of events, by the parameters; `node` is this server's name.
+    """Makes messages of events as the parameters say; `node` is this server's name.
 
     `fixed_key`: the routing key of all messages, None if it depends on the event.
     `body`: makes an event's body. `headers`: makes an event's headers, None if messages
@@ -200,7 +200,7 @@ def _whole_characters(data: bytes) -> bytes:
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        # What is wrong begins like a character, and only the end of the data cuts it off.
+        # The invalid bytes begin like a character that the end of the data cuts off.
         if error.end == len(data) and data[error.start] in _FIRST_BYTES:
             return data[: error.start]
     return data

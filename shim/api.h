@@ -145,8 +145,8 @@ void shim_command_done(uint64_t handle, const char *reply, size_t len);
 /* A job: commands that Redis' main thread runs one after the other, in one turn, between the
  * commands of its clients. It ends at the first command that fails. */
 typedef struct job job_t;
-/* Makes a job without commands. The worker frees it with job_free, unless it is submitted
- * and not done. */
+/* Makes a job without commands. The worker frees it with job_free when it is done, or
+ * abandons it. */
 job_t *job_new(void);
 /* Adds a command of Redis. `write`: it is replicated, and it is refused unless this server is
  * a primary that is not loading. */
@@ -177,5 +177,8 @@ int job_done(const job_t *job);
  * errno after the command, which means something if there is no reply or an error. */
 const char *job_reply(const job_t *job, int command, size_t *len, int *error);
 void job_free(job_t *job);
+/* The worker ends and does not wait for this submitted job any more; it is freed when it was
+ * run. */
+void job_abandon(job_t *job);
 
 #endif

@@ -34,10 +34,12 @@ typedef struct command {
     int error;
 } command_t;
 
+enum job_state { JOB_WAITS, JOB_DONE, JOB_ABANDONED };
+
 struct job {
     struct job *next;
     command_t *first, *last;
-    _Atomic int done;
+    _Atomic int state; /* enum job_state */
 };
 
 /* The main thread's. */
@@ -103,7 +105,9 @@ void job_submit(job_t *job) {
     worker_wake_main();
 }
 
-int job_done(const job_t *job) { return atomic_load_explicit(&job->done, memory_order_acquire); }
+int job_done(const job_t *job) {
+    return atomic_load_explicit(&job->state, memory_order_acquire) == JOB_DONE;
+}
 
 const char *job_reply(const job_t *job, int number, size_t *len, int *error) {
     command_t *command = job->first;
@@ -133,6 +137,12 @@ void job_free(job_t *job) {
         free(command);
     }
     free(job);
+}
+
+/* Of the two threads, the one that comes second frees the job. A job that is never run is
+ * freed by jobs_release. */
+void job_abandon(job_t *job) {
+    if (atomic_exchange(&job->state, JOB_ABANDONED) == JOB_DONE) job_free(job);
 }
 
 /* ---- the main thread's side: one function for each kind of command ------------ */
@@ -285,7 +295,7 @@ void jobs_run(RedisModuleCtx *ctx) {
         next = job->next; /* read now: the worker may free the job once it is done */
         for (command_t *command = job->first; command != NULL; command = command->next)
             if (run_command(ctx, command) != 0) break;
-        atomic_store_explicit(&job->done, 1, memory_order_release);
+        if (atomic_exchange(&job->state, JOB_DONE) == JOB_ABANDONED) job_free(job);
     }
     main_thread.job_running = 0;
     worker_wake();

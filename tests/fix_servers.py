@@ -200,8 +200,22 @@ def mailbox(broker: RabbitServer) -> Mailbox:
 # ---- Redis -----------------------------------------------------------------
 
 
+def lists_are_empty(client: redis.Redis, found: dict[str, Any]) -> bool:
+    """True if the lists of a primary have no elements; `found`: its STATS."""
+    if found["state"] == "replica":
+        return True  # its lists are copies of the primary's
+    try:
+        return client.execute_command("KEYSPACEAMQP.FALLBACK", "LEN", "LOCAL") == 0
+    except redis.ResponseError:  # a user without the right, or a handler that has stopped
+        return True
+
+
 def settled(client: redis.Redis, timeout: float = 30, **expected: Any) -> dict[str, Any]:
-    """Wait until STATS stays the same, balances, and has the expected values. Return STATS."""
+    """Wait until STATS stays the same, balances, and has the expected values. Return STATS.
+
+    If no element is to wait, the lists are looked at too: just after a load, and on a new
+    primary, the handler does not know them yet.
+    """
     last: dict[str, Any] = {}
 
     def ready() -> bool:
@@ -212,6 +226,7 @@ def settled(client: redis.Redis, timeout: float = 30, **expected: Any) -> dict[s
             before == last
             and balance(last) == 0
             and all(last[name] == value for name, value in expected.items())
+            and (expected.get("fallback_length") != 0 or lists_are_empty(client, last))
         )
 
     try:

@@ -1,8 +1,8 @@
-"""The connection to RabbitMQ: does what the publisher wants, and tells it what the broker says.
+"""The connection to RabbitMQ: carries out the publisher's actions, and calls it back.
 
 Worker thread only. Everything runs as callbacks of pika's IOLoop; nothing here waits. A
-connection has one channel, with confirms. A connection whose channel fails is given up
-as a whole. There is no reconnecting here: the publisher decides when to connect.
+connection has one channel, with confirms; if the channel fails, the whole connection is
+closed. Nothing here reconnects: the publisher decides when to connect.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .login import parameters_for
 from .reasons import reason_of
 from .target import address, target_of
 
-# Seconds for the broker to open the channel, and to agree to the end of the connection.
+# Seconds for the broker to open the channel, and to answer the close of the connection.
 # pika has no limits for these.
 CHANNEL_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 5.0
-# Bytes of a piece that is given to pika: whenever the kernel takes a part of a piece, pika
+# Bytes that are given to pika in one piece: whenever the kernel takes a part of a piece, pika
 # copies the rest of the piece.
 _PIECE = 128 * 1024
 # RabbitMQ closes the channel with this code (AMQP 0-9-1, 1.8.2) over a message above its
-# max_message_size, and over other things; only its words say which, and the limit.
+# max_message_size, and for other reasons; only the text tells the reason and the limit.
 _PRECONDITION_FAILED = 406
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
 # Frames of basic.ack (AMQP 0-9-1, 2.3.5 and 1.8.3.13) on the first channel: type 1,
@@ -45,7 +45,7 @@ _ACK = struct.Struct(">11xQ?x")
 
 
 class Listener(Protocol):
-    """The publisher, as far as it hears of the broker."""
+    """The methods of the publisher that the connection calls."""
 
     def link_up(self) -> None: ...
     def attempt_failed(self, reason: str) -> None: ...
@@ -76,7 +76,7 @@ class _Connection(SelectConnection):  # type: ignore[misc]
             run = _ACKS.match(data_in)
             if run is not None:
                 end = run.end()
-                self.bytes_received += end  # by this the heartbeat sees that the broker lives
+                self.bytes_received += end  # pika's heartbeat check reads this
                 self.frames_received += end // _ACK.size
                 self.on_acks(_ACK.iter_unpack(data_in[:end]))
                 data_in = data_in[end:]
@@ -88,21 +88,21 @@ class _Connection(SelectConnection):  # type: ignore[misc]
 class Broker:
     """The connection to RabbitMQ, if there is one: opening, open or closing.
 
-    Several servers are tried one after the other, in a random order, before the listener
-    hears that the link is down. `server`: `host:port` of the connection, or of the last
+    Several servers are tried one after the other, in a random order; `link_down` is called
+    after the last one has failed. `server`: `host:port` of the connection, or of the last
     attempt.
     """
 
     def __init__(self, ioloop: IOLoop, listener: Listener) -> None:
         self._ioloop = ioloop
         self._listener = listener
-        # A callback of any other connection is late and is ignored.
+        # Callbacks of any other connection come late and are ignored.
         self._connection: _Connection | None = None
         self._channel: pika.channel.Channel | None = None
         self._closing: SelectConnection | None = None
         self._channel_timer: object = None
         self._config: Config | None = None
-        self._message_format: Format | None = None
+        self._format: Format | None = None
         self._frames: Frames | None = None
         self._untried: list[tuple[str, int]] = []
         self._reasons: list[str] = []  # why the servers that were tried did not answer
@@ -140,7 +140,7 @@ class Broker:
         )
 
     def close(self) -> None:
-        """Close the connection; the listener hears nothing of it any more."""
+        """Close the connection; the listener gets no more calls about it."""
         connection, self._connection, self._channel = self._connection, None, None
         if connection is None:
             return
@@ -153,7 +153,7 @@ class Broker:
 
     @property
     def closing(self) -> bool:
-        """True if the last connection still waits for the broker to agree to its end."""
+        """True if the last connection still waits for the broker to answer its close."""
         return self._closing is not None and not self._closing.is_closed
 
     def send(self, events: Sequence[Event]) -> None:
@@ -163,7 +163,7 @@ class Broker:
         """
         channel, connection = self._channel, self._connection
         if channel is None or connection is None or not channel.is_open:
-            return  # the publisher is about to hear of the end of the link
+            return  # `link_down` follows
         if self._frames is None:
             assert self._config is not None
             assert self._format is not None
@@ -201,8 +201,8 @@ class Broker:
         self._frames = None
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
-        # A channel that is closing still hears confirms, and their tags mean nothing on the
-        # next channel. So callbacks get the channel.
+        # Confirms still arrive on a channel that is closing, and their tags mean nothing on
+        # the next channel. So callbacks get the channel.
         channel.confirm_delivery(
             functools.partial(self._on_confirm, channel),
             callback=functools.partial(self._on_confirms_on, channel),
@@ -260,7 +260,7 @@ class Broker:
                 self._try_next()
             elif len(self._reasons) > 1:
                 self._listener.link_down("; ".join(self._reasons))
-            else:  # a single server need not be named
+            else:  # with a single server, its name is not needed
                 self._listener.link_down(reason_of(reason))
 
 
@@ -272,7 +272,7 @@ def _max_message_size(reason: BaseException) -> int | None:
     return int(match[1]) if match else None
 
 
-def _end(connection: Any, reason: str = "no goodbye from the broker") -> None:
+def _end(connection: Any, reason: str = "the broker did not answer the close") -> None:
     """End a connection at once; close() would wait for a broker that does not answer."""
     if not connection.is_closed:
         connection._terminate_stream(TimeoutError(reason))

@@ -1,8 +1,8 @@
 """Messages as AMQP frames, many of them in one buffer.
 
 pika marshals the three frames of a message in about 12 µs, and nearly all of that time
-goes to what is the same in every message. Here pika marshals an example once, and a
-message takes 0.5 µs: the parts that differ are put between the parts that do not.
+goes to parts that are the same in every message. Here pika marshals an example once, and a
+message takes 0.5 µs: only the parts that differ are filled in.
 tests/broker/test_frames.py compares every byte with pika's own.
 
 Sans I/O; worker thread.
@@ -20,8 +20,8 @@ import pika.spec
 from ..config import Config, raw
 from ..message import Event, Format
 
-# The values of the example. In it, the timestamp follows the id, so that the two together
-# can be found.
+# The values of the example. The timestamp directly follows the id, so the two are found
+# together.
 _ID = "i"
 _TIMESTAMP = 0x0102030405060708
 _SIZE = 0x1112131415161718
@@ -35,7 +35,7 @@ _Pack = Callable[[bytes, int, bytes, bytes, int, bytes, int], bytes]
 
 
 class Frames:
-    """Makes the frames of messages, by the parameters of messages, for one channel.
+    """Makes the frames of messages for one channel.
 
     `body_max`: the bytes of a body that fit into one frame; a longer body takes several.
     """
@@ -61,7 +61,7 @@ class Frames:
         self._layouts: dict[int, tuple[_Pack, bytes, bytes, bytes]] = {}
 
     def _layout(self, id_length: int) -> tuple[_Pack, bytes, bytes, bytes]:
-        """Return the parts of messages whose ids have so many bytes."""
+        """Return the parts of messages whose ids have this many bytes."""
         properties = pika.spec.BasicProperties(
             headers={} if self._format.headers else None,
             message_id=_ID * id_length,

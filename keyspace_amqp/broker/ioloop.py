@@ -1,7 +1,7 @@
 """pika's event loop, with types: the place where the worker waits.
 
-It waits for the broker, for descriptors of ours, and for the next time that something
-is due. One thread owns an instance; `poll` waits, nothing else does.
+It waits for the broker, for other descriptors, and for timers. One thread owns an
+instance; only `poll` waits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pika.adapters.select_connection import IOLoop
 
 
 class Loop:
-    """`ioloop`: what connections of pika are made with."""
+    """The event loop; connections of pika are made with `ioloop`."""
 
     def __init__(self) -> None:
         self.ioloop = IOLoop()
@@ -23,20 +23,22 @@ class Loop:
         self.ioloop.add_handler(descriptor, lambda fd, events: None, IOLoop.READ)
 
     def activate(self) -> None:
-        """Begin, on the thread that is going to wait."""
+        """Begin; called on the thread that is going to wait."""
         self.ioloop.activate_poller()
 
     def poll(self) -> None:
-        """Wait until something happens or is due, and carry out what has happened."""
+        """Wait for a descriptor or a timer, and run the callbacks of descriptors."""
         self.ioloop.poll()
 
     def run_due(self) -> None:
-        """Carry out what is due by now."""
+        """Run the callbacks of timers that are due."""
         self.ioloop.process_timeouts()
 
     def set_alarm(self, delay: float | None) -> None:
-        """End the next `poll` after so many seconds, if nothing else does; None: never.
-        It replaces the alarm that was set before."""
+        """End the next `poll` after `delay` seconds, if nothing else does; None: never.
+
+        It replaces the alarm that was set before.
+        """
         if self._alarm is not None:
             self.ioloop.remove_timeout(self._alarm)
             self._alarm = None
@@ -47,7 +49,7 @@ class Loop:
         self._alarm = None
 
     def close(self) -> None:
-        """Give all descriptors back. The loop cannot be used any more."""
+        """Close all descriptors of the loop, which cannot be used any more."""
         for descriptor in self._descriptors:
             self.ioloop.remove_handler(descriptor)
         self.ioloop.deactivate_poller()

@@ -17,15 +17,15 @@ import pika
 from .. import __version__
 from .target import Target, is_utf8
 
-# Seconds for the TCP connection, and for the whole of it with the AMQP handshake. A broker
-# that accepts and never answers is given up after that.
+# Seconds for the TCP connection, and for the TCP connection and the AMQP handshake together.
+# The second limit ends an attempt at a broker that accepts and never answers.
 CONNECT_TIMEOUT = 5.0
 HANDSHAKE_TIMEOUT = 8.0
-# TCP sends so many probes, and each after this part of `tcp-keepalive`.
+# TCP sends this many probes; the time between two is `tcp-keepalive` divided by the number.
 _KEEPALIVE_PROBES = 3
 # More than any password that RabbitMQ takes.
 _PASSWORD_FILE_BYTES = 64 * 1024
-# The end of Python's texts for errors of OpenSSL: a line of a source file.
+# Python ends the texts of OpenSSL's errors with a line of its own source.
 _SOURCE_LINE = re.compile(r" \(_ssl\.c:\d+\)$")
 
 
@@ -42,7 +42,7 @@ def parameters_for(
     value or a file cannot be used.
     """
     if not is_utf8(target.vhost):
-        raise ConnectError("RabbitMQ's names of virtual hosts are UTF-8, and vhost is not")
+        raise ConnectError("vhost is not UTF-8, and RabbitMQ's names of virtual hosts are")
     credentials, tls = _credentials(target), _tls_context(target)
 
     def make(host: str, port: int) -> pika.ConnectionParameters:
@@ -64,7 +64,7 @@ def parameters_for(
 
 
 def _tcp_options(keepalive: int) -> dict[str, int] | None:
-    """Return TCP's options for so many seconds without traffic; None: keepalive is off."""
+    """Return TCP's options for probes after this many idle seconds; None: keepalive is off."""
     if not keepalive:
         return None
     return {
@@ -77,8 +77,8 @@ def _tcp_options(keepalive: int) -> dict[str, int] | None:
 def _credentials(target: Target) -> Any:
     """Return pika's credentials.
 
-    User and password stay bytes. As texts pika would have to encode them, and its error
-    for one that is not UTF-8 would show a byte of it.
+    User and password stay bytes. Pika would have to encode texts, and its error for a text
+    that is not UTF-8 would show a byte of the password.
     """
     if target.external:
         return pika.credentials.ExternalCredentials()
@@ -91,7 +91,7 @@ def _credentials(target: Target) -> Any:
 def _password_of(path: str) -> bytes:
     """Return the first line of a file, read anew for each connection."""
     try:
-        # Without O_NONBLOCK a pipe that nobody writes to would hold up the worker.
+        # Without O_NONBLOCK, opening a pipe without a writer would block the worker.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             return file.read(_PASSWORD_FILE_BYTES).split(b"\n")[0].rstrip(b"\r")
@@ -131,7 +131,7 @@ def _load_certificate(context: ssl.SSLContext, cert_file: str, key_file: str) ->
 
 
 def tls_reason(error: OSError) -> str:
-    """Return OpenSSL's reason for people, without its numbers and lines of source."""
+    """Return OpenSSL's reason for people, without numbers and lines of source."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the broker's certificate is refused: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:

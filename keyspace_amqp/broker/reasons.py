@@ -1,7 +1,7 @@
 """The reasons for which a connection failed or ended, as one line for people.
 
-They come as exceptions of pika, of TLS and of the system. Called by the connection and by
-the tools. Pure; any thread.
+The reasons are exceptions of pika, of TLS and of the system. Called by the connection and
+by the tools. Pure; any thread.
 """
 
 from __future__ import annotations

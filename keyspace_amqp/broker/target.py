@@ -1,7 +1,6 @@
 """The target of a connection: where the broker is and how to log in.
 
-It is read from the parameters, of which `url` wins over the single ones. Pure; any
-thread.
+It is read from the parameters; `url` overrides the single ones. Pure; any thread.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ pushes to one list, its home, in a slot that it serves. It also delivers every o
 in its slots: one that came along when a slot moved here, or that was pushed by an earlier
 load of the module.
 
-Sans I/O; worker thread. Topologies and the lengths of lists go in, keys whose lengths
+Sans I/O; worker thread. Topologies and the lengths of lists go in; keys whose lengths
 are to be read come out.
 """
 
@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from .slots import SLOTS, key_of, slot_of
 from .topology import Topology
 
-# Keys of one look: less than a millisecond of Redis' main thread.
+# Keys of one look, at most: they take less than a millisecond of Redis' main thread.
 LOOK_KEYS = 2048
-# Slots that are looked at again with each reading of the topology, so that all slots are
-# in less than five minutes. (Redis 7.0 counts each look at a key in keyspace_misses.)
+# Slots that are looked at again with each reading of the topology: all 16384 in less than
+# five minutes. (Redis 7.0 counts each look at a key in keyspace_misses.)
 LOOK_SLOWLY = 64
 
 
@@ -28,14 +28,14 @@ class Lists:
     """The lists that a primary has to deliver, and the key of its own.
 
     Call `begin` when this node becomes writable, and `set_topology` with each topology.
-    Two questions go to Redis: the lengths of `keys_to_look_at`, until it gives none, are
-    answered with `look_result`. The lengths of `known` are read together with each
-    topology and answered with `count_result`.
+    The caller reads two kinds of lengths from Redis. Those of `keys_to_look_at`, until it
+    returns none, go to `look_result`. Those of `known` are read together with each topology
+    and go to `count_result`.
     """
 
     def __init__(self) -> None:
         self.active = False
-        self._round = 0  # answers to questions of an earlier round mean nothing
+        self._round = 0  # results of looks of an earlier round are ignored
         self._topology: Topology | None = None
         self._slots_to_look_at: set[int] = set()
         self._keys_to_look_at: dict[bytes, None] = {}  # in addition; in order
@@ -57,7 +57,7 @@ class Lists:
         self._known.clear()
 
     def set_topology(self, topology: Topology) -> None:
-        """Note which slots this node serves now. Only while active."""
+        """Note which slots this node serves now. To be called only while active."""
         before: Set[int] = self._topology.served if self._topology else frozenset()
         self._slots_to_look_at |= topology.served - before
         self._slots_to_look_at &= topology.served
@@ -80,10 +80,10 @@ class Lists:
             self._slots_to_look_at |= self._topology.served
 
     def look_slowly(self) -> None:
-        """Look again at some slots that were served all the time.
+        """Look again at the next slots, also if they were served all the time.
 
-        A list can come into such a slot without an event that the module hears: when a
-        migration is taken back, or repaired after a failover.
+        A list can come into such a slot without an event for the module: when a migration
+        is cancelled, or repaired after a failover.
         """
         if self._topology is not None:
             slots = range(self._next_slow_slot, min(self._next_slow_slot + LOOK_SLOWLY, SLOTS))
@@ -117,7 +117,7 @@ class Lists:
     def count_result(self, keys: Sequence[bytes], lengths: Sequence[int]) -> Mapping[bytes, int]:
         """Take the lengths of `known`, read together with the topology that is set.
 
-        Returns those that are true for this node. An empty list in a migrating slot is
+        Returns those that are valid for this node. An empty list in a migrating slot is
         left out: it was not removed but has moved to the other node ahead of its slot.
         """
         counts: dict[bytes, int] = {}

@@ -1,4 +1,4 @@
-"""The messages between the nodes of a cluster: commands, and the parameters that hold.
+"""The messages between the nodes of a cluster: commands, and parameters for all nodes.
 
 Each parameter that was set for all nodes has a version: a time in milliseconds, or the
 newest version seen plus one, whichever is larger; then the run id of the handler that
@@ -40,7 +40,7 @@ from .wire import (
     version_of,
 )
 
-# The register that is no parameter: whether a connection is wanted (CONNECT, DISCONNECT).
+# The register that is not a parameter: it has the last of CONNECT and DISCONNECT.
 LINK = "link"
 
 # Seconds between two hellos; in a larger cluster each node says hello less often.
@@ -48,8 +48,8 @@ HELLO_EVERY = 1.0
 HELLO_NODES = 50
 # Seconds before a question is asked again.
 ASK_AGAIN = 0.5
-# Seconds for which an answer is kept: a question can come once more, and late, from a
-# node that stood still.
+# Seconds for which an answer is kept: a node that was suspended may ask a question again,
+# and late.
 ANSWERS_KEPT = 60.0
 
 # Changes that are closer to each other than this count as made at the same time.
@@ -73,7 +73,7 @@ class SendToPeer:
 
 @dataclasses.dataclass(frozen=True)
 class ApplyRegisters:
-    """Set what `merge` returns of these; then `answer`, if there is a question."""
+    """Set the values that `merge` returns for these; then `answer`, if there is a question."""
 
     registers: Mapping[str, Register]
     question: Question | None
@@ -119,7 +119,7 @@ class _OpenQuestion:
 
 
 class Peers:
-    """The other nodes, as far as this node asks them, answers them and agrees with them.
+    """The exchange with the other nodes: questions, answers and registers.
 
     `clock`: monotonic seconds; `wall`: Unix time in milliseconds. `rejected`: the number
     of messages that were ignored; `last_rejected`: the last of them, for the log.
@@ -146,7 +146,7 @@ class Peers:
         return max((register.version[0] for register in self._registers.values()), default=0)
 
     def set_topology(self, topology: Topology) -> None:
-        """Note the nodes; those that fail or are gone are not waited for any more."""
+        """Note the nodes; answers of nodes that fail or have left are not awaited any more."""
         self._topology = topology
         for question in self._questions.values():
             self._skip_absent(question)
@@ -223,13 +223,13 @@ class Peers:
                 question.outcome.missing[node_id] = why
 
     def answer(self, question: Question, reply: Any, error: str | None) -> None:
-        """Send the reply, or the error, of what a peer has asked for."""
+        """Send the reply, or the error, to the peer that has asked."""
         data = pack({"kind": "done", "id": question.id, "reply": reply, "error": error})
         if question in self._answers:
             self._answers[question].data = data
         self._actions.append(SendToPeer(question.sender, data))
 
-    # ---- what comes in and goes out --------------------------------------------
+    # ---- input and output ------------------------------------------------------
 
     def received(self, sender: str, data: bytes) -> None:
         """Take a message of another node."""
@@ -270,7 +270,7 @@ class Peers:
                 raise ValueError(f"kind {kind!r:.40} is not known")
 
     def _new_question(self, sender: str, message: Mapping[str, Any]) -> Question | None:
-        """Return the question if it is new; else None, after the same answer as before."""
+        """Return the question if it is new; else send the earlier answer again and return None."""
         question = Question(sender, text_of(message.get("id")))
         answer = self._answers.get(question)
         if answer is None:

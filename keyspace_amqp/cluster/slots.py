@@ -26,7 +26,7 @@ def slot_of(key: bytes) -> int:
 
 @functools.cache
 def tags() -> Sequence[bytes]:
-    """Return per slot the smallest number that is in the slot as a tag.
+    """Return for each slot the smallest number that is a tag of the slot.
 
     The tag of `KEY` is one of them, in slot 13907.
     """

@@ -13,7 +13,7 @@ from .slots import KEY_SLOT, SLOTS
 # Flags of CLUSTER NODES.
 _MYSELF = "myself"
 _NO_MEMBER = "handshake"
-# `fail?`: the node does not answer this one. Nobody waits for it, and it catches up later.
+# `fail?`: the node does not answer this one. This one does not wait; the node catches up later.
 _FAILING = frozenset({"fail", "fail?", "noaddr"})
 
 
@@ -41,7 +41,7 @@ class Topology:
     migrating: Set[int] = frozenset()
 
 
-# A server that is in no cluster: one slot stands for all of its data.
+# For a server that is in no cluster; one slot stands for all of its data.
 ALONE = Topology("", {"": Node("", "", primary=True, failing=False)}, {KEY_SLOT})
 
 

@@ -3,8 +3,8 @@
 A server that is in no cluster has one list, under `tables.keys.KEY`; for a node of a
 cluster see lists.py.
 
-Sans I/O; worker thread. Jobs for Redis' main thread come out, their results go in, and
-the keeper of the lists (the publisher) is told what was found.
+Sans I/O; worker thread. Jobs for Redis' main thread come out, their results go in. The
+lists that were found are reported to their keeper, the publisher.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ READ_NODES = 200
 class Keeper(Protocol):
     """The publisher, which delivers the lists.
 
-    `known`: False if the keeper wants to hear of its lists again. `unserved_key`:
+    `known`: False if the keeper needs to know its lists again. `unserved_key`:
     the list that the keeper could not reach because its slot was not served.
     """
 
@@ -44,10 +44,10 @@ class Keeper(Protocol):
 
 
 class ClusterWatch:
-    """Reads the topology, looks at the lists, and tells the keeper.
+    """Reads the topology, looks at the lists, and reports to the keeper.
 
     Servers announce no change of the topology. So it is read regularly, and soon after
-    the keeper has come upon a slot that is not served any more.
+    the keeper has found that this node does not serve a slot any more.
     """
 
     def __init__(self, keeper: Keeper, clock: Callable[[], float], *, clustered: bool) -> None:
@@ -55,14 +55,14 @@ class ClusterWatch:
             tags()  # computed during the load, and not later while events wait
         self.topology = ALONE
         self.topology_known = not clustered  # it was read, or cannot be read
-        self.problem = ""  # for the log; the reader empties it
+        self.problem = ""  # for the log; its reader sets it back to ""
         self._failures = 0
         self._clustered = clustered
         self._keeper = keeper
         self._clock = clock
         self._lists = Lists()
         self._read_at = self._last_read = clock()
-        self._keeper_told = False  # of the lists in the present topology
+        self._reported = False  # the lists in the present topology
         # The job under way, and its keys. Its token is None if it reads the topology.
         self._job_running = False
         self._token: int | None = None
@@ -101,8 +101,8 @@ class ClusterWatch:
         if self._keys:
             self._job_running = True
             return lengths_job(self._keys)
-        if self._lists.complete and not self._keeper_told:
-            self._tell_keeper(self._lists.home, self._lists.serves)
+        if self._lists.complete and not self._reported:
+            self._report(self._lists.home, self._lists.serves)
         return None
 
     def _read_job(self) -> Job | None:
@@ -138,7 +138,7 @@ class ClusterWatch:
         return max(1.0, len(self.topology.nodes) / READ_NODES)
 
     def _next_read(self) -> float:
-        if self._lists.active and self._keeper_told and not self._keeper.known:
+        if self._lists.active and self._reported and not self._keeper.known:
             return min(self._read_at, self._last_read + READ_AGAIN * self._scale)
         return self._read_at
 
@@ -164,20 +164,20 @@ class ClusterWatch:
         self._keeper.found(self._lists.count_result(self._keys, lengths))
 
     def _topology_failed(self, error: ValueError) -> None:
-        """Note a failure; after several in a row, tell the keeper that it has no lists.
+        """Note a failure; after several in a row, report that there are no lists.
 
-        A renamed CLUSTER command, for example, fails for ever.
+        A renamed CLUSTER command, for example, fails every time.
         """
         self.problem = f"CLUSTER NODES: {error}"
         self._failures += 1
         if self._failures < READ_FAILURES:
             return
         self.topology_known = True
-        if not self._keeper_told:
-            self._tell_keeper(None, lambda key: False)
+        if not self._reported:
+            self._report(None, lambda key: False)
 
-    def _tell_keeper(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
-        self._keeper_told = True
+    def _report(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
+        self._reported = True
         self._keeper.set_lists(home, serves)
 
     def _set_topology(self, topology: Topology) -> None:
@@ -185,7 +185,7 @@ class ClusterWatch:
         self.topology_known = True
         if self._lists.active:
             self._lists.set_topology(topology)
-        self._keeper_told = False
+        self._reported = False
 
 
 def _topology(reply: Reply) -> Topology:

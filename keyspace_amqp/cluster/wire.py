@@ -36,7 +36,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """Return the message in `data`. Raises ValueError if it has none of this version."""
+    """Return the message in `data`. Raises ValueError if it is not a message of this version."""
     if len(data) < _HEAD.size:
         raise ValueError("too short")
     magic, version, checksum = _HEAD.unpack_from(data)
@@ -54,7 +54,7 @@ def unpack(data: bytes) -> dict[str, Any]:
     return message
 
 
-# ---- parts of a message; ValueError if a part has another form -----------------------------
+# ---- parts of a message; each raises ValueError for a value of another form -----------------
 
 
 def text_of(value: Any) -> str:

@@ -32,5 +32,5 @@ def wrong_arguments(command: str) -> CommandError:
 
 
 def shown(text: bytes) -> str:
-    """Return bytes as an error shows them, in quotes."""
+    """Return bytes in quotes, for the text of an error."""
     return repr(text.decode("utf-8", "backslashreplace"))

@@ -1,7 +1,7 @@
 """From the words of a command to its reply, on this node or on all of them.
 
 `answer` is called by the worker for commands of clients and of peers. Worker thread;
-never waits: what has to be waited for is yielded.
+never waits: it yields the jobs and functions whose results it needs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """FALLBACK: look at the fallback lists, deliver them now, delete them, import a list.
 
-What has to be read from Redis is yielded as a job. Worker thread; never waits.
+The commands yield jobs for what they read from Redis. Worker thread; never waits.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .importing import import_list
 from .merging import with_coverage
 from .replies import CommandError, Reply, bytes_from_json
 
-# As many elements as a person reads; more have to be asked for.
+# Elements that are shown if the client gives no count: as many as a person reads.
 PEEK_DEFAULT = 10
-# A longer or larger reply is of no use to Redis' clients or to a person.
+# Limits of a reply: a longer or larger one is too much for Redis' clients and for people.
 PEEK_MAX = 10_000
 PEEK_BYTES = 64 * 1024 * 1024
-# What a node answers a peer has to fit into a message of the cluster bus.
+# The answer to a peer has to fit into a message of the cluster bus.
 PEEK_ASKED_BYTES = 1024 * 1024
-# An error shows so many bytes of a count that is none.
+# Bytes of a wrong count that an error shows, at most.
 _COUNT_SHOWN = 20
 
 
@@ -53,7 +53,7 @@ def fallback(call: Call, rest: Sequence[bytes]) -> Steps:
 def _lengths(call: Call) -> Generator[Wait, Any, Mapping[bytes, int]]:
     """Return the lists on this server that are not empty, with their lengths."""
     keys = call.handler.list_keys
-    if keys is None:  # a replica, for one, does not know them: every slot may have one
+    if keys is None:  # for example on a replica: every slot may have a list
         keys = [key_of(slot) for slot in range(SLOTS)] if call.handler.clustered else [KEY]
     lengths: dict[bytes, int] = {}
     for first in range(0, len(keys), LOOK_KEYS):
@@ -78,7 +78,7 @@ def _peek(call: Call, count: int) -> Generator[Wait, Any, list[Reply]]:
         except JobError as error:
             raise CommandError.of(error) from None
         room -= sum(map(len, read))
-        # The last element may be of any size; the peer's message has no room for it.
+        # The last element may be of any size, so it may not fit into the message for a peer.
         elements += read[:-1] if call.asked and room < 0 else read
     return elements
 

@@ -1,4 +1,4 @@
-"""The worker as the commands see it, and the things that a command may wait for.
+"""The worker as the commands see it, and the waits of a command.
 
 The worker implements `Handler`. Everything runs on the worker thread; nothing here
 waits or does I/O.
@@ -87,7 +87,7 @@ class Handler(Protocol):
     def disconnect(self) -> None: ...
 
     def lock_parameters(self, done: Resume) -> None:
-        """Call `done` when no other command sets parameters; then `unlock_parameters`.
+        """Call `done` when no other command sets parameters; end this with `unlock_parameters`.
 
         If two commands set a parameter at the same time, the value set last might not be
         the one with the newest version.

@@ -1,8 +1,8 @@
 """FALLBACK IMPORT: take over the list of the older C module.
 
 Its elements move to the end of a list of this node, in their order, one job at a time.
-A job moves only elements that still stand where they were read. Worker thread; never
-waits: what has to be waited for is yielded.
+A job moves only elements that are still in the places where they were read. Worker thread;
+never waits: it yields the jobs and functions whose results it needs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .handler import Call, Steps, Wait
 from .legacy import from_legacy
 from .replies import CommandError
 
-# An error shows so many bytes of an element.
+# Bytes of an element that an error shows, at most.
 _SHOWN_BYTES = 64
 
 
@@ -32,7 +32,7 @@ def import_list(call: Call, source: bytes) -> Steps:
     The client gives the command again until the reply is 0.
     """
     if is_own_key(source):
-        raise CommandError("this is a list of this module; give the key of the older one's")
+        raise CommandError("this is a list of this module; give the key of the older module's list")
     if call.is_copy:
         return 0
     prefix = secrets.token_hex(8)
@@ -57,7 +57,7 @@ def import_list(call: Call, source: bytes) -> Steps:
 def _import_some(
     call: Call, source: bytes, message_ids: Iterator[str]
 ) -> Generator[Wait, Any, int]:
-    """Take over as many elements as one job may move, up to the first that is no event.
+    """Take over as many elements as one job may move, up to the first that is not an event.
 
     Returns their number. Raises CommandError if none can be taken over.
     """
@@ -92,8 +92,8 @@ def _no_list(fallback_size: int) -> CommandError:
     if fallback_size < 0:
         why = f"fallback-size is {fallback_size}"
     else:
-        why = "this node knows of no slot of its own"
-    return CommandError(f"there is no fallback list to take them: {why}")
+        why = "this node knows no slot of its own"
+    return CommandError(f"there is no fallback list to import into: {why}")
 
 
 def _check_room(fallback_size: int, listed: int, waiting: int) -> None:
@@ -104,7 +104,7 @@ def _check_room(fallback_size: int, listed: int, waiting: int) -> None:
 
 
 def _convert(elements: Sequence[bytes], message_ids: Iterator[str]) -> list[bytes]:
-    """Return the first elements as ours, up to the first that is no event."""
+    """Return the first elements in our form, up to the first that is not an event."""
     converted: list[bytes] = []
     now = int(time.time() * 1000)
     for element in elements:
@@ -115,8 +115,8 @@ def _convert(elements: Sequence[bytes], message_ids: Iterator[str]) -> list[byte
     if not converted:
         raise CommandError(
             f"the first element, {shown(elements[0][:_SHOWN_BYTES])}, is not db, event and key "
-            "with newlines between; mend it (LSET) or take it away (LPOP) and give the command "
-            "again. Nothing was lost"
+            "with newlines between; correct it (LSET) or remove it (LPOP), and repeat the "
+            "command. Nothing was lost"
         )
     return converted
 
@@ -128,7 +128,7 @@ def _check_moved(result: JobResult) -> None:
     for reply in map(result.reply, range(3)):
         if isinstance(reply, JobError) and reply.failure is not Failure.NOT_RUN:
             raise CommandError.of(reply)
-    raise CommandError("somebody else changes the list at the same time")
+    raise CommandError("another client changes the list at the same time")
 
 
 def _number(reply: Any) -> int:

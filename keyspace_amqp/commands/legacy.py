@@ -29,10 +29,10 @@ _CLASSES = {name.encode(): letter for letter, names in _NAMES.items() for name i
 
 
 def from_legacy(element: bytes, message_id: str, time_ms: int) -> Event | None:
-    """Return the event in an element; None if the element does not have this form.
+    """Return the event in an element: db, event and key, separated by newlines.
 
-    The form is db, event and key, separated by newlines. An event of another module has a
-    name that is not in the table, so its class is unknown.
+    None if the element has another form. An event of another module has a name that is not
+    in the table, so its class is unknown.
     """
     db, _, rest = element.partition(b"\n")
     name, newline, key = rest.partition(b"\n")

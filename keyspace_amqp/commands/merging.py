@@ -1,4 +1,4 @@
-"""From the replies of all nodes to one reply, with the nodes that did not answer.
+"""Merge the replies of all nodes into one, which also names the nodes that did not answer.
 
 Pure; worker thread.
 """

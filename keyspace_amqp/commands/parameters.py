@@ -89,7 +89,7 @@ def keymask(call: Call, rest: Sequence[bytes]) -> Steps:
     return len(changed)
 
 
-# ---- what a peer has set --------------------------------------------------------------
+# ---- parameters that a peer has set ---------------------------------------------------
 
 
 def apply(handler: Handler, registers: Mapping[str, Register]) -> Steps:
@@ -102,7 +102,7 @@ def apply(handler: Handler, registers: Mapping[str, Register]) -> Steps:
     yield handler.lock_parameters
     try:
         if outdated := handler.outdated(registers):
-            # The peer's clock is behind. It will hear of the newer value with the next hello.
+            # The peer's clock is behind. The next hello makes it ask for the newer value.
             errors.append(f"it has a newer value of {', '.join(outdated)}; set it again")
         values = handler.merge(registers)
         if LINK in values:

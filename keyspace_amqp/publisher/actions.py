@@ -17,7 +17,7 @@ class Connect:
 
 @dataclasses.dataclass(frozen=True)
 class Close:
-    """Close the connection; no more calls about it follow."""
+    """Close the connection; the publisher gets no more calls about it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 # Seconds before the second attempt.
 FIRST = 0.1
-# FIRST * 2 ** _DOUBLINGS is above every bound; more doublings would overflow one day.
+# FIRST * 2 ** _DOUBLINGS is above every bound. Without a limit, the power would overflow
+# after about a thousand failed attempts.
 _DOUBLINGS = 16
 
 

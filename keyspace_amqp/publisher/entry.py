@@ -23,17 +23,17 @@ class State(enum.IntEnum):
     DONE = 3
 
 
-# In the hot path: looking up State.SENT takes longer than comparing with it.
+# For the hot path: looking up State.SENT takes longer than comparing with it.
 WAITING, SENT, REFUSED, DONE = State
 
 
 class Entry:
     """An event with its state, in memory or in the known head of the list.
 
-    `event`: None for an element of the list that is no event. `at`: the time at which it
-    came, in the publisher's clock. `element`: its form in the list, once that was made or
-    read. `listed`: True for an element of the list, False for an event in memory. `size`:
-    about how many bytes of memory it takes.
+    `event`: None for an element of the list that is not an event. `at`: the time at which it
+    came in, in the publisher's clock. `element`: its form in the list; None until that was
+    made or read. `listed`: True for an element of the list, False for an event in memory.
+    `size`: the approximate bytes of memory that it takes.
     """
 
     __slots__ = ("at", "element", "event", "listed", "size", "state")

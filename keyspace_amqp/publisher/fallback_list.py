@@ -39,8 +39,8 @@ class FallbackList:
 
     `length`: elements in Redis. `done` and `done_bytes`: elements that are DONE and not
     trimmed yet. `unsent_bytes`: bytes of the known elements that are not sent. `generation`
-    changes whenever the known head is forgotten: then the replies of a read or a trim that
-    was made before are of no use.
+    changes whenever the known head is forgotten: the replies of a read or a trim that was
+    made before that are ignored.
     """
 
     def __init__(self, window: Window, ledger: Ledger) -> None:
@@ -111,13 +111,13 @@ class FallbackList:
         self._sent = len(self.done_prefix())
         self.unsent_bytes = size_of(itertools.islice(self._head, self._sent, None))
 
-    # ---- what jobs have read and changed -------------------------------------------
+    # ---- results of jobs -------------------------------------------------------------
 
     def set_length(self, length: int) -> int:
         """Set the length that was read; return how many elements others have added.
 
         The number is negative if they have removed elements. Then the known head is
-        forgotten, because it is not known which ones are gone.
+        forgotten, because it is not known which ones they have removed.
         """
         if length < self.length:
             self.forget_head()
@@ -137,9 +137,9 @@ class FallbackList:
         entry.listed = True
         if entry.state is DONE:
             self.mark_done(entry)
-        # The known head stays in the list's order. So even an entry that was sent stands
-        # with those that are not, if it comes behind one of them; `take` does not have it
-        # sent again.
+        # The known head stays in the list's order. So an entry that was sent counts as
+        # unsent if it comes behind one that was not; the caller of `take` does not send it
+        # again.
         if self.unsent or entry.state is WAITING:
             self.unsent_bytes += entry.size
         else:
@@ -184,7 +184,7 @@ class FallbackList:
     # ---- forgetting ----------------------------------------------------------------
 
     def forget_head(self) -> None:
-        """Forget the known head, which may not be true any more; it is read again.
+        """Forget the known head, which may differ from the list now; it is read again.
 
         Confirmed elements that were not trimmed will be delivered once more, so they count
         as found.
@@ -210,7 +210,7 @@ class FallbackList:
         self.state = ListState.UNKNOWN
 
     def choose(self, key: bytes, length: int) -> None:
-        """Work with this list from now on; `length`: as far as it is counted already."""
+        """Work with this list from now on. `length`: its elements that are counted already."""
         self.key = key
         self.length = length
         self.state = ListState.UNKNOWN

@@ -10,8 +10,8 @@ import dataclasses
 
 from .actions import FlushMode
 
-# A flush ends this many seconds before its time is over. They are for the worker, which says
-# goodbye to the broker, and for the way back to the main thread.
+# A flush ends this many seconds before its time is over. The worker needs them to close the
+# connection and to report to the main thread.
 MARGIN = 0.8
 # A flush first waits for confirms, and then stores the rest. A stop begins to store
 # STOP_RESERVE seconds before its end; a save, STORE_GRACE seconds after its start.
@@ -60,7 +60,7 @@ class Flush:
         return now < self._grace_until
 
     def wakes_at(self, now: float) -> float:
-        """Return the time at which the flush may decide otherwise if nothing else happens."""
+        """Return the time at which the flush may act next if nothing else happens."""
         return self._grace_until if self.in_grace(now) else self.until
 
     def is_done(self, outlook: Outlook, now: float) -> bool:

@@ -112,7 +112,7 @@ class Ledger:
         self.counts[Stat.FALLBACK_FOUND] = gauges[Stat.FALLBACK_LENGTH]
 
     def difference(self, gauges: Mapping[Stat, int]) -> int:
-        """Return 0 if the books balance, else how many more events came in than went anywhere."""
+        """Return how many events came in and are nowhere counted; 0 if the books balance."""
         counts = self.counts
         came = counts[Stat.EVENTS_MATCHED] + counts[Stat.FALLBACK_FOUND]
         lost = sum(counts[FIRST_REASON:])
@@ -121,9 +121,9 @@ class Ledger:
     def balance(self, gauges: Mapping[Stat, int]) -> None:
         """Make the books balance after an exception between a change and its count.
 
-        Whoever changes something that the books are about does so before it is counted, and
-        counts confirms before anything else. So events that are counted and are nowhere are
-        lost; events that are somewhere and are not counted come a second time.
+        The publisher changes a state first and counts the change after that; only confirms
+        are counted first. So an event that is counted and in no place was lost. An event that
+        is in a place and not counted will be delivered a second time, and counts as found.
         """
         difference = self.difference(gauges)
         self.found(max(-difference, 0))
@@ -140,8 +140,8 @@ class Ledger:
     def time_confirms(self) -> None:
         """Count the times from emission to confirm of the events that were confirmed.
 
-        All of a poll are counted at once. They are sorted, or nearly, so a binary search for
-        each bound tells how many belong to each bucket.
+        All events of one poll are counted together. Sorting them is cheap, because they are
+        nearly sorted. Then a binary search for each bound gives the count of each bucket.
         """
         if not self._emitted:
             return

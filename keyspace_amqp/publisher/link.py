@@ -17,8 +17,8 @@ BACKOFF_MAX = 5.0
 class LinkState(enum.Enum):
     """The state of the link.
 
-    OFF: DISCONNECT was given. IDLE: nothing needs a connection. WAITING: the time of the
-    next attempt is awaited. CONNECTING: an attempt is under way. UP: messages can be sent.
+    OFF: DISCONNECT was given. IDLE: nothing needs a connection. WAITING: waiting for the
+    time of the next attempt. CONNECTING: an attempt is under way. UP: messages can be sent.
     BLOCKED: connected, but the broker takes no messages (connection.blocked).
     """
 
@@ -45,7 +45,7 @@ class Link:
         self.state = LinkState.IDLE
         self.connections = 0  # opened since the module was loaded
         self.retry_at = clock()
-        self._failures = 0  # attempts that failed since the broker last confirmed a message
+        self._failures = 0  # failed attempts and lost connections since the last confirm
         self._clock = clock
         self._jitter = jitter
 
@@ -61,7 +61,7 @@ class Link:
 
     @property
     def is_waiting(self) -> bool:
-        """True if the time of the next attempt is awaited."""
+        """True if the link waits for the time of the next attempt."""
         return self.state is LinkState.WAITING
 
     @property
@@ -76,7 +76,7 @@ class Link:
 
     @property
     def is_first_attempt(self) -> bool:
-        """True if a connection is wanted, and none has failed since the last confirm."""
+        """True if a connection is wanted, and none failed or was lost since the last confirm."""
         return self._failures == 0 and self.state not in (LinkState.OFF, LinkState.IDLE)
 
     def need(self) -> None:
@@ -96,7 +96,7 @@ class Link:
         self.retry_at = self._clock()
 
     def turn_off(self) -> None:
-        """Stay away until `want` is called: DISCONNECT was given."""
+        """Stay disconnected until `want` is called: DISCONNECT was given."""
         self.state = LinkState.OFF
 
     def rest(self) -> None:
@@ -124,7 +124,7 @@ class Link:
         self.closed()
 
     def closed(self) -> None:
-        """Note that the connection has ended; the next attempt is awaited."""
+        """Note that the connection has ended; wait for the next attempt."""
         if self.is_open:
             self.state = LinkState.WAITING
 

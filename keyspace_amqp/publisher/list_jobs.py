@@ -1,7 +1,7 @@
 """Jobs on the fallback list: push, read, trim, read the length, delete.
 
-At most one is under way. This file makes the jobs, and takes their replies into what is known
-of the list. A push takes the oldest entries of memory first, sent or not, so that the list
+At most one is under way. This file makes the jobs, and updates the known state of the list
+from their replies. A push takes the oldest entries of memory first, sent or not, so that the list
 stays older than memory. An entry that is confirmed while it is being pushed is an element all
 the same; a later trim removes it.
 """
@@ -71,7 +71,7 @@ PurgeDone = Callable[[int | JobError], None]
 
 
 class ListJobs:
-    """The job under way, the times of the next ones, and what follows from replies.
+    """The job under way, the times of the next ones, and the handling of replies.
 
     `running`: the job under way. `retry_at`: no other job than reading the length is made
     before this time. `check_at`: the time to read the length again. `on_error`: called with
@@ -140,7 +140,7 @@ class ListJobs:
         keys = self._lists.keys
         return self._submit(Purge(keys), fallback.purge_job(keys))
 
-    def next_look(self) -> Submit | None:
+    def next_length(self) -> Submit | None:
         """Return the job that reads the list's length, if that is due."""
         if self._list.key is None or self._clock() < self.check_at:
             return None
@@ -181,17 +181,16 @@ class ListJobs:
         confirmed.
         """
         current = self._list
-        large = current.done_bytes >= WINDOW_BYTES
-        all_of_them = not more and current.done >= len(current.known) - current.unsent
-        if not current.done or not (
-            at_once or all_of_them or large or current.done >= TRIM_ELEMENTS
-        ):
-            return None
+        sent = len(current.known) - current.unsent
+
+        def enough(count: int, size: int) -> bool:
+            large = count >= TRIM_ELEMENTS or size >= WINDOW_BYTES
+            return count > 0 and (at_once or large or (not more and count >= sent))
+
+        if not enough(current.done, current.done_bytes):
+            return None  # this cheap test comes first: `done_prefix` walks over elements
         done = current.done_prefix()
-        large = large and size_of(done) >= WINDOW_BYTES
-        all_of_them = not more and len(done) == len(current.known) - current.unsent
-        worth = at_once or all_of_them or large or len(done) >= TRIM_ELEMENTS
-        return self._trim(done) if done and worth else None
+        return self._trim(done) if enough(len(done), size_of(done)) else None
 
     def _trim(self, done: Sequence[Entry]) -> Submit:
         """Return the job that removes as many of these elements as fit into one job."""
@@ -213,7 +212,7 @@ class ListJobs:
         stale = self._generation != self._list.generation
         match kind:
             case Read() | Trim() if stale:
-                self._look_again()
+                self._reread_length()
                 return
             case Length():
                 self._length_done(result)
@@ -226,20 +225,20 @@ class ListJobs:
             case Purge(keys=keys):
                 self._purge_done(result, keys)
         if self._list.key is None:
-            # The list was left while the job was under way: what its replies say is void.
+            # The list was left while the job was under way: undo what its replies changed.
             none = self._list.state is ListState.NONE
             self._list.leave()
             if none:
                 self._list.state = ListState.NONE
 
-    def _look_again(self) -> None:
-        """Forget that the length is known, and make reading it due now."""
+    def _reread_length(self) -> None:
+        """Treat the length as unknown, and make reading it due now."""
         if self._list.is_ready:
             self._list.state = ListState.UNKNOWN
         self.check_now()
 
     def _failed(self, error: JobError) -> None:
-        if self._lists.writable:  # on a replica, jobs that came too late fail; that is no error
+        if self._lists.writable:  # on a replica, jobs from before its demotion fail
             self._on_error(f"fallback list: {error}")
         self.retry_at = self._clock() + JOB_RETRY_AFTER
 
@@ -290,8 +289,9 @@ class ListJobs:
     def _known_part(self, entries: Sequence[Entry]) -> int:
         """Return how many of the pushed entries can be added to the known head.
 
-        They need not be read later. If elements before them are unread, it is none. Of
-        entries that wait it is as many as a read would bring (JOB_ELEMENTS, WINDOW_BYTES).
+        Those need not be read later. None can be added if elements before them are unread.
+        Entries that wait to be sent are added only up to the limits of a read (JOB_ELEMENTS,
+        WINDOW_BYTES).
         """
         if self._list.unread:
             return 0
@@ -309,7 +309,7 @@ class ListJobs:
         self._ledger.pushed(len(entries))
         for entry in entries:
             self._memory.uncount(entry)
-            self._ledger.found(entry.state is DONE)
+            self._ledger.found(entry.state is DONE)  # it will be delivered once more
             self._window.give_up(entry)
 
     def _read_done(self, result: JobResult) -> None:
@@ -328,7 +328,7 @@ class ListJobs:
             if entry.event is None:
                 entry.state = DONE
                 self._list.mark_done(entry)
-                why = "an element of the list is no event"
+                why = "an element of the list is not an event"
                 self._ledger.dropped(Stat.DROPPED_UNREADABLE, 1, why)
             entries.append(entry)
         self._list.read(entries)
@@ -341,8 +341,8 @@ class ListJobs:
         length = result.reply(2)
         if isinstance(length, int):
             self._lists.set_length(length)
-        else:  # a key that is gone in a migrating slot gives an error: read the length
-            self._look_again()
+        else:  # in a migrating slot, reading a key that no longer exists fails
+            self._reread_length()
 
     def _trim_failed(self, result: JobResult) -> None:
         """Read the list again if it begins with other elements; if it is out of reach, wait."""
@@ -380,5 +380,5 @@ class ListJobs:
         if job_lost:
             self.running = None
         self._list.hand_over()
-        self._look_again()
+        self._reread_length()
         self._memory.repair(push_under_way=isinstance(self.running, Push))

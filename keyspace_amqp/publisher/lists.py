@@ -13,12 +13,19 @@ from ..tables.stats import Stat
 from .fallback_list import FallbackList, ListState
 from .ledger import Ledger
 
-# The reasons of losses, by the keyspace event of what has removed the elements.
+# The reasons of losses, by the keyspace event of the command that has removed the elements.
 _REASONS = {
     b"evicted": Stat.DROPPED_FALLBACK_EVICTED,
     b"expired": Stat.DROPPED_FALLBACK_EXPIRED,
     b"flushdb": Stat.DROPPED_FALLBACK_FLUSHED,
     b"swapdb": Stat.DROPPED_FALLBACK_FLUSHED,
+}
+# The reasons of losses for the log.
+_TEXTS = {
+    Stat.DROPPED_FALLBACK_EVICTED: "the fallback list was evicted",
+    Stat.DROPPED_FALLBACK_EXPIRED: "the fallback list expired",
+    Stat.DROPPED_FALLBACK_FLUSHED: "FLUSHALL, FLUSHDB or SWAPDB removed the fallback list",
+    Stat.DROPPED_FALLBACK_REMOVED: "a client removed elements of the fallback list",
 }
 
 
@@ -27,9 +34,9 @@ class Lists:
 
     `current`: the list that the publisher works with. `primary`: this server is a primary.
     `writable`: it can write lists, because it is a primary and is not loading a data set.
-    `known`: it is known which lists there are; if False, cluster.Watch looks for them.
+    `known`: it is known which lists there are; if False, ClusterWatch looks for them.
     `unserved_key`: the key of a list whose slot turned out not to be served by this node;
-    cluster.Watch reads it and sets it back to None.
+    ClusterWatch reads it and sets it back to None.
     """
 
     def __init__(self, current: FallbackList, ledger: Ledger) -> None:
@@ -40,7 +47,7 @@ class Lists:
         self.unserved_key: bytes | None = None
         self.others: dict[bytes, int] = {}  # lengths of the lists besides the current one
         self._home: bytes | None = None
-        self._reasons: dict[bytes, Stat] = {}  # for elements that will turn out to be gone
+        self._reasons: dict[bytes, Stat] = {}  # of the losses that the next lengths will show
         self._ledger = ledger
 
     @property
@@ -111,14 +118,15 @@ class Lists:
         self.current.state = ListState.NONE
         self.known = False
 
-    def changed_by_others(self, what: bytes, key: bytes) -> None:
-        """Note that a command of others has changed a list, or all lists (`key` is empty).
+    def changed_by_others(self, event: bytes, key: bytes) -> None:
+        """Note that others have changed a list, or all lists (`key` is empty).
 
-        The effect shows when the length is read; what is gone then has this reason.
+        `event`: the name of the keyspace event. It is the reason of the losses that the next
+        reading of the length shows.
         """
         for changed in self.keys:
             if key in (b"", changed):
-                self._reasons[changed] = _REASONS.get(what, Stat.DROPPED_FALLBACK_REMOVED)
+                self._reasons[changed] = _REASONS.get(event, Stat.DROPPED_FALLBACK_REMOVED)
 
     def book_change(self, key: bytes | None, change: int) -> None:
         """Count elements that others have added to a list, or removed (`change` is negative)."""
@@ -128,8 +136,7 @@ class Lists:
             reason = Stat.DROPPED_FALLBACK_REMOVED
             if key is not None:
                 reason = self._reasons.pop(key, reason)
-            how = reason.name.rpartition("_")[2].lower()
-            self._ledger.dropped(reason, -change, f"the fallback list was {how} by somebody else")
+            self._ledger.dropped(reason, -change, _TEXTS[reason])
 
     def set_length(self, length: int) -> None:
         """Set the length of the current list, as it was read, and count what others changed."""
@@ -142,9 +149,10 @@ class Lists:
         chosen, or, if all are empty, the node's own.
         """
         current = self.current
-        # A key that holds something else may never become a list; other lists do not wait.
-        hopeless = current.state is ListState.NONE and bool(self.others)
-        empty = current.length == 0 and (current.is_ready or hopeless)
+        # A key that holds something else may never become a list; the other lists do not wait
+        # for it.
+        no_list = current.state is ListState.NONE and bool(self.others)
+        empty = current.length == 0 and (current.is_ready or no_list)
         if not self.known or not (current.key is None or empty):
             return False
         key = max(self.others, key=self.others.__getitem__, default=self._home)

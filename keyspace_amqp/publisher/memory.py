@@ -49,11 +49,11 @@ class Memory:
     @property
     def unsent(self) -> int:
         """Return how many entries are neither being stored, nor were sent on this connection."""
-        return len(self._log) - self._fresh
+        return len(self._log) - self._first_unsent
 
     @property
-    def _fresh(self) -> int:
-        """The place of the first entry that is neither sent nor being stored."""
+    def _first_unsent(self) -> int:
+        """Return the place of the first entry that is neither sent nor being stored."""
         return max(self.sent, self.storing)
 
     # ---- coming in -----------------------------------------------------------
@@ -66,7 +66,7 @@ class Memory:
 
     def insert(self, entries: Sequence[Entry]) -> None:
         """Insert entries before all those that are neither sent nor being stored."""
-        place = self._fresh
+        place = self._first_unsent
         self._log.rotate(-place)
         self._log.extendleft(reversed(entries))
         self._log.rotate(place)
@@ -84,29 +84,29 @@ class Memory:
         entries = list(itertools.islice(self._log, self.sent, self.sent + most))
         del entries[fitting(entries, size, WINDOW_BYTES) :]
         self.sent += len(entries)
-        self._fly(entries)
+        self._count_in_flight(entries)
         return entries
 
     def resend(self, entries: Sequence[Entry]) -> None:
         """Count refused entries as in flight again; elements of the list are ignored."""
-        self._fly([entry for entry in entries if not entry.listed])
+        self._count_in_flight([entry for entry in entries if not entry.listed])
 
-    def _fly(self, entries: Sequence[Entry]) -> None:
+    def _count_in_flight(self, entries: Sequence[Entry]) -> None:
         self.waiting -= len(entries)
         self.waiting_bytes -= size_of(entries)
         self.in_flight += len(entries)
 
     def refused(self, entries: Sequence[Entry]) -> None:
         """Make entries that were in flight REFUSED; elements of the list are not counted."""
-        self._land(entries)
+        self._count_waiting(entries)
         for entry in entries:
             entry.state = REFUSED
 
-    def _land(self, entries: Sequence[Entry]) -> None:
-        here = [entry for entry in entries if not entry.listed]
-        self.in_flight -= len(here)
-        self.waiting += len(here)
-        self.waiting_bytes += size_of(here)
+    def _count_waiting(self, entries: Sequence[Entry]) -> None:
+        own = [entry for entry in entries if not entry.listed]
+        self.in_flight -= len(own)
+        self.waiting += len(own)
+        self.waiting_bytes += size_of(own)
 
     def confirmed(self, count: int) -> None:
         """Note that this many entries of memory, which were in flight, are DONE now."""
@@ -120,9 +120,12 @@ class Memory:
             self.sent -= 1
 
     def link_lost(self, in_flight: Sequence[Entry]) -> None:
-        """Let all entries wait, in their old places. `in_flight`: the entries of the window."""
-        self._land(in_flight)
-        self._keep_head(self._fresh)
+        """Make all entries wait again, in their old places.
+
+        `in_flight`: the entries of the window.
+        """
+        self._count_waiting(in_flight)
+        self._keep_head(self._first_unsent)
         self.sent = 0
 
     def _keep_head(self, count: int) -> None:
@@ -169,10 +172,10 @@ class Memory:
 
         Drop at least `size` bytes if possible, but never the newest `keep` entries.
         """
-        enough = self.waiting_bytes - size
-        place, dropped = self._fresh, 0
+        limit = self.waiting_bytes - size
+        place, dropped = self._first_unsent, 0
         self._log.rotate(-place)
-        while len(self._log) - place > keep and self.waiting_bytes > enough:
+        while len(self._log) - place > keep and self.waiting_bytes > limit:
             entry = self._log.popleft()
             self.uncount(entry)
             entry.state = DONE
@@ -188,7 +191,7 @@ class Memory:
         return entries
 
     def repair(self, *, push_under_way: bool) -> None:
-        """Make marks and counts sound again after an exception, with the link down."""
+        """Make marks and counts consistent again after an exception, with the link down."""
         if not push_under_way:
             self.storing = 0
         self.sent = 0

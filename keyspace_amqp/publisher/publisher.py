@@ -2,7 +2,7 @@
 
 Sans I/O: events, answers of the broker, changes of the link, replies of jobs and the time
 go in; `poll` returns actions, which the worker carries out. One thread owns an instance;
-nothing here blocks, or raises an exception over what happens outside.
+nothing here blocks, and nothing that happens outside raises an exception here.
 
 The places of events, in the order in which they are sent:
 
@@ -11,7 +11,7 @@ The places of events, in the order in which they are sent:
     oldest ───────────────────────────────────────────────────▶ newest
 
 - Memory is sent only when everything in the lists has been sent. So events are sent in their
-  order, and after a lost connection once more in their order.
+  order; after a lost connection they are sent again in their order.
 - Each part has an object of its own: Link, Window, Retries, Memory, FallbackList, Lists,
   ListJobs, RecentPushes, Flush, Ledger. This file holds the decisions that concern several
   of them, and their order: see `poll`.
@@ -65,7 +65,7 @@ class Publisher:
 
     `clock`: monotonic seconds; `wall`: Unix time in milliseconds; `jitter`: random numbers
     from 0 to 1; `clustered`: Redis runs in cluster mode. `last_error` is for users.
-    `has_more`: poll has more to do as soon as confirms were read.
+    `has_more`: poll has more to do after confirms were read.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Publisher:
     def _note_error(self, text: str) -> None:
         self.last_error = text
 
-    # ---- what comes in from Redis ----------------------------------------------
+    # ---- input from Redis --------------------------------------------------------
 
     def configure(self, config: Config, *, reconnect: bool) -> None:
         """Take new parameters. `reconnect`: they need a new connection."""
@@ -125,7 +125,7 @@ class Publisher:
         self.link.want()
 
     def disconnect(self) -> None:
-        """DISCONNECT: stay away until `connect`."""
+        """DISCONNECT: stay disconnected until `connect`."""
         self._close_link()
         self.link.turn_off()
 
@@ -147,14 +147,17 @@ class Publisher:
         if not self.lists.set_role(primary=primary, writable=primary and not loading):
             return
         if not primary and not agreed:
-            again = self._insert(self.recent.take())
-            if self._recovering:  # leftovers may be among these, and are not safe in the list
-                self._recovering.extend(again)
+            inserted = self._insert(self.recent.take())
+            if self._recovering:  # these may be leftovers, and the list does not keep them safe
+                self._recovering.extend(inserted)
         self.recent.clear()
 
-    def list_changed(self, what: bytes, key: bytes = b"") -> None:
-        """Note that others have changed a list with a command, or all lists (`key` is empty)."""
-        self.lists.changed_by_others(what, key)
+    def list_changed(self, event: bytes, key: bytes = b"") -> None:
+        """Note that others have changed a list, or all lists (`key` is empty).
+
+        `event`: the name of the keyspace event.
+        """
+        self.lists.changed_by_others(event, key)
         if key in (b"", self.list.key):
             self.jobs.check_now()
 
@@ -164,11 +167,11 @@ class Publisher:
         `length`: its length after that. To be called after `job_done` for jobs that ran
         before, and before `job_done` for jobs that ran later.
         """
-        for now in (length - count, length):
+        for new_length in (length - count, length):
             if key != self.list.key:
-                self.lists.found({key: now})
+                self.lists.found({key: new_length})
             elif self.list.is_ready:  # else its length is about to be read anyway
-                self.lists.set_length(now)
+                self.lists.set_length(new_length)
 
     def add(self, events: Sequence[Event]) -> None:
         """Take in events that a mask let through, oldest first."""
@@ -205,9 +208,9 @@ class Publisher:
         return dropped
 
     def give_up(self) -> None:
-        """Count an event as lost, because the handler fails over it again and again."""
+        """Count an event as lost, because the handler has failed on it repeatedly."""
         self.ledger.matched(1)
-        self.ledger.dropped(Stat.DROPPED_HANDLER_ERROR, 1, "the handler failed over them")
+        self.ledger.dropped(Stat.DROPPED_HANDLER_ERROR, 1, "the handler failed on them")
 
     def flush(self, flush_id: int, seconds: float, mode: FlushMode) -> None:
         """Deliver or store all that is in memory; poll returns Flushed when that is done.
@@ -218,14 +221,14 @@ class Publisher:
         self._flush = Flush(flush_id, mode, self._clock(), seconds)
 
     def reset_stats(self) -> None:
-        """Start the counters again."""
+        """Reset the counters."""
         self.ledger.reset(self.gauges())
 
     def job_done(self, result: JobResult) -> None:
         """Take the replies of the job that was submitted last."""
         self.jobs.done(result)
 
-    # ---- what comes in from the broker -----------------------------------------
+    # ---- input from the broker ---------------------------------------------------
 
     def link_up(self) -> None:
         """Note that the connection is open and confirms are on."""
@@ -239,7 +242,7 @@ class Publisher:
         self.last_error = reason
 
     def link_down(self, reason: str) -> None:
-        """Note that no broker could be reached, or that the connection or its channel is gone."""
+        """Note that no broker could be reached, or that the connection or its channel ended."""
         self.last_error = reason
         self.link.down()
         self._lose_window()
@@ -283,7 +286,7 @@ class Publisher:
     def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None:
         """Give up messages with a body above `limit` bytes, which the broker does not take.
 
-        It closes the channel over each of them, however often they are sent.
+        It closes the channel each time one of them is sent.
         """
         given_up = [
             entry
@@ -312,12 +315,12 @@ class Publisher:
             self._lose_window()
 
     def _lose_window(self) -> None:
-        """Let everything that was sent and not confirmed wait again, in its old place."""
+        """Make everything that was sent and not confirmed wait again, in its old place."""
         self.memory.link_lost(self.window.close())
         self.retries.clear()
         self.list.link_lost()
 
-    # ---- what comes out ----------------------------------------------------
+    # ---- output ------------------------------------------------------------------
 
     def poll(self, *, more: bool, most: int | None = None) -> list[Action]:
         """Return what is to be done now.
@@ -377,17 +380,17 @@ class Publisher:
         size = self.window.bytes + size_of(batch)
         listed = self.list.take(room, size)
         batch += [entry for entry in listed if entry.state is WAITING]
-        if self._list_is_ahead or self.memory.storing or not self._memory_may_go:
+        if self._list_comes_first or self.memory.storing or not self._may_send_memory:
             return
         batch += self.memory.take(room - len(listed), size + size_of(listed))
 
     @property
-    def _memory_may_go(self) -> bool:
+    def _may_send_memory(self) -> bool:
         """True if the length of the list is known, or if memory does not wait for a list."""
         return self.list.state is not ListState.UNKNOWN or not self.lists.primary
 
     @property
-    def _list_is_ahead(self) -> bool:
+    def _list_comes_first(self) -> bool:
         """True if elements of a list are to be sent before memory."""
         return bool(self.list.unsent or self.list.unread or self.lists.others)
 
@@ -400,7 +403,7 @@ class Publisher:
             return
         if self.lists.choose():
             self.jobs.list_chosen()
-        job = self.jobs.next_purge() or self.jobs.next_look()
+        job = self.jobs.next_purge() or self.jobs.next_length()
         if job is None and self.list.is_ready and self.jobs.may_retry:
             stopping = self._flush is not None and self._flush.ends
             more = self.link.is_up and self.list.unsent > 0
@@ -437,12 +440,12 @@ class Publisher:
             and self.memory.sent
             and not (self._pressure or self.retries or stalled)
         ):
-            return False  # pushed behind unread elements, they would be read and sent once more
-        if self._list_is_ahead:
+            return False  # pushed behind unread elements, they would be read and sent again
+        if self._list_comes_first:
             return due
         return self._pressure or stalled or (bool(self.retries) and due)
 
-    # ---- the end ---------------------------------------------------------------------
+    # ---- the end of a flush ------------------------------------------------------
 
     def _decide_flush(self, more: bool) -> bool:
         """End the flush if it is done; return True if it ended."""
@@ -450,13 +453,13 @@ class Publisher:
         if flush is None or not flush.is_done(self._outlook(flush, more), self._clock()):
             return False
         self._flush = None
-        left = self._take_leftovers() if flush.ends else []
+        leftovers = self._take_leftovers() if flush.ends else []
         if self._goes_to_file(flush):
-            self.ledger.found(-len(left))  # the next load has them
-            self._actions.append(Flushed(flush.id, flush.mode, left))
+            self.ledger.found(-len(leftovers))  # the next load has them
+            self._actions.append(Flushed(flush.id, flush.mode, leftovers))
         else:
             why = "they could be neither delivered nor stored"
-            self.ledger.dropped(Stat.DROPPED_STOPPED, len(left), why)
+            self.ledger.dropped(Stat.DROPPED_STOPPED, len(leftovers), why)
             self._actions.append(Flushed(flush.id, flush.mode))
         return True
 
@@ -464,7 +467,7 @@ class Publisher:
         to_file = self._goes_to_file(flush)
         can_store = self.lists.writable and self._config.fallback_size >= 0 and not to_file
         if not flush.ends and (self.list.key is None or not self.jobs.may_retry):
-            can_store = False  # no list, or a job has just failed; the main thread is waiting
+            can_store = False  # no list, or a job failed: do not let the main thread wait
         return Outlook(
             memory=bool(self.memory) or more,
             listed=bool(self.lists.others) or self.list.undelivered > 0,
@@ -480,15 +483,15 @@ class Publisher:
         """True if a flush may still wait for the broker."""
         if not flush.in_grace(self._clock()):
             return False
-        if flush.mode is not FlushMode.DRAIN and self._list_is_ahead:
-            return False  # elements of the list come first, and events are safe in the list
+        if flush.mode is not FlushMode.DRAIN and self._list_comes_first:
+            return False  # the list would be sent first, and events are safe in the list
         if self.link.is_up:
             return self._broker_answers and not self.retries
         opening = self.link.is_first_attempt and not self.link.is_blocked
         return flush.ends and not self._goes_to_file(flush) and opening
 
     def _goes_to_file(self, flush: Flush) -> bool:
-        """True if events that are left at the end go to the file of leftovers."""
+        """True if events that remain at the end go to the file of leftovers."""
         no_list = flush.mode is FlushMode.DRAIN and self.list.key is None
         return (flush.mode is FlushMode.LEAVE or no_list) and self._config.fallback_size >= 0
 
@@ -499,14 +502,14 @@ class Publisher:
 
     def _take_leftovers(self) -> list[Event]:
         """Empty memory; return the events that are not delivered."""
-        left: list[Event] = []
+        leftovers: list[Event] = []
         for entry in self.memory.take_all():
             if entry.state is not DONE and entry.event is not None:
-                left.append(entry.event)
+                leftovers.append(entry.event)
             self.memory.uncount(entry)
             self.window.give_up(entry)
         self._recovering.clear()
-        return left
+        return leftovers
 
     def _decide_recovered(self) -> None:
         """Add the action Recovered once all leftovers are delivered, stored or lost."""
@@ -518,10 +521,10 @@ class Publisher:
                 self._actions.append(Recovered())
 
     def repair(self, *, job_lost: bool) -> None:
-        """Make the state sound after an exception; to be called after `link_down`.
+        """Make the state consistent after an exception; to be called after `link_down`.
 
-        What was sent and not confirmed is sent again, and the list is read again. Actions of
-        the last poll that were not carried out are void if they concern the link or a job.
+        Everything that was sent and not confirmed is sent again, and the list is read again.
+        Actions that no poll has returned yet are dropped if they concern the link or a job.
         `job_lost`: no job is under way.
         """
         self._actions = [a for a in self._actions if not is_void_after_repair(a)]
@@ -530,7 +533,7 @@ class Publisher:
         self.jobs.repair(job_lost=job_lost)
         self.ledger.balance(self.gauges())
 
-    # ---- what the worker asks ----------------------------------------------------
+    # ---- queries of the worker ---------------------------------------------------
 
     @property
     def primary(self) -> bool:
@@ -559,7 +562,7 @@ class Publisher:
     def room(self) -> int:
         """Return how many more events should be taken in now.
 
-        If they can only wait, they are taken in all the same, so that masks discard some.
+        If events can only wait, some are taken in all the same, because masks discard some.
         """
         if self.can_only_wait:
             return JOB_ELEMENTS
@@ -591,7 +594,7 @@ class Publisher:
             times.append(self._flush.wakes_at(self._clock()))
             times.append(self.window.stalls_at)
         due = [time for time in times if time is not None]
-        # The last poll had nothing to do for a time that has passed; try again a little later.
+        # If a time has already passed, the last poll could do nothing: poll a little later.
         return max(min(due), self._clock() + _SOON) if due else None
 
     def _link_times(self) -> list[float | None]:
@@ -606,7 +609,7 @@ class Publisher:
         oldest = self.memory.oldest
         if oldest is not None and self.list.is_ready and self._config.fallback_size >= 0:
             # The times that _should_store waits for.
-            if not self.link.is_up or self._list_is_ahead or self.retries:
+            if not self.link.is_up or self._list_comes_first or self.retries:
                 times.append(max(oldest.at + STORE_AFTER, self.jobs.retry_at))
             if (stalls_at := self.window.stalls_at) is not None:
                 times.append(max(stalls_at, self.jobs.retry_at))

@@ -19,9 +19,8 @@ class RecentPushes:
     """The events of the latest pushes, up to WINDOW_BYTES.
 
     `keep`: False outside of a cluster, where nothing is kept. There a demotion is a command
-    of an operator, who can wait until the replica has everything. To deliver the events
-    twice, and out of their order, would be worse than to lose those of an operator who did
-    not wait.
+    of an operator, who can wait until the replica has everything. Delivering the events twice
+    and out of order would be worse than losing those of an operator who did not wait.
     """
 
     def __init__(self, clock: Callable[[], float], *, keep: bool) -> None:

@@ -9,9 +9,9 @@ from .entry import REFUSED, WAITING, Entry
 
 # Seconds between a refusal and the next attempt, at most.
 REFUSED_MAX = 1.0
-# A refusal within this many seconds after the last attempt was due continues the present
-# trouble. Confirms do not end it: a full queue with a slow consumer takes some messages and
-# refuses others.
+# A refusal within this many seconds after the last attempt was due belongs to the same
+# episode. Confirms do not end an episode: a full queue with a slow consumer takes some
+# messages and refuses others.
 REFUSED_QUIET = 1.0
 
 
@@ -23,7 +23,7 @@ class Retries:
         self._clock = clock
         self._jitter = jitter
         self._due_at = clock()
-        self._rounds = 0  # rounds of refusals in the present trouble
+        self._rounds = 0  # rounds of refusals in the present episode
 
     def __bool__(self) -> bool:
         """True if refused messages wait; nothing newer is sent before them."""
@@ -66,7 +66,7 @@ class Retries:
         return entries[:most]
 
     def clear(self) -> None:
-        """Let refused entries wait in their old place, because the connection is gone."""
+        """Make refused entries wait in their old place: the connection has ended."""
         for entry in self._entries:
             if entry.state is REFUSED:
                 entry.state = WAITING

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 from .entry import DONE, SENT, WAITING, Entry, size_of
 
-# Messages in flight, at most. RabbitMQ at its fastest confirms as many in about 60 ms: so
-# it always has something to do while the worker does something else.
+# Messages in flight, at most. RabbitMQ at its fastest takes about 60 ms to confirm as many,
+# so it stays busy while the worker does something else.
 WINDOW = 4000
-# Bytes of the messages in flight, at most: pika's buffer holds as many if the broker reads
+# Bytes of the messages in flight, at most: pika's buffer has to hold them if the broker reads
 # nothing. The same bound holds for elements of the list that are read and not sent, and for
 # confirmed elements that wait for their trim.
 WINDOW_BYTES = 16 * 1024 * 1024
-# A connected broker that answers nothing for this many seconds is treated as if it were away.
+# A connected broker that answers nothing for this many seconds is treated as out of reach.
 STALLED_AFTER = 0.25
 
 
@@ -33,7 +33,7 @@ class Window:
         self.next_tag = 1
         self._slots: collections.deque[Entry | None] = collections.deque()
         self._clock = clock
-        # The time of the last answer; if nothing was in flight, of the first message after that.
+        # The time of the last answer; if nothing was in flight then, of the next message.
         self._progress_at = clock()
 
     def __len__(self) -> int:
@@ -102,13 +102,13 @@ class Window:
         entries = [entry for entry in taken if entry is not None and entry.state is SENT]
         self.count -= len(entries)
         self.bytes -= size_of(entries)
-        # The oldest slot has to be one of an entry in flight.
+        # The oldest slot has to belong to an entry in flight.
         while slots and ((head := slots[0]) is None or head.state is not SENT):
             slots.popleft()
         return entries
 
     def give_up(self, entry: Entry) -> None:
-        """Make the entry DONE; if it is in flight, its confirm is not awaited any more."""
+        """Make the entry DONE; if it is in flight, its confirm will be ignored."""
         if entry.state is SENT:
             self.count -= 1
             self.bytes -= entry.size
@@ -119,7 +119,7 @@ class Window:
         return [entry for entry in self._slots if entry is not None and entry.state is SENT]
 
     def close(self) -> list[Entry]:
-        """Return what was in flight, which waits again: the connection is gone."""
+        """Empty the window: the connection has ended. Return the entries, which wait again."""
         entries = self.in_flight()
         for entry in entries:
             entry.state = WAITING
@@ -128,7 +128,7 @@ class Window:
         return entries
 
     def grow(self, count: int) -> None:
-        """Let the window grow again by the number of messages that were confirmed."""
+        """Let the window grow by the number of confirmed messages, up to its full size."""
         self.size = min(WINDOW, self.size + count)
 
     def shrink(self) -> None:

@@ -39,7 +39,7 @@ class CommandSpec:
 
 
 def _word(token: str, *, optional: bool = False) -> Argument:
-    """A word that stands as it is."""
+    """A literal word."""
     return Argument(token.lower(), "PURE_TOKEN", token, optional)
 
 
@@ -88,7 +88,7 @@ COMMANDS: tuple[CommandSpec, ...] = (
             "CONNECT [host [port [username [password [heartbeat [exchange [routing-key "
             "[delivery-mode [fallback-size [mask ...]]]]]]]]]]",
         ),
-        "Connects to RabbitMQ, with the present parameters or with those given",
+        "Connects to RabbitMQ; sets the parameters that are given",
         (*_positional(), _LOCAL),
     ),
     CommandSpec(
@@ -143,8 +143,8 @@ COMMANDS: tuple[CommandSpec, ...] = (
             "FALLBACK PURGE",
             "FALLBACK IMPORT key",
         ),
-        "Looks at the fallback list, has it delivered now, deletes it, or takes over the list of "
-        "the older C module",
+        "Shows the fallback list, delivers it now, deletes it, or takes over the list of the older "
+        "C module",
         (
             _one_of(
                 _subcommand("LEN"),

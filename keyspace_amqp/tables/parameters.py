@@ -50,14 +50,14 @@ class Parameter:
 
 
 INT64_MAX = 2**63 - 1
-# The longest short string of AMQP 0-9-1: names of exchanges and routing keys are such.
+# The longest short string of AMQP 0-9-1, the type of names of exchanges and of routing keys.
 SHORT_STRING = 255
-# More than anybody types, and little enough to be compiled in a moment.
+# More than anybody needs, and quickly compiled.
 MASKS_BYTES = 64 * 1024
 MASK_BYTES = 1024
 # The longest path of Linux.
 PATH_BYTES = 4096
-# Redis' main thread copies the part of a value that goes into a message.
+# A limit, because Redis' main thread copies the part of a value that goes into a message.
 VALUE_BYTES = 1024 * 1024
 
 # ---- patterns of texts ------------------------------------------------------------------
@@ -154,8 +154,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         1024,
         "where RabbitMQ is; several brokers are tried in a random order until one answers",
         least=1,
-        accepted="names or addresses with commas between them, each with :port or without, IPv6 "
-        "with one as [::1]:5672",
+        accepted="names or addresses with commas between them, each with or without :port; an "
+        "IPv6 address with a port as [::1]:5672",
         position=2,
         pattern=_SERVERS,
     ),
@@ -203,8 +203,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         10_000_000,
         -INT64_MAX - 1,
         INT64_MAX,
-        "most elements in the fallback list; 0: no limit; negative: no list",
-        accepted="a whole number: > 0 the most elements to keep, 0 no limit, < 0 no list",
+        "maximum number of elements in the fallback list; 0: no limit; negative: no list",
+        accepted="a whole number: > 0 the maximum of elements, 0 no limit, < 0 no list",
         position=10,
     ),
     Parameter(
@@ -232,14 +232,14 @@ PARAMETERS: tuple[Parameter, ...] = (
         0,
         19,
         "nice value of the worker thread, so that Redis comes first on a busy machine; 0: both "
-        "are equal, and messages are not held back either",
+        "are equal, and the worker does not delay messages for Redis either",
     ),
     # ---- reaching the broker
     _text(
         "url",
         "",
         2048,
-        "the whole connection in one value; what it contains wins over the single parameters",
+        "the whole connection in one value; its parts override the single parameters",
         accepted="amqp[s]://[user[:password]@]host[:port][,host...][/vhost][?name=value&...], "
         "names: heartbeat auth_mechanism verify cacertfile certfile keyfile "
         "server_name_indication",
@@ -256,16 +256,16 @@ PARAMETERS: tuple[Parameter, ...] = (
         "auth-mechanism",
         "plain",
         "plain|external",
-        "`plain`: user and password; `external`: the client certificate says who we are",
+        "`plain`: user and password; `external`: the client certificate is the login",
         accepted="plain or external",
     ),
-    _switch("tls", "off", "TLS to the broker, whose port for it is usually 5671"),
+    _switch("tls", "off", "use TLS to the broker; its port for TLS is usually 5671"),
     _path(
         "tls-ca-file",
         "certificates (PEM) of the authorities that may sign the broker's certificate; empty: "
         "those of the system",
     ),
-    _path("tls-cert-file", "our own certificate (PEM), if the broker asks for one"),
+    _path("tls-cert-file", "the module's certificate (PEM), if the broker asks for one"),
     _path("tls-key-file", "its key (PEM, not encrypted); empty: it is in `tls-cert-file`"),
     _name(
         "tls-server-name",
@@ -302,7 +302,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         0,
         0,
         VALUE_BYTES,
-        "bytes of the key's value that a message has, in the formats `json` and `cloudevents`",
+        "maximum bytes of the key's value in a message, in the formats `json` and `cloudevents`",
         accepted="a number of bytes from {} (off) to {}",
     ),
     _switch(
@@ -324,7 +324,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "expiration",
         "",
         10,
-        "property `expiration`: time that a message may wait in its queue; empty: for ever",
+        "property `expiration`: milliseconds that a message may wait in its queue; empty: no limit",
         accepted="a number of milliseconds from 0 to 3999999999, or nothing",
         pattern=_EXPIRATION,
     ),

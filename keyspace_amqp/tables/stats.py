@@ -91,7 +91,7 @@ HELP: dict[Stat, str] = {
     "and those that FALLBACK IMPORT took over, less those handed over when this node became a "
     "replica",
     Stat.QUEUE_LENGTH: "events in memory that are not sent yet",
-    Stat.QUEUE_BYTES: "bytes of memory that these need",
+    Stat.QUEUE_BYTES: "bytes of memory that these events need",
     Stat.IN_FLIGHT: "events in memory that are sent and not confirmed yet",
     Stat.RECONNECTS: "connections after the first",
     Stat.HANDLER_ERRORS: "unexpected exceptions in the handler; the log has the tracebacks",
@@ -104,7 +104,7 @@ HELP: dict[Stat, str] = {
         for place, (before, bound) in enumerate(itertools.pairwise(CONFIRM_BOUNDS), 1)
     },
     Stat.CONFIRM_MS_LE_INF: f"not within {CONFIRM_BOUNDS[-1]} ms",
-    Stat.CONFIRM_MS_SUM: "milliseconds from the emission of events to their confirms, added up",
+    Stat.CONFIRM_MS_SUM: "sum of the milliseconds from the emission of events to their confirms",
     Stat.DROPPED_QUEUE_FULL: "`queue-limit` was reached, and the list was off or out of reach",
     Stat.DROPPED_FALLBACK_FULL: "oldest elements of a list that had reached `fallback-size`",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",
@@ -114,7 +114,7 @@ HELP: dict[Stat, str] = {
     Stat.DROPPED_PURGED: "KEYSPACEAMQP.FALLBACK PURGE",
     Stat.DROPPED_UNREADABLE: "elements of the list that are not events of this module",
     Stat.DROPPED_TOO_LARGE: "larger than the broker's max_message_size",
-    Stat.DROPPED_HANDLER_ERROR: "events over which the handler failed repeatedly, see the log",
+    Stat.DROPPED_HANDLER_ERROR: "events on which the handler failed repeatedly, see the log",
     Stat.DROPPED_STOPPED: "in memory at shutdown or unload, neither delivered nor stored in time",
 }
 

@@ -17,18 +17,18 @@ STOP = 5.0
 STOP_LEFTOVERS = 2.0
 # Then it waits for the broker to agree to the end of the connection.
 STOP_GOODBYE = 0.5
-# More time for all of this, because a busy machine gives the worker little of it.
+# Extra time for all of these, because the worker is slow on a busy machine.
 STARVED = 2.5
 # After that the main thread goes on without the worker.
 STOP_LIMIT = STOP + STOP_LEFTOVERS + STOP_GOODBYE + STARVED
 
 # ---- a save on the main thread ---------------------------------------------------------
-# The worker stores the events in memory, so that the file has them.
+# The worker stores the events of memory in the list, so that the saved file has them.
 SAVE = 2.0
 # After that the main thread saves without waiting for the worker.
 SAVE_LIMIT = SAVE + 2 * STARVED
 
-# ---- commands: each limit is well within the one above it ------------------------------
+# ---- commands: each limit is well below the one before it ------------------------------
 # A client waits for the reply of a command.
 COMMAND = 5.0
 # A node waits for the answers of other nodes to a command.

@@ -110,6 +110,9 @@ class PendingJob:
     def free(self) -> None:
         lib.job_free(self._job)
 
+    def abandon(self) -> None:
+        lib.job_abandon(self._job)
+
 
 class Bridge:
     """See shim_api.Shim."""

@@ -53,7 +53,7 @@ class JobQueue:
         return any(callback == done for _, callback in self._pending)
 
     def end(self) -> None:
-        """Free the finished jobs. The others stay with the main thread."""
-        for _ in range(self.count_finished()):
-            job, _ = self._pending.popleft()
-            job.free()
+        """Abandon all jobs, because the worker ends."""
+        for job, _ in self._pending:
+            job.abandon()
+        self._pending.clear()

@@ -114,6 +114,10 @@ class Worker:
         if events := recover(self._leftovers):
             publisher.recover(events)
 
+    def show(self) -> None:
+        """Bring what STATS and INFO show up to date: leftovers that were read at the load."""
+        self._status.show()
+
     def run(self) -> None:
         """Run turns of the loop until the flush of a stop is done. Never raises."""
         self._loop.activate()
@@ -284,6 +288,7 @@ def main(shim: Shim) -> int:
         return -1
     # Events are not in cycles, and scanning the thousands that wait took 8% of the time.
     gc.set_threshold(_GARBAGE)
+    worker.show()
     shim.ready(True)
     worker.run()
     # The worker's parts are in a reference cycle. Without the collection they would stay in

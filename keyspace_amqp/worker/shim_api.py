@@ -74,6 +74,10 @@ class PendingJob(Protocol):
         """Free a job that is done. Call it once."""
         ...
 
+    def abandon(self) -> None:
+        """Give up a submitted job. Call it once, instead of `free`."""
+        ...
+
 
 class Shim(Protocol):
     """The functions and data that the shim offers to the worker."""

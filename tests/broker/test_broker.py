@@ -1,4 +1,4 @@
-"""What the connection passes on to the publisher, and what it keeps to itself.
+"""The calls that the connection passes on to the publisher, and those that it ignores.
 
 The tests call pika's callbacks by hand; for tests with real brokers see test_broker_faults.py.
 """
@@ -29,7 +29,7 @@ THREE = dataclasses.replace(DEFAULTS, host="h:1,h:2,h:3")
 
 
 class Listener:
-    """Writes down what it hears."""
+    """Records the calls that it gets."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
@@ -58,8 +58,8 @@ def ack(tag: int) -> Any:
 
 
 def test_confirms_of_another_channel_mean_nothing(broker: Any) -> None:
-    """A channel that is closing still hears confirms. Its tags count the messages of its own
-    connection; on the new connection the same tags are other messages."""
+    """Confirms still arrive on a channel that is closing. Its tags count the messages of its
+    own connection; on the new connection the same tags are other messages."""
     old, new = Channel(), Channel()
     broker._channel = new
     broker._on_confirm(old, ack(5))
@@ -144,7 +144,7 @@ def test_errors_in_a_line_for_people(error: BaseException, text: str) -> None:
 
 
 class Attempts:
-    """Stands for the class of connections: writes down which were asked for."""
+    """Stands for the class of connections: records which ones were made."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[Attempts.Connection] = []
@@ -204,8 +204,7 @@ def test_whoever_disconnects_ends_all_attempts(
 def test_a_connection_that_was_open_is_not_continued_elsewhere(
     broker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The publisher has to hear first that the connection has ended: it sends again what was sent
-    on it."""
+    """The publisher must first get `link_down`: it sends the messages of the connection again."""
 
     class Opened(Attempts.Connection):
         def __getattr__(self, name: str) -> Any:

@@ -128,7 +128,7 @@ def test_a_body_of_more_than_one_frame(size: int) -> None:
 
 
 class Heard(broker._Connection):
-    """The reading half of a connection: what it hears, in the order of hearing."""
+    """The reading half of a connection: the frames that it gets, in their order."""
 
     def __init__(self, *, fast: bool) -> None:
         self.heard: list[Any] = []
@@ -163,7 +163,7 @@ frames_heard = st.one_of(
 @settings(max_examples=300)
 @given(st.lists(frames_heard, max_size=30), st.lists(st.integers(1, 80), max_size=60))
 def test_confirms_are_heard_as_pika_hears_them(story: list[Any], cuts: list[int]) -> None:
-    """However the bytes are cut into pieces on their way."""
+    """The result does not depend on the pieces in which the bytes arrive."""
     data = b"".join(each.marshal() for each in story)
     fast, slow = Heard(fast=True), Heard(fast=False)
     at = 0
@@ -180,7 +180,7 @@ def test_confirms_are_heard_as_pika_hears_them(story: list[Any], cuts: list[int]
 
 
 class Taken:
-    """What a broker needs of a connection with a channel to send on; keeps the pieces."""
+    """A connection with a channel to send on, as Broker uses it; keeps the pieces."""
 
     is_open = True
     channel_number = 1

@@ -1,4 +1,4 @@
-"""Where the broker is, as the parameters say it."""
+"""The target of a connection, from the parameters."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Bus:
             self.members[target].spread.received(sender, data)
 
     def settle(self, seconds: float = 0) -> None:
-        """All members say and do what they have to, for a while; no message is lost."""
+        """All members poll and send for a while; no message is lost."""
         until = self.now + seconds
         while True:
             while any(member.turn() for member in self.members.values()) or self.on_the_way:
@@ -73,7 +73,7 @@ class Bus:
 
 
 class Member:
-    """A node, with what the worker does for its Peers. A request of another node is carried out a
+    """A node: its Peers, with the worker's part. A request of another node is carried out a
     little later, in its turn."""
 
     def __init__(self, bus: Bus, name: str, skew_ms: int) -> None:

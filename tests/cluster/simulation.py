@@ -43,7 +43,7 @@ PATCHES = {"LOOK_KEYS": 3, "LOOK_SLOWLY": SLOTS // 8}
 
 @dataclasses.dataclass
 class Migration:
-    """A slot moves to another shard. `done`: its new node serves it; the old node has not heard of
+    """A slot moves to another shard. `done`: its new node serves it; the old node does not know
     that yet."""
 
     source: Member
@@ -148,7 +148,7 @@ class Member:
         if slot_of(key) not in self.served:
             return None, errno.EPERM
         if slot_of(key) in self.migrating and not self.has(key):
-            return None, errno.EPERM  # it may be at the other node already
+            return None, errno.EPERM  # it may already be on the other node
         return self.data.setdefault(key, SimulatedList())._execute(command), 0
 
     # The worker
@@ -178,7 +178,7 @@ class Member:
 
 
 class Simulation:
-    """Shards of two servers. Each server knows of its own slots only what it was told."""
+    """Shards of two servers. Each server only knows those slots as its own that it was told of."""
 
     def __init__(self, chance: random.Random) -> None:
         self.now = 1000.0
@@ -187,7 +187,7 @@ class Simulation:
         self.numbers = itertools.count(1)
         self.shards: list[list[Member]] = []
         self.migrations: dict[int, Migration] = {}
-        self.unheard: set[bytes] = set()  # lists that came back to where nobody expects them
+        self.unheard: set[bytes] = set()  # lists that came back unexpectedly
         for number in range(chance.choice([2, 3])):
             data: dict[bytes, SimulatedList] = {}
             self.shards.append([Member(self, f"{number}-{n}", data) for n in (1, 2)])
@@ -284,8 +284,7 @@ class Simulation:
         return chance.choice(slots) if slots else None
 
     def list_moves(self, chance: random.Random) -> None:
-        """MIGRATE. Its event is of a class that is not chosen, so the module does not hear of
-        it."""
+        """MIGRATE. Its event is of a class that is not chosen, so the module does not get it."""
         slot = self.pick(chance)
         # After a failover the source is not migrating any more, and a move would be a loss.
         if slot is not None and slot in self.migrations[slot].source.migrating:
@@ -375,7 +374,7 @@ class Simulation:
         self.check_events()
 
     def live(self, seconds: float) -> None:
-        """All members do at once what there is to do."""
+        """All members do all work that is due."""
         until = self.now + seconds
         while self.now < until:
             busy = True
@@ -386,7 +385,7 @@ class Simulation:
             self.now = max(self.now + 0.01, min(member.wake_at() for member in self.members))
 
     def check(self, but: Set[bytes] = frozenset()) -> None:
-        """Each list is known where it is. `but`: lists that may not be known yet."""
+        """The node that has a list knows it. `but`: lists that may not be known yet."""
         for member in self.members:
             publisher = member.publisher
             keys = set(publisher.lists.keys)
@@ -406,7 +405,7 @@ class Simulation:
             assert bool(publisher.list.key) is bool(member.served)
 
     def check_events(self) -> None:
-        """Each is in one place."""
+        """Each list is known to one node."""
         stored = [
             element
             for shard in self.shards

@@ -31,8 +31,8 @@ def lists_of(bench: Bench) -> dict[int, set[bytes]]:
 def test_ten_thousand_writes_arrive_once(
     family: str, broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """From all primaries, in order per node; replicas see the same writes and say
-    nothing."""
+    """Messages come from all primaries, in order per node; replicas send none for the same
+    writes."""
     bench = start_cluster(family, broker)
     bench.write(10_000)
     sums = bench.checked()
@@ -46,8 +46,8 @@ def test_ten_thousand_writes_arrive_once(
 def test_a_primary_dies_while_the_broker_is_away(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """Its replica has the list, drains it, and publishes from then on; the dead one
-    comes back as a replica and says nothing more."""
+    """The replica of a dead primary has the list, drains it, and publishes from then on. The
+    dead one comes back as a replica and publishes nothing more."""
     bench = start_cluster(family, own_broker)
     bench.write(300)
     bench.waits_for(confirmed=300)
@@ -80,8 +80,8 @@ def test_failovers_by_command_while_the_broker_is_away(
 ) -> None:
     """CLUSTER FAILOVER plain, with FORCE and TAKEOVER: one primary agrees, one is not asked,
     one has its slots taken over. There and back, so that each node is promoted and demoted.
-    A primary that has not agreed sends again what it has stored lately: the new primary may
-    not have it."""
+    A primary that has not agreed sends events again that it stored recently: the new primary
+    may not have them."""
     bench = start_cluster(family, own_broker)
     own_broker.kill()
     bench.write(600)
@@ -169,9 +169,9 @@ def test_all_slots_of_a_node_move_while_the_broker_is_away(
 def test_a_slot_stays_on_its_way(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """The list's slot is MIGRATING here and IMPORTING on the other node. As long as the key is here
-    it is the list; when it has gone, another key is used. With all classes of events, of which the
-    list's keys now have many."""
+    """The list's slot is MIGRATING here and IMPORTING on the other node. As long as the key is
+    on this node, it is the list; after it has moved, another key is used. All classes of events
+    are chosen, because the list's keys now have events of many classes."""
     bench = start_cluster(family, own_broker, events="A")
     own_broker.kill()
     bench.write(300)
@@ -258,7 +258,7 @@ def test_a_node_comes_and_goes_while_the_broker_is_away(
 def test_a_primary_without_slots_still_delivers(
     own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """It delivers what it has in memory when its last slot goes."""
+    """A node delivers its memory after its last slot has left."""
     bench = start_cluster("redis-7.0", own_broker, ["cluster-require-full-coverage no"])
     source = bench.cluster.primaries()[0]
     with source.client() as client:

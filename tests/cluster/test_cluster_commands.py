@@ -157,7 +157,7 @@ def test_local_commands_stay(cluster: Nodes) -> None:
 
 @ONE_FAMILY
 def test_a_refused_value_changes_nothing(cluster: Nodes) -> None:
-    """On no node, and no other node is told."""
+    """A refused value is set on no node, and is not sent to other nodes."""
     versions = cluster.versions()
     before = [cluster.run(node, "CONFIG GET", "*") for node in cluster.nodes]
     marks = [len(node.log()) for node in cluster.nodes]
@@ -336,7 +336,7 @@ def own_rows(cluster: Nodes, nodes: Sequence[RedisServer]) -> dict[int, dict[str
 
 
 def shown_rows(cluster: Nodes, node: RedisServer) -> dict[int, dict[str, Any]]:
-    """The same as a node shows it; all have the same version of their parameters."""
+    """The row as the node itself shows it; all have the same version of their parameters."""
     rows = cluster.rows(node)
     known = [row for row in rows.values() if row["state"] != "unknown"]
     assert len({row["config_version"] for row in known}) == 1
@@ -401,8 +401,8 @@ def test_cluster_and_stats_cluster(cluster: Nodes, broker: RabbitServer, mailbox
 
 @ONE_FAMILY
 def test_what_is_shown_with_a_node_down(cluster: Nodes) -> None:
-    """The row of the node says what the others know of it; the sums are those of the others, and
-    the reply says so."""
+    """The row of a node that is down has what the others know of it. The sums are those of the
+    others, and the reply says so."""
     primary = cluster.primaries()[0]
     down = cluster.replica_of(primary)
     down_id = cluster.id_of(down)
@@ -437,8 +437,8 @@ def test_a_server_in_no_cluster(family: str, start_redis: StartRedis) -> None:
     assert (row[b"role"], row[b"fallback_length"]) == (b"primary", 1)
 
     def same() -> bool:
-        """Compared until it holds: it tries to connect again and again, so that the rows may differ
-        for a moment."""
+        """Compared until they are equal: the node tries to connect repeatedly, so the rows may
+        differ for a moment."""
         (row,) = run("CLUSTER")
         shown = stats(client)
         return all(row[name.encode()].decode() == shown[name] for name in ("state", "last_error"))

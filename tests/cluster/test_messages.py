@@ -1,4 +1,4 @@
-"""Messages between the nodes, which a changed handler writes down and makes."""
+"""Messages between the nodes, which a changed handler records and sends."""
 
 from __future__ import annotations
 
@@ -272,8 +272,8 @@ def test_nodes_of_a_later_version(talking: Nodes) -> None:
 def test_the_password(
     talking: Nodes, broker: RabbitServer, mailbox: Mailbox, request: pytest.FixtureRequest
 ) -> None:
-    """Set on one node, all log in with it. No output shows it. It is sent only to nodes that do not
-    have it."""
+    """The password is set on one node, and all nodes log in with it. No output shows it. It is sent
+    only to nodes that do not have it."""
     user, password = f"user-{uuid.uuid4()}", f"secret-{uuid.uuid4().hex}"
     broker.ctl("add_user", user, password)
     request.addfinalizer(lambda: broker.ctl("delete_user", user))
@@ -288,7 +288,7 @@ def test_the_password(
         (node.folder / "keep").touch()
 
     def hellos(more: int) -> None:
-        """Waits until each node has said so many times what it has."""
+        """Waits until each node has sent this many hellos."""
 
         def count(node: RedisServer) -> int:
             return sum(message["kind"] == "hello" for _, message in sent(node))
@@ -297,7 +297,7 @@ def test_the_password(
         wait_for(lambda: all(count(node) >= target[node] for node in talking.nodes), SOON)
 
     def carriers() -> list[tuple[RedisServer, RedisServer | None, dict[str, Any]]]:
-        """Who sent the password to whom (None: to all), and in what."""
+        """The messages with the password: sender, receiver (None: all), and message."""
         return [
             (node, ids.get(target), message)
             for node in talking.nodes
@@ -318,7 +318,7 @@ def test_the_password(
     assert {target for _, target, _ in told} == set(talking.nodes[1:])
     for sender, target, message in told:
         assert (message["kind"], set(message["registers"])) == ("have", {"username", "password"})
-        if sender is not setter:  # said hello before the other had heard the setter
+        if sender is not setter:  # sent its hello before the other node had the new value
             assert target is not None
             assert "want" in {asked["kind"] for to, asked in sent(target) if ids.get(to) is sender}
     # Nothing else makes a node send it: no other change, command, or failure.

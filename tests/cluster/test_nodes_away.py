@@ -61,7 +61,7 @@ def test_a_primary_that_stands_still_catches_up(cluster: Nodes) -> None:
 
 @ONE_FAMILY
 def test_a_replica_that_stands_still_catches_up(cluster: Nodes) -> None:
-    """No answer of the others waits for it."""
+    """The answers of the other nodes do not wait for it."""
     stand_still(cluster.replica_of(cluster.primaries()[0]), cluster)
 
 

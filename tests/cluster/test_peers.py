@@ -279,7 +279,7 @@ def test_answers_are_kept_for_a_while() -> None:
 
 
 def test_a_question_that_comes_again() -> None:
-    """The work is done once, and the answer kept as long as somebody may ask for it."""
+    """The work is done once, and the answer is kept as long as a node may ask for it."""
     now = 0.0
     asked = pack({"kind": "run", "words": ["KEYSPACEAMQP.STATS", "RESET"], "id": "a:1"})
     node = module.Peers("b", lambda: now, lambda: 0)

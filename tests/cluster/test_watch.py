@@ -1,4 +1,4 @@
-"""Which lists a node knows: what it finds in its slots, and when it reads the topology again."""
+"""The lists that a node finds in its slots, and the times at which it reads the topology."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_an_answer_from_before_a_change_of_role_means_nothing() -> None:
 
 
 def look(lists: Lists, there: Mapping[bytes, int]) -> dict[bytes, int]:
-    """Looks until there is nothing more to look at."""
+    """Looks until no key is left to look at."""
     found: dict[bytes, int] = {}
     while True:
         token, keys = lists.keys_to_look_at()
@@ -101,7 +101,7 @@ def test_a_flush_makes_it_look_at_everything() -> None:
 
 
 def test_the_slot_of_home_is_looked_at_first() -> None:
-    """On most servers it has the only list, and its length is to show at once."""
+    """On most servers the home slot has the only list, and its length should show at once."""
     lists = Lists()
     lists.begin()
     lists.set_topology(ALONE)
@@ -143,7 +143,8 @@ def test_a_list_whose_slot_has_left_is_not_counted() -> None:
 
 
 def test_a_list_that_comes_unheard_is_found_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a slot that was here all the time, without an event of a chosen class."""
+    """A list appears in a slot that was served all the time, without an event of a chosen
+    class."""
     monkeypatch.setattr(lists_module, "LOOK_SLOWLY", 4096)
     lists = Lists()
     lists.begin()
@@ -158,7 +159,7 @@ def test_a_list_that_comes_unheard_is_found_in_a_while(monkeypatch: pytest.Monke
 
 
 class Noted:
-    """A keeper that notes what it is told."""
+    """A keeper that records its calls."""
 
     def __init__(self) -> None:
         self.known = False
@@ -216,7 +217,7 @@ class Watching:
 
 
 def test_the_keeper_is_told_when_all_was_looked_at() -> None:
-    """Before that, a list that is not known yet may have older events."""
+    """Until all slots are looked at, an unknown list may have older events."""
     watching = Watching()
     watching.there = {key_of(6): 3}
     watching.watch.set_role(writable=True)
@@ -314,7 +315,8 @@ def test_after_a_job_that_was_lost_it_reads_again() -> None:
 
 @pytest.mark.parametrize("reply", [None, b"+garbage\r\n", b"-ERR unknown command\r\n"])
 def test_a_topology_that_cannot_be_read_is_asked_for_again(reply: bytes | None) -> None:
-    """As while the server ends. If the server goes on, the keeper has to work without a list."""
+    """Jobs fail while the server is stopping. If it goes on, the keeper has to work without a
+    list."""
     watching = Watching()
     watching.watch.set_role(writable=True)
     for failures in range(1, READ_FAILURES + 1):

@@ -154,8 +154,8 @@ def test_wrong_types_in_every_field() -> None:
 
 
 def kind_of_harmless(message: Any) -> bool:
-    """True if hearing this changes nothing, though it is no valid message: nothing is asked or
-    told."""
+    """True if this message is not valid but has no effect: it asks for nothing and sets
+    nothing."""
     versions = list(message.get("versions", {}).values()) if message["kind"] == "hello" else []
     if message["kind"] == "have":
         versions = [register[0] for register in message["registers"].values()]

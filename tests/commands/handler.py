@@ -38,7 +38,7 @@ def nodes_of(*others: str, primary: bool = True) -> Topology:
 
 
 class FakeHandler:
-    """Stands for the worker as commands use it; remembers what it was asked for."""
+    """Stands for the worker as commands use it; records its calls."""
 
     def __init__(self, topology: Topology = ALONE, **changed: bytes) -> None:
         self.raw_config: Sequence[bytes] = [
@@ -183,7 +183,7 @@ def lengths(*numbers: int) -> Sequence[tuple[bytes, int]]:
 
 
 def clustered(answers: Mapping[str, Any] | None = None, **missing: str) -> FakeHandler:
-    """A handler in a cluster whose other nodes answer, or do not for a reason."""
+    """A handler in a cluster whose other nodes answer, or are missing for a reason."""
     answers = answers or {}
     handler = FakeHandler(nodes_of(*answers, *missing))
     handler.outcome = Outcome(dict(answers), dict(missing))
@@ -191,7 +191,7 @@ def clustered(answers: Mapping[str, Any] | None = None, **missing: str) -> FakeH
 
 
 def spread_over(result: Any, nodes: int, *missing: bytes) -> dict[bytes, Any]:
-    """The reply of a command that was carried out on so many nodes."""
+    """The reply of a command that was carried out on this many nodes."""
     return {
         b"result": result,
         b"nodes": nodes,

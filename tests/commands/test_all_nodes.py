@@ -1,4 +1,4 @@
-"""Commands on all nodes: what a node tells and asks the others, and their answers."""
+"""Commands on all nodes: the messages of a node to the others, and their answers."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_the_table_of_the_nodes() -> None:
     assert rows[2][b"role"] == b"primary"
     assert rows[2][b"last_error"] == b"no answer"
     assert all(list(row) == list(rows[0]) for row in rows)
-    # It understands from others what it tells of itself.
+    # It reads from others the same fields that it sends itself.
     own = commands.to_json(Run(handler, CLUSTER, asked=True).reply)
     (row,) = [row for row in Run(clustered({"a": own}), CLUSTER).reply if row[b"id"] == b"a"]
     assert row[b"last_error"] == "h\u00e9".encode()
@@ -310,7 +310,7 @@ def test_stats_of_what_is_not_there() -> None:
 
 
 class Applied(Run):
-    """Sets what another node has set for all; only what is newest."""
+    """Sets the values that another node has set for all, if they are the newest."""
 
     def __init__(
         self, handler: FakeHandler, values: Mapping[str, bytes], results: Results = ()

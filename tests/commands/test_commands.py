@@ -1,4 +1,4 @@
-"""KEYSPACEAMQP.*: replies, and what each command asks of Redis and of the worker."""
+"""KEYSPACEAMQP.*: replies, and the calls of each command to Redis and to the worker."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_config_get_one() -> None:
     assert Run(FakeHandler(port=b"5671"), CONFIG, b"GET", b"port").reply == {b"port": b"5671"}
     assert Run(FakeHandler(), CONFIG, b"get", b"PORT").reply == {b"port": b"5672"}
     assert Run(FakeHandler(), CONFIG, b"GET", b"nothing").reply == {}
-    # As Redis was given it, not as the handler reads it.
+    # The text that Redis got, not the value that the handler reads from it.
     assert Run(FakeHandler(masks=b"a\\x20b  c"), CONFIG, b"GET", b"masks").reply == {
         b"masks": b"a\\x20b  c"
     }

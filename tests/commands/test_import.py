@@ -163,7 +163,7 @@ def test_a_list_that_somebody_changes_at_the_same_time() -> None:
     elements = numbered(2)
     changed = [(to_resp([b"other"]), 0), (None, 0), (None, 0)]
     text = refused(FALLBACK, b"IMPORT", b"old", results=[looked(*elements), changed])
-    assert text == "somebody else changes the list at the same time"
+    assert text == "another client changes the list at the same time"
 
 
 def test_what_was_taken_over_before_an_error_is_told() -> None:
@@ -318,7 +318,7 @@ def test_refusals(family: str, start_redis: StartRedis) -> None:
     assert said == "10 elements do not fit: 1 of fallback-size 10 are taken"
     client.config_set("keyspaceamqp.fallback-size", -1)
     said = error(client, f"FALLBACK IMPORT {OLD}")
-    assert said == "there is no fallback list to take them: fallback-size is -1"
+    assert said == "there is no fallback list to import into: fallback-size is -1"
     client.config_set("keyspaceamqp.fallback-size", 11)
     assert "this is a list of this module" in error(client, f"FALLBACK IMPORT {KEY.decode()}")
     client.set("text", 1)

@@ -69,7 +69,7 @@ class Bench:
         self.publisher.job_done(self.list.run(job))
 
     def settle(self) -> list[Action]:
-        """Polls and runs jobs until there is nothing to do at this time."""
+        """Polls and runs jobs until nothing is to be done at this time."""
         before = len(self.actions)
         for _ in range(1000):
             actions = self.poll()
@@ -110,7 +110,7 @@ class Bench:
             self.now = max(at, self.now)
         raise AssertionError(f"no {kind.__name__}")
 
-    # What came of it
+    # Results
 
     def count(self, stat: Stat) -> int:
         return self.publisher.gauges().get(stat, self.publisher.counts[stat])

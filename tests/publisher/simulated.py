@@ -1,4 +1,4 @@
-"""A simulated list and broker, with events that have numbers, and what the books must say.
+"""A simulated list and broker, events that have numbers, and the check of the books.
 
 For the examples (bench.py) and for the worlds (worlds.py).
 """
@@ -53,7 +53,7 @@ def number_of(event: Event) -> int:
 
 @functools.cache
 def number_in(element: bytes) -> int | None:
-    """The number of the event in an element of the list; None: it is no event."""
+    """The number of the event in an element of the list; None: it is not an event."""
     event = from_element(element)
     return None if event is None else number_of(event)
 
@@ -177,7 +177,7 @@ class SimulatedList:
 
 
 class SimulatedSlots(SimulatedList):
-    """Several lists, in slots that come and go. `elements`: those of all lists that are here."""
+    """Several lists, in slots that come and go. `elements`: those of all lists on this node."""
 
     KEYS = tuple(b"keyspaceamqp:{%d}:fallback" % number for number in range(5))
 
@@ -222,9 +222,9 @@ class SimulatedSlots(SimulatedList):
 
 
 class Watched(Publisher):
-    """A publisher with what cluster.Watch does for it. It is told of its lists (on a server in no
-    cluster: of one) when it may write them, and again a little after the present list was out of
-    reach."""
+    """A publisher with the part of ClusterWatch. It learns its lists (on a server in no
+    cluster: the only one) when it may write them, and again a little after the current list was
+    out of reach."""
 
     _lists_at = 0.0
 
@@ -255,7 +255,7 @@ class Watched(Publisher):
 
 
 class Connection:
-    """As the broker sees it. Tags count from 1 in the order of sending."""
+    """A connection as the broker sees it. Tags count from 1 in the order of sending."""
 
     def __init__(self) -> None:
         self.sent: list[Event] = []
@@ -300,7 +300,7 @@ class SimulatedBroker:
         self.opening = False
 
     def arrive(self, count: int) -> bool:
-        """Lets so many messages arrive. False: one was too large."""
+        """Lets this many messages arrive. Returns False if one was too large."""
         assert self.connection is not None
         connection = self.connection
         for _ in range(min(count, len(connection.on_the_way))):

@@ -20,8 +20,7 @@ def test_a_return_is_counted_and_not_repeated() -> None:
 
 
 def test_returns_are_logged_once_a_minute() -> None:
-    """The first return is logged at once, those after it together; each is in exactly one of the
-    lines."""
+    """The first return is logged at once, later ones together; each is in exactly one line."""
     bench = connected()
     lines: list[tuple[float, str]] = []
     for second in range(150):

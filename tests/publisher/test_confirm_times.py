@@ -1,4 +1,4 @@
-"""The time from an event to its confirm, as the counters of the publisher have it."""
+"""The time from an event to its confirm, in the counters of the publisher."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ages = st.one_of(
 
 @given(st.lists(st.lists(ages, min_size=1, max_size=30), min_size=1, max_size=4))
 def test_every_event_counts_in_its_bucket(batches: list[list[int]]) -> None:
-    """In any order; an event from the future has the age 0."""
+    """Confirms come in any order; an event from the future has the age 0."""
     bench = connected()
     numbers, tags = itertools.count(1), 0
     for batch in batches:
@@ -95,8 +95,7 @@ def test_what_goes_again_counts_once_and_from_its_beginning() -> None:
 
 
 def test_what_was_in_the_list_counts_from_its_emission() -> None:
-    """Its time is in the element; also in elements that an earlier load of the module has
-    stored."""
+    """The event's time is in the element, also in one that an earlier load has stored."""
     bench = away(found=1)
     bench.emit(1)
     bench.wait(STORE_AFTER)

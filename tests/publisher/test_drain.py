@@ -95,7 +95,7 @@ def test_what_is_pushed_behind_unsent_elements_leaves_their_order(
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_trim_takes_nothing_that_it_does_not_know(at: int) -> None:
-    """Somebody has changed the list between the read and the trim, without an event."""
+    """Another client has changed the list between the read and the trim, without an event."""
     bench = Bench(found=3)
     bench.settle()
     bench.link_up()
@@ -106,7 +106,7 @@ def test_a_trim_takes_nothing_that_it_does_not_know(at: int) -> None:
 
 
 def test_a_trim_is_no_larger_than_a_push() -> None:
-    """Redis' main thread is busy for as long as it looks at the elements."""
+    """Each job blocks Redis' main thread for as long as it handles elements."""
     bench = connected(found=1)
     bench.settle()
     bench.ack(1)
@@ -148,7 +148,7 @@ def test_what_is_imported_is_found_at_once() -> None:
     bench.publisher.imported(KEY, 4, 2)
     assert bench.count(Stat.FALLBACK_FOUND) == 4
     assert bench.publisher.gauges()[Stat.FALLBACK_LENGTH] == 4
-    bench.list.elements = [to_element(event_of(9))]  # somebody else has taken elements away
+    bench.list.elements = [to_element(event_of(9))]  # another client has removed elements
     bench.publisher.imported(KEY, 1, 1)
     assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 4
     assert bench.count(Stat.FALLBACK_FOUND) == 5
@@ -193,7 +193,8 @@ def test_what_others_take_away_is_dropped_with_its_reason(what: bytes | None, re
     (line,) = texts(bench.wait(CHECK_EVERY if what is None else 0))
     assert bench.count(reason) == dropped_of(bench.publisher) == 3
     assert bench.count(Stat.FALLBACK_LENGTH) == 0
-    assert line.startswith("3 events lost: the fallback list was")
+    assert line.startswith("3 events lost: ")
+    assert "fallback list" in line
 
 
 def test_a_reason_explains_one_loss_only() -> None:
@@ -241,7 +242,7 @@ def test_with_the_cluster_down_events_wait_in_memory() -> None:
 
 
 def test_a_slot_that_is_not_served_is_handed_over() -> None:
-    """Another node delivers the list now: nothing is lost, and memory goes on."""
+    """Another node delivers the list now: nothing is lost, and memory is still sent."""
     bench = away(found=3)
     bench.list.trouble = NOT_SERVED
     bench.emit(2)

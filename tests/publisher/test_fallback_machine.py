@@ -280,7 +280,7 @@ class FallbackMachine(RuleBasedStateMachine):
     # Others
 
     def others(self, moment: Moment, make: Callable[[], Sequence[bytes | int]]) -> None:
-        """Somebody runs a command, perhaps just before a job of a certain kind."""
+        """Another client runs a command, perhaps just before a job of a certain kind."""
         world = self.world
         assert world is not None
         kind, told = moment
@@ -313,7 +313,7 @@ class FallbackMachine(RuleBasedStateMachine):
         ),
     )
     def somebody_takes_it_away(self, moment: Moment, words: tuple[bytes | int, ...]) -> None:
-        """Or brings it back."""
+        """Takes the slot away, or brings it back."""
         self.others(moment, lambda: words)
 
     @rule(
@@ -336,7 +336,7 @@ class FallbackMachine(RuleBasedStateMachine):
 
     @rule(moment=moments, command=st.sampled_from([b"LPUSH", b"RPUSH"]), place=places)
     def somebody_pushes_nonsense(self, moment: Moment, command: bytes, place: int) -> None:
-        """Junk, and an element that is there already."""
+        """Junk, and an element that is already in the list."""
         self.others(moment, lambda: (command, KEY, b"junk", self.element(place)))
 
     @rule(moment=moments, place=places)

@@ -222,7 +222,7 @@ def test_repair_after_a_loss_of_the_link_that_failed_half_way(
 
 
 def test_elements_of_a_trim_that_ran_before_a_repair_are_not_lost() -> None:
-    """They were confirmed, and the trim has removed them; only its replies come too late."""
+    """The elements were confirmed and trimmed; only the replies of the trim come too late."""
     bench = connected(found=3)
     bench.publisher.acked(3)
     assert "LTRIM" in commands(bench.poll())

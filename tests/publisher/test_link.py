@@ -1,5 +1,4 @@
-"""When the publisher connects, how long it waits before that, and which parameters need a new
-connection."""
+"""The times of attempts to connect, and the parameters that need a new connection."""
 
 from __future__ import annotations
 
@@ -65,8 +64,8 @@ def test_backoff_does_not_overflow() -> None:
 
 
 def test_backoff_starts_again_after_a_confirm_and_not_before() -> None:
-    """A broker that accepts connections and closes them at once must not get one after the
-    other."""
+    """The publisher waits between attempts at a broker that accepts connections and closes
+    them."""
     bench = Bench()
     bench.emit()
     bench.settle()

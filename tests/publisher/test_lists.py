@@ -35,7 +35,7 @@ def test_before_the_lists_are_known_memory_waits() -> None:
 
 
 def test_the_lists_are_told_when_one_is_chosen() -> None:
-    """Not before that: FALLBACK LEN would take "no lists" for "no elements"."""
+    """Not before all lists are known: FALLBACK LEN would take "no lists" for "no elements"."""
     bench = SlotsBench()
     assert bench.publisher.lists.complete is None
     bench.publisher.lists.set_lists(FIRST, bench.list.served.__contains__)
@@ -287,8 +287,7 @@ def test_a_save_does_not_wait_for_a_list_out_of_reach(home: bytes | None) -> Non
 
 
 def test_without_a_slot_what_is_left_at_the_end_goes_to_a_file() -> None:
-    """Also where the server saves nothing: the list would be lost there, and these events are
-    not."""
+    """Also on a server that saves nothing, where a list would be lost: the file is not lost."""
     bench = SlotsBench()
     bench.tell(None)
     bench.emit(2)

@@ -1,4 +1,4 @@
-"""What the publisher keeps in memory, and what it gives up if that is too much."""
+"""Events in memory, and the loss of the oldest ones if they are too many."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_of_large_elements_that_were_stored_a_few_are_held() -> None:
 
 
 def test_of_large_elements_that_are_drained_a_few_are_held() -> None:
-    """Those in flight, those that come next, and those that wait for their trim."""
+    """Elements in flight, elements to be sent next, and elements that wait for their trim."""
     bench = Bench()
     bench.list.elements = [to_element(event_of(number, LARGE)) for number in range(1, 101)]
     bench.settle()

@@ -1,4 +1,4 @@
-"""What is in flight: the window, confirms, refusals, and a link that is lost."""
+"""Messages in flight: the window, confirms, refusals, and a link that is lost."""
 
 from __future__ import annotations
 
@@ -62,8 +62,7 @@ def test_a_flush_sends_all_the_same(mode: FlushMode) -> None:
 
 @pytest.mark.parametrize(("size", "waits"), [(-1, False), (1, False), (0, True), (10, True)])
 def test_who_has_no_place_to_wait_does_not_wait(size: int, waits: bool) -> None:
-    """Without a list, or with one that is half full, events would be lost to save processor
-    time."""
+    """Sending is not held back if the list is off or half full: events that wait could be lost."""
     bench = connected(fallback_size=size)
     bench.emit(2)
     assert sent(bench.poll(most=0)) == ([] if waits else [1, 2])

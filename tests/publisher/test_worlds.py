@@ -1,4 +1,4 @@
-"""The worlds of worlds.py, with stories that hypothesis finds and shortens.
+"""The worlds of worlds.py, with sequences of steps that hypothesis finds and shortens.
 
 `pytest -k "not test_world"` runs the examples only.
 """

@@ -96,7 +96,7 @@ class World:
         self.cut = 0  # elements that fell off the list in the last job
         self.left: set[int] = set()
         self.recovered: set[int] | None = None  # leftovers that are not safe yet
-        self.most: int | None = None  # messages in a turn
+        self.most: int | None = None  # the limit of messages in a turn
         if chance.random() < 0.3:
             count = chance.randrange(60)
             self.list.elements = [to_element(self.new_event()) for _ in range(count)]
@@ -213,7 +213,7 @@ class World:
     def check(self) -> None:
         assert_books_balance(self.publisher)
         self.check_gauges()
-        if self.result is None:  # else what it changed is not booked yet
+        if self.result is None:  # else its changes are not counted yet
             self.check_nothing_lost()
             self.check_known_elements()
 
@@ -249,7 +249,7 @@ class World:
         assert len(missing) <= dropped_of(self.publisher) + self.risked_by_others
 
     def check_known_elements(self) -> None:
-        """Those that the publisher knows are the list's first, in its order."""
+        """The elements that the publisher knows are the first of the list, in its order."""
         publisher = self.publisher
         known = [entry.element for entry in publisher.list.known]
         assert self.shared or known == self.list.elements[: len(known)]
@@ -306,7 +306,7 @@ class World:
         return True
 
     def broker_does_something(self, chance: random.Random) -> None:
-        """It opens a connection or refuses to; messages arrive; it answers one or
+        """The broker opens a connection or refuses one; messages arrive; it answers one or
         many, in any order."""
         broker = self.broker
         if broker.silent:
@@ -411,7 +411,7 @@ class World:
         self.fails_at_once = chance.random() < 0.5
 
     def broker_says_something_odd(self, chance: random.Random) -> None:
-        """A message that reaches no queue, or an answer to one that nobody waits for."""
+        """A message reaches no queue, or the broker answers a message that was never sent."""
         connection = self.broker.connection
         if connection is None:
             return
@@ -436,11 +436,11 @@ class World:
         self.publisher.flush(self.flush_id, seconds, mode)
 
     def handler_fails(self, chance: random.Random) -> None:
-        """An exception in the handler, and what the worker does then."""
+        """An exception in the handler, and the worker's repair after it."""
         job_lost = chance.random() < 0.5
         if job_lost:
             if self.result is not None:
-                self.risked_by_others += self.cut  # only the result would have told
+                self.risked_by_others += self.cut  # its result is lost
             self.job = self.result = None
             self.twice = True  # a push that was done is done again
         self.broker.arrives_at_loss = chance.random()
@@ -506,7 +506,7 @@ class World:
         raise AssertionError("not delivered")
 
     def stop(self, chance: random.Random) -> None:
-        """A stop. In its time memory must become empty, and the counters say where each event went.
+        """A stop. Memory must become empty in time, and the counters account for each event.
         Redis and the broker may be slow, or do nothing at all."""
         seconds = 5.0
         self.lossless = False
@@ -530,7 +530,7 @@ class World:
         gauges = self.publisher.gauges()
         assert gauges[Stat.QUEUE_LENGTH] == gauges[Stat.IN_FLIGHT] == 0
         assert not self.in_memory()
-        if self.result is None:  # else what it changed is not booked
+        if self.result is None:  # else its changes are not counted
             self.check_nothing_lost()
 
 
@@ -645,12 +645,12 @@ class SlotsWorld(World):
     list: SimulatedSlots
 
     def __init__(self, chance: random.Random) -> None:
-        # What the publisher was told last; and the topology as it was read last.
+        # The lists that the publisher learned last, and the topology that was read last.
         self.told: frozenset[bytes] = frozenset()
         self.read: tuple[frozenset[bytes], frozenset[bytes]] = (frozenset(), frozenset())
         self.looks_later = False  # a job from before a change of role comes first
-        self.foreign: dict[int, int] = {}  # events of other nodes: which list they came in
-        self.taken: set[int] = set()  # events that were in the hands of others
+        self.foreign: dict[int, int] = {}  # events of other nodes, with their lists
+        self.taken: set[int] = set()  # events that were on other nodes
         self.stopping = False
         super().__init__(chance)
 
@@ -718,7 +718,7 @@ class SlotsWorld(World):
             assert {command.arguments[0] for command in commands} <= self.told
 
     def check_order(self, send: Send) -> None:
-        """In order are events that came the same way: from this node, or in one list. Events that
+        """Events that came the same way are in order: from this node, or in one list. Events that
         were in flight when a list arrived are stored behind it, and are sent again."""
         connection = self.broker.connection
         if self.twice or connection is None or connection.nacked:
@@ -810,7 +810,7 @@ class SlotsWorld(World):
     # How it ends
 
     def heal(self) -> None:
-        """The slots that are here stay; if there are none, one arrives."""
+        """The slots of this node stay; if it has none, one arrives."""
         self.list.migrating.clear()
         for key in self.list.away.keys() & self.list.served:
             self.list.here[key].elements[:0] = self.list.away.pop(key)
@@ -829,7 +829,7 @@ class SlotsWorld(World):
 
 
 class WatchedSlots(Watched):
-    """Its world tells it of the lists as soon as that is possible."""
+    """A publisher that learns its lists from the world, as soon as possible."""
 
     def __init__(self, world: SlotsWorld, chance: random.Random) -> None:
         super().__init__(world.config, lambda: world.now, lambda: wall_at(world.now), chance.random)

@@ -1,4 +1,4 @@
-"""What messages look like, without servers: routing keys, elements of the list, formats."""
+"""The form of messages, without servers: routing keys, elements of the list, formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs for the fallback list, and what is made of the replies of Redis."""
+"""Jobs for the fallback list, and the parsing of Redis' replies."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_peek_reads_a_range_and_changes_nothing(start: int, count: int, bounds: 
 
 
 def test_trim_looks_before_it_cuts() -> None:
-    """What is cut off must be the elements that were delivered, as Redis replies with them."""
+    """A trim must remove exactly the delivered elements, as Redis replies with them."""
     job = trim_job(KEY, [b"first\r\n", b"", b"last"])
     assert texts(job) == [f"LRANGE {LIST} 0 2", f"LTRIM {LIST} 3 -1", f"LLEN {LIST}"]
     expected = [command.expected for command in redis_commands(job)]

@@ -67,7 +67,7 @@ def _star(byte: int, mask: bytes, i: int, key: bytes, at: int) -> bool:
 # Few bytes, so that masks and keys often match; among them all that are special somewhere.
 ALPHABET = b"ab.^$*\x00\n"
 small = st.lists(st.sampled_from(ALPHABET), max_size=8).map(bytes)
-# Without stars but `.*` a mask goes another way through the code.
+# A mask with no star but `.*` takes another path through the code.
 gap = st.sampled_from([b"a", b"b", b".", b".*", b"^", b"$", b"\n", b"\x00", b"["])
 small_gaps = st.lists(gap, max_size=7).map(b"".join)
 some_mask = st.one_of(small, small_gaps)
@@ -150,7 +150,7 @@ TABLE = [
     (b"a$b", [b"a$b", b"xa$bx"], [b"ab", b"a$"]),
     (b"$$", [b"$", b"a$"], [b"", b"$a"]),
     (b"$a", [b"$a"], [b"a", b""]),
-    # next to nothing
+    # empty or nearly empty
     (b"", [b"", b"a", b"\n"], []),
     (b"^", [b"", b"a"], []),
     (b"$", [b"", b"a"], []),

@@ -390,7 +390,7 @@ def test_leftovers_that_cannot_be_read(start_redis: StartRedis) -> None:
     path.write_bytes(b"*3\r\n$5\r\nRPUSH\r\n$2")
     server.start()
     settled(server.client(), fallback_found=0)
-    assert f"{path.name} cannot be read: not whole; it is" in server.log()
+    assert f"{path.name} cannot be read: incomplete; it is" in server.log()
     assert path.with_suffix(".unreadable").exists()
 
 

@@ -82,7 +82,7 @@ class FakeJob:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.submitted = self.done = self.freed = False
+        self.submitted = self.done = self.freed = self.abandoned = False
         self._result = JobResult([])
 
     def submit(self) -> None:
@@ -104,6 +104,12 @@ class FakeJob:
         assert self.done, "the main thread has it"
         assert not self.freed
         self.freed = True
+
+    def abandon(self) -> None:
+        assert self.submitted
+        assert not self.freed
+        assert not self.abandoned
+        self.abandoned = True
 
 
 class FakeShim:

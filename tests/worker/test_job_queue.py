@@ -120,10 +120,12 @@ def test_what_is_still_to_come() -> None:
     assert not world.job_queue.expects(world.results.append)
 
 
-def test_at_the_end_finished_jobs_are_freed() -> None:
+def test_at_the_end_all_jobs_are_abandoned() -> None:
+    """Those that are done, too: the main thread may finish more of them meanwhile."""
     world = World()
     world.submit(3)
     world.shim.jobs[0].run()
     world.job_queue.end()
-    assert [job.freed for job in world.shim.jobs] == [True, False, False]
+    world.job_queue.end()
+    assert [job.abandoned for job in world.shim.jobs] == [True, True, True]
     assert world.results == []

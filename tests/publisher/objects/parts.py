@@ -1,4 +1,4 @@
-"""What the tests of single objects share: a clock, entries by number, a ledger."""
+"""Shared by the tests of single objects: a clock, entries by number, a ledger."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def numbers_of(entries: Iterable[Entry]) -> list[int]:
 
 
 def mark_sent(entries: Iterable[Entry]) -> None:
-    """Does to the entries what Window.send does."""
+    """Changes the entries as Window.send does."""
     for entry in entries:
         entry.state = SENT
 
 
 def lose_link(memory: Memory, in_flight: Iterable[Entry]) -> None:
-    """Tells memory of a lost connection; Window.close has changed the states before that."""
+    """Calls memory.link_lost; Window.close has changed the states before that."""
     entries = list(in_flight)
     for entry in entries:
         entry.state = State.WAITING

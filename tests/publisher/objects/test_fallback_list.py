@@ -1,4 +1,4 @@
-"""The fallback list as it is known: its head, its length, and what is confirmed of it."""
+"""The known state of the fallback list: its head, its length, and its confirmed elements."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Bench:
         return self.ledger.counts[stat]
 
     def check(self) -> None:
-        """The counts say what the entries say."""
+        """The counts match the entries."""
         known = list(self.list.known)
         done = [entry for entry in known if entry.state is DONE]
         assert (self.list.done, self.list.done_bytes) == (len(done), size_of(done))
@@ -160,7 +160,7 @@ def test_an_unchanged_length_changes_nothing() -> None:
 
 
 def test_a_shorter_list_is_read_again() -> None:
-    """Nobody knows which elements are gone."""
+    """It is not known which elements were removed."""
     bench = Bench(4, sent=3)
     bench.confirm(1)
     entries, generation = list(bench.list.known), bench.list.generation
@@ -258,7 +258,7 @@ def test_a_list_that_is_left_has_no_key() -> None:
 
 
 class Story(Bench):
-    """What may happen to a list, in any order. The books of the list have to balance.
+    """All operations on a list, in any order. The books of the list have to balance.
 
     `came` and `gone`: elements that were put into the list and left it, by the test's own
     count.

@@ -1,4 +1,4 @@
-"""A flush: its times, and what it still waits for."""
+"""A flush: its times, and the reasons for which it waits."""
 
 from __future__ import annotations
 

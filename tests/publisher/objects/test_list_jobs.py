@@ -1,4 +1,4 @@
-"""Jobs on the list: which one is worth making, and replies that come too late."""
+"""Jobs on the list: the choice of the next one, and replies that come too late."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ def names(job: Submit | None) -> list[str]:
 
 def test_the_length_is_read_from_time_to_time() -> None:
     bench = Bench(2)
-    assert bench.jobs.next_look() is None
+    assert bench.jobs.next_length() is None
     bench.clock.now += CHECK_EVERY
-    assert bench.jobs.next_look() == Submit(length_job(KEY))
+    assert bench.jobs.next_length() == Submit(length_job(KEY))
     assert bench.jobs.running == Length()
     assert bench.jobs.check_at == bench.clock.now + CHECK_EVERY
     bench.done(integer(3))
@@ -114,7 +114,7 @@ def test_the_length_is_read_from_time_to_time() -> None:
 def test_the_length_is_read_at_once_where_somebody_asks() -> None:
     bench = Bench(2)
     bench.jobs.check_now()
-    assert bench.jobs.next_look() is not None
+    assert bench.jobs.next_length() is not None
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_length_that_cannot_be_read(
 ) -> None:
     bench = Bench(2)
     bench.jobs.check_now()
-    bench.jobs.next_look()
+    bench.jobs.next_length()
     bench.jobs.done(result)
     assert (bench.list.state, bench.list.key) == (state, key)
     assert bool(bench.errors) == (state is ListState.NONE)
@@ -143,7 +143,7 @@ def test_no_list_to_wait_for_is_over_with_another_error() -> None:
     bench = Bench()
     for result, state in ((WRONG_TYPE, ListState.NONE), (PAUSED, ListState.UNKNOWN)):
         bench.jobs.check_now()
-        bench.jobs.next_look()
+        bench.jobs.next_length()
         bench.jobs.done(result)
         assert bench.list.state is state
 
@@ -152,7 +152,7 @@ def test_no_list_to_wait_for_is_over_with_another_error() -> None:
 def test_a_list_out_of_reach_is_an_error_only_if_something_waits_for_it(memory: int) -> None:
     bench = Bench(memory=memory)
     bench.jobs.check_now()
-    bench.jobs.next_look()
+    bench.jobs.next_length()
     bench.jobs.done(PAUSED)
     assert len(bench.errors) == memory
 
@@ -237,7 +237,7 @@ def test_on_a_replica_a_job_that_failed_is_no_error() -> None:
 
 
 def test_a_push_to_a_list_that_was_left_meanwhile() -> None:
-    """Its entries are another node's to deliver now."""
+    """Another node has to deliver its entries now."""
     bench = Bench(1, memory=2)
     bench.jobs.push(0)
     bench.list.leave()
@@ -451,4 +451,4 @@ def test_another_list_is_looked_at_first() -> None:
     bench.jobs.done(PAUSED)
     bench.jobs.list_chosen()
     assert bench.jobs.may_retry
-    assert bench.jobs.next_look() is not None
+    assert bench.jobs.next_length() is not None

@@ -1,4 +1,4 @@
-"""Which lists the node has, the choice among them, and what others did to them."""
+"""The lists of a node, the choice among them, and changes by others."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_list_of_unknown_length_may_have_elements() -> None:
 
 @pytest.mark.parametrize("far", [0, 2])
 def test_a_key_that_holds_something_else_is_left_only_for_a_list(far: int) -> None:
-    """Otherwise its look at the length goes on: it may become a list again."""
+    """Without other lists, its length is still read: it may become a list again."""
     bench = working_with(HOME, 0, far=far)
     bench.current.state = ListState.NONE
     assert bench.lists.choose() == (far > 0)
@@ -145,7 +145,7 @@ def test_lists_that_are_found_again_change_by_the_difference() -> None:
 
 
 def test_the_current_list_is_not_found_anew() -> None:
-    """Its length is known better, and changes meanwhile."""
+    """The publisher knows this length better: it may have changed since this reading."""
     bench = working_with(HOME, 4)
     bench.lists.found({HOME: 9})
     assert bench.lists.length == 4
@@ -232,26 +232,32 @@ def test_a_replica_that_loads_becomes_a_primary_that_loads() -> None:
     assert not bench.lists.writable
 
 
-# ---- why a list is shorter -------------------------------------------------------------
+# ---- reasons of losses -----------------------------------------------------------------
+
+FLUSHED = "FLUSHALL, FLUSHDB or SWAPDB removed the fallback list"
 
 
 @pytest.mark.parametrize(
-    ("what", "reason", "word"),
+    ("event", "reason", "text"),
     [
-        (b"evicted", Stat.DROPPED_FALLBACK_EVICTED, "evicted"),
-        (b"expired", Stat.DROPPED_FALLBACK_EXPIRED, "expired"),
-        (b"flushdb", Stat.DROPPED_FALLBACK_FLUSHED, "flushed"),
-        (b"swapdb", Stat.DROPPED_FALLBACK_FLUSHED, "flushed"),
-        (b"lpop", Stat.DROPPED_FALLBACK_REMOVED, "removed"),
+        (b"evicted", Stat.DROPPED_FALLBACK_EVICTED, "the fallback list was evicted"),
+        (b"expired", Stat.DROPPED_FALLBACK_EXPIRED, "the fallback list expired"),
+        (b"flushdb", Stat.DROPPED_FALLBACK_FLUSHED, FLUSHED),
+        (b"swapdb", Stat.DROPPED_FALLBACK_FLUSHED, FLUSHED),
+        (
+            b"lpop",
+            Stat.DROPPED_FALLBACK_REMOVED,
+            "a client removed elements of the fallback list",
+        ),
     ],
 )
-def test_the_command_is_the_reason(what: bytes, reason: Stat, word: str) -> None:
+def test_the_command_is_the_reason(event: bytes, reason: Stat, text: str) -> None:
     bench = working_with(HOME, 4)
-    bench.lists.changed_by_others(what, HOME)
+    bench.lists.changed_by_others(event, HOME)
     bench.lists.set_length(1)
     assert bench.dropped() == {reason: 3}
     (line,) = bench.ledger.logs(all_of_them=True)
-    assert line.text == f"3 events lost: the fallback list was {word} by somebody else"
+    assert line.text == f"3 events lost: {text}"
 
 
 def test_a_reason_holds_for_one_change() -> None:

@@ -294,7 +294,7 @@ def test_a_repair_removes_what_is_done() -> None:
 
 @dataclasses.dataclass
 class Known:
-    """What the model knows of one entry, without marks."""
+    """One entry in the model, which has no marks."""
 
     entry: Entry
     state: State = State.WAITING
@@ -334,7 +334,7 @@ class Model:
     def is_storing(self) -> bool:
         return any(known.storing for known in self.log)
 
-    # What may happen. Where the publisher sets the state of an entry, this does it.
+    # The operations. Where the publisher sets the state of an entry, the operation sets it.
 
     def add(self, count: int) -> None:
         new = self.make(count)

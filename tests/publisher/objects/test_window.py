@@ -11,7 +11,7 @@ from tests.publisher.objects.parts import SIZE, Clock, make_entries, make_entry,
 
 
 def make_window(count: int = 0, clock: Clock | None = None) -> tuple[Window, list[Entry]]:
-    """A window with so many messages in flight, which have the tags from 1 on."""
+    """A window with this many messages in flight, with tags from 1 on."""
     window = Window(clock or Clock())
     entries = make_entries(count)
     if entries:
