@@ -21,16 +21,16 @@ enum {
     RECORD_CONFIG = 2,  /* u64 events pushed so far, then the counted values of all parameters */
     RECORD_ROLE = 3,    /* u8 primary, u8 loading, u8 writes are paused */
     RECORD_FLUSH = 4,   /* u32 id, u32 milliseconds, u8 mode (FLUSH_*) */
-    /* A fallback list was changed, and not by a job: counted, the command or event; counted,
-     * the key (empty: any of the lists) */
+    /* A fallback list was changed, and not by a job: the command or event, and the key
+     * (empty: any of the lists), both counted */
     RECORD_LIST_CHANGED = 5,
-    RECORD_MESSAGE = 6, /* from another node: counted, its id; counted, the text */
+    RECORD_MESSAGE = 6, /* from another node: its id and the text, both counted */
     RECORD_VALUED = 7   /* an event with its key's value: valued_t, the key, the data */
 };
 
 /* The modes of a flush. STORE: a save follows, so the events go into the list. The others
- * end the worker. LEAVE: the list cannot be written any more, so what is not delivered goes
- * into a file of ours. DRAIN: the server keeps nothing on disk, so the list is delivered
+ * end the worker. LEAVE: the list cannot be written any more, so undelivered events go into the
+ * file of leftovers. DRAIN: the server keeps nothing on disk, so the list is delivered
  * too. */
 enum { FLUSH_STORE = 0, FLUSH_LEAVE = 1, FLUSH_DRAIN = 2 };
 
@@ -65,10 +65,10 @@ void queue_free(queue_t *queue);
 /* Pushing thread. Copies the name and the payload. Returns 0, or -1 if an event does not
  * fit under the limit; it is not in the queue then. Requests always fit. */
 int queue_push(queue_t *queue, const record_t *head, const char *name, const char *payload);
-/* Taking thread. Finds the oldest records that were not released; returns how many bytes of
- * them are together in memory, 0 if there are none. They stay valid until queue_release. */
+/* Taking thread. Finds the oldest records that were not released; returns the number of
+ * their bytes that are contiguous in memory, 0 if there are none. Valid until queue_release. */
 size_t queue_take(queue_t *queue, const char **records);
-/* Taking thread. Gives the first `count` records back, which have `bytes` bytes. */
+/* Taking thread. Releases the first `count` records, which have `bytes` bytes together. */
 void queue_release(queue_t *queue, size_t bytes, size_t count);
 /* Any thread. Bytes and records that were pushed and not released. */
 size_t queue_bytes(const queue_t *queue);
@@ -102,17 +102,18 @@ queue_t *shim_requests(void);
 /* Returns a descriptor that becomes readable when the queues have something new or a job
  * is done. */
 int shim_wake_fd(void);
-/* The worker is about to wait for that descriptor: from here on new records are announced. */
+/* Called before the worker waits for that descriptor: new records then make it readable. */
 void shim_before_wait(void);
-/* The worker has woken up: silences the descriptor. */
+/* Called after the wait: resets the descriptor. */
 void shim_after_wait(void);
 /* Writes a line to Redis' log. Levels: debug, verbose, notice, warning. */
 void shim_log(const char *level, const char *text);
-/* The worker has imported everything and runs (1), or cannot start (0). */
+/* Reports that the worker runs (1), or that it cannot start (0). */
 void shim_ready(int ok);
+
 /* ---- flush.c. Worker thread -------------------------------------------------- */
 
-/* The flush that a RECORD_FLUSH with this id has asked for is done. */
+/* Reports that the flush with this id, from a RECORD_FLUSH, is done. */
 void shim_flush_done(uint32_t id);
 
 /* ---- server.c: the server. Worker thread ----------------------------------- */
@@ -127,17 +128,17 @@ int shim_clustered(void);
 /* Worker thread. Returns the array of counters, in the order of the table; the worker writes
  * those that it owns. */
 int64_t *shim_stats(void);
-/* Any thread. Writes all counters as STATS shows them, the shim's own among them. */
+/* Any thread. Writes all counters, with those of the shim, as STATS shows them. */
 void shim_numbers(int64_t *numbers);
-/* Worker thread. Starts the shim's own counters again. */
+/* Worker thread. Resets the shim's own counters. */
 void shim_reset_numbers(void);
 /* Worker thread. Shows a text; `index` is its place in the table. */
 void shim_set_text(int index, const char *text);
 
 /* ---- commands.c ------------------------------------------------------------ */
 
-/* Worker thread. Ends a RECORD_COMMAND; commands/dispatch.py has the form of the reply, which
- * is copied. */
+/* Worker thread. Answers a RECORD_COMMAND. The reply, which is copied, has the form that
+ * commands/replies.py defines. */
 void shim_command_done(uint64_t handle, const char *reply, size_t len);
 
 /* ---- jobs.c. Worker thread, all of these ------------------------------------ */
@@ -155,7 +156,7 @@ void job_command(job_t *job, const char *name, int write);
  * CONFIG SET: a secret would stay in the slow log, and a module cannot prevent that. */
 void job_parameters(job_t *job);
 /* Adds a command that looks at the keys in its arguments. Its reply is an array: the length of
- * each list, 0 for any other key. It does not matter which node serves their slots. */
+ * each list, 0 for any other key. The node need not serve their slots. */
 void job_lengths(job_t *job);
 /* Adds a command that sends a message to another node; its arguments are the node's id, empty
  * for all nodes, and the text. It fails if there is no connection to the node. */
@@ -163,10 +164,10 @@ void job_message(job_t *job);
 /* Gives the command that was added last all its arguments: their bytes one after the other,
  * and their lengths. They are copied. */
 void job_arguments(job_t *job, const char *arguments, const size_t *lengths, size_t count);
-/* The job ends after the command that was added last unless its reply is just this (RESP2). */
+/* Ends the job after the command that was added last, unless its reply is this one (RESP2). */
 void job_expect(job_t *job, const char *reply, size_t len);
 /* Bounds the reply of the command that was added last, an LRANGE with offsets from 0 on: it
- * ends with the element that brings it to so many bytes. A key that is no list has no
+ * ends with the element that brings it to `bytes` bytes. A key that is no list has no
  * elements. */
 void job_most(job_t *job, size_t bytes);
 /* Hands the job over to the main thread. */
@@ -174,7 +175,7 @@ void job_submit(job_t *job);
 /* True if the job was run: its replies can be read, and it can be freed. */
 int job_done(const job_t *job);
 /* Returns the RESP2 reply of a command, valid until job_free; NULL if it did not run. `error`:
- * errno after the command, which means something if there is no reply or an error. */
+ * errno after the command; valid only if there is no reply, or the reply is an error. */
 const char *job_reply(const job_t *job, int command, size_t *len, int *error);
 void job_free(job_t *job);
 /* The worker ends and does not wait for this submitted job any more; it is freed when it was

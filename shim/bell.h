@@ -1,5 +1,5 @@
-/* A bell: an eventfd that one thread rings to wake another. It stays readable until
- * it is silenced, however often it was rung. Any thread. */
+/* A bell: an eventfd that one thread rings to wake another. Once rung, it stays readable
+ * until it is silenced, which takes all rings together. Any thread. */
 #ifndef KEYSPACE_AMQP_BELL_H
 #define KEYSPACE_AMQP_BELL_H
 #include <poll.h>

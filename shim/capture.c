@@ -1,4 +1,4 @@
-/* The event callback: Redis tells of a keyspace event, and it goes into the queue.
+/* The event callback: it puts each keyspace event of Redis into the queue.
  *
  * Main thread. Rule 1: the callback copies the event and returns. It takes no lock,
  * calls no Python, does no I/O and touches no key. Only if the parameter `value` asks
@@ -13,9 +13,9 @@
 #include "values.h"
 #include "worker.h"
 
-/* During one long command, a script for example, the worker hears of events this often. */
+/* During one long command, a script for example, the worker is woken after this many events. */
 #define ANNOUNCE_EVERY 1024
-/* The classes of the events that tell why a fallback list is gone: expired, evicted. */
+/* The classes of the events that say why a fallback list was removed: expired, evicted. */
 #define OWN_CLASSES "xe"
 
 static int own_classes, subscribed_classes;
@@ -25,8 +25,8 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
     size_t len;
     const char *name = RedisModule_StringPtrLen(key, &len);
     if (is_own_key(name, len)) { /* never captured (rule 15) */
-        /* What our own jobs do to a list is known. But the list may expire, and a job may
-         * be the first to notice. */
+        /* The worker knows the changes that its jobs make. But a job may be the first to
+         * access a list that has expired, and Redis then emits `expired` during the job. */
         if (!main_thread.job_running || (type & own_classes)) worker_list_changed(event, name, len);
         return REDISMODULE_OK;
     }
@@ -48,8 +48,8 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
 
 void capture_prepare(void) { main_thread.wanted_classes = subscribed_classes = 0; }
 
-/* Redis does not unsubscribe a module from a class before it is unloaded. So only
- * subscriptions are added here; on_event drops what is not wanted any more. */
+/* Redis does not unsubscribe a module from a class before it is unloaded. So this
+ * function only adds subscriptions; on_event ignores the classes that are not wanted. */
 void capture_classes(RedisModuleCtx *ctx, int classes) {
     own_classes = parameters_classes(OWN_CLASSES, strlen(OWN_CLASSES));
     int missing = (classes | own_classes) & ~subscribed_classes;

@@ -5,7 +5,7 @@
 
 /* Forgets the subscriptions of an earlier load. */
 void capture_prepare(void);
-/* From here on captures events of these classes (REDISMODULE_NOTIFY_*). */
+/* Captures events of these classes (REDISMODULE_NOTIFY_*) from now on, and no others. */
 void capture_classes(RedisModuleCtx *ctx, int classes);
 
 #endif

@@ -1,7 +1,7 @@
-/* The commands. STATS and HELP are answered here; the others are handed over to the worker,
- * and the client is blocked until it answers, never Redis (rule 4).
+/* The commands. STATS and HELP are answered here, all others by the worker. Only the client
+ * waits for the worker's answer, not Redis (rule 4).
  *
- * Main thread, but for shim_command_done.
+ * Main thread, except for shim_command_done.
  */
 #include "commands.h"
 
@@ -16,7 +16,7 @@
 #include "tables.h"
 #include "worker.h"
 
-/* An answer of the worker: a sequence of items, whose form is in commands/dispatch.py. */
+/* An answer of the worker: a sequence of items. commands/replies.py defines their form. */
 typedef struct {
     size_t len;
     char data[];
@@ -54,7 +54,7 @@ static void play_reply(RedisModuleCtx *ctx, const char *reply, size_t len) {
     }
 }
 
-/* Worker thread. The copy is freed by free_reply, whether the client still waits or not. */
+/* Worker thread. Redis calls free_reply for the copy, even if the client no longer waits. */
 void shim_command_done(uint64_t handle, const char *data, size_t len) {
     reply_t *reply = malloc(sizeof(*reply) + len);
     if (reply == NULL) abort();
@@ -87,16 +87,16 @@ static void free_reply(RedisModuleCtx *ctx, void *reply) {
 /* ---- hand over ------------------------------------------------------------------------- */
 
 /* Keeps secrets out of the slow log (rule 20). MONITOR does not show commands with the
- * admin flag, which ours have. If a parameter's name is unknown, somebody may have mistyped
- * the command, so that the secret is in this argument or in the next one. */
+ * admin flag, which ours have. If a parameter's name is unknown, the client may have mistyped
+ * the command, and the secret may be this argument or the next one. */
 static void redact(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
-    for (int i = 1; i < argc; i++) { /* a URL with a password, in whatever place */
+    for (int i = 1; i < argc; i++) { /* a URL with a password, as any argument */
         size_t len;
         const char *text = RedisModule_StringPtrLen(argv[i], &len);
         if (parameters_is_url(text, len)) RedisModule_RedactClientCommandArgument(ctx, i);
     }
     if (is_word(argv[0], MODULE_NAME ".connect")) {
-        int password = PARAMETER_INDEX_PASSWORD; /* argv[1] is the host, parameter 1 */
+        int password = PARAMETER_INDEX_PASSWORD; /* as the host, parameter 1, is argv[1] */
         if (argc > password) RedisModule_RedactClientCommandArgument(ctx, password);
         return;
     }

@@ -4,7 +4,7 @@
 #include "redis_api.h"
 
 /* Registers the commands with their documentation, and the section of INFO. Returns
- * REDISMODULE_ERR if the server has such a name already. */
+ * REDISMODULE_ERR if another module uses one of these names. */
 int commands_register(RedisModuleCtx *ctx);
 
 #endif

@@ -47,12 +47,12 @@ static void keep(int index, RedisModuleString *value) {
     if (old != NULL) RedisModule_FreeString(NULL, old);
 }
 
-/* ---- to those who use the values -------------------------------------------------- */
+/* ---- passing the values on -------------------------------------------------------- */
 
 void config_send(void) {
     queue_set_limit(shared.events, strtoull(text_of(PARAMETER_INDEX_QUEUE_LIMIT), NULL, 10));
-    /* With the values goes the number of events before them: new masks apply to the events
-     * that come from here on. */
+    /* The number of events pushed so far goes with the values: new masks apply to later
+     * events only. */
     buffer_t buffer = {0};
     uint64_t pushed = queue_pushed(shared.events);
     buffer_add(&buffer, &pushed, sizeof(pushed));
@@ -64,9 +64,9 @@ void config_send(void) {
 void config_apply(RedisModuleCtx *ctx) {
     const char *classes = text_of(PARAMETER_INDEX_EVENTS);
     capture_classes(ctx, parameters_classes(classes, strlen(classes)));
-    /* The format `text` has no place for a value. */
-    int has_place = strcmp(text_of(PARAMETER_INDEX_FORMAT), "text") != 0;
-    values_take(ctx, has_place ? strtoul(text_of(PARAMETER_INDEX_VALUE), NULL, 10) : 0);
+    /* A message in the format `text` has no value. */
+    int with_value = strcmp(text_of(PARAMETER_INDEX_FORMAT), "text") != 0;
+    values_take(ctx, with_value ? strtoul(text_of(PARAMETER_INDEX_VALUE), NULL, 10) : 0);
     config_send();
 }
 
@@ -89,7 +89,7 @@ static int on_set(const char *name, RedisModuleString *value, void *index,
     return REDISMODULE_OK;
 }
 
-/* Comes once after a CONFIG SET, when all its values are set. */
+/* Called once for a CONFIG SET, after all its values were set. */
 static int on_apply(RedisModuleCtx *ctx, void *index, RedisModuleString **error) {
     (void)index;
     (void)error;
@@ -121,8 +121,8 @@ static int add_mask(char *masks, size_t *used, size_t capacity, const char *mask
     return 0;
 }
 
-/* Checks the positional arguments and puts those from the first mask on together into one
- * value of `masks`; the caller frees it. Returns NULL and logs if one is not accepted. */
+/* Checks the positional arguments and joins the masks among them into one value of `masks`;
+ * the caller frees it. Returns NULL and logs if one is not accepted. */
 static char *check_arguments(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     int classes = RedisModule_GetKeyspaceNotificationFlagsAll();
     char error[ERROR_BYTES];
@@ -154,7 +154,7 @@ static char *check_arguments(RedisModuleCtx *ctx, RedisModuleString **argv, int 
 }
 
 /* The positional arguments become the defaults. So a value that is given by name wins, and
- * CONFIG REWRITE leaves out what the arguments say already. */
+ * CONFIG REWRITE leaves out values that the arguments set already. */
 int config_register(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     char *masks = check_arguments(ctx, argv, argc);
     if (masks == NULL) return REDISMODULE_ERR;

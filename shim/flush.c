@@ -10,8 +10,8 @@
 #include "tables.h"
 #include "worker.h"
 
-static uint32_t last_id;         /* the main thread's; grows over all loads */
-static _Atomic uint32_t done_id; /* shared: the worker has done this one */
+static uint32_t last_id; /* the main thread's; not reset at a load, so that no id comes twice */
+static _Atomic uint32_t done_id; /* shared: the flush that the worker has done last */
 
 void shim_flush_done(uint32_t id) {
     atomic_store(&done_id, id);

@@ -194,7 +194,7 @@ def write_handler(path: pathlib.Path) -> None:
     ffi = cffi.FFI()
     api = (HERE / "api.h").read_text().splitlines()
     ffi.cdef("\n".join(line for line in api if not line.startswith("#")))
-    # The way into the handler. The handler logs an exception that gets there, and then
+    # The handler's entry point. An exception that reaches it is logged there, and the call
     # returns the error value.
     ffi.cdef('extern "Python" int handler_main(void);')
     ffi.set_source(
@@ -209,7 +209,7 @@ def write_handler(path: pathlib.Path) -> None:
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """Write the file only if its text has changed, so that nothing is compiled in vain."""
+    """Write the file only if its text has changed, so that unchanged code is not built again."""
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
 

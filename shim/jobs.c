@@ -1,7 +1,7 @@
 /* Jobs: commands that the worker makes and the main thread runs (rule 3).
  *
  * The worker makes a job with all its strings and submits it. From then on the job belongs
- * to the main thread, which only has to run the commands. When job_done says so, the job
+ * to the main thread, which only has to run the commands. Once job_done is true, the job
  * belongs to the worker again, which reads the replies and frees it.
  */
 #include "jobs.h"
@@ -161,14 +161,14 @@ static void take_reply(command_t *command, buffer_t *buffer) {
     command->reply_len = buffer->len;
 }
 
-/* LRANGE with a bound on bytes. How large the elements are is known only when they are
- * read, and all at once may be gigabytes. */
+/* LRANGE with a bound on bytes. The size of the elements is known only when they
+ * are read, and all of them may be gigabytes. */
 static void read_list(RedisModuleCtx *ctx, command_t *command) {
     enum { HEAD_LEN = 13 };
     buffer_t buffer = {0};
     long long at, stop;
     int count = 0;
-    char head[HEAD_LEN + 8]; /* for any int, so that no compiler warns of a cut */
+    char head[HEAD_LEN + 8]; /* room for any int, or compilers warn of truncation */
     buffer_add(&buffer, "*0000000000\r\n", HEAD_LEN);
     RedisModule_StringToLongLong(command->argv[1], &at);
     RedisModule_StringToLongLong(command->argv[2], &stop);
@@ -197,7 +197,7 @@ static void call(RedisModuleCtx *ctx, command_t *command) {
     errno = 0;
     RedisModuleCallReply *reply = RedisModule_Call(
         ctx, command->name, command->write ? "!Ev" : "Ev", command->argv, command->argc);
-    command->error = errno; /* means something if there is no reply, or an error */
+    command->error = errno; /* valid only without a reply, or with an error */
     if (reply == NULL) return;
     size_t len;
     const char *proto = RedisModule_CallReplyProto(reply, &len);
@@ -225,8 +225,8 @@ static void run_set_parameters(RedisModuleCtx *ctx, command_t *command) {
     set_reply(command, reply, strlen(reply));
 }
 
-/* Not by commands of Redis: LLEN is refused for a slot that another node serves, and
- * these keys are in slots that come and go. */
+/* Reads the keys directly: Redis refuses LLEN in a slot that another node serves, and the
+ * slots of these keys move between nodes. */
 static void run_lengths(RedisModuleCtx *ctx, command_t *command) {
     const int mode = REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOTOUCH |
                      REDISMODULE_OPEN_KEY_NONOTIFY | REDISMODULE_OPEN_KEY_NOSTATS;
@@ -254,7 +254,7 @@ static void run_message(RedisModuleCtx *ctx, command_t *command) {
     set_reply(command, reply, strlen(reply));
 }
 
-/* Runs one command of a job. Returns 0 if the job may go on. */
+/* Runs one command of a job. Returns 0, or -1 if the job ends with it. */
 static int run_command(RedisModuleCtx *ctx, command_t *command) {
     static void (*const RUN[])(RedisModuleCtx *, command_t *) = {
         [CALL] = run_call,
@@ -310,7 +310,7 @@ void jobs_prepare(void) { writes_refused = 0; }
 
 void jobs_release(void) {
     for (job_t *job = take_submitted(), *next; job != NULL; job = next) {
-        next = job->next; /* submitted when it was too late */
+        next = job->next;
         job_free(job);
     }
 }

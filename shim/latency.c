@@ -12,8 +12,8 @@ long long clock_us(void) {
 
 long long clock_ms(void) { return clock_us() / 1000; }
 
-/* True if Redis watches latencies. A threshold of 0 turns its monitor off, but the
- * server takes the samples of modules even then, so the module has to ask. */
+/* True if Redis' latency monitor is on. A threshold of 0 turns it off, but the server takes
+ * the samples of modules even then, so the module has to read the threshold. */
 static int is_monitored(RedisModuleCtx *ctx) {
     static const char OFF[] = "$1\r\n0\r\n";
     const size_t off_len = sizeof(OFF) - 1;

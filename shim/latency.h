@@ -3,7 +3,7 @@
 #define KEYSPACE_AMQP_LATENCY_H
 #include "redis_api.h"
 
-/* Any thread. A clock that is never set, in microseconds and in milliseconds. */
+/* Any thread. The monotonic clock, in microseconds and in milliseconds. */
 long long clock_us(void);
 long long clock_ms(void);
 /* Main thread. Adds a sample of `event` to Redis' LATENCY, if its monitor is on: the main

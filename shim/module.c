@@ -1,7 +1,7 @@
 /* Load and unload of the module.
  *
  * Main thread. The library stays in the process when the module is unloaded, and so do its
- * variables: each load begins by setting them to what they were at first (prepare).
+ * variables. So each load begins by resetting them (prepare).
  */
 #include <string.h>
 
@@ -22,7 +22,7 @@
 
 struct main_thread main_thread;
 struct shared shared;
-/* The worker of an earlier load hangs, and still uses everything. */
+/* The worker of an earlier load hangs and may still use everything, so no load is possible. */
 static int wedged;
 
 /* Returns 0, or -1 if no file descriptor is left. */
@@ -51,7 +51,7 @@ static int refuse_load(RedisModuleCtx *ctx, const char *reason) {
     return REDISMODULE_ERR;
 }
 
-/* Returns 0 if this server can load the module now; else logs why not. */
+/* Returns 0 if this server can load the module now; else logs the reason and returns -1. */
 static int check_server(RedisModuleCtx *ctx) {
     const char *missing = redis_api_load(ctx);
     if (missing != NULL) {
@@ -100,14 +100,14 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
     case WORKER_FAILED:
         return refuse_load(ctx, "the handler did not start; the lines above say why");
     case WORKER_HANGS:
-        /* It cannot be ended, so all that it uses stays. */
+        /* The thread cannot be ended, so nothing that it uses is freed. */
         RedisModule_Log(ctx, "warning", "not loaded: the handler did not start in time");
         worker_close();
         wedged = 1;
         return REDISMODULE_ERR;
     }
-    /* Subscriptions come last: from a module that fails to load Redis 7.0 does not take
-     * them back. The worker gets the parameters once more, and finds nothing new. */
+    /* Subscriptions come last: Redis 7.0 keeps those of a module that fails to load. The
+     * worker gets the parameters a second time, and ignores them because nothing changed. */
     config_apply(ctx);
     server_subscribe(ctx);
     RedisModule_Log(ctx, "notice", "version %s, %s", MODULE_VERSION, python_describe());
@@ -115,11 +115,12 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
     return REDISMODULE_OK;
 }
 
-/* Entry point: MODULE UNLOAD. The worker delivers what was captured, or leaves it in a
- * file, and ends. If it does not end in time, the module stays. */
+/* Entry point: MODULE UNLOAD. The worker delivers the captured events or writes them to
+ * the file of leftovers, and ends. If it does not end in time, the module stays. */
 __attribute__((visibility("default"))) int RedisModule_OnUnload(RedisModuleCtx *ctx) {
-    /* Nothing may be written to the list here. Redis replicates MODULE UNLOAD, as any
-     * command, if it has changed the data set, and then replicas would lose the module. */
+    /* Nothing may be written to the list here. Redis replicates any command that
+     * has changed the data set. A replicated MODULE UNLOAD would unload the module on the
+     * replicas too. */
     jobs_refuse_writes();
     long long began = clock_us();
     flush_worker(ctx, FLUSH_LEAVE);

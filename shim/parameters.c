@@ -1,8 +1,8 @@
-/* Which values the parameters accept.
+/* The checks of parameters' values.
  *
- * Redis wants an answer to CONFIG SET at once, on its main thread, where no Python may
- * run (rule 1). So the checks are in C. What differs from one parameter to the next is
- * in the table that generate.py makes. Any thread may call; nothing here keeps state.
+ * Redis needs the result of CONFIG SET at once, on its main thread, where no Python may
+ * run (rule 1). So the checks are in C. The limits of each parameter are in the table that
+ * generate.py makes. Any thread may call; nothing here keeps state.
  * Knows neither Redis nor Python; tests/shim/test_parameters.py drives it.
  */
 #include <errno.h>
@@ -16,8 +16,8 @@
 #include "parameters.h"
 #include "tables.h"
 
-/* An error shows so many characters of a refused value. Redis cuts the error of a CONFIG SET
- * at 255 characters, and the end of ours tells what is accepted. */
+/* An error shows at most this many characters of a refused value. Redis cuts the error of a
+ * CONFIG SET at 255 characters, and the end of ours says which values are accepted. */
 #define SHOWN_CHARACTERS 64
 
 /* Returns the bits of an event class, 0 if no class has this letter. */
@@ -105,8 +105,8 @@ static const char *check_masks(const char *value, size_t len) {
     return NULL;
 }
 
-/* True if the text matches a pattern of the table. The pattern is compiled each time: to set
- * a parameter is rare, and this takes 0.1 ms. A text is bytes, whatever the locale. */
+/* True if the text matches a pattern of the table. The pattern is compiled each time: parameters
+ * are set rarely, and this takes 0.1 ms. In the locale C, a text is bytes. */
 static int matches(const char *pattern, const char *value, size_t len) {
     regex_t regex;
     char *text = strndup(value, len);

@@ -1,4 +1,4 @@
-/* What a parameter is, and its checks that only the shim needs; the others are in api.h.
+/* The type of a parameter, and the checks that only the shim needs; the others are in api.h.
  * The table of parameters is in tables.h. */
 #ifndef KEYSPACE_AMQP_PARAMETERS_H
 #define KEYSPACE_AMQP_PARAMETERS_H

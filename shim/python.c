@@ -36,7 +36,7 @@ static char package_parent[PATH_MAX]; /* the folder that holds keyspace_amqp/ */
 static char description[PATH_MAX + 256];
 static char version[32];
 
-/* Writes a message and returns -1, for a failure in one line. */
+/* Writes a message and returns -1, so that the caller fails in one statement. */
 static int fail(char *error, size_t capacity, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
@@ -50,7 +50,7 @@ static int is_file(const char *path) {
     return stat(path, &status) == 0 && S_ISREG(status.st_mode);
 }
 
-/* Puts a path together; -1 if it is too long, for a cut path would name another file. */
+/* Joins a path. Returns -1 if it is too long: a truncated path would name another file. */
 static int join(char *out, const char *folder, const char *rest) {
     int len = snprintf(out, PATH_MAX, "%s%s", folder, rest);
     return len > 0 && len < PATH_MAX ? 0 : -1;
@@ -96,8 +96,8 @@ static int find_environment(char *error, size_t capacity) {
             info.dli_fname);
     }
 
-    /* The interpreter of the build, or the system's. They serve a module in a build folder,
-     * and one from where no interpreter is found: in a user's own site-packages, in a folder
+    /* The interpreter of the build, or the system's. They are for a module in a build folder,
+     * and for one without an interpreter near it: in a user's own site-packages, in a folder
      * of `pip install --target`, in Debian's dist-packages under /usr/local. */
     if (is_file(BUILD_PYTHON)) return join(program, BUILD_PYTHON, "");
     int reason = errno;
@@ -179,7 +179,7 @@ static int initialize(char *error, size_t capacity) {
     return 0;
 }
 
-/* Does what is done once in a process. Afterwards no thread holds the GIL. */
+/* Finds and starts Python, once in a process. Afterwards no thread holds the GIL. */
 static int start_interpreter(char *error, size_t capacity) {
     if (Py_IsInitialized())
         return fail(error, capacity,

@@ -164,7 +164,7 @@ int queue_push(queue_t *queue, const record_t *head, const char *name, const cha
     memcpy(at + offsetof(record_t, size), &size32, sizeof(size32));
     if (head->name_len) memcpy(at + sizeof(*head), name, head->name_len);
     if (head->payload_len) memcpy(at + sizeof(*head) + head->name_len, payload, head->payload_len);
-    /* Only this thread writes these two counters, so a load and a store do instead of an
+    /* Only this thread writes these two counters, so a load and a store replace an
      * atomic addition with its bus lock. They are stored before `filled`: a record that
      * another thread can see is counted. */
     atomic_store_explicit(&queue->pushed_bytes,
@@ -174,8 +174,8 @@ int queue_push(queue_t *queue, const record_t *head, const char *name, const cha
                           atomic_load_explicit(&queue->pushed_count, memory_order_relaxed) + 1,
                           memory_order_release);
     atomic_store_explicit(&chunk->filled, filled + size, memory_order_release);
-    /* A chunk can be given back once there is a next one. A large one shall not wait for
-     * the next event. */
+    /* A chunk can be given back once there is a next one. A large one gets
+     * it now, so that its memory is freed without waiting for the next event. */
     if (chunk->capacity > CHUNK_BYTES) queue_grow(queue, 0);
     return 0;
 }

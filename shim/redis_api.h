@@ -1,4 +1,4 @@
-/* Redis' module API: just what this module uses, in our own declarations.
+/* Redis' module API: the part that this module uses, declared here.
  *
  * The server hands out its functions by name: the address of the function that does so
  * (RedisModule_GetApi) is at the start of the context. The table below lists each function
@@ -37,9 +37,9 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 
 /* Keys */
 #define REDISMODULE_READ (1 << 0)
-/* How to look at a key without a trace: no change of its LRU time, no keymiss event, no
- * statistics, no deletion of a key whose time is over, no other effect. Redis 7.0 knows
- * only the first of these, and ignores the others. */
+/* Flags to open a key without side effects: no change of its LRU time, no keymiss event, no
+ * statistics, no deletion of an expired key, no other effect. Redis 7.0 has only the first
+ * of these flags, and ignores the others. */
 #define REDISMODULE_OPEN_KEY_NOTOUCH (1 << 16)
 #define REDISMODULE_OPEN_KEY_NONOTIFY (1 << 17)
 #define REDISMODULE_OPEN_KEY_NOSTATS (1 << 18)
@@ -264,7 +264,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, CallReplyProto, const char *, (RedisModuleCallReply *, size_t *))                       \
     X(700, FreeCallReply, void, (RedisModuleCallReply *))
 
-/* Hidden: a call needs no detour through a table of addresses. */
+/* Hidden, so that calls do not go through the global offset table. */
 #define REDIS_API_DECLARE(version, name, result, parameters)                                       \
     extern __attribute__((visibility("hidden"))) result(*RedisModule_##name) parameters;
 REDIS_API(REDIS_API_DECLARE)

@@ -1,4 +1,4 @@
-/* See server.h. Callbacks of the server's events, and what is known of the server. */
+/* See server.h. Callbacks of the server's events, and the server's role, port and mode. */
 #include "server.h"
 
 #include "api.h"
@@ -10,17 +10,17 @@
 #include "tables.h"
 #include "worker.h"
 
-/* Bytes that may wait in the queue of requests when another node's message comes. */
+/* Another node's message is refused if the queue of requests would exceed this many bytes. */
 #define REQUESTS_LIMIT ((size_t)64 * 1024 * 1024)
 
 static int primary, loading;
 static int flushed; /* a database was flushed in this turn of the event loop */
-/* Set at load, before the worker starts; it reads them too. */
+/* Set at load, before the worker starts, because it reads them too. */
 static int port, clustered;
 
 /* ---- the event loop -------------------------------------------------------------- */
 
-/* Comes twice in each turn: before Redis sleeps, and after. */
+/* Called twice in each turn: before Redis sleeps, and after. */
 static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
                           void *data) {
     (void)event;
@@ -39,7 +39,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
 
 void server_send_role(void) {
     main_thread.capturing = primary && !loading;
-    /* A primary that has agreed to be demoted has paused writes before. */
+    /* Before a demotion to which it has agreed, a primary pauses writes. */
     char payload[3] = {(char)primary, (char)loading, (char)RedisModule_AvoidReplicaTraffic()};
     if (worker_is_open()) worker_request(RECORD_ROLE, payload, sizeof(payload));
 }
@@ -53,7 +53,7 @@ static void on_role_changed(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_
     server_send_role();
 }
 
-/* A load repeats old changes: none of them is captured (rule 14). */
+/* Loading a data set repeats old changes: none of them is captured (rule 14). */
 static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
     (void)ctx;
     (void)event;
@@ -66,12 +66,12 @@ static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
 /* ---- saves and shutdown ------------------------------------------------------------ */
 
 /* A save on the main thread is about to start; the last one of a shutdown is among these.
- * The worker puts the events of memory into the list, so that they are in the file.
+ * The worker puts the events in memory into the list, so that the file has them.
  *
  * Not with an append-only file: a restart reads that file instead of this save, and a
  * shutdown has closed it already. And not while writes are paused, as they are while a
  * shutdown waits for its replicas. In both cases on_shutdown has the worker put the events
- * into a file of ours. */
+ * into the file of leftovers. */
 static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
                            void *data) {
     (void)event;
@@ -97,9 +97,9 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     (void)event;
     (void)subevent;
     (void)data;
-    /* Redis has written its files before this event, so what the list gets now is lost. The
-     * worker delivers what it can and puts the rest into a file of ours; not on a server
-     * that keeps nothing on disk. */
+    /* Redis has written its files before this event, so a push to the list would be lost.
+     * The worker delivers what it can and puts the rest into the file of leftovers. A server
+     * without persistence gets no such file. */
     int has_files = (RedisModule_GetContextFlags(ctx) &
                      (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB)) != 0;
     if (has_files) jobs_refuse_writes();
@@ -109,7 +109,7 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     stats_log_losses(ctx, 1);
 }
 
-/* ---- what happens to the lists -------------------------------------------------------- */
+/* ---- changes of the lists ------------------------------------------------------------- */
 
 static void on_flush_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
                         void *data) {
@@ -133,9 +133,9 @@ static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
 
 /* ---- the cluster ------------------------------------------------------------------------ */
 
-/* A message of another node. Redis keeps a receiver until it ends, because taking one back
- * leaves a dangling pointer in its list of receivers. So the context may belong to an
- * earlier load of the module, and must not be used. */
+/* A message of another node. This receiver is never unregistered: Redis would keep a
+ * dangling pointer in its list of receivers. So after another load, the context still
+ * belongs to an earlier one, and must not be used. */
 static void on_message(RedisModuleCtx *ctx, const char *sender, uint8_t type,
                        const unsigned char *text, uint32_t len) {
     (void)ctx;

@@ -1,7 +1,7 @@
 /* The variables that several files of the shim share, by the thread that owns them.
  *
- * They are few: all other state is static in the file that owns it, and the others
- * call its functions. module.c defines and clears them.
+ * module.c defines them. All other state is static in the file that owns it, and other files
+ * call its functions.
  *
  * Owned by the main thread alone: the parameters (config.c), the role (server.c) and
  * everything below in `main_thread`. Owned by the worker alone: everything about an event
@@ -22,10 +22,11 @@
  * tells modules apart only if their names have nine letters. So cluster/wire.py checks
  * what comes. */
 #define MESSAGE_TYPE 0xA7
-/* For messages about a refused value. */
+/* Room for the error about a refused value. */
 #define ERROR_BYTES 1024
 
-/* Hidden: the event callback reads these without a detour through a table of addresses.
+/* Hidden, so that the event callback reads these directly and not through the global
+ * offset table.
  * Each struct has cache lines of its own, so that nothing the worker writes slows the
  * callback down. */
 #pragma GCC visibility push(hidden)
@@ -35,16 +36,16 @@ extern struct main_thread {
     _Alignas(64) int capturing; /* this server is a primary and loads nothing (rule 14) */
     long long now_ms;           /* Unix time at the start of this turn of the event loop */
     int wanted_classes;         /* of keyspace events: bits of REDISMODULE_NOTIFY_* */
-    int job_running;            /* what happens now is done by a job of ours */
-    size_t value_bytes;         /* bytes of a key's value that go with its event; 0: none */
+    int job_running;            /* a job of the worker runs now */
+    size_t value_bytes;         /* most bytes of a key's value to add to its event; 0: none */
 } main_thread;
 
 /* ---- shared ---- */
 extern struct shared {
     /* The main thread pushes, the worker takes. The pointer is set at load. */
     _Alignas(64) queue_t *events;
-    /* The main thread counts, any thread reads. They only grow; stats.c remembers what
-     * they were at the last reset. */
+    /* The main thread counts, any thread reads. They only grow; stats.c keeps their
+     * values at the last reset. */
     _Atomic int64_t seen;             /* events of the chosen classes */
     _Atomic int64_t queue_full;       /* of these, events that found the queue full */
     _Atomic int64_t messages_refused; /* messages of other nodes that found no room */
@@ -52,8 +53,8 @@ extern struct shared {
 
 #pragma GCC visibility pop
 
-/* Main thread. Adds one to a counter. Only this thread writes it, so that it needs no
- * atomic addition with its bus lock. */
+/* Main thread. Adds one to a counter. Only this thread writes it, so no atomic
+ * addition with a bus lock is needed. */
 static inline void count(_Atomic int64_t *counter) {
     atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1,
                           memory_order_relaxed);

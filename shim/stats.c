@@ -20,9 +20,9 @@ typedef struct {
 
 /* Shared. The worker writes these, in the order of the table; any thread reads. */
 static _Atomic int64_t stats[STATS_COUNT];
-/* What the counters in `shared` were at the last reset. */
+/* The values of the counters in `shared` at the last reset. */
 static _Atomic int64_t seen_before, queue_full_before, messages_refused_before;
-static _Atomic(texts_t *) delivered; /* by the worker, and not taken yet; or NULL */
+static _Atomic(texts_t *) delivered; /* the worker's newest texts; NULL if they were taken */
 /* The worker's. */
 static texts_t draft;
 /* The main thread's. */
@@ -37,7 +37,7 @@ static int64_t since_reset(_Atomic int64_t *counter, _Atomic int64_t *before) {
            atomic_load_explicit(before, memory_order_relaxed);
 }
 
-/* Any thread; api.h says more. The counters of the worker, and what only the shim knows. */
+/* Any thread; api.h says more. The worker's counters, and those of the shim. */
 void shim_numbers(int64_t *numbers) {
     for (int i = 0; i < STATS_COUNT; i++)
         numbers[i] = atomic_load_explicit(&stats[i], memory_order_relaxed);
@@ -83,7 +83,7 @@ void shim_set_text(int index, const char *text) {
     texts_t *copy = malloc(sizeof(*copy));
     if (copy == NULL) abort();
     *copy = draft;
-    free(atomic_exchange(&delivered, copy)); /* nobody has taken the one before */
+    free(atomic_exchange(&delivered, copy)); /* the copy before, if it was not taken */
 }
 
 /* Main thread. Returns the newest texts, which stay valid until the next call. */

@@ -1,10 +1,10 @@
-/* What STATS and INFO show. Nothing here asks the worker, so both answer even when it is
- * stuck (rule 4). Main thread; the worker's part is in api.h. */
+/* The counters and texts of STATS and INFO. Nothing here waits for the worker, so both
+ * answer even when it is stuck (rule 4). Main thread; the worker's part is in api.h. */
 #ifndef KEYSPACE_AMQP_STATS_H
 #define KEYSPACE_AMQP_STATS_H
 #include "redis_api.h"
 
-/* Starts all counters and texts anew. */
+/* Resets all counters and texts. */
 void stats_prepare(void);
 /* Replies with the map of KEYSPACEAMQP.STATS. */
 void stats_reply(RedisModuleCtx *ctx);

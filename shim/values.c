@@ -1,7 +1,7 @@
-/* What a key holds, or held before it was deleted: the payloads of RECORD_VALUED.
+/* The value of a key, or its value before a deletion: the payloads of RECORD_VALUED.
  *
- * Main thread. Nothing here is called unless the parameter `value` asks for values: a look
- * at the key costs more than the rest of the capture.
+ * Main thread. Nothing here is called unless the parameter `value` asks for values: reading
+ * the key costs more than the rest of the capture.
  */
 #include "values.h"
 
@@ -12,30 +12,30 @@
 #include "keys.h"
 #include "state.h"
 
-/* A buffer that a large value has made larger than this is freed before its next use. */
+/* A buffer that has grown beyond this is freed before its next use. */
 #define LARGE_BUFFER ((size_t)4 * 1024 * 1024)
-/* A look at a key leaves no trace. */
-#define WITHOUT_TRACE                                                                              \
+/* Flags that open a key without side effects. */
+#define NO_EFFECTS                                                                                 \
     (REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOTOUCH | REDISMODULE_OPEN_KEY_NONOTIFY |             \
      REDISMODULE_OPEN_KEY_NOSTATS | REDISMODULE_OPEN_KEY_NOEXPIRE |                                \
      REDISMODULE_OPEN_KEY_NOEFFECTS)
 
-/* What the key held that was deleted, expired or evicted last. Redis 7.2 and later call
- * on_key before they do that, and send the event afterwards. */
+/* The value of the key that was deleted, expired or evicted last. Redis 7.2 and later call
+ * on_key before they remove the key, and emit the event afterwards. */
 static struct {
     int db;
     size_t key_len;
-    buffer_t payload; /* valued_t, key, data; empty: there is no such key */
-} gone;
-static buffer_t present; /* the same of a key that exists, for one event */
+    buffer_t payload; /* valued_t, key, data; empty: none */
+} removed;
+static buffer_t present; /* the same for a key that exists; for one event */
 static int subscribed;   /* to on_key */
 
-/* True for the events after which the key does not exist. To look for it would count
- * as a miss. */
-static int is_end(const char *event) {
-    static const char *const ENDS[] = {"del", "expired", "evicted", "rename_from", "move_from"};
-    for (size_t i = 0; i < sizeof(ENDS) / sizeof(ENDS[0]); i++)
-        if (strcmp(event, ENDS[i]) == 0) return 1;
+/* True for the events after which the key does not exist. Opening it would count as a
+ * miss. */
+static int removes_key(const char *event) {
+    static const char *const REMOVALS[] = {"del", "expired", "evicted", "rename_from", "move_from"};
+    for (size_t i = 0; i < sizeof(REMOVALS) / sizeof(REMOVALS[0]); i++)
+        if (strcmp(event, REMOVALS[i]) == 0) return 1;
     return 0;
 }
 
@@ -60,7 +60,7 @@ static void write_payload(buffer_t *payload, valued_t head, const char *key, con
     buffer_add(payload, data, data_len);
 }
 
-/* Server event: a key is about to go. Keeps what it holds in `gone`. */
+/* Server event: a key is about to be removed. Keeps its value in `removed`. */
 static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
     static const char *const CLASSES[] = {"g", "gx", "e"}; /* deleted, expired, evicted */
     (void)event;
@@ -74,31 +74,31 @@ static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subeven
     const char *key = RedisModule_StringPtrLen(RedisModule_GetKeyNameFromModuleKey(open), &len);
     if (is_own_key(key, len)) return;
     const char *bytes = NULL;
-    /* StringDMA may change how Redis keeps the string; this one is about to go anyway. */
+    /* StringDMA may change how Redis keeps the string; this one is removed anyway. */
     if (RedisModule_KeyType(open) == REDISMODULE_KEYTYPE_STRING)
         bytes = RedisModule_StringDMA(open, &size, REDISMODULE_READ);
     if (size > main_thread.value_bytes) size = main_thread.value_bytes;
-    write_payload(&gone.payload, make_head(open, len, 1), key, bytes, size);
-    gone.db = RedisModule_GetSelectedDb(ctx);
-    gone.key_len = len;
+    write_payload(&removed.payload, make_head(open, len, 1), key, bytes, size);
+    removed.db = RedisModule_GetSelectedDb(ctx);
+    removed.key_len = len;
 }
 
-/* Returns what the key held, or NULL if it is not the one that went last. */
-static buffer_t *find_gone(RedisModuleCtx *ctx, const char *name, size_t len) {
-    if (gone.payload.len && gone.db == RedisModule_GetSelectedDb(ctx) && gone.key_len == len &&
-        memcmp(gone.payload.data + sizeof(valued_t), name, len) == 0)
-        return &gone.payload;
+/* Returns the key's value, or NULL if it is not the key that was removed last. */
+static buffer_t *find_removed(RedisModuleCtx *ctx, const char *name, size_t len) {
+    if (removed.payload.len && removed.db == RedisModule_GetSelectedDb(ctx) &&
+        removed.key_len == len && memcmp(removed.payload.data + sizeof(valued_t), name, len) == 0)
+        return &removed.payload;
     return NULL;
 }
 
-/* Returns what the key holds, or NULL if it does not exist. */
+/* Returns the key's value, or NULL if it does not exist. */
 static buffer_t *find_present(RedisModuleCtx *ctx, RedisModuleString *key, const char *name,
                               size_t len) {
-    RedisModuleKey *open = RedisModule_OpenKey(ctx, key, WITHOUT_TRACE);
+    RedisModuleKey *open = RedisModule_OpenKey(ctx, key, NO_EFFECTS);
     if (open == NULL) return NULL;
     valued_t head = make_head(open, len, 0);
-    /* Closed at once: GETRANGE may be what deletes the key, and an open key must not
-     * outlive it. */
+    /* Closed before the call: GETRANGE may delete an expired key, and an open handle must
+     * not outlive its key. */
     RedisModule_CloseKey(open);
     RedisModuleCallReply *reply = NULL;
     const char *bytes = NULL;
@@ -117,12 +117,11 @@ static buffer_t *find_present(RedisModuleCtx *ctx, RedisModuleString *key, const
  * the next event. */
 static buffer_t *find_value(RedisModuleCtx *ctx, const char *event, RedisModuleString *key,
                             const char *name, size_t len) {
-    if (is_end(event)) return find_gone(ctx, name, len);
-    /* `expire` may be of a time that is over (SET … PXAT 1). On such a key our look would
-     * make Redis 7.0 delete it, tell nobody, and replicate the deletion before the
-     * command. */
+    if (removes_key(event)) return find_removed(ctx, name, len);
+    /* `expire` may set a time in the past (SET … PXAT 1). Opening such a key makes Redis 7.0
+     * delete it without an event, and replicate the deletion before the command. */
     if (RedisModule_GetOpenKeyModesAll == NULL && strcmp(event, "expire") == 0) return NULL;
-    main_thread.capturing = 0; /* the events of our own look are not captured */
+    main_thread.capturing = 0; /* reading the value may emit events */
     buffer_t *found = find_present(ctx, key, name, len);
     main_thread.capturing = 1;
     return found;
@@ -136,26 +135,26 @@ int values_push(RedisModuleCtx *ctx, const record_t *head, const char *event,
         valued.kind = RECORD_VALUED;
         valued.payload_len = (uint32_t)payload->len;
         int full = queue_push(shared.events, &valued, event, payload->data);
-        gone.payload.len = 0;
+        removed.payload.len = 0;
         if (!full) return 0;
     }
-    /* Without its value an event may still fit. */
+    /* The event may still fit without its value. */
     return queue_push(shared.events, head, event, name);
 }
 
 void values_prepare(void) {
     main_thread.value_bytes = 0;
     subscribed = 0;
-    gone.payload.len = 0;
+    removed.payload.len = 0;
 }
 
 void values_take(RedisModuleCtx *ctx, size_t bytes) {
     RedisModuleEvent event = {REDISMODULE_EVENT_KEY, 1};
     main_thread.value_bytes = bytes;
     if (bytes == 0 || subscribed) return;
-    /* This subscription stays until the module is unloaded. It may not be taken back here:
-     * if this runs in the callback of another server event, the server walks through its
-     * list of subscribers, and that list must not lose one meanwhile. */
+    /* This subscription stays until the module is unloaded. It must not be ended here:
+     * this may run in the callback of another server event, while the server iterates over
+     * its list of subscribers. */
     RedisModule_SubscribeToServerEvent(ctx, event, on_key);
     subscribed = 1;
 }

@@ -1,5 +1,5 @@
-/* The worker thread: how the main thread starts it, wakes it, sends requests to it and
- * waits for it; and how the worker waits, logs and answers.
+/* The worker thread. The main thread's side: start, wake, send requests, wait. The worker's
+ * side: wait, log, report.
  *
  * The two threads never wait for each other, except for the start of the thread and
  * for a flush (flush.c), where the main thread waits for a limited time.
@@ -80,7 +80,7 @@ void worker_wake_main(void) { bell_ring(main_bell); }
 void worker_wait(long long ms) { bell_wait(main_bell, ms); }
 
 /* Callback of Redis' event loop. It only has to wake the loop: before Redis sleeps again,
- * server.c has the jobs run. */
+ * server.c runs the jobs. */
 static void on_main_bell(int fd, void *data, int mask) {
     (void)data;
     (void)mask;
@@ -100,7 +100,7 @@ int shim_wake_fd(void) { return bell; }
 void shim_before_wait(void) {
     atomic_store(&waits, 1);
     atomic_thread_fence(memory_order_seq_cst);
-    /* Nobody has announced what came since the worker looked last. */
+    /* The records that came since the worker last looked were not announced. */
     if (pushed() != seen) bell_ring(bell);
 }
 

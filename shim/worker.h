@@ -1,5 +1,6 @@
-/* The worker thread, as the main thread sees it: start, wake, tell, stop. What the worker
- * itself calls is in api.h. Main thread, but for worker_wake_main. */
+/* The worker thread, as the main thread sees it: start, wake, send requests,
+ * stop. The functions that the worker itself calls are in api.h. Main thread, except for
+ * worker_wake_main. */
 #ifndef KEYSPACE_AMQP_WORKER_H
 #define KEYSPACE_AMQP_WORKER_H
 #include <stddef.h>
@@ -10,21 +11,22 @@
 
 /* ---- load and unload ---- */
 
-/* Makes the queues and what else the thread needs; -1 if no file descriptor is left. */
+/* Makes the queues, eventfds and log context. Returns 0, or -1 if no file descriptor is
+ * left. */
 int worker_prepare(RedisModuleCtx *ctx);
-/* From here on requests are taken. They wait until the thread runs. */
+/* Allows requests. They wait in the queue until the thread runs. */
 void worker_open(void);
-/* Starts the thread and waits until it is ready. A thread that hangs still uses all that
- * was made for it, so that nothing may be freed. */
+/* Starts the thread and waits until it is ready. A thread that hangs may still
+ * use everything, so nothing may be freed. */
 enum worker_start { WORKER_READY, WORKER_FAILED, WORKER_HANGS };
 enum worker_start worker_start(void);
-/* From here on nothing is captured, and nothing is asked of the worker. */
+/* Stops the capture, and allows no more requests. */
 void worker_close(void);
 /* True between worker_open and worker_close. */
 int worker_is_open(void);
 /* True if the thread has ended, or was never started. */
 int worker_has_ended(void);
-/* Waits for the end of the thread and frees what worker_prepare has made. */
+/* Joins the thread and frees everything that worker_prepare has made. */
 void worker_release(void);
 
 /* ---- to the worker ---- */
@@ -33,7 +35,7 @@ void worker_release(void);
 void worker_wake(void);
 /* Wakes the worker if it waits. */
 void worker_announce(void);
-/* Calls worker_announce if there is something that it was not called for yet. */
+/* Calls worker_announce if records were pushed since it was called last. */
 void worker_announce_new(void);
 /* Sends a request (RECORD_*). The payload is copied. */
 void worker_request(uint8_t kind, const char *payload, size_t len);
@@ -41,17 +43,17 @@ void worker_request(uint8_t kind, const char *payload, size_t len);
 void worker_request_buffer(uint8_t kind, buffer_t *buffer);
 /* Bytes of the requests that the worker has not taken yet. */
 size_t worker_request_bytes(void);
-/* A fallback list was changed by somebody else, by the command or event `what`. An empty
- * key: any of the lists. */
+/* Tells the worker that a fallback list was changed, and not by a job. `what`: the command
+ * or event that changed it. An empty key: any of the lists. */
 void worker_list_changed(const char *what, const char *key, size_t len);
 
 /* ---- from the worker ---- */
 
-/* From here on worker_wake_main wakes Redis' event loop. */
+/* Adds the eventfd of worker_wake_main to Redis' event loop, so that it wakes the loop. */
 void worker_listen(void);
-/* Waits until somebody calls worker_wake_main, for at most `ms` milliseconds. */
+/* Waits for a call of worker_wake_main, for at most `ms` milliseconds. */
 void worker_wait(long long ms);
-/* Any thread. Ends such a wait, or wakes Redis' event loop. */
+/* Any thread. Ends the main thread's worker_wait, or wakes Redis' event loop. */
 void worker_wake_main(void);
 
 #endif

@@ -46,12 +46,13 @@ _LEFT_OUT = {{
     "open", "run",
     # logging and repair
     "_count_waiting", "_keep_head", "_reread_length", "_lose_window", "_repair", "_unexpected",
-    "balance", "clear", "closed", "down", "expects", "failed", "forget_head", "give_up", "hand_over",
-    "is_void_after_repair", "link_down", "link_lost", "log", "repair",
+    "balance", "clear", "closed", "down", "expects", "failed", "forget_head", "give_up",
+    "hand_over", "is_void_after_repair", "link_down", "link_lost", "log", "repair",
     # counts, which plain statements change
     "confirmed", "dropped", "found", "matched",
     # calls of C
-    "after_wait", "before_wait", "abandon", "command_done", "flush_done", "free", "ready", "release", "submit",
+    "abandon", "after_wait", "before_wait", "command_done", "flush_done", "free", "ready",
+    "release", "submit",
 }}
 # These methods share a name in _LEFT_OUT, but are ordinary code.
 _NEVER_LEFT_OUT = {{
