@@ -89,7 +89,7 @@ static int on_set(const char *name, RedisModuleString *value, void *index,
     return REDISMODULE_OK;
 }
 
-/* Called once for a CONFIG SET, after all its values were set. */
+/* Called for each parameter of a CONFIG SET, after the values of all of them were set. */
 static int on_apply(RedisModuleCtx *ctx, void *index, RedisModuleString **error) {
     (void)index;
     (void)error;

@@ -106,10 +106,12 @@ class Lists:
             return
         self.known = True
         self._home = home
-        if self.current.key is not None and not serves(self.current.key):
-            self.current.leave()
         for key in [key for key in self.others if not serves(key)]:
             self._ledger.found(-self.others.pop(key))
+        if self.current.key is not None and not serves(self.current.key):
+            self.current.leave()
+            if home is None and not self.others:
+                self.current.state = ListState.NONE
 
     def leave_unserved(self) -> None:
         """Leave the current list, whose slot this node does not serve; search for lists anew."""

@@ -211,6 +211,6 @@ _records.compile_masks = _compile
         client, mailbox, [b"a", b"b", b"c", b"d"], repeated=4, dropped=2, dropped_handler_error=2
     )
     assert numbers["handler_errors"] >= 2
-    assert "2 events lost: the handler failed over them" in server.log() or (
-        server.log().count("1 events lost: the handler failed over them") >= 1
+    assert "2 events lost: the handler failed on them" in server.log() or (
+        server.log().count("1 events lost: the handler failed on them") >= 1
     )

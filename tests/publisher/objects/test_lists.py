@@ -316,3 +316,11 @@ def test_more_elements_are_found_without_a_reason() -> None:
     bench.lists.set_length(7)
     assert bench.found == 7
     assert bench.dropped() == {}
+
+
+@pytest.mark.parametrize("state", list(ListState))
+def test_a_node_that_has_lost_its_last_slot_waits_for_no_list(state: ListState) -> None:
+    bench = working_with(HOME, 0)
+    bench.current.state = state
+    bench.lists.set_lists(None, lambda key: False)
+    assert (bench.current.key, bench.current.state) == (None, ListState.NONE)
