@@ -16,13 +16,17 @@ _WIDTH = 58
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A quantity: its value in each round, and the target for their median, if it has one."""
+    """A quantity: its value in each round, and the target for their median, if it has one.
+
+    `fair`: the values by which a miss is called gross.
+    """
 
     name: str
     text: str
     unit: str
     values: Sequence[float]
     target: Target | None
+    fair: Sequence[float]
 
     @property
     def median(self) -> float:
@@ -37,7 +41,7 @@ class Row:
             return ""
         if self.target.met(self.median):
             return "met"
-        near = any(self.target.met(value, self.target.gross) for value in self.values)
+        near = any(self.target.met(value, self.target.gross) for value in self.fair)
         return "missed" if near else "GROSS"
 
     def __str__(self) -> str:
@@ -70,9 +74,16 @@ class Report:
         self.how[name] = how
         print(f"\n{name}: {how}", flush=True)
 
-    def row(self, name: str, text: str, unit: str, values: Sequence[float]) -> None:
-        """Add a row and print it."""
-        row = Row(name, text, unit, list(values), TARGETS.get(name))
+    def row(
+        self,
+        name: str,
+        text: str,
+        unit: str,
+        values: Sequence[float],
+        fair: Sequence[float] | None = None,
+    ) -> None:
+        """Add a row and print it. `fair`: see Row; by default the values."""
+        row = Row(name, text, unit, list(values), TARGETS.get(name), list(fair or values))
         self.rows[name] = row
         print(row, flush=True)
 

@@ -45,8 +45,9 @@ TARGETS = {
     "broker.p99": at_most(3),
     "sink.rate": at_least(0.75),
     "sink.p99": at_most(2),
-    # A bare server with so little load has a 99th percentile of 0.3 to 1.6 ms from run to run, so
-    # the same code gives ratios up to 4 (steady) and 14 (drain).
+    # A bare server with so little load has a 99th percentile of 0.1 to 1.6 ms from run to run, so
+    # the same code gives ratios up to 19 (steady) and 14 (drain). A miss is called gross by the
+    # ratio to half a millisecond at least (items.py, CALM_US), and by these factors.
     "steady.p99": at_most(1.3, gross=5),
     "masks.rate": at_least(0.95),
     "masks.filtered": at_least(1_000_000),  # events per second of CPU
