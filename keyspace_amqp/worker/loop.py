@@ -113,10 +113,7 @@ class Worker:
         self._leftovers = Leftovers(shim.port)
         if events := recover(self._leftovers):
             publisher.recover(events)
-
-    def show(self) -> None:
-        """Bring what STATS and INFO show up to date: leftovers that were read at the load."""
-        self._status.show()
+        self._status.show()  # the leftovers, before the load has ended
 
     def run(self) -> None:
         """Run turns of the loop until the flush of a stop is done. Never raises."""
@@ -288,7 +285,6 @@ def main(shim: Shim) -> int:
         return -1
     # Events are not in cycles, and scanning the thousands that wait took 8% of the time.
     gc.set_threshold(_GARBAGE)
-    worker.show()
     shim.ready(True)
     worker.run()
     # The worker's parts are in a reference cycle. Without the collection they would stay in
