@@ -36,9 +36,9 @@ def peek_job(key: bytes, start: int, count: int, most: int = 0) -> Job:
     return Job([read, Command("LLEN", [key])])
 
 
-def length_job(key: bytes) -> Job:
-    """Read the list's length."""
-    return Job([Command("LLEN", [key])])
+def length_job(*keys: bytes) -> Job:
+    """Read the lengths of these lists."""
+    return Job([Command("LLEN", [key]) for key in keys])
 
 
 def lengths_job(keys: Sequence[bytes]) -> Job:
@@ -46,14 +46,19 @@ def lengths_job(keys: Sequence[bytes]) -> Job:
     return Job([Lengths(keys)])
 
 
-def trim_job(key: bytes, elements: Sequence[bytes]) -> Job:
+def trim_job(
+    key: bytes, elements: Sequence[bytes], moved: Sequence[bytes] = (), to: bytes = b""
+) -> Job:
     """Remove these elements from the list's head, and then read its length.
 
     The job ends without a change unless the list begins with exactly these elements. A client
     may have changed the list, even without a change of its length or its ends (LSET, LREM
     and LINSERT), and an element that the worker has not read must not be removed.
+    `moved`: before that, append these of them to the list `to`.
     """
-    return Job([_expect(key, elements), _cut(key, elements), Command("LLEN", [key])])
+    push = [Command("RPUSH", [to, *moved], write=True)] if moved else []
+    look = Command("LLEN", [key])
+    return Job([_expect(key, elements), *push, _cut(key, elements), look])
 
 
 def move_job(source: bytes, elements: Sequence[bytes], target: bytes, as_: Sequence[bytes]) -> Job:

@@ -85,6 +85,7 @@ def defines() -> str:
         "MODULE_VERSION_NUMBER": major * 10000 + minor * 100 + patch,
         "OWN_KEY_PREFIX": quoted(keys.PREFIX.decode()),
         "OWN_KEY_SUFFIX": quoted(keys.SUFFIX.decode()),
+        "OWN_KEY_REFUSED_SUFFIX": quoted(keys.REFUSED_SUFFIX.decode()),
         "MASK_BYTES": MASK_BYTES,
         "PARAMETERS_COUNT": len(PARAMETERS),
         "EVENT_CLASSES_COUNT": len(classes()),

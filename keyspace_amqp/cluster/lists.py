@@ -1,7 +1,8 @@
 """The fallback lists of this node: which ones exist, and which one is its own.
 
-Each slot has one possible list, under a key whose tag was chosen for the slot. A primary
-pushes to one list, its home, in a slot that it serves. It also delivers every other list
+Each slot has one possible list, under a key whose tag was chosen for the slot, and one list
+of refused events beside it. A primary pushes to one list, its home, in a slot that it serves,
+and to the list of refused events beside it. It also delivers every other list
 in its slots: one that came along when a slot moved here, or that was pushed by an earlier
 load of the module.
 
@@ -12,9 +13,9 @@ are to be read come out.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
-from .slots import SLOTS, key_of, slot_of
+from .slots import SLOTS, key_of, keys_of, slot_of
 from .topology import Topology
 
 # Keys of one look, at most: they take less than a millisecond of Redis' main thread.
@@ -22,6 +23,11 @@ LOOK_KEYS = 2048
 # Slots that are looked at again with each reading of the topology: all 16384 in less than
 # five minutes. (Redis 7.0 counts each look at a key in keyspace_misses.)
 LOOK_SLOWLY = 64
+
+
+def _keys_of(slots: Iterable[int]) -> Iterator[bytes]:
+    """Yield the keys of both lists in each slot; the key that ends a look at a slot is last."""
+    return itertools.chain.from_iterable(map(keys_of, slots))
 
 
 class Lists:
@@ -66,7 +72,8 @@ class Lists:
         home = self.home
         if home is not None and slot_of(home) in self._slots_to_look_at:
             # First, because on most servers home is the only list.
-            self._keys_to_look_at = {home: None} | self._keys_to_look_at
+            own = dict.fromkeys(keys_of(slot_of(home)))
+            self._keys_to_look_at = own | self._keys_to_look_at
 
     def serves(self, key: bytes) -> bool:
         """True if this node serves the key's slot."""
@@ -87,9 +94,8 @@ class Lists:
         """
         if self._topology is not None:
             slots = range(self._next_slow_slot, min(self._next_slow_slot + LOOK_SLOWLY, SLOTS))
-            self._keys_to_look_at |= {
-                key_of(slot): None for slot in slots if slot in self._topology.served
-            }
+            served = (slot for slot in slots if slot in self._topology.served)
+            self._keys_to_look_at |= dict.fromkeys(_keys_of(served))
             self._next_slow_slot = slots.stop % SLOTS
 
     @property
@@ -135,7 +141,7 @@ class Lists:
         if self._topology is None:
             return self._round, []
         self._keys_to_look_at = {key: None for key in self._keys_to_look_at if self.serves(key)}
-        keys: Iterable[bytes] = self._keys_to_look_at or map(key_of, self._slots_to_look_at)
+        keys: Iterable[bytes] = self._keys_to_look_at or _keys_of(self._slots_to_look_at)
         return self._round, list(itertools.islice(keys, LOOK_KEYS))
 
     def look_result(

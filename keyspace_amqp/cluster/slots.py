@@ -9,7 +9,7 @@ import binascii
 import functools
 from collections.abc import Sequence
 
-from ..tables.keys import KEY, tagged
+from ..tables.keys import KEY, refused_key, tagged
 
 SLOTS = 16384
 
@@ -40,6 +40,11 @@ def tags() -> Sequence[bytes]:
             missing -= 1
         number += 1
     return [tag for tag in found if tag is not None]
+
+
+def keys_of(slot: int) -> tuple[bytes, bytes]:
+    """Return the keys of both lists in a slot: of refused events, and the fallback list."""
+    return refused_key(key_of(slot)), key_of(slot)
 
 
 def key_of(slot: int) -> bytes:

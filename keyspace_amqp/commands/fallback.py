@@ -10,10 +10,9 @@ from typing import Any
 
 from ..cluster.lists import LOOK_KEYS
 from ..cluster.peers import Outcome
-from ..cluster.slots import SLOTS, key_of
+from ..cluster.slots import KEY_SLOT, SLOTS, keys_of
 from ..fallback import lengths_job, peek_job, read_elements
 from ..jobs import JobError
-from ..tables.keys import KEY
 from .arguments import shown, split_subcommand, wrong_arguments
 from .handler import Call, Handler, Steps, Wait
 from .importing import import_list
@@ -54,7 +53,8 @@ def _lengths(call: Call) -> Generator[Wait, Any, Mapping[bytes, int]]:
     """Return the lists on this server that are not empty, with their lengths."""
     keys = call.handler.list_keys
     if keys is None:  # for example on a replica: every slot may have a list
-        keys = [key_of(slot) for slot in range(SLOTS)] if call.handler.clustered else [KEY]
+        slots = range(SLOTS) if call.handler.clustered else [KEY_SLOT]
+        keys = [key for slot in slots for key in keys_of(slot)]
     lengths: dict[bytes, int] = {}
     for first in range(0, len(keys), LOOK_KEYS):
         some = keys[first : first + LOOK_KEYS]

@@ -13,8 +13,8 @@ class State(enum.IntEnum):
     """The state of an entry.
 
     WAITING: to be sent. SENT: in flight; the window has its delivery tag. REFUSED: the
-    broker has answered with a nack; it is to be sent again. DONE: confirmed, or not to be
-    sent any more.
+    broker has answered with a nack; it will move to the refused events, in memory or in
+    their list. DONE: confirmed, or not to be sent any more.
     """
 
     WAITING = 0
@@ -32,11 +32,12 @@ class Entry:
 
     `event`: None for an element of the list that is not an event. `at`: the time at which it
     came in, in the publisher's clock. `element`: its form in the list; None until that was
-    made or read. `listed`: True for an element of the list, False for an event in memory.
-    `size`: the approximate bytes of memory that it takes.
+    made or read. `listed`: True for an element of a list, False for an event in memory.
+    `refused`: it is one of the refused events. `size`: the approximate bytes of memory that
+    it takes.
     """
 
-    __slots__ = ("at", "element", "event", "listed", "size", "state")
+    __slots__ = ("at", "element", "event", "listed", "refused", "size", "state")
 
     def __init__(self, event: Event | None, at: float, element: bytes | None = None) -> None:
         self.event = event
@@ -44,6 +45,7 @@ class Entry:
         self.element = element
         self.state = WAITING
         self.listed = False
+        self.refused = False
         self.size = 0
         if event is not None:
             self.size = len(event.key) + len(event.name) + EVENT_BYTES

@@ -1,4 +1,4 @@
-"""The fallback list that the publisher works with: its length, and its known head.
+"""A list in Redis that the publisher works with: its length, and its known head.
 
     the list in Redis    | known head              | not read yet |
                          | sent      | not sent    |
@@ -6,7 +6,8 @@
 
 The known head consists of the oldest elements, up to some place in the list. They were read,
 or they were pushed when all elements before them were known. An element leaves the list after
-its confirm, never before (rule 10).
+its confirm, never before (rule 10). An element that the broker has refused moves to the end
+of the list of refused events; if it is in that list already, to the end of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import enum
 import itertools
 from collections.abc import Sequence
 
-from .entry import DONE, WAITING, Entry, fitting, size_of
+from .entry import DONE, REFUSED, SENT, WAITING, Entry, fitting, size_of
 from .ledger import Ledger
 from .window import WINDOW_BYTES, Window
 
@@ -38,9 +39,9 @@ class FallbackList:
     """The list's key, length and known head.
 
     `length`: elements in Redis. `done` and `done_bytes`: elements that are DONE and not
-    trimmed yet. `unsent_bytes`: bytes of the known elements that are not sent. `generation`
-    changes whenever the known head is forgotten: the replies of a read or a trim that was
-    made before that are ignored.
+    trimmed yet. `refused`: elements that are REFUSED and not moved yet. `unsent_bytes`: bytes
+    of the known elements that are not sent. `generation` changes whenever the known head is
+    forgotten: the replies of a read or a trim that was made before that are ignored.
     """
 
     def __init__(self, window: Window, ledger: Ledger) -> None:
@@ -49,6 +50,8 @@ class FallbackList:
         self.length = 0
         self.done = 0
         self.done_bytes = 0
+        self.refused = 0
+        self.trimming = 0  # elements in a trim job
         self.unsent_bytes = 0
         self.generation = 0
         self._head: collections.deque[Entry] = collections.deque()
@@ -96,6 +99,16 @@ class FallbackList:
         self.unsent_bytes -= size_of(entries)
         return entries
 
+    @property
+    def in_flight(self) -> int:
+        """Return how many of the known elements are in flight."""
+        return sum(entry.state is SENT for entry in self._head)
+
+    def mark_refused(self, entry: Entry) -> None:
+        """Make an element of the known head, which was in flight, REFUSED."""
+        entry.state = REFUSED
+        self.refused += 1
+
     def mark_done(self, entry: Entry) -> None:
         """Count an element of the known head as DONE."""
         self.done += 1
@@ -106,9 +119,26 @@ class FallbackList:
         sent = itertools.islice(self._head, self._sent)
         return list(itertools.takewhile(lambda entry: entry.state is DONE, sent))
 
+    def settled_prefix(self) -> list[Entry]:
+        """Return the first elements, as far as they are DONE or REFUSED."""
+        sent = itertools.islice(self._head, self._sent)
+        return list(itertools.takewhile(lambda entry: entry.state in (DONE, REFUSED), sent))
+
+    def unsettled_before_done(self) -> list[Entry]:
+        """Return the elements in flight that keep DONE elements behind them from their trim."""
+        sent = list(itertools.islice(self._head, self._sent))
+        while sent and sent[-1].state is not DONE:
+            sent.pop()
+        return [entry for entry in sent if entry.state is SENT]
+
     def link_lost(self) -> None:
         """Send again what was sent, except for elements that can be trimmed."""
-        self._sent = len(self.done_prefix())
+        if self.refused:
+            for entry in itertools.islice(self._head, self.trimming, None):
+                if entry.state is REFUSED:
+                    entry.state = WAITING
+                    self.refused -= 1
+        self._sent = max(len(self.done_prefix()), self.trimming)
         self.unsent_bytes = size_of(itertools.islice(self._head, self._sent, None))
 
     # ---- results of jobs -------------------------------------------------------------
@@ -137,6 +167,7 @@ class FallbackList:
         entry.listed = True
         if entry.state is DONE:
             self.mark_done(entry)
+        self.refused += entry.state is REFUSED
         # The known head stays in the list's order. So an entry that was sent counts as
         # unsent if it comes behind one that was not; the caller of `take` does not send it
         # again.
@@ -151,13 +182,15 @@ class FallbackList:
         self.length += count
 
     def trimmed(self, count: int) -> None:
-        """Remove the first `count` elements, which were DONE."""
+        """Remove the first `count` elements, which were DONE, or REFUSED and moved."""
         entries = [self._head.popleft() for _ in range(count)]
+        done = [entry for entry in entries if entry.state is DONE]
         self._sent -= count
         self.length -= count
-        self.done -= count
-        self.done_bytes -= size_of(entries)
-        self._ledger.drained(count)
+        self.refused -= count - len(done)
+        self.done -= len(done)
+        self.done_bytes -= size_of(done)
+        self._ledger.drained(len(done))
 
     def cut(self, count: int) -> int:
         """Remove the oldest elements, which fell off a full list; return how many were lost.
@@ -177,6 +210,7 @@ class FallbackList:
                 self._ledger.drained(1)
                 lost -= 1
             else:
+                self.refused -= entry.state is REFUSED
                 self._window.give_up(entry)
         self.length -= count
         return lost
@@ -194,7 +228,7 @@ class FallbackList:
         self._head.clear()
         self._sent = 0
         self._ledger.found(self.done)
-        self.done = self.done_bytes = self.unsent_bytes = 0
+        self.done = self.done_bytes = self.refused = self.unsent_bytes = 0
         self.generation += 1
 
     def hand_over(self) -> None:

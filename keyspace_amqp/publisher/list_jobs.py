@@ -1,9 +1,10 @@
-"""Jobs on the fallback list: push, read, trim, read the length, delete.
+"""Jobs on the lists: push, read, trim, read the lengths, delete.
 
-At most one is under way. This file makes the jobs, and updates the known state of the list
+At most one is under way. This file makes the jobs, and updates the known state of the lists
 from their replies. A push takes the oldest entries of memory first, sent or not, so that the list
 stays older than memory. An entry that is confirmed while it is being pushed is an element all
-the same; a later trim removes it.
+the same; a later trim removes it. A trim also moves refused elements to the list of refused
+events.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..fallback import JOB_BYTES, JOB_ELEMENTS, from_element
 from ..jobs import Failure, Job, JobError, JobResult
 from ..tables.stats import Stat
 from .actions import Submit
-from .entry import DONE, WAITING, Entry, element_of, size_of
+from .entry import DONE, REFUSED, WAITING, Entry, element_of, size_of
 from .fallback_list import FallbackList, ListState
 from .ledger import Ledger
 from .lists import Lists
@@ -24,26 +25,33 @@ from .memory import Memory
 from .recent import RecentPushes
 from .window import WINDOW, WINDOW_BYTES, Window
 
-# Seconds between two jobs that read the length, to compare it with the length that is known.
+# Seconds between two jobs that read the lengths, to compare them with those that are known.
 CHECK_EVERY = 1.0
 # Seconds until the next job after one that failed, because the list is out of reach.
 JOB_RETRY_AFTER = 0.2
 # While more confirms are on their way, a trim waits for this many confirmed elements.
 TRIM_ELEMENTS = JOB_ELEMENTS // 4
+# Elements that were sent and not trimmed, at most: one without a confirm keeps all those
+# behind it. Then no more are read.
+SENT_ELEMENTS = 4 * WINDOW
 
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """The job that reads the list's length."""
+    """The job that reads the lengths of these lists."""
+
+    lists: Sequence[FallbackList]
 
 
 @dataclasses.dataclass(frozen=True)
 class Push:
-    """The job that appends the entries that are being stored.
+    """The job that appends the entries of `log` that are being stored.
 
-    `keep`: the value of fallback-size when the job was made.
+    `keep`: the elements that the list may have, at most, when the job was made; 0: any number.
     """
 
+    list: FallbackList
+    log: Memory
     keep: int
 
 
@@ -51,12 +59,16 @@ class Push:
 class Read:
     """The job that reads elements behind the known head."""
 
+    list: FallbackList
+
 
 @dataclasses.dataclass(frozen=True)
 class Trim:
-    """The job that removes the first `count` elements, which are confirmed."""
+    """The job that removes the first `count` elements, and moves `moved` of them."""
 
+    list: FallbackList
     count: int
+    moved: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +94,7 @@ class ListJobs:
         self,
         lists: Lists,
         memory: Memory,
+        refused: Memory,
         window: Window,
         recent: RecentPushes,
         ledger: Ledger,
@@ -96,6 +109,7 @@ class ListJobs:
         self._lists = lists
         self._list: FallbackList = lists.current
         self._memory = memory
+        self._refused = refused
         self._window = window
         self._recent = recent
         self._ledger = ledger
@@ -123,7 +137,8 @@ class ListJobs:
 
     def _submit(self, kind: Kind, job: Job) -> Submit:
         self.running = kind
-        self._generation = self._list.generation
+        if isinstance(kind, Read | Trim):
+            self._generation = kind.list.generation
         self.check_at = self._clock() + CHECK_EVERY
         return Submit(job)
 
@@ -141,44 +156,71 @@ class ListJobs:
         return self._submit(Purge(keys), fallback.purge_job(keys))
 
     def next_length(self) -> Submit | None:
-        """Return the job that reads the list's length, if that is due."""
-        if self._list.key is None or self._clock() < self.check_at:
+        """Return the job that reads the lengths of the lists, if that is due."""
+        lists = [one for one in (self._list, self._lists.refused) if one.key is not None]
+        if not lists or self._clock() < self.check_at:
             return None
-        return self._submit(Length(), fallback.length_job(self._list.key))
+        keys = [one.key for one in lists if one.key is not None]
+        return self._submit(Length(lists), fallback.length_job(*keys))
 
-    def push(self, keep: int) -> Submit:
+    def push(self, fallback_size: int) -> Submit:
         """Return the job that pushes the oldest entries of memory.
 
-        `keep`: if positive, the list keeps only this many elements, the newest ones.
+        `fallback_size`: the elements that both lists may have together, at most; 0: any number.
         """
-        assert self._list.key is not None
+        keep = max(1, fallback_size - self._lists.refused.length) if fallback_size > 0 else 0
+        return self._push(self._list, self._memory, keep)
+
+    def push_refused(self, fallback_size: int) -> Submit:
+        """Return the job that pushes the oldest refused events of memory to their list.
+
+        They may take half of `fallback_size`.
+        """
+        keep = max(1, fallback_size // 2) if fallback_size > 0 else 0
+        return self._push(self._lists.refused, self._refused, keep)
+
+    def _push(self, target: FallbackList, log: Memory, keep: int) -> Submit:
+        assert target.key is not None
+        log.remove_done()
         size = 0
         elements: list[bytes] = []
-        for entry in self._memory:
+        for entry in log:
             entry.element = element_of(entry)
             elements.append(entry.element)
             size += len(entry.element)
             if size >= JOB_BYTES or len(elements) >= JOB_ELEMENTS:
                 break
-        job = fallback.push_job(self._list.key, elements, keep)
-        self._memory.storing = len(elements)
-        return self._submit(Push(keep), job)
+        job = fallback.push_job(target.key, elements, keep)
+        log.storing = len(elements)
+        return self._submit(Push(target, log, keep), job)
 
     def next_read(self) -> Submit | None:
         """Return the job that reads more elements, if any are unread and there is room for them."""
         current = self._list
         enough = current.unsent >= WINDOW or current.unsent_bytes >= WINDOW_BYTES
-        if current.key is None or not current.unread or enough:
+        sent = len(current.known) - current.unsent
+        if current.key is None or not current.unread or enough or sent >= SENT_ELEMENTS:
             return None
-        start = len(current.known)
-        return self._submit(Read(), fallback.peek_job(current.key, start, JOB_ELEMENTS, JOB_BYTES))
+        return self._read(current, JOB_ELEMENTS)
+
+    def next_refused_read(self, most: int) -> Submit | None:
+        """Return the job that reads at most `most` refused elements, if none are known."""
+        refused = self._lists.refused
+        if not refused.is_ready or not refused.unread or refused.known or most <= 0:
+            return None
+        return self._read(refused, min(most, JOB_ELEMENTS))
+
+    def _read(self, source: FallbackList, most: int) -> Submit:
+        assert source.key is not None
+        start = len(source.known)
+        return self._submit(Read(source), fallback.peek_job(source.key, start, most, JOB_BYTES))
 
     def next_trim(self, *, at_once: bool, more: bool) -> Submit | None:
-        """Return the job that removes confirmed elements, if there are enough of them.
+        """Return the job that removes settled elements, if there are enough of them.
 
         `more`: more confirms are to come, so the job waits for TRIM_ELEMENTS or WINDOW_BYTES.
         `at_once`: it waits for nothing. Otherwise it waits until all that was sent is
-        confirmed.
+        settled.
         """
         current = self._list
         sent = len(current.known) - current.unsent
@@ -187,54 +229,80 @@ class ListJobs:
             large = count >= TRIM_ELEMENTS or size >= WINDOW_BYTES
             return count > 0 and (at_once or large or (not more and count >= sent))
 
-        if not enough(current.done, current.done_bytes):
-            return None  # this cheap test comes first: `done_prefix` walks over elements
-        done = current.done_prefix()
-        return self._trim(done) if enough(len(done), size_of(done)) else None
+        if not enough(current.done + current.refused, current.done_bytes):
+            return None  # this cheap test comes first: the prefix is found by a walk
+        may_move = self._lists.refused.is_ready
+        settled = current.settled_prefix() if may_move else current.done_prefix()
+        return self._trim(current, settled) if enough(len(settled), size_of(settled)) else None
 
-    def _trim(self, done: Sequence[Entry]) -> Submit:
+    def next_refused_trim(self) -> Submit | None:
+        """Return the job that trims the list of refused events, when all known are settled.
+
+        Those that were refused again move to its end.
+        """
+        refused = self._lists.refused
+        if not refused.is_ready or not refused.known:
+            return None
+        settled = refused.settled_prefix()
+        return self._trim(refused, settled) if len(settled) == len(refused.known) else None
+
+    def _trim(self, source: FallbackList, settled: Sequence[Entry]) -> Submit:
         """Return the job that removes as many of these elements as fit into one job."""
-        assert self._list.key is not None
+        assert source.key is not None
         size = 0
         elements: list[bytes] = []
-        for entry in done[:JOB_ELEMENTS]:
+        moved: list[bytes] = []
+        for entry in settled[:JOB_ELEMENTS]:
             if size >= JOB_BYTES:
                 break
             elements.append(element_of(entry))
             size += len(elements[-1])
-        return self._submit(Trim(len(elements)), fallback.trim_job(self._list.key, elements))
+            if entry.state is REFUSED:
+                moved.append(elements[-1])
+        to = self._lists.refused.key
+        job = fallback.trim_job(source.key, elements, moved, to or b"")
+        source.trimming = len(elements)
+        return self._submit(Trim(source, len(elements), len(moved)), job)
 
     # ---- reading replies ---------------------------------------------------------
 
     def done(self, result: JobResult) -> None:
         """Take the replies of the job that was submitted last."""
         kind, self.running = self.running, None
-        stale = self._generation != self._list.generation
         match kind:
-            case Read() | Trim() if stale:
-                self._reread_length()
-                return
-            case Length():
-                self._length_done(result)
-            case Push(keep=keep):
-                self._push_done(result, keep)
-            case Read():
-                self._read_done(result)
-            case Trim(count=count):
-                self._trim_done(result, count)
+            case Length(lists=lists):
+                self._length_done(result, lists)
+            case Push():
+                self._push_done(result, kind)
+            case Read(list=source):
+                if not self._is_stale(source):
+                    self._read_done(result, source)
+            case Trim(list=source):
+                source.trimming = 0
+                if not self._is_stale(source):
+                    self._trim_done(result, kind)
             case Purge(keys=keys):
                 self._purge_done(result, keys)
-        if self._list.key is None:
-            # The list was left while the job was under way: undo what its replies changed.
-            none = self._list.state is ListState.NONE
-            self._list.leave()
-            if none:
-                self._list.state = ListState.NONE
+        for one in (self._list, self._lists.refused):
+            if one.key is None:
+                # The list was left while the job was under way: undo what its replies changed.
+                none = one.state is ListState.NONE
+                one.leave()
+                if none:
+                    one.state = ListState.NONE
 
-    def _reread_length(self) -> None:
-        """Treat the length as unknown, and make reading it due now."""
-        if self._list.is_ready:
-            self._list.state = ListState.UNKNOWN
+    def _is_stale(self, source: FallbackList) -> bool:
+        """True if the known head was forgotten after the job was made: its replies are ignored."""
+        if self._generation == source.generation:
+            return False
+        self._reread_lengths()
+        return True
+
+    def _reread_lengths(self) -> None:
+        """Treat the lengths as unknown, and make reading them due now."""
+        for one in (self._list, self._lists.refused):
+            if one.is_ready:
+                one.state = ListState.UNKNOWN
         self.check_now()
 
     def _failed(self, error: JobError) -> None:
@@ -242,18 +310,23 @@ class ListJobs:
             self._on_error(f"fallback list: {error}")
         self.retry_at = self._clock() + JOB_RETRY_AFTER
 
-    def _length_done(self, result: JobResult) -> None:
-        length = result.reply(0)
-        if isinstance(length, int):
-            self._lists.set_length(length)
-        elif isinstance(length, JobError):
-            self._length_failed(length)
+    def _length_done(self, result: JobResult, lists: Sequence[FallbackList]) -> None:
+        for number, one in enumerate(lists):
+            length = result.reply(number)
+            if isinstance(length, int):
+                self._lists.set_length(one, length)
+            elif isinstance(length, JobError) and length.failure is not Failure.NOT_RUN:
+                if one is self._list:
+                    self._length_failed(length)
+                elif length.failure is Failure.WRONG_TYPE:
+                    one.set_length(0)
+                    one.state = ListState.NONE
 
     def _length_failed(self, error: JobError) -> None:
         """Note that the list is out of reach, or that there is none and memory need not wait."""
         match error.failure:
             case Failure.WRONG_TYPE:
-                self._lists.set_length(0)
+                self._lists.set_length(self._list, 0)
                 self._list.state = ListState.NONE
             case Failure.NOT_SERVED:
                 self._lists.leave_unserved()
@@ -264,27 +337,33 @@ class ListJobs:
             self._failed(error)
         self.retry_at = self.check_at = self._clock() + CHECK_EVERY
 
-    def _push_done(self, result: JobResult, keep: int) -> None:
-        length = result.reply(0)
+    def _push_done(self, result: JobResult, push: Push) -> None:
+        length, target, log = result.reply(0), push.list, push.log
         if not isinstance(length, int):
-            self._memory.store_failed()
+            log.store_failed()
             if isinstance(length, JobError):
                 self._failed(length)
                 self.check_now()
             return
-        entries = self._memory.being_stored
-        self._lists.set_length(length - len(entries))
+        entries = log.being_stored
+        self._lists.set_length(target, length - len(entries))
         self._recent.add(entries)
-        known = self._known_part(entries)
+        # Refused elements are read only when their turn comes.
+        known = self._known_part(entries) if log is self._memory else 0
         for entry in entries[:known]:
-            self._memory.uncount(entry)
-            self._list.enlist(entry)
+            log.uncount(entry)
+            target.enlist(entry)
         self._ledger.pushed(known)
-        self._leave_to_be_read(entries[known:])
-        self._memory.stored()
-        if 0 < keep < length:
-            lost = self._list.cut(length - keep)
-            self._ledger.dropped(Stat.DROPPED_FALLBACK_FULL, lost, "the fallback list is full")
+        self._leave_to_be_read(target, log, entries[known:])
+        log.stored()
+        if 0 < push.keep < length:
+            self._cut(target, length - push.keep)
+
+    def _cut(self, target: FallbackList, count: int) -> None:
+        """Count the oldest elements, which fell off a full list."""
+        self._ledger.dropped(
+            Stat.DROPPED_FALLBACK_FULL, target.cut(count), "the fallback list is full"
+        )
 
     def _known_part(self, entries: Sequence[Entry]) -> int:
         """Return how many of the pushed entries can be added to the known head.
@@ -303,55 +382,65 @@ class ListJobs:
             unsent += bool(unsent) or entry.state is WAITING
         return len(entries)
 
-    def _leave_to_be_read(self, entries: Sequence[Entry]) -> None:
+    def _leave_to_be_read(
+        self, target: FallbackList, log: Memory, entries: Sequence[Entry]
+    ) -> None:
         """Leave pushed entries to the list: they will be read when their turn comes."""
-        self._list.grow(len(entries))
+        target.grow(len(entries))
         self._ledger.pushed(len(entries))
         for entry in entries:
-            self._memory.uncount(entry)
+            log.uncount(entry)
             self._ledger.found(entry.state is DONE)  # it will be delivered once more
             self._window.give_up(entry)
 
-    def _read_done(self, result: JobResult) -> None:
+    def _read_done(self, result: JobResult, source: FallbackList) -> None:
         length = result.reply(1)
         if not isinstance(length, int):
             self._failed(length if isinstance(length, JobError) else JobError("no reply"))
             return
-        known = len(self._list.known)
-        self._lists.set_length(length)
-        if known != len(self._list.known):
+        known = len(source.known)
+        self._lists.set_length(source, length)
+        if known != len(source.known):
             return  # others have removed elements: the list is read again from its start
         entries = []
         for element in fallback.read_elements(result):
             entry = Entry(from_element(element), self._clock(), element)
             entry.listed = True
+            entry.refused = source is self._lists.refused
             if entry.event is None:
                 entry.state = DONE
-                self._list.mark_done(entry)
+                source.mark_done(entry)
                 why = "an element of the list is not an event"
                 self._ledger.dropped(Stat.DROPPED_UNREADABLE, 1, why)
             entries.append(entry)
-        self._list.read(entries)
+        source.read(entries)
 
-    def _trim_done(self, result: JobResult, count: int) -> None:
-        if result.reply(1) != b"OK":
-            self._trim_failed(result)
+    def _trim_done(self, result: JobResult, trim: Trim) -> None:
+        source, pushed, cut_at = trim.list, result.reply(1), 1 + bool(trim.moved)
+        if result.reply(cut_at) != b"OK" or not (isinstance(pushed, int) or not trim.moved):
+            self._trim_failed(result, source, cut_at)
             return
-        self._list.trimmed(count)
-        length = result.reply(2)
+        source.trimmed(trim.count)
+        if trim.moved and isinstance(pushed, int):
+            target = self._lists.refused
+            target.grow(trim.moved)
+            if target is not source and target.is_ready:
+                self._lists.set_length(target, pushed)
+        length = result.reply(cut_at + 1)
         if isinstance(length, int):
-            self._lists.set_length(length)
+            self._lists.set_length(source, length)
         else:  # in a migrating slot, reading a key that no longer exists fails
-            self._reread_length()
+            self._reread_lengths()
 
-    def _trim_failed(self, result: JobResult) -> None:
+    def _trim_failed(self, result: JobResult, source: FallbackList, cut_at: int) -> None:
         """Read the list again if it begins with other elements; if it is out of reach, wait."""
-        for number in range(2):
+        for number in range(cut_at + 1):
             error = result.reply(number)
             if isinstance(error, JobError) and error.failure is not Failure.NOT_RUN:
                 self._failed(error)
+                self.check_now()
                 return
-        self._list.forget_head()
+        source.forget_head()
         self.check_now()
 
     def _purge_done(self, result: JobResult, keys: Sequence[bytes]) -> None:
@@ -364,10 +453,11 @@ class ListJobs:
                 error = length if isinstance(length, JobError) else removed
                 outcome = error if isinstance(error, JobError) else JobError("no reply")
                 break
-            if key == self._list.key:
-                self._lists.set_length(length)
-                self._list.forget_head()
-                self._list.length = 0
+            one = self._lists.with_key(key)
+            if one is not None:
+                self._lists.set_length(one, length)
+                one.forget_head()
+                one.length = 0
             else:
                 self._lists.book_change(key, length - self._lists.others.pop(key, 0))
             self._ledger.dropped(Stat.DROPPED_PURGED, length, "KEYSPACEAMQP.FALLBACK PURGE")
@@ -379,6 +469,10 @@ class ListJobs:
         """Read the list again after an exception. `job_lost`: no job is under way."""
         if job_lost:
             self.running = None
-        self._list.hand_over()
-        self._reread_length()
-        self._memory.repair(push_under_way=isinstance(self.running, Push))
+        for one in (self._list, self._lists.refused):
+            one.hand_over()
+            one.trimming = 0 if self.running is None else one.trimming
+        self._reread_lengths()
+        for log in (self._memory, self._refused):
+            pushing = isinstance(self.running, Push) and self.running.log is log
+            log.repair(push_under_way=pushing)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from ..tables.keys import refused_key
 from ..tables.stats import Stat
 from .fallback_list import FallbackList, ListState
 from .ledger import Ledger
@@ -32,15 +33,18 @@ _TEXTS = {
 class Lists:
     """The lists of this node.
 
-    `current`: the list that the publisher works with. `primary`: this server is a primary.
+    `current`: the list that the publisher works with. `refused`: the list of the events that
+    the broker has refused; it has a key while the node has a home. `primary`: this server is a
+    primary.
     `writable`: it can write lists, because it is a primary and is not loading a data set.
     `known`: it is known which lists there are; if False, ClusterWatch looks for them.
     `unserved_key`: the key of a list whose slot turned out not to be served by this node;
     ClusterWatch reads it and sets it back to None.
     """
 
-    def __init__(self, current: FallbackList, ledger: Ledger) -> None:
+    def __init__(self, current: FallbackList, refused: FallbackList, ledger: Ledger) -> None:
         self.current = current
+        self.refused = refused
         self.primary = False
         self.writable = False
         self.known = False
@@ -53,7 +57,15 @@ class Lists:
     @property
     def keys(self) -> Sequence[bytes]:
         """Return the keys of all lists of this node, the current one first."""
-        return [key for key in (self.current.key, *self.others) if key is not None]
+        keys = (self.current.key, *self.others, self.refused.key)
+        return [key for key in keys if key is not None]
+
+    def with_key(self, key: bytes) -> FallbackList | None:
+        """Return the current list or the list of refused events if it has this key."""
+        for one in (self.current, self.refused):
+            if one.key == key:
+                return one
+        return None
 
     @property
     def complete(self) -> Sequence[bytes] | None:
@@ -62,13 +74,14 @@ class Lists:
         They are not known on a replica, while lists are looked for, and until a list to work
         with is chosen.
         """
-        known = self.known and (self.keys or self._home is None)
-        return self.keys if known else None
+        chosen = self.current.key is not None or self.others or self._home is None
+        return self.keys if self.known and chosen else None
 
     @property
     def length(self) -> int:
         """Return how many elements of all lists are not delivered."""
-        return self.current.undelivered + sum(self.others.values())
+        both = self.current.undelivered + self.refused.undelivered
+        return both + sum(self.others.values())
 
     def set_role(self, *, primary: bool, writable: bool) -> bool:
         """Set the role of this server; return True if `writable` has changed.
@@ -81,6 +94,7 @@ class Lists:
         self.writable = writable
         self.known = False
         self.current.leave()
+        self.refused.leave()
         self._ledger.found(-sum(self.others.values()))
         self.others.clear()
         self._reasons.clear()
@@ -89,7 +103,7 @@ class Lists:
     def found(self, lengths: Mapping[bytes, int]) -> None:
         """Take the lengths of lists in slots of this node. Length 0: the list is gone."""
         for key, length in lengths.items():
-            if key == self.current.key or not self.writable:
+            if self.with_key(key) is not None or not self.writable:
                 continue
             before = self.others.pop(key, 0)
             if length:
@@ -108,16 +122,26 @@ class Lists:
         self._home = home
         for key in [key for key in self.others if not serves(key)]:
             self._ledger.found(-self.others.pop(key))
+        self._set_refused(None if home is None else refused_key(home))
         if self.current.key is not None and not serves(self.current.key):
             self.current.leave()
             if home is None and not self.others:
                 self.current.state = ListState.NONE
+
+    def _set_refused(self, key: bytes | None) -> None:
+        """Work with the list of refused events under this key."""
+        if key == self.refused.key:
+            return
+        self.refused.leave()
+        if key is not None and key != self.current.key:
+            self.refused.choose(key, self.others.pop(key, 0))
 
     def leave_unserved(self) -> None:
         """Leave the current list, whose slot this node does not serve; search for lists anew."""
         self.unserved_key = self.current.key
         self.current.leave()
         self.current.state = ListState.NONE
+        self.refused.leave()
         self.known = False
 
     def changed_by_others(self, event: bytes, key: bytes) -> None:
@@ -140,9 +164,9 @@ class Lists:
                 reason = self._reasons.pop(key, reason)
             self._ledger.dropped(reason, -change, _TEXTS[reason])
 
-    def set_length(self, length: int) -> None:
-        """Set the length of the current list, as it was read, and count what others changed."""
-        self.book_change(self.current.key, self.current.set_length(length))
+    def set_length(self, one: FallbackList, length: int) -> None:
+        """Set the length of a list, as it was read, and count what others changed."""
+        self.book_change(one.key, one.set_length(length))
 
     def choose(self) -> bool:
         """Choose the list to work with; return True if another one than before is chosen.

@@ -1,4 +1,4 @@
-"""Events in memory: one log, oldest first, with two marks.
+"""Events in memory: a log, oldest first, with two marks.
 
     | being stored |                             the first `storing` are in a push job
     | sent                 |                     the first `sent` were sent, or refused
@@ -7,6 +7,8 @@
 Everything in the fallback list is older than everything in memory. After a lost connection
 the mark `sent` goes back to 0, so that entries without a confirm wait again in their old
 place.
+
+The publisher has two logs: one for all events, and one for those that the broker has refused.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from .entry import DONE, REFUSED, SENT, WAITING, Entry, fitting, size_of
-from .window import WINDOW_BYTES
+from .window import WINDOW, WINDOW_BYTES
 
 
 class Memory:
@@ -24,7 +26,7 @@ class Memory:
 
     `waiting` and `waiting_bytes`: entries that are not in flight, including refused ones.
     `in_flight`: entries that are. An entry that is DONE is in no count; it leaves the log
-    after all older entries have left it.
+    when all older entries have left it, or when the log has many of them.
     """
 
     def __init__(self) -> None:
@@ -33,6 +35,7 @@ class Memory:
         self.waiting = 0
         self.waiting_bytes = 0
         self.in_flight = 0
+        self._refused = 0  # entries that are REFUSED
         self._log: collections.deque[Entry] = collections.deque()
 
     def __len__(self) -> int:
@@ -87,31 +90,43 @@ class Memory:
         self._count_in_flight(entries)
         return entries
 
-    def resend(self, entries: Sequence[Entry]) -> None:
-        """Count refused entries as in flight again; elements of the list are ignored."""
-        self._count_in_flight([entry for entry in entries if not entry.listed])
-
     def _count_in_flight(self, entries: Sequence[Entry]) -> None:
         self.waiting -= len(entries)
         self.waiting_bytes -= size_of(entries)
         self.in_flight += len(entries)
 
     def refused(self, entries: Sequence[Entry]) -> None:
-        """Make entries that were in flight REFUSED; elements of the list are not counted."""
+        """Make entries of this log, which were in flight, REFUSED."""
         self._count_waiting(entries)
+        self._refused += len(entries)
         for entry in entries:
             entry.state = REFUSED
 
     def _count_waiting(self, entries: Sequence[Entry]) -> None:
-        own = [entry for entry in entries if not entry.listed]
-        self.in_flight -= len(own)
-        self.waiting += len(own)
-        self.waiting_bytes += size_of(own)
+        self.in_flight -= len(entries)
+        self.waiting += len(entries)
+        self.waiting_bytes += size_of(entries)
+
+    def take_refused(self) -> list[Entry]:
+        """Take all entries that are REFUSED out of the log, unless they may be in a push job."""
+        if not self._refused or self.storing:
+            return []
+        self._refused = 0
+        sent = [self._log.popleft() for _ in range(self.sent)]
+        taken = [entry for entry in sent if entry.state is REFUSED]
+        kept = [entry for entry in sent if entry.state not in (REFUSED, DONE)]
+        self._log.extendleft(reversed(kept))
+        self.sent = len(kept)
+        self.waiting -= len(taken)
+        self.waiting_bytes -= size_of(taken)
+        return taken
 
     def confirmed(self, count: int) -> None:
         """Note that this many entries of memory, which were in flight, are DONE now."""
         self.in_flight -= count
         self._pop_done()
+        if len(self._log) - self.waiting - self.in_flight > 2 * WINDOW:
+            self.remove_done()
 
     def _pop_done(self) -> None:
         log = self._log
@@ -119,12 +134,26 @@ class Memory:
             log.popleft()
             self.sent -= 1
 
+    def remove_done(self) -> None:
+        """Remove all entries that are DONE from the log, except those being stored."""
+        self._remove_done(self._first_unsent)
+
+    def _remove_done(self, count: int) -> None:
+        before = len(self._log)
+        self._keep_head(count)
+        self.sent = max(0, self.sent - (before - len(self._log)))
+
     def link_lost(self, in_flight: Sequence[Entry]) -> None:
         """Make all entries wait again, in their old places.
 
-        `in_flight`: the entries of the window.
+        `in_flight`: the entries of this log that are in the window.
         """
         self._count_waiting(in_flight)
+        if self._refused:
+            self._refused = 0
+            for entry in itertools.islice(self._log, self.sent):
+                if entry.state is REFUSED:
+                    entry.state = WAITING
         self._keep_head(self._first_unsent)
         self.sent = 0
 
@@ -147,14 +176,19 @@ class Memory:
             self._log.popleft()
         self.sent = max(0, self.sent - self.storing)
         self.storing = 0
+        self._count_refused()
         self._pop_done()
+
+    def _count_refused(self) -> None:
+        """Count the entries that are REFUSED anew: a push may have taken some away."""
+        if self._refused:
+            sent = itertools.islice(self._log, self.sent)
+            self._refused = sum(entry.state is REFUSED for entry in sent)
 
     def store_failed(self) -> None:
         """Keep the entries of the push job, which has failed."""
-        count, self.storing = self.storing, 0
-        before = len(self._log)
-        self._keep_head(count)
-        self.sent = max(0, self.sent - (before - len(self._log)))
+        count, self.storing = self._first_unsent, 0
+        self._remove_done(count)
         self._pop_done()
 
     # ---- leaving -----------------------------------------------------------
@@ -187,14 +221,14 @@ class Memory:
         """Empty the log, because the worker ends; the caller takes each entry out of the counts."""
         entries = list(self._log)
         self._log.clear()
-        self.sent = self.storing = 0
+        self.sent = self.storing = self._refused = 0
         return entries
 
     def repair(self, *, push_under_way: bool) -> None:
         """Make marks and counts consistent again after an exception, with the link down."""
         if not push_under_way:
             self.storing = 0
-        self.sent = 0
+        self.sent = self._refused = 0
         self._keep_head(len(self._log))
         entries = [entry for entry in self._log if entry.state is not DONE]
         for entry in entries:

@@ -12,9 +12,10 @@ The places of events, in the order in which they are sent:
 
 - Memory is sent only when everything in the lists has been sent. So events are sent in their
   order; after a lost connection they are sent again in their order.
-- Each part has an object of its own: Link, Window, Retries, Memory, FallbackList, Lists,
-  ListJobs, RecentPushes, Flush, Ledger. This file holds the decisions that concern several
-  of them, and their order: see `poll`.
+- Events that the broker has refused are in a second list and a second log: see delivery.py.
+- Each part has an object of its own: Link, Window, Retries, Memory, Delivery, FallbackList,
+  Lists, ListJobs, RecentPushes, Flush, Ledger. This file holds the decisions that concern
+  several of them, and their order: see `poll`.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ from .actions import (
     FlushMode,
     Recovered,
     Send,
+    Submit,
     is_void_after_repair,
 )
-from .entry import DONE, WAITING, Entry, size_of
-from .fallback_list import FallbackList, ListState
+from .delivery import Delivery
+from .entry import DONE, Entry
+from .fallback_list import FallbackList
 from .flush import Flush, Outlook
 from .ledger import Ledger
 from .link import Link
@@ -48,7 +51,7 @@ from .lists import Lists
 from .memory import Memory
 from .recent import RecentPushes
 from .retries import Retries
-from .window import WINDOW_BYTES, Window
+from .window import LATE_AFTER, WINDOW_BYTES, Window
 
 # Messages sent in one poll, at most; confirms are read between two polls. The number is
 # large, because each poll costs a turn of the loop and a system call.
@@ -56,6 +59,10 @@ SEND_CHUNK = 1000
 # Seconds after which an event that cannot be sent is stored. It has to be in the list within
 # 100 ms (rule 12); the other 50 ms are for Redis' main thread to get to the job.
 STORE_AFTER = 0.05
+# The state says so if a message has waited for its confirm for this many seconds.
+UNCONFIRMED_AFTER = 5.0
+# Bytes of a key that an error shows, at most.
+_KEY_SHOWN = 64
 # Seconds until the next poll if a time to wake up has passed and poll had nothing to do.
 _SOON = 0.01
 
@@ -84,17 +91,22 @@ class Publisher:
         self.window = Window(clock)
         self.retries = Retries(clock, jitter)
         self.memory = Memory()
+        self.refused = Memory()
         self.list = FallbackList(self.window, self.ledger)
-        self.lists = Lists(self.list, self.ledger)
+        self.lists = Lists(self.list, FallbackList(self.window, self.ledger), self.ledger)
         self.recent = RecentPushes(clock, keep=clustered)
         self.jobs = ListJobs(
             self.lists,
             self.memory,
+            self.refused,
             self.window,
             self.recent,
             self.ledger,
             clock,
             self._note_error,
+        )
+        self.delivery = Delivery(
+            self.window, self.retries, self.memory, self.refused, self.lists, self.ledger, clock
         )
         self._clock = clock
         self._config = config
@@ -131,6 +143,7 @@ class Publisher:
 
     def drain(self) -> None:
         """FALLBACK DRAIN: try to reach the broker now, unless DISCONNECT was given."""
+        self.retries.retry_now()
         if not self.link.is_off:
             self.connect()
 
@@ -158,7 +171,7 @@ class Publisher:
         `event`: the name of the keyspace event.
         """
         self.lists.changed_by_others(event, key)
-        if key in (b"", self.list.key):
+        if not key or self.lists.with_key(key) is not None:
             self.jobs.check_now()
 
     def imported(self, key: bytes, length: int, count: int) -> None:
@@ -171,7 +184,7 @@ class Publisher:
             if key != self.list.key:
                 self.lists.found({key: new_length})
             elif self.list.is_ready:  # else its length is about to be read anyway
-                self.lists.set_length(new_length)
+                self.lists.set_length(self.list, new_length)
 
     def add(self, events: Sequence[Event]) -> None:
         """Take in events that a mask let through, oldest first."""
@@ -202,7 +215,11 @@ class Publisher:
 
         Give up at least `size` bytes if possible, but never the newest `keep` events.
         """
-        dropped = self.memory.drop_oldest(size, keep)
+        before = self.refused.waiting_bytes
+        dropped = self.refused.drop_oldest(size, 0)
+        rest = size - (before - self.refused.waiting_bytes)
+        if rest > 0:
+            dropped += self.memory.drop_oldest(rest, keep)
         why = "memory is full and the list out of reach"
         self.ledger.dropped(Stat.DROPPED_QUEUE_FULL, dropped, why)
         return dropped
@@ -245,7 +262,7 @@ class Publisher:
         """Note that no broker could be reached, or that the connection or its channel ended."""
         self.last_error = reason
         self.link.down()
-        self._lose_window()
+        self.delivery.link_lost()
 
     def link_blocked(self, reason: str) -> None:
         """Note that the broker takes no messages for now (connection.blocked)."""
@@ -256,51 +273,29 @@ class Publisher:
         """Note that the broker takes messages again (connection.unblocked)."""
         if self.link.unblock():
             self.window.progress()
+            self.window.restart_clocks()
 
     def acked(self, below: int, tags: Sequence[int] = ()) -> None:
         """Take confirms: of all messages up to and including tag `below`, and of these `tags`."""
         self.window.progress()
         self.link.confirmed()
-        entries = self.window.settle(below, tags)
-        self.ledger.confirmed(entries)
-        self.window.grow(len(entries))
-        memory = len(entries)
-        for entry in entries:
-            entry.state = DONE
-            if entry.listed:
-                self.list.mark_done(entry)
-                memory -= 1
-        self.memory.confirmed(memory)
+        self.delivery.confirmed(below, tags)
 
     def nacked(self, tag: int, multiple: bool) -> None:
         """Take the refusal of a message, or of all up to this tag (basic.nack)."""
         self.window.progress()
-        entries = self.window.settle(tag) if multiple else self.window.settle(0, [tag])
-        self.memory.refused(entries)
-        self.ledger.refused(len(entries))
-        if entries:
+        if self.delivery.nacked(tag, multiple):
             self.last_error = "the broker refused a message (basic.nack)"
-        if self.retries.add(entries):
-            self.window.shrink()
 
     def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None:
         """Give up messages with a body above `limit` bytes, which the broker does not take.
 
         It closes the channel each time one of them is sent.
         """
-        given_up = [
-            entry
-            for entry in (*self.window.in_flight(), *self.retries.entries)
-            if entry.event is not None and len(make_body(entry.event)) > limit
-        ]
-        for entry in given_up:
-            if entry.listed:
-                self.list.mark_done(entry)
-            else:
-                self.memory.uncount(entry)
-            self.window.give_up(entry)
         why = f"larger than the broker's limit of {limit} bytes"
-        self.ledger.dropped(Stat.DROPPED_TOO_LARGE, len(given_up), why)
+        self.delivery.give_up(
+            Stat.DROPPED_TOO_LARGE, why, lambda event: len(make_body(event)) > limit
+        )
 
     def returned(self) -> None:
         """Count a message that has reached no queue (basic.return); its confirm follows."""
@@ -312,13 +307,7 @@ class Publisher:
         if self.link.is_open:
             self._actions.append(Close())
             self.link.closed()
-            self._lose_window()
-
-    def _lose_window(self) -> None:
-        """Make everything that was sent and not confirmed wait again, in its old place."""
-        self.memory.link_lost(self.window.close())
-        self.retries.clear()
-        self.list.link_lost()
+            self.delivery.link_lost()
 
     # ---- output ------------------------------------------------------------------
 
@@ -328,8 +317,10 @@ class Publisher:
         `more`: events wait in the shim's queue. `most`: send no more messages than this, if
         the others can wait without harm.
         """
+        self.delivery.collect()
+        self._decide_overdue()
         self._decide_link()
-        if self.link.is_up and not self.window.is_stalled:
+        if self.link.is_up:
             self._decide_messages(most if most is not None and self._may_wait else SEND_CHUNK)
         self._decide_job()
         self.recent.expire()
@@ -341,12 +332,27 @@ class Publisher:
         self.has_more = any(isinstance(action, Send) for action in actions)
         return actions
 
+    def _is_overdue(self, seconds: float) -> bool:
+        """True if a message has waited for its confirm for so long."""
+        oldest = self.window.oldest
+        return oldest is not None and self._clock() >= oldest[1] + seconds
+
+    def _decide_overdue(self) -> None:
+        """Give the connection up if a message has waited for its confirm for too long."""
+        seconds, oldest = self._config.confirm_timeout, self.window.oldest
+        if not seconds or not self.link.is_up or oldest is None or not self._is_overdue(seconds):
+            return
+        event = oldest[0].event
+        key = ascii(event.key[:_KEY_SHOWN])[1:] if event is not None else ""
+        self._actions.append(Close())
+        self.link_down(f"no confirm within {seconds} seconds of a message with the key {key}")
+
     def _decide_link(self) -> None:
-        if not self.lists.primary and not self.memory:
+        if not self.lists.primary and not self._in_memory:
             # A replica that has delivered what it had needs no broker.
             self._close_link()
             self.link.rest()
-        if self.memory or self.list.length or self.lists.others:
+        if self._in_memory or self.list.length or self.lists.others or self.delivery.has_refused:
             self.link.need()
         if self.link.is_due() and self._wants_link:
             self.link.connecting()
@@ -358,41 +364,19 @@ class Publisher:
         return self._flush is None or self._may_deliver(self._flush)
 
     def _decide_messages(self, most: int) -> None:
-        """Fill the window: refused messages, then the list, then memory."""
+        """Send as many messages as the window has room for."""
         room = min(SEND_CHUNK, most, self.window.room)
-        batch: list[Entry] = []
-        if self.retries:
-            if not self.retries.is_due:
-                return  # nothing newer is sent before them
-            batch = self.retries.take(room)
-            self.memory.resend(batch)
-        if not self.retries:
-            self._fill(batch, room)
+        batch = self.delivery.take(room, refused_in_memory=not self._may_store_refused)
         if batch:
             first_tag = self.window.send(batch)
             self.ledger.published(len(batch))
             events = [entry.event for entry in batch if entry.event is not None]
             self._actions.append(Send(first_tag, events))
 
-    def _fill(self, batch: list[Entry], room: int) -> None:
-        """Add elements of the list and then entries of memory to the batch, up to `room`."""
-        room -= len(batch)
-        size = self.window.bytes + size_of(batch)
-        listed = self.list.take(room, size)
-        batch += [entry for entry in listed if entry.state is WAITING]
-        if self._list_comes_first or self.memory.storing or not self._may_send_memory:
-            return
-        batch += self.memory.take(room - len(listed), size + size_of(listed))
-
     @property
-    def _may_send_memory(self) -> bool:
-        """True if the length of the list is known, or if memory does not wait for a list."""
-        return self.list.state is not ListState.UNKNOWN or not self.lists.primary
-
-    @property
-    def _list_comes_first(self) -> bool:
-        """True if elements of a list are to be sent before memory."""
-        return bool(self.list.unsent or self.list.unread or self.lists.others)
+    def _in_memory(self) -> bool:
+        """True if events are in memory."""
+        return bool(self.memory or self.refused)
 
     def _decide_job(self) -> None:
         """Begin the job that is needed most, if no other one is under way."""
@@ -407,13 +391,32 @@ class Publisher:
         if job is None and self.list.is_ready and self.jobs.may_retry:
             stopping = self._flush is not None and self._flush.ends
             more = self.link.is_up and self.list.unsent > 0
-            job = self.jobs.next_trim(at_once=stopping, more=more)
+            job = self.jobs.next_trim(at_once=stopping, more=more) or self._refused_job()
             if job is None and self._should_store:
                 job = self.jobs.push(self._config.fallback_size)
             if job is None and self.link.is_up:
                 job = self.jobs.next_read()
         if job is not None:
             self._actions.append(job)
+
+    def _refused_job(self) -> Submit | None:
+        """Return the job that is needed for the refused events."""
+        if (job := self.jobs.next_refused_trim()) is not None:
+            return job
+        oldest = self.refused.oldest
+        due = oldest is not None and (self.flushing or self._clock() >= oldest.at + STORE_AFTER)
+        if due and self._may_store_refused:
+            return self.jobs.push_refused(self._config.fallback_size)
+        if self.link.is_up and self.delivery.may_retry:
+            return self.jobs.next_refused_read(self.retries.limit)
+        return None
+
+    @property
+    def _may_store_refused(self) -> bool:
+        """True if the list of refused events takes pushes now."""
+        leaves = self._flush is not None and self._flush.mode is FlushMode.LEAVE
+        ready = self._storable and self.lists.refused.is_ready
+        return ready and not leaves and self.refused.in_flight == 0
 
     @property
     def _storable(self) -> bool:
@@ -435,15 +438,11 @@ class Publisher:
         if not self.link.is_up:
             return due
         stalled = self.window.is_stalled
-        if (
-            self.list.unread
-            and self.memory.sent
-            and not (self._pressure or self.retries or stalled)
-        ):
+        if self.list.unread and self.memory.sent and not (self._pressure or stalled):
             return False  # pushed behind unread elements, they would be read and sent again
-        if self._list_comes_first:
+        if self.delivery.list_comes_first:
             return due
-        return self._pressure or stalled or (bool(self.retries) and due)
+        return self._pressure or stalled
 
     # ---- the end of a flush ------------------------------------------------------
 
@@ -469,7 +468,7 @@ class Publisher:
         if not flush.ends and (self.list.key is None or not self.jobs.may_retry):
             can_store = False  # no list, or a job failed: do not let the main thread wait
         return Outlook(
-            memory=bool(self.memory) or more,
+            memory=self._in_memory or more,
             listed=bool(self.lists.others) or self.list.undelivered > 0,
             trimmable=flush.ends and can_store and bool(self.list.done_prefix()),
             job=self.jobs.running is not None,
@@ -483,10 +482,10 @@ class Publisher:
         """True if a flush may still wait for the broker."""
         if not flush.in_grace(self._clock()):
             return False
-        if flush.mode is not FlushMode.DRAIN and self._list_comes_first:
+        if flush.mode is not FlushMode.DRAIN and self.delivery.list_comes_first:
             return False  # the list would be sent first, and events are safe in the list
         if self.link.is_up:
-            return self._broker_answers and not self.retries
+            return self._broker_answers and not (self.refused and not self.memory)
         opening = self.link.is_first_attempt and not self.link.is_blocked
         return flush.ends and not self._goes_to_file(flush) and opening
 
@@ -503,11 +502,12 @@ class Publisher:
     def _take_leftovers(self) -> list[Event]:
         """Empty memory; return the events that are not delivered."""
         leftovers: list[Event] = []
-        for entry in self.memory.take_all():
-            if entry.state is not DONE and entry.event is not None:
-                leftovers.append(entry.event)
-            self.memory.uncount(entry)
-            self.window.give_up(entry)
+        for log in (self.refused, self.memory):
+            for entry in log.take_all():
+                if entry.state is not DONE and entry.event is not None:
+                    leftovers.append(entry.event)
+                log.uncount(entry)
+                self.window.give_up(entry)
         self._recovering.clear()
         return leftovers
 
@@ -529,7 +529,6 @@ class Publisher:
         """
         self._actions = [a for a in self._actions if not is_void_after_repair(a)]
         self.window.close()
-        self.retries.clear()
         self.jobs.repair(job_lost=job_lost)
         self.ledger.balance(self.gauges())
 
@@ -566,7 +565,7 @@ class Publisher:
         """
         if self.can_only_wait:
             return JOB_ELEMENTS
-        if self.memory.waiting_bytes > WINDOW_BYTES:
+        if self.memory.waiting_bytes + self.refused.waiting_bytes > WINDOW_BYTES:
             return 0
         return 2 * JOB_ELEMENTS - self.memory.unsent
 
@@ -598,9 +597,18 @@ class Publisher:
         return max(min(due), self._clock() + _SOON) if due else None
 
     def _link_times(self) -> list[float | None]:
-        if self.link.is_up:
-            return [self.retries.due_at]
-        return [self.link.retry_at] if self.link.is_waiting and self._wants_link else []
+        if not self.link.is_up:
+            return [self.link.retry_at] if self.link.is_waiting and self._wants_link else []
+        times: list[float | None] = []
+        if self.delivery.has_refused and not self.retries.is_due:
+            times.append(self.retries.due_at)
+        if self.delivery.has_unsent:
+            times.append(self.window.probes_at)
+        if (oldest := self.window.oldest) is not None:
+            limits = (LATE_AFTER, UNCONFIRMED_AFTER, self._config.confirm_timeout)
+            due = (oldest[1] + limit for limit in limits if limit)
+            times.append(min((at for at in due if at > self._clock()), default=None))
+        return times
 
     def _list_times(self) -> list[float | None]:
         if self.list.key is None or self.jobs.running is not None:
@@ -609,22 +617,28 @@ class Publisher:
         oldest = self.memory.oldest
         if oldest is not None and self.list.is_ready and self._config.fallback_size >= 0:
             # The times that _should_store waits for.
-            if not self.link.is_up or self._list_comes_first or self.retries:
+            if not self.link.is_up or self.delivery.list_comes_first:
                 times.append(max(oldest.at + STORE_AFTER, self.jobs.retry_at))
             if (stalls_at := self.window.stalls_at) is not None:
                 times.append(max(stalls_at, self.jobs.retry_at))
+        refused = self.refused.oldest
+        if refused is not None and self._may_store_refused:
+            times.append(max(refused.at + STORE_AFTER, self.jobs.retry_at))
         return times
 
     @property
     def state(self) -> str:
         """Return the state of the link as STATS shows it."""
+        if self.link.is_up and self._is_overdue(UNCONFIRMED_AFTER):
+            return "unconfirmed"
         return self.link.word(primary=self.lists.primary)
 
     def gauges(self) -> dict[Stat, int]:
         """Return the gauges: the numbers that can go up and down."""
         return {
             Stat.FALLBACK_LENGTH: self.lists.length,
-            Stat.QUEUE_LENGTH: self.memory.waiting,
-            Stat.QUEUE_BYTES: self.memory.waiting_bytes,
-            Stat.IN_FLIGHT: self.memory.in_flight,
+            Stat.QUEUE_LENGTH: self.memory.waiting + self.refused.waiting,
+            Stat.QUEUE_BYTES: self.memory.waiting_bytes + self.refused.waiting_bytes,
+            Stat.IN_FLIGHT: self.memory.in_flight + self.refused.in_flight,
+            Stat.REFUSED_WAITING: self.delivery.refused_waiting,
         }

@@ -16,6 +16,13 @@ WINDOW = 4000
 WINDOW_BYTES = 16 * 1024 * 1024
 # A connected broker that answers nothing for this many seconds is treated as out of reach.
 STALLED_AFTER = 0.25
+# While the broker answers nothing, a single message is sent from time to time: the unanswered
+# ones may all be for one queue, and others may work. Seconds between two of these, at most,
+# and their number.
+PROBE_MAX = 5.0
+PROBES = 100
+# A message is late if it is not confirmed after this many seconds.
+LATE_AFTER = 1.0
 
 
 class Window:
@@ -24,61 +31,101 @@ class Window:
     `_slots` has one slot per tag, from the oldest unconfirmed one on. A slot is stale if it
     is None (its tag was settled before older ones) or if its entry is not SENT any more (it
     was given up). `count` and `bytes` leave stale slots out.
+
+    A message is overtaken if the broker has answered one that was sent after it. Overtaken
+    messages say nothing about the broker as a whole: their queue does not answer. Up to
+    WINDOW of them take no room from the others. Those that stay are taken out of `_slots`
+    into `_overtaken`, so that neither becomes large.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.size = WINDOW  # messages, at most; smaller after refusals
         self.count = 0  # messages in flight
         self.bytes = 0  # bytes of the messages in flight
         self.next_tag = 1
         self._slots: collections.deque[Entry | None] = collections.deque()
+        self._overtaken: dict[int, tuple[Entry, float]] = {}  # by tag, with the time of sending
+        self._sends: collections.deque[tuple[int, float]] = collections.deque()  # last tag, time
+        self._answered = 0  # the newest tag that was answered
         self._clock = clock
         # The time of the last answer; if nothing was in flight then, of the next message.
         self._progress_at = clock()
+        self._probes = 0  # sent since the last answer
+        self._probe_at = 0.0
 
     def __len__(self) -> int:
         """Return the number of slots, including stale ones."""
-        return len(self._slots)
+        return len(self._slots) + len(self._overtaken)
 
     def open(self) -> None:
-        """Start anew with a new connection: tags begin with 1, and the window has its full size."""
-        self.size = WINDOW
+        """Start anew with a new connection: tags begin with 1."""
         self.next_tag = 1
-        self._progress_at = self._clock()
+        self._answered = 0
+        self.progress()
+
+    # ---- room ----------------------------------------------------------------
+
+    @property
+    def unanswered(self) -> int:
+        """Return the number of messages that were sent after the newest one with an answer."""
+        return self.next_tag - 1 - self._answered
+
+    @property
+    def overtaken(self) -> int:
+        """Return the number of messages in flight that are overtaken."""
+        return max(0, self.count - self.unanswered)
 
     @property
     def room(self) -> int:
         """Return how many more messages may be sent."""
-        return max(0, self.size - self.count)
+        if self.is_stalled:
+            return int(self._clock() >= self._probe_at and self._probes < PROBES)
+        return max(0, WINDOW - self.unanswered - max(0, self.overtaken - WINDOW))
 
     @property
     def is_busy(self) -> bool:
         """True if the broker has enough to do for some 30 ms."""
-        return self.count > WINDOW // 2
+        return self.unanswered > WINDOW // 2
 
     @property
     def is_stalled(self) -> bool:
-        """True if messages are in flight, and no answer came for STALLED_AFTER seconds."""
-        return bool(self._slots) and self._clock() >= self._progress_at + STALLED_AFTER
+        """True if no answer came for STALLED_AFTER seconds, though messages wait for one.
+
+        Overtaken messages do not count.
+        """
+        return bool(self.unanswered) and self._clock() >= self._progress_at + STALLED_AFTER
 
     @property
     def stalls_at(self) -> float | None:
-        """Return the time from which on the broker is stalled; None: nothing is in flight."""
-        return self._progress_at + STALLED_AFTER if self._slots else None
+        """Return the time from which on the broker is stalled; None: all are answered."""
+        return self._progress_at + STALLED_AFTER if self.unanswered else None
+
+    @property
+    def probes_at(self) -> float | None:
+        """Return the time of the next probe; None: the broker is not stalled."""
+        return self._probe_at if self.is_stalled and self._probes < PROBES else None
 
     def progress(self) -> None:
         """Note that the broker has answered."""
         self._progress_at = self._clock()
+        self._probes = 0
+        self._probe_at = 0.0
+
+    # ---- sending and answers -----------------------------------------------------
 
     def send(self, entries: Sequence[Entry]) -> int:
         """Put entries that are sent now into the window; return the tag of the first one."""
-        if not self._slots:
-            self._progress_at = self._clock()
+        now = self._clock()
+        if self.is_stalled:
+            self._probes += 1
+            self._probe_at = now + min(PROBE_MAX, STALLED_AFTER * 2.0**self._probes)
+        elif not self.unanswered:
+            self._progress_at = now
         first_tag = self.next_tag
         for entry in entries:
             entry.state = SENT
         self._slots.extend(entries)
         self.next_tag += len(entries)
+        self._sends.append((self.next_tag - 1, now))
         self.count += len(entries)
         self.bytes += size_of(entries)
         return first_tag
@@ -92,20 +139,47 @@ class Window:
         """
         slots, first, end = self._slots, self.next_tag - len(self._slots), self.next_tag
         taken: list[Entry | None] = []
+        if self._overtaken:
+            late = [tag for tag in self._overtaken if tag <= below or tag in tags]
+            taken += [self._overtaken.pop(tag)[0] for tag in late]
         if first <= below < end:
-            taken = [slots.popleft() for _ in range(below - first + 1)]
+            taken += [slots.popleft() for _ in range(below - first + 1)]
             first = below + 1
         for tag in tags:
             if first <= tag < end:
                 taken.append(slots[tag - first])
                 slots[tag - first] = None
+        newest = max(below, max(tags, default=0))
+        self._answered = max(self._answered, min(newest, end - 1))
         entries = [entry for entry in taken if entry is not None and entry.state is SENT]
         self.count -= len(entries)
         self.bytes -= size_of(entries)
-        # The oldest slot has to belong to an entry in flight.
+        self._pop_stale()
+        if len(slots) > 2 * WINDOW:
+            self._set_overtaken_aside()
+        return entries
+
+    def _pop_stale(self) -> None:
+        """Remove stale slots from the head: the oldest slot has to belong to an entry in flight."""
+        slots = self._slots
         while slots and ((head := slots[0]) is None or head.state is not SENT):
             slots.popleft()
-        return entries
+        self._forget_sends()
+
+    def _forget_sends(self) -> None:
+        oldest = self.next_tag - len(self._slots)
+        while self._sends and self._sends[0][0] < oldest:
+            self._sends.popleft()
+
+    def _set_overtaken_aside(self) -> None:
+        """Move overtaken entries from the head of the slots into `_overtaken`."""
+        first = self.next_tag - len(self._slots)
+        for tag in range(first, self._answered + 1):
+            self._forget_sends()
+            entry = self._slots.popleft()
+            if entry is not None and entry.state is SENT:
+                self._overtaken[tag] = entry, self._sends[0][1]
+        self._pop_stale()
 
     def give_up(self, entry: Entry) -> None:
         """Make the entry DONE; if it is in flight, its confirm will be ignored."""
@@ -116,7 +190,8 @@ class Window:
 
     def in_flight(self) -> list[Entry]:
         """Return the entries that wait for a confirm, in the order of sending."""
-        return [entry for entry in self._slots if entry is not None and entry.state is SENT]
+        entries = (*(entry for entry, _ in self._overtaken.values()), *self._slots)
+        return [entry for entry in entries if entry is not None and entry.state is SENT]
 
     def close(self) -> list[Entry]:
         """Empty the window: the connection has ended. Return the entries, which wait again."""
@@ -124,13 +199,61 @@ class Window:
         for entry in entries:
             entry.state = WAITING
         self._slots.clear()
+        self._overtaken.clear()
+        self._sends.clear()
         self.count = self.bytes = 0
+        self._answered = self.next_tag - 1
         return entries
 
-    def grow(self, count: int) -> None:
-        """Let the window grow by the number of confirmed messages, up to its full size."""
-        self.size = min(WINDOW, self.size + count)
+    # ---- late messages -------------------------------------------------------------
 
-    def shrink(self) -> None:
-        """Halve the window, because the broker has refused messages."""
-        self.size = max(1, self.size // 2)
+    @property
+    def oldest(self) -> tuple[Entry, float] | None:
+        """Return the entry that has waited longest for its confirm, and the time of its sending."""
+        for entry, sent_at in self._overtaken.values():
+            if entry.state is SENT:
+                return entry, sent_at
+        head = next((e for e in self._slots if e is not None and e.state is SENT), None)
+        return (head, self._sends[0][1]) if head is not None else None
+
+    def restart_clocks(self) -> None:
+        """Count the time of all messages in flight from now on: the broker was blocked."""
+        now = self._clock()
+        self._sends = collections.deque((tag, now) for tag, _ in self._sends)
+        self._overtaken = {tag: (entry, now) for tag, (entry, _) in self._overtaken.items()}
+
+    def take_late(self) -> list[Entry]:
+        """Take overtaken entries out of the window, oldest first, if they are late and fill it.
+
+        Then half of their room is free again. The caller changes their state, which still
+        is SENT; their confirms will be ignored.
+        """
+        taken: list[Entry] = []
+        if self.overtaken > WINDOW or (self.overtaken and self.bytes > WINDOW_BYTES // 2):
+            self._set_overtaken_aside()
+            until = self._clock() - LATE_AFTER
+            for tag, (entry, sent_at) in list(self._overtaken.items()):
+                full = self.overtaken > WINDOW // 2 or self.bytes > WINDOW_BYTES // 4
+                if sent_at > until or not full:
+                    break
+                del self._overtaken[tag]
+                if entry.state is SENT:
+                    self.count -= 1
+                    self.bytes -= entry.size
+                    taken.append(entry)
+        return taken
+
+    def take(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Take these entries out of the window, as far as they are overtaken and late."""
+        self._set_overtaken_aside()
+        until = self._clock() - LATE_AFTER
+        wanted = set(map(id, entries))
+        tags = [
+            tag
+            for tag, (entry, sent_at) in self._overtaken.items()
+            if id(entry) in wanted and sent_at <= until and entry.state is SENT
+        ]
+        taken = [self._overtaken.pop(tag)[0] for tag in tags]
+        self.count -= len(taken)
+        self.bytes -= size_of(taken)
+        return taken

@@ -343,5 +343,14 @@ PARAMETERS: tuple[Parameter, ...] = (
         accepted="ALL, or numbers and ranges with commas between them, like 0,2,8-15",
         pattern=_DATABASES,
     ),
+    _integer(
+        "confirm-timeout",
+        60,
+        0,
+        86400,
+        "seconds after which a connection is given up if the broker has not confirmed a message; "
+        "everything without a confirm is sent again on the next one",
+        accepted=_SECONDS,
+    ),
 )
 INDEX = {parameter.name: index for index, parameter in enumerate(PARAMETERS)}

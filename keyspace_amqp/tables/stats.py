@@ -44,17 +44,18 @@ class Stat(enum.IntEnum):
     CONFIRM_MS_LE_5000 = 28
     CONFIRM_MS_LE_INF = 29
     CONFIRM_MS_SUM = 30
-    DROPPED_QUEUE_FULL = 31
-    DROPPED_FALLBACK_FULL = 32
-    DROPPED_FALLBACK_EVICTED = 33
-    DROPPED_FALLBACK_EXPIRED = 34
-    DROPPED_FALLBACK_FLUSHED = 35
-    DROPPED_FALLBACK_REMOVED = 36
-    DROPPED_PURGED = 37
-    DROPPED_UNREADABLE = 38
-    DROPPED_STOPPED = 39
-    DROPPED_TOO_LARGE = 40
-    DROPPED_HANDLER_ERROR = 41
+    REFUSED_WAITING = 31
+    DROPPED_QUEUE_FULL = 32
+    DROPPED_FALLBACK_FULL = 33
+    DROPPED_FALLBACK_EVICTED = 34
+    DROPPED_FALLBACK_EXPIRED = 35
+    DROPPED_FALLBACK_FLUSHED = 36
+    DROPPED_FALLBACK_REMOVED = 37
+    DROPPED_PURGED = 38
+    DROPPED_UNREADABLE = 39
+    DROPPED_STOPPED = 40
+    DROPPED_TOO_LARGE = 41
+    DROPPED_HANDLER_ERROR = 42
 
 
 # Milliseconds. An event counts in the first of CONFIRM_MS_LE_* whose bound it does not exceed.
@@ -71,7 +72,8 @@ class Text(enum.IntEnum):
 
 TEXT_HELP: dict[Text, str] = {
     Text.STATE: "`idle` (nothing to send yet), `connecting`, `connected`, `blocked` (by the "
-    "broker), `disconnected`, `replica`",
+    "broker), `unconfirmed` (connected, but a message has had no confirm for 5 seconds), "
+    "`disconnected`, `replica`",
     Text.BROKER: "`host:port` of the connection, or of the last attempt",
     Text.LAST_ERROR: "the last problem with the broker or the list; empty: none so far",
 }
@@ -105,6 +107,8 @@ HELP: dict[Stat, str] = {
     },
     Stat.CONFIRM_MS_LE_INF: f"not within {CONFIRM_BOUNDS[-1]} ms",
     Stat.CONFIRM_MS_SUM: "sum of the milliseconds from the emission of events to their confirms",
+    Stat.REFUSED_WAITING: "events that the broker has refused, and that will be sent again; they "
+    "are in `fallback_length`, `queue_length` and `in_flight` too",
     Stat.DROPPED_QUEUE_FULL: "`queue-limit` was reached, and the list was off or out of reach",
     Stat.DROPPED_FALLBACK_FULL: "oldest elements of a list that had reached `fallback-size`",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",

@@ -189,15 +189,13 @@ class SlotsBench(Bench):
 
     def tell(self, home: bytes | None) -> list[Action]:
         """Tells the publisher of all lists that the node has."""
-        there = {key: len(self.list.here[key].elements) for key in self.list.served}
-        self.publisher.lists.found({key: length for key, length in there.items() if length})
-        self.publisher.lists.set_lists(home, self.list.served.__contains__)
+        self.publisher.lists.found(self.list.lengths(self.list.served))
+        self.publisher.lists.set_lists(home, self.list.serves)
         return self.settle()
 
     def leave(self, key: bytes) -> None:
         """The slot moves to another node, with its list."""
-        self.list.away[key] = self.list.here[key].elements
-        self.list.here[key].elements = []
+        self.list.away[key] = self.list.empty(key)
         self.list.served.discard(key)
 
     def keys_of_jobs(self, actions: Iterable[Action]) -> set[bytes]:

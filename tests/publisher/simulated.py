@@ -10,7 +10,7 @@ import errno
 import functools
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
@@ -19,16 +19,18 @@ from keyspace_amqp.fallback import from_element
 from keyspace_amqp.jobs import Command, Job, JobResult
 from keyspace_amqp.message import Event
 from keyspace_amqp.publisher import (
+    delivery,
     fallback_list,
     list_jobs,
     memory,
     publisher,
     recent,
+    retries,
     window,
 )
 from keyspace_amqp.publisher.actions import Action, Send
 from keyspace_amqp.publisher.publisher import Publisher
-from keyspace_amqp.tables.keys import KEY
+from keyspace_amqp.tables.keys import KEY, REFUSED_SUFFIX, SUFFIX, refused_key
 from keyspace_amqp.tables.stats import FIRST_REASON, Stat
 
 Reply = tuple[bytes | None, int]
@@ -62,7 +64,9 @@ def bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
-_LIMITED = (fallback_list, list_jobs, memory, publisher, recent, window)
+_LIMITED = (
+    delivery, fallback_list, list_jobs, memory, publisher, recent, retries, window,
+)  # fmt: skip
 
 
 def set_limit(patch: pytest.MonkeyPatch, name: str, value: int) -> None:
@@ -107,17 +111,29 @@ PAUSED = Trouble(None, errno.EBUSY, only_writes=True)
 WRONG_TYPE = Trouble(b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n")
 
 
+def fallback_key(key: bytes) -> bytes:
+    """The key of the fallback list in the slot of this key."""
+    return key.removesuffix(REFUSED_SUFFIX) + SUFFIX if key.endswith(REFUSED_SUFFIX) else key
+
+
 class SimulatedList:
-    """The list in Redis, and the shim's way to run a job on it."""
+    """The list in Redis, and the shim's way to run a job on it. `refused`: the list of refused
+    events."""
 
     def __init__(self) -> None:
         self.elements: list[bytes] = []
+        self.refused: list[bytes] = []
         self.writable = True  # a primary that is not loading
         self.trouble: Trouble | None = None
 
     @property
     def numbers(self) -> list[int | None]:
         return [number_in(element) for element in self.elements]
+
+    @property
+    def everywhere(self) -> list[bytes]:
+        """The elements of both lists."""
+        return [*self.refused, *self.elements]
 
     def run(self, job: Job) -> JobResult:
         replies: list[Reply] = []
@@ -138,41 +154,45 @@ class SimulatedList:
         return self._execute(command), 0
 
     def _execute(self, command: Command) -> bytes:
-        _key, *arguments = command.arguments
+        key, *arguments = command.arguments
+        name = "refused" if key.endswith(REFUSED_SUFFIX) else "elements"
+        elements: list[bytes] = list(getattr(self, name))
         if command.most:
-            return self._read(*map(int, arguments), command.most)
+            return self._read(elements, *map(int, arguments), command.most)
         run: Callable[..., bytes] = getattr(self, "_" + command.name.lower())
-        return run(*arguments)
+        reply = run(elements, *arguments)
+        setattr(self, name, elements)
+        return reply
 
-    def _rpush(self, *elements: bytes) -> bytes:
-        self.elements += elements
-        return self._llen()
+    def _rpush(self, there: list[bytes], *elements: bytes) -> bytes:
+        there += elements
+        return self._llen(there)
 
-    def _llen(self) -> bytes:
-        return b":%d\r\n" % len(self.elements)
+    def _llen(self, there: list[bytes]) -> bytes:
+        return b":%d\r\n" % len(there)
 
-    def _lrange(self, first: bytes, last: bytes) -> bytes:
-        found = self.elements[int(first) : int(last) + 1]
+    def _lrange(self, there: list[bytes], first: bytes, last: bytes) -> bytes:
+        found = there[int(first) : int(last) + 1]
         return b"*%d\r\n" % len(found) + b"".join(map(bulk, found))
 
-    def _read(self, first: int, last: int, most: int) -> bytes:
+    def _read(self, there: list[bytes], first: int, last: int, most: int) -> bytes:
         """Stops as the shim does: the element that makes it `most` bytes is the last."""
         found: list[bytes] = []
-        for element in self.elements[first : last + 1]:
+        for element in there[first : last + 1]:
             if sum(map(len, found)) >= most:
                 break
             found.append(element)
         return b"*%d\r\n" % len(found) + b"".join(map(bulk, found))
 
-    def _ltrim(self, first: bytes, last: bytes) -> bytes:
+    def _ltrim(self, there: list[bytes], first: bytes, last: bytes) -> bytes:
         assert last == b"-1"
         at = int(first)
-        self.elements = self.elements[max(at + len(self.elements), 0) if at < 0 else at :]
+        there[:] = there[max(at + len(there), 0) if at < 0 else at :]
         return b"+OK\r\n"
 
-    def _unlink(self) -> bytes:
-        existed = bool(self.elements)
-        self.elements = []
+    def _unlink(self, there: list[bytes]) -> bytes:
+        existed = bool(there)
+        there.clear()
         return b":%d\r\n" % existed
 
 
@@ -204,8 +224,35 @@ class SimulatedSlots(SimulatedList):
         elements = itertools.chain(self.delivered, *self.away.values())
         return {number for number in map(number_in, elements) if number is not None}
 
+    @property
+    def refused(self) -> list[bytes]:
+        return [element for there in self.here.values() for element in there.refused]
+
+    @refused.setter
+    def refused(self, elements: Sequence[bytes]) -> None:
+        self.here[self.KEYS[0]].refused = list(elements)
+
+    def lengths(self, keys: Iterable[bytes]) -> dict[bytes, int]:
+        """The lengths of the lists with these keys, and of their lists of refused events; only
+        of those that are not empty."""
+        found: dict[bytes, int] = {}
+        for key in keys:
+            found[key] = len(self.here[key].elements)
+            found[refused_key(key)] = len(self.here[key].refused)
+        return {key: length for key, length in found.items() if length}
+
+    def serves(self, key: bytes) -> bool:
+        return fallback_key(key) in self.served
+
+    def empty(self, key: bytes) -> list[bytes]:
+        """Empties both lists of a slot; returns what was in them."""
+        there = self.here[key]
+        elements = there.everywhere
+        there.elements, there.refused = [], []
+        return elements
+
     def _execute(self, command: Command) -> bytes:
-        return self.here[command.arguments[0]]._execute(command)
+        return self.here[fallback_key(command.arguments[0])]._execute(command)
 
     def _answer(self, command: Command) -> Reply:
         reply = super()._answer(command) if self._has(command.arguments[0]) else None
@@ -217,8 +264,10 @@ class SimulatedSlots(SimulatedList):
     def _has(self, key: bytes) -> bool:
         """True if Redis runs a command for this key. In a slot that migrates it does so only if the
         key is here: else it may be on the other node."""
-        present = key not in self.migrating or bool(self.here[key].elements)
-        return key in self.served and present
+        slot = fallback_key(key)
+        there = self.here[slot]
+        elements = there.elements if key == slot else there.refused
+        return slot in self.served and (slot not in self.migrating or bool(elements))
 
 
 class Watched(Publisher):
@@ -261,7 +310,6 @@ class Connection:
         self.sent: list[Event] = []
         self.on_the_way: list[int] = []  # tags that have not arrived yet
         self.unanswered: list[int] = []  # tags that have
-        self.nacked = False
 
 
 class SimulatedBroker:
@@ -319,7 +367,6 @@ class SimulatedBroker:
         tag = sorted(connection.unanswered)[place % len(connection.unanswered)]
         answered = [t for t in connection.unanswered if t == tag or (multiple and t < tag)]
         connection.unanswered = [t for t in connection.unanswered if t not in answered]
-        connection.nacked |= not ack
         if ack:
             self.confirmed |= {number_of(connection.sent[t - 1]) for t in answered}
         return tag

@@ -87,7 +87,7 @@ def test_what_goes_again_counts_once_and_from_its_beginning() -> None:
     bench.settle()
     bench.nack(1)
     bench.lose_link()
-    bench.now += 0.200
+    bench.wait(0.200)
     bench.link_up()
     bench.ack(1)
     assert sum(counted(bench)) == 1

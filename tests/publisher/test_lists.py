@@ -12,6 +12,7 @@ from keyspace_amqp.publisher.list_jobs import CHECK_EVERY, JOB_RETRY_AFTER
 from keyspace_amqp.publisher.publisher import STORE_AFTER
 from keyspace_amqp.publisher.recent import PUSHED_RECENTLY
 from keyspace_amqp.publisher.window import WINDOW_BYTES
+from keyspace_amqp.tables.keys import refused_key
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import FIRST, SECOND, THIRD, SlotsBench, commands, flushed, sent
 from tests.publisher.simulated import (
@@ -38,10 +39,10 @@ def test_the_lists_are_told_when_one_is_chosen() -> None:
     """Not before all lists are known: FALLBACK LEN would take "no lists" for "no elements"."""
     bench = SlotsBench()
     assert bench.publisher.lists.complete is None
-    bench.publisher.lists.set_lists(FIRST, bench.list.served.__contains__)
+    bench.publisher.lists.set_lists(FIRST, bench.list.serves)
     assert bench.publisher.lists.complete is None
     bench.settle()
-    assert bench.publisher.lists.complete == [FIRST]
+    assert bench.publisher.lists.complete == [FIRST, refused_key(FIRST)]
     bench.publisher.set_role(primary=False, loading=False)
     assert bench.publisher.lists.complete is None
     bench = SlotsBench()
@@ -61,7 +62,7 @@ def test_lists_are_delivered_one_after_the_other_and_before_memory() -> None:
     assert sent(bench.ack(3, multiple=True)) == [5, 6]
     assert sent(bench.ack(5, multiple=True)) == [1, 7, 8]
     bench.ack(8, multiple=True)
-    assert bench.publisher.lists.keys == [FIRST]
+    assert bench.publisher.lists.keys == [FIRST, refused_key(FIRST)]
     assert bench.count(Stat.FALLBACK_FOUND) == bench.count(Stat.FALLBACK_DRAINED) == 6
 
 
@@ -84,7 +85,7 @@ def test_a_new_home_is_taken_when_the_present_list_is_empty() -> None:
     assert bench.list.here[FIRST].numbers == [1, 2, 3]
     bench.link_up()
     bench.ack(3, multiple=True)
-    assert bench.publisher.lists.keys == [SECOND]
+    assert bench.publisher.lists.keys == [SECOND, refused_key(SECOND)]
     bench.lose_link()
     bench.emit()
     bench.wait(STORE_AFTER)
@@ -110,10 +111,10 @@ def test_a_job_for_a_list_that_went_meanwhile_changes_nothing() -> None:
     bench.publisher.acked(3)
     assert "LTRIM" in commands(bench.poll())
     bench.leave(FIRST)
-    bench.publisher.lists.set_lists(SECOND, bench.list.served.__contains__)
+    bench.publisher.lists.set_lists(SECOND, bench.list.serves)
     bench.run_job()
     bench.emit()
-    assert bench.keys_of_jobs(bench.settle()) == {SECOND}
+    assert bench.keys_of_jobs(bench.settle()) == {SECOND, refused_key(SECOND)}
     assert bench.count(Stat.FALLBACK_LENGTH) == bench.count(Stat.FALLBACK_DRAINED) == 0
     assert sent(bench.actions)[-1:] == [4]
 
@@ -267,7 +268,7 @@ def test_what_is_kept_of_what_was_stored_lately_is_bounded() -> None:
 
 def test_another_list_is_delivered_though_the_key_at_home_is_none() -> None:
     bench = SlotsBench()
-    bench.list.here[FIRST]._llen = lambda: WRONG_TYPE.reply  # type: ignore[method-assign]
+    bench.list.here[FIRST]._llen = lambda there: WRONG_TYPE.reply  # type: ignore
     bench.tell(FIRST)
     bench.link_up()
     bench.list.here[SECOND].elements = [to_element(event_of(7))]

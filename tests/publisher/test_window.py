@@ -1,4 +1,4 @@
-"""Messages in flight: the window, confirms, refusals, and a link that is lost."""
+"""Messages in flight: the window, confirms, and a link that is lost."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import pytest
 
 from keyspace_amqp.message import body
 from keyspace_amqp.publisher.actions import FlushMode, Send
-from keyspace_amqp.publisher.backoff import FIRST as BACKOFF_FIRST
 from keyspace_amqp.publisher.publisher import SEND_CHUNK, STORE_AFTER
-from keyspace_amqp.publisher.retries import REFUSED_MAX
 from keyspace_amqp.publisher.window import STALLED_AFTER, WINDOW, WINDOW_BYTES
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
@@ -44,11 +42,7 @@ def test_no_more_messages_than_are_allowed() -> None:
     bench.emit(5)
     assert sent(bench.poll(most=0)) == []
     assert sent(bench.poll(most=2)) == [3, 4]
-    bench.publisher.nacked(2 + 2, True)
-    assert bench.count(Stat.NACKED) == 2
-    bench.now += REFUSED_MAX
-    assert sent(bench.poll(most=1)) == [3]
-    assert sent(bench.poll(most=2)) == [4, 5]
+    assert sent(bench.poll(most=2)) == [5, 6]
     assert bench.count(Stat.FALLBACK_PUSHED) == 0
 
 
@@ -139,82 +133,6 @@ def test_acks_that_nobody_waits_for_are_ignored() -> None:
     assert bench.count(Stat.CONFIRMED) == 1
 
 
-def test_a_nack_is_repeated_later_and_nothing_newer_before() -> None:
-    bench = connected()
-    bench.emit(3)
-    first = bench.settle()
-    bench.ack(1)
-    bench.nack(2)
-    bench.ack(3)
-    bench.emit()
-    assert sent(bench.wait(BACKOFF_FIRST - 0.001)) == []
-    again = bench.wait(0.002)
-    assert sent(again) == [2, 4]
-    assert of_number(2, again) == of_number(2, first)
-    assert bench.count(Stat.NACKED) == 1
-
-
-def test_a_nack_of_multiple_repeats_all_up_to_it() -> None:
-    bench = connected()
-    bench.emit(3)
-    bench.settle()
-    bench.nack(2, multiple=True)
-    assert sent(bench.wait(BACKOFF_FIRST)) == [1, 2]
-
-
-def test_nacks_back_off() -> None:
-    bench = connected()
-    bench.emit()
-    bench.settle()
-    delays = []
-    for tag in range(1, 5):
-        bench.nack(tag)
-        delays.append(bench.seconds_until(Send))
-    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8], abs=0.011)
-
-
-def test_confirms_between_nacks_do_not_end_the_backoff() -> None:
-    """A full queue with a slow consumer takes some messages and refuses others."""
-    bench = connected()
-    bench.emit(40)
-    bench.settle()
-    delays = []
-    first, last = 1, 40
-    for _ in range(3):
-        bench.ack(first)
-        for tag in range(first + 1, last + 1):
-            bench.nack(tag)
-        delays.append(bench.seconds_until(Send))
-        first, last = last + 1, bench.publisher.window.next_tag - 1
-    assert delays == pytest.approx([0.1, 0.2, 0.4], abs=0.011)
-
-
-def test_the_window_shrinks_with_refusals_and_grows_with_confirms() -> None:
-    bench = connected()
-    bench.emit(WINDOW)
-    bench.settle()
-    assert bench.count(Stat.PUBLISHED) == WINDOW
-    sizes = []
-    for _ in range(4):
-        bench.publisher.nacked(bench.publisher.window.next_tag - 1, True)
-        before = bench.count(Stat.PUBLISHED)
-        bench.wait(REFUSED_MAX)
-        sizes.append(bench.count(Stat.PUBLISHED) - before)
-    assert sizes == [WINDOW // 2**n for n in (1, 2, 3, 4)]
-    before = bench.count(Stat.PUBLISHED)
-    bench.ack(bench.publisher.window.next_tag - 1, multiple=True)
-    assert bench.count(Stat.PUBLISHED) - before == 2 * sizes[-1]
-
-
-def test_nacks_of_one_round_are_one_refusal() -> None:
-    bench = connected()
-    bench.emit(5)
-    bench.settle()
-    for tag in range(1, 6):
-        bench.nack(tag)
-    assert sent(bench.wait(BACKOFF_FIRST)) == [1, 2, 3, 4, 5]
-
-
 def test_a_lost_link_repeats_the_unconfirmed_before_anything_newer() -> None:
     bench = connected()
     bench.emit(4)
@@ -224,10 +142,12 @@ def test_a_lost_link_repeats_the_unconfirmed_before_anything_newer() -> None:
     bench.lose_link()
     bench.emit()
     again = bench.link_up()
-    assert sent(again) == [1, 3, 4, 5]
+    assert sent(again) == [1, 4, 5]
+    again += bench.wait(STORE_AFTER)
+    assert sent(again) == [1, 4, 5, 3]  # which was refused
     for number in (1, 3, 4):
         assert of_number(number, again) == of_number(number, first)
-    (send,) = [action for action in again if isinstance(action, Send)]
+    send, *_ = [action for action in again if isinstance(action, Send)]
     assert send.first_tag == 1  # of the new connection
 
 

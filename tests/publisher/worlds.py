@@ -52,6 +52,7 @@ from tests.publisher.simulated import (
     assert_books_balance,
     dropped_of,
     event_of,
+    fallback_key,
     number_in,
     number_of,
     wall_at,
@@ -95,6 +96,7 @@ class World:
         self.twice = False
         self.cut = 0  # elements that fell off the list in the last job
         self.left: set[int] = set()
+        self.refused: set[int] = set()  # events that were among the refused ones
         self.recovered: set[int] | None = None  # leftovers that are not safe yet
         self.most: int | None = None  # the limit of messages in a turn
         if chance.random() < 0.3:
@@ -204,10 +206,13 @@ class World:
     # What must always hold
 
     def check_order(self, send: Send) -> None:
-        """On one connection an older event comes after a newer one only after a nack."""
+        """On one connection an older event comes after a newer one only if it was refused."""
         connection = self.broker.connection
-        if self.lossless and not self.twice and connection and not connection.nacked:
-            numbers = [number_of(event) for event in (*connection.sent[-1:], *send.events)]
+        in_flight = self.publisher.window.in_flight()
+        self.refused |= {number_of(e.event) for e in in_flight if e.refused and e.event}
+        if self.lossless and not self.twice and connection:
+            numbers = [number_of(event) for event in (*connection.sent, *send.events)]
+            numbers = [number for number in numbers if number not in self.refused]
             assert numbers == sorted(set(numbers))
 
     def check(self) -> None:
@@ -219,7 +224,7 @@ class World:
 
     def in_memory(self) -> list[Entry]:
         publisher = self.publisher
-        entries = publisher.memory
+        entries = (*publisher.memory, *publisher.refused)
         return [entry for entry in entries if entry.state is not State.DONE]
 
     def check_gauges(self) -> None:
@@ -230,17 +235,20 @@ class World:
         assert gauges[Stat.IN_FLIGHT] == len(entries) - len(waiting)
         window = publisher.window.in_flight()
         assert publisher.window.bytes == sum(entry.size for entry in window)
-        assert publisher.window.count == len(window) <= window_file.WINDOW
+        assert publisher.window.count == len(window) <= 2 * window_file.WINDOW + window_file.PROBES
         assert all(entry.state is State.SENT for entry in window)
-        done = [entry for entry in publisher.list.known if entry.state is State.DONE]
-        assert publisher.list.done == len(done)
-        assert publisher.list.done_bytes == sum(entry.size for entry in done)
+        for one in (publisher.list, publisher.lists.refused):
+            done = [entry for entry in one.known if entry.state is State.DONE]
+            assert one.done == len(done)
+            assert one.done_bytes == sum(entry.size for entry in done)
+            assert one.refused == sum(entry.state is State.REFUSED for entry in one.known)
 
     def check_nothing_lost(self) -> None:
         there = {number_of(entry.event) for entry in self.in_memory() if entry.event}
         there.update(number_of(event) for event in self.outside)
         there.update(self.left)
-        there.update(number for number in self.list.numbers if number is not None)
+        listed = map(number_in, self.list.everywhere)
+        there.update(number for number in listed if number is not None)
         self.check_missing(self.born - there - self.broker.received.keys())
         if self.lossless:
             assert dropped_of(self.publisher) == 0
@@ -253,6 +261,8 @@ class World:
         publisher = self.publisher
         known = [entry.element for entry in publisher.list.known]
         assert self.shared or known == self.list.elements[: len(known)]
+        known = [entry.element for entry in publisher.lists.refused.known]
+        assert self.shared or known == self.list.refused[: len(known)]
 
     # What may happen
 
@@ -276,21 +286,22 @@ class World:
     def run_job(self) -> bool:
         if self.job is None:
             return False
-        before = self.list.elements[:]
+        before = self.list.everywhere
         job, self.job = self.job, None
         self.result = self.list.run(job)
         names = [command.name for command in job.commands if isinstance(command, Command)]
         self.cut = 0
-        if "RPUSH" in names:
-            pushed = len(self.list.elements) - len(before)
-            self.cut = len(set(before) - set(self.list.elements)) + max(0, -pushed)
-            assert len(self.list.elements) - len(before) <= list_jobs.JOB_ELEMENTS
+        after = self.list.everywhere
+        if names[:1] == ["RPUSH"]:
+            pushed = len(after) - len(before)
+            self.cut = len(set(before) - set(after)) + max(0, -pushed)
+            assert pushed <= list_jobs.JOB_ELEMENTS
             if self.job_keep > 0 and self.result.reply(1) == b"OK":
                 assert len(self.list.elements) <= self.job_keep
         if "UNLINK" in names:
-            self.cut = len(set(before) - set(self.list.elements))
-        if names[:2] == ["LRANGE", "LTRIM"] and not self.shared:
-            trimmed = set(map(number_in, before)) - {None, *self.list.numbers}
+            self.cut = len(set(before) - set(after))
+        if names[:1] == ["LRANGE"] and "LTRIM" in names and not self.shared:
+            trimmed = set(map(number_in, before)) - {None, *map(number_in, after)}
             dropped = self.publisher.counts[Stat.DROPPED_TOO_LARGE]
             assert len(trimmed - self.broker.confirmed) <= dropped, "trimmed, not confirmed"
         return True
@@ -459,7 +470,7 @@ class World:
 
     def at_rest(self) -> bool:
         gauges = self.publisher.gauges()
-        waiting = self.outside or self.list.elements or self.job or self.result
+        waiting = self.outside or self.list.everywhere or self.job or self.result
         return not waiting and not any(gauges.values()) and not self.open_purges
 
     def heal(self) -> None:
@@ -682,17 +693,16 @@ class SlotsWorld(World):
         if now:
             self.read = frozenset(self.list.served), frozenset(self.list.migrating)
         served, migrating = self.read
-        for key in set(self.publisher.lists.keys) - served:
+        for key in set(map(fallback_key, self.publisher.lists.keys)) - served:
             # The slot was away for at least a moment, and so was what is on its way to it.
             self.take(key)
             storing = (entry.event for entry in self.publisher.memory.being_stored)
             self.taken |= {number_of(event) for event in storing if event is not None}
-        there = {key: len(self.list.here[key].elements) for key in served}
-        self.publisher.lists.found({key: length for key, length in there.items() if length})
+        self.publisher.lists.found(self.list.lengths(served))
         if self.publisher.lists.writable:
             self.told = served
         home = max(served - migrating or served, default=None)
-        self.publisher.lists.set_lists(home, served.__contains__)
+        self.publisher.lists.set_lists(home, lambda key: fallback_key(key) in served)
 
     def topology_is_read(self, _chance: random.Random) -> None:
         self.read = frozenset(self.list.served), frozenset(self.list.migrating)
@@ -715,17 +725,18 @@ class SlotsWorld(World):
         super().carry_out(action)
         if isinstance(action, Submit):
             commands = [c for c in action.job.commands if isinstance(c, Command)]
-            assert {command.arguments[0] for command in commands} <= self.told
+            assert {fallback_key(command.arguments[0]) for command in commands} <= self.told
 
     def check_order(self, send: Send) -> None:
         """Events that came the same way are in order: from this node, or in one list. Events that
         were in flight when a list arrived are stored behind it, and are sent again."""
+        super().check_order(send)
         connection = self.broker.connection
-        if self.twice or connection is None or connection.nacked:
+        if self.twice or connection is None:
             return
         streams: dict[int, list[int]] = collections.defaultdict(list)
         for number in dict.fromkeys(map(number_of, (*connection.sent, *send.events))):
-            if number not in self.taken:
+            if number not in self.taken and number not in self.refused:
                 streams[self.foreign.get(number, 0)].append(number)
         for numbers in streams.values():
             assert numbers == sorted(numbers)
@@ -761,7 +772,8 @@ class SlotsWorld(World):
         self.set_role(primary=chance.random() < 0.6, loading=chance.random() < 0.3)
 
     def take(self, key: bytes) -> None:
-        self.taken |= {number for number in self.list.here[key].numbers if number is not None}
+        elements = self.list.here[key].everywhere
+        self.taken |= {number for number in map(number_in, elements) if number is not None}
 
     def slot_begins_to_migrate(self, chance: random.Random) -> None:
         self.list.migrating.add(chance.choice(self.list.KEYS))
@@ -773,8 +785,7 @@ class SlotsWorld(World):
 
     def move(self, key: bytes) -> None:
         self.take(key)
-        self.list.away.setdefault(key, []).extend(self.list.here[key].elements)
-        self.list.here[key].elements = []
+        self.list.away.setdefault(key, []).extend(self.list.empty(key))
 
     def migration_is_taken_back(self, chance: random.Random) -> None:
         if self.list.migrating:
@@ -799,7 +810,8 @@ class SlotsWorld(World):
             return
         key = chance.choice(absent)
         elements = self.list.away.pop(key, [])
-        count = 0 if key in self.publisher.lists.keys else chance.randint(0, len(elements))
+        known = map(fallback_key, self.publisher.lists.keys)
+        count = 0 if key in known else chance.randint(0, len(elements))
         self.list.delivered += elements[:count]
         theirs = [self.new_event() for _ in range(chance.choice([0, 1, 20]))]
         stream = len(self.foreign) + 1

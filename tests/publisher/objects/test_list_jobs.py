@@ -26,14 +26,16 @@ from keyspace_amqp.publisher.lists import Lists
 from keyspace_amqp.publisher.memory import Memory
 from keyspace_amqp.publisher.recent import RecentPushes
 from keyspace_amqp.publisher.window import WINDOW, Window
+from keyspace_amqp.tables.keys import refused_key
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.objects.parts import Clock, make_entries, make_ledger, numbers_of
 from tests.publisher.simulated import number_of
 
 KEY = b"key"
-NOT_SERVED = JobResult([(None, errno.EPERM)])
-WRONG_TYPE = JobResult([(b"-WRONGTYPE not a list\r\n", 0)])
-PAUSED = JobResult([(None, errno.EBUSY)])
+REFUSED_KEY = refused_key(KEY)
+NOT_SERVED = JobResult([(None, errno.EPERM), (None, 0)])
+WRONG_TYPE = JobResult([(b"-WRONGTYPE not a list\r\n", 0), (None, 0)])
+PAUSED = JobResult([(None, errno.EBUSY), (None, 0)])
 
 
 def integer(value: int) -> tuple[bytes, int]:
@@ -48,13 +50,16 @@ class Bench:
         self.window = Window(self.clock)
         self.ledger = make_ledger(self.clock)
         self.list = FallbackList(self.window, self.ledger)
-        self.lists = Lists(self.list, self.ledger)
+        self.refused_list = FallbackList(self.window, self.ledger)
+        self.lists = Lists(self.list, self.refused_list, self.ledger)
         self.memory = Memory()
+        self.refused = Memory()
         self.recent = RecentPushes(self.clock, keep=True)
         self.errors: list[str] = []
         self.jobs = ListJobs(
             self.lists,
             self.memory,
+            self.refused,
             self.window,
             self.recent,
             self.ledger,
@@ -64,7 +69,7 @@ class Bench:
         self.lists.set_role(primary=True, writable=True)
         self.lists.set_lists(KEY, lambda key: True)
         assert self.lists.choose()
-        self.lists.set_length(known if length is None else length)
+        self.lists.set_length(self.list, known if length is None else length)
         self.list.read(make_entries(known))
         self.memory.add(make_entries(memory, first=known + 1))
         self.ledger.matched(memory)
@@ -84,8 +89,8 @@ class Bench:
     def check(self) -> None:
         gauges = {
             Stat.FALLBACK_LENGTH: self.lists.length,
-            Stat.QUEUE_LENGTH: self.memory.waiting,
-            Stat.IN_FLIGHT: self.memory.in_flight,
+            Stat.QUEUE_LENGTH: self.memory.waiting + self.refused.waiting,
+            Stat.IN_FLIGHT: self.memory.in_flight + self.refused.in_flight,
         }
         assert self.ledger.difference(gauges) == 0
 
@@ -102,12 +107,12 @@ def test_the_length_is_read_from_time_to_time() -> None:
     bench = Bench(2)
     assert bench.jobs.next_length() is None
     bench.clock.now += CHECK_EVERY
-    assert bench.jobs.next_length() == Submit(length_job(KEY))
-    assert bench.jobs.running == Length()
+    assert bench.jobs.next_length() == Submit(length_job(KEY, REFUSED_KEY))
+    assert bench.jobs.running == Length([bench.list, bench.refused_list])
     assert bench.jobs.check_at == bench.clock.now + CHECK_EVERY
-    bench.done(integer(3))
+    bench.done(integer(3), integer(4))
     assert bench.jobs.running is None
-    assert bench.list.length == 3
+    assert (bench.list.length, bench.refused_list.length) == (3, 4)
     bench.check()
 
 
@@ -165,7 +170,7 @@ def test_a_push_takes_the_oldest_and_their_places_are_known() -> None:
     bench.window.send(bench.memory.take(1, 0))
     job = bench.jobs.push(0)
     assert names(job) == ["RPUSH"]
-    assert bench.jobs.running == Push(0)
+    assert bench.jobs.running == Push(bench.list, bench.memory, 0)
     assert numbers_of(bench.memory.being_stored) == [2, 3, 4]
     bench.done(integer(4))
     assert not bench.memory
@@ -303,7 +308,7 @@ def test_confirmed_elements_are_trimmed_in_large_pieces(
     bench.send(sent, done=done)
     job = bench.jobs.next_trim(at_once=at_once, more=more)
     assert (job is not None) == (trims > 0)
-    assert bench.jobs.running == (Trim(trims) if trims else None)
+    assert bench.jobs.running == (Trim(bench.list, trims, 0) if trims else None)
 
 
 def test_a_trim_removes_them_from_the_head() -> None:
@@ -380,12 +385,12 @@ def test_a_purge_deletes_all_lists() -> None:
     for _ in range(2):
         bench.jobs.purge(outcomes.append)
     job = bench.jobs.next_purge()
-    assert names(job) == ["LLEN", "UNLINK"] * 2
-    assert bench.jobs.running == Purge([KEY, b"other"])
-    bench.done(integer(3), integer(1), integer(4), integer(1))
-    assert outcomes == [7, 7]
-    assert bench.ledger.counts[Stat.DROPPED_PURGED] == 7
-    assert bench.lists.keys == [KEY]
+    assert names(job) == ["LLEN", "UNLINK"] * 3
+    assert bench.jobs.running == Purge([KEY, b"other", REFUSED_KEY])
+    bench.done(integer(3), integer(1), integer(4), integer(1), integer(5), integer(1))
+    assert outcomes == [12, 12]
+    assert bench.ledger.counts[Stat.DROPPED_PURGED] == 12
+    assert bench.lists.keys == [KEY, REFUSED_KEY]
     assert bench.lists.length == 0
     assert bench.jobs.next_purge() is None
     bench.check()

@@ -8,10 +8,12 @@ from keyspace_amqp.publisher.fallback_list import FallbackList, ListState
 from keyspace_amqp.publisher.ledger import Ledger
 from keyspace_amqp.publisher.lists import Lists
 from keyspace_amqp.publisher.window import Window
+from keyspace_amqp.tables.keys import refused_key
 from keyspace_amqp.tables.stats import FIRST_REASON, Stat
 from tests.publisher.objects.parts import Clock, make_entries, make_ledger
 
 HOME, NEAR, FAR = b"home", b"near", b"far"
+REFUSED = refused_key(HOME)
 
 
 class Bench:
@@ -20,7 +22,8 @@ class Bench:
     def __init__(self, *, primary: bool = True) -> None:
         self.ledger: Ledger = make_ledger()
         self.current = FallbackList(Window(Clock()), self.ledger)
-        self.lists = Lists(self.current, self.ledger)
+        self.refused = FallbackList(Window(Clock()), self.ledger)
+        self.lists = Lists(self.current, self.refused, self.ledger)
         if primary:
             assert self.lists.set_role(primary=True, writable=True)
 
@@ -46,7 +49,7 @@ def working_with(key: bytes, length: int, **others: int) -> Bench:
     bench = Bench()
     bench.tell(key)
     assert bench.lists.choose()
-    bench.lists.set_length(length)
+    bench.lists.set_length(bench.current, length)
     bench.lists.found({name.encode(): other for name, other in others.items()})
     bench.check()
     return bench
@@ -77,7 +80,7 @@ def test_the_longest_comes_first_and_the_own_one_last() -> None:
     chosen = []
     while bench.lists.choose():
         chosen.append((bench.current.key, bench.current.length))
-        bench.lists.set_length(bench.current.length)
+        bench.lists.set_length(bench.current, bench.current.length)
         bench.check()
         bench.ledger.dropped(Stat.DROPPED_PURGED, bench.current.length, "done with it")
         bench.current.length = 0
@@ -126,7 +129,7 @@ def test_a_node_without_slots_delivers_what_it_still_has() -> None:
 def test_the_lengths_of_other_lists_count() -> None:
     bench = working_with(HOME, 4, near=3, far=2)
     assert bench.lists.length == 9
-    assert bench.lists.keys == [HOME, NEAR, FAR]
+    assert bench.lists.keys == [HOME, NEAR, FAR, REFUSED]
     bench.current.read(make_entries(4))
     bench.current.mark_done(bench.current.known[0])
     assert bench.lists.length == 8
@@ -139,7 +142,7 @@ def test_lists_that_are_found_again_change_by_the_difference() -> None:
     bench.lists.found({NEAR: 1})
     assert bench.dropped() == {Stat.DROPPED_FALLBACK_REMOVED: 4}
     bench.lists.found({NEAR: 0})
-    assert bench.lists.keys == [HOME]
+    assert bench.lists.keys == [HOME, REFUSED]
     assert bench.dropped() == {Stat.DROPPED_FALLBACK_REMOVED: 5}
     bench.check()
 
@@ -164,7 +167,7 @@ def test_a_server_that_may_not_write_has_no_lists() -> None:
 def test_lists_of_slots_that_went_away_are_handed_over() -> None:
     bench = working_with(NEAR, 4, far=3)
     bench.tell(serves=(HOME, NEAR))
-    assert bench.lists.keys == [NEAR]
+    assert bench.lists.keys == [NEAR, REFUSED]
     assert bench.found == 4
     bench.tell(serves=(HOME,))
     assert (bench.current.key, bench.current.state) == (None, ListState.UNKNOWN)
@@ -178,7 +181,7 @@ def test_all_lists_are_complete_when_they_are_known_and_one_is_chosen() -> None:
     bench.tell()
     assert bench.lists.complete is None
     bench.lists.choose()
-    assert bench.lists.complete == [HOME]
+    assert bench.lists.complete == [HOME, REFUSED]
     bench.lists.leave_unserved()
     assert bench.lists.complete is None
 
@@ -213,8 +216,8 @@ def test_a_change_of_role_forgets_all_lists() -> None:
     assert bench.lists.set_role(primary=True, writable=True)
     bench.tell()
     bench.lists.choose()
-    bench.lists.set_length(2)
-    bench.lists.set_length(1)
+    bench.lists.set_length(bench.current, 2)
+    bench.lists.set_length(bench.current, 1)
     assert bench.dropped() == {Stat.DROPPED_FALLBACK_REMOVED: 1}
 
 
@@ -254,7 +257,7 @@ FLUSHED = "FLUSHALL, FLUSHDB or SWAPDB removed the fallback list"
 def test_the_command_is_the_reason(event: bytes, reason: Stat, text: str) -> None:
     bench = working_with(HOME, 4)
     bench.lists.changed_by_others(event, HOME)
-    bench.lists.set_length(1)
+    bench.lists.set_length(bench.current, 1)
     assert bench.dropped() == {reason: 3}
     (line,) = bench.ledger.logs(all_of_them=True)
     assert line.text == f"3 events lost: {text}"
@@ -263,9 +266,9 @@ def test_the_command_is_the_reason(event: bytes, reason: Stat, text: str) -> Non
 def test_a_reason_holds_for_one_change() -> None:
     bench = working_with(HOME, 4)
     bench.lists.changed_by_others(b"evicted", HOME)
-    bench.lists.set_length(4)  # nothing has changed yet
-    bench.lists.set_length(3)
-    bench.lists.set_length(2)
+    bench.lists.set_length(bench.current, 4)  # nothing has changed yet
+    bench.lists.set_length(bench.current, 3)
+    bench.lists.set_length(bench.current, 2)
     assert bench.dropped() == {
         Stat.DROPPED_FALLBACK_EVICTED: 1,
         Stat.DROPPED_FALLBACK_REMOVED: 1,
@@ -276,7 +279,7 @@ def test_the_last_command_counts() -> None:
     bench = working_with(HOME, 4)
     bench.lists.changed_by_others(b"evicted", HOME)
     bench.lists.changed_by_others(b"lpop", HOME)
-    bench.lists.set_length(3)
+    bench.lists.set_length(bench.current, 3)
     assert bench.dropped() == {Stat.DROPPED_FALLBACK_REMOVED: 1}
 
 
@@ -290,7 +293,7 @@ def test_a_reason_belongs_to_a_key_or_to_all() -> None:
     }
     bench.lists.changed_by_others(b"flushdb", b"")
     bench.lists.found({FAR: 0})
-    bench.lists.set_length(0)
+    bench.lists.set_length(bench.current, 0)
     assert bench.dropped()[Stat.DROPPED_FALLBACK_FLUSHED] == 1 + 4
     bench.check()
 
@@ -298,7 +301,7 @@ def test_a_reason_belongs_to_a_key_or_to_all() -> None:
 def test_commands_on_other_keys_are_no_reason() -> None:
     bench = working_with(HOME, 4)
     bench.lists.changed_by_others(b"evicted", b"unknown")
-    bench.lists.set_length(0)
+    bench.lists.set_length(bench.current, 0)
     assert bench.dropped() == {Stat.DROPPED_FALLBACK_REMOVED: 4}
 
 
@@ -313,7 +316,7 @@ def test_a_list_of_which_the_key_is_not_known_any_more() -> None:
 
 def test_more_elements_are_found_without_a_reason() -> None:
     bench = working_with(HOME, 4)
-    bench.lists.set_length(7)
+    bench.lists.set_length(bench.current, 7)
     assert bench.found == 7
     assert bench.dropped() == {}
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from keyspace_amqp.publisher.entry import DONE, REFUSED, SENT, WAITING, Entry, State
 from keyspace_amqp.publisher.memory import Memory
+from keyspace_amqp.publisher.window import WINDOW
 from tests.publisher.objects.parts import (
     SIZE,
     lose_link,
@@ -164,29 +165,48 @@ def test_confirmed_entries_leave_when_all_older_ones_have_left() -> None:
     assert memory.sent == 0
 
 
-def test_refused_entries_wait_and_fly_again() -> None:
+def test_refused_entries_wait_until_they_are_taken() -> None:
+    memory = make_memory(4, sent=3)
+    memory.refused(list(memory)[1:3])
+    assert [entry.state for entry in memory] == [SENT, REFUSED, REFUSED, WAITING]
+    assert counts(memory) == (3, 1)
+    assert numbers_of(memory.take_refused()) == [2, 3]
+    assert numbers_of(memory) == [1, 4]
+    assert counts(memory) == (1, 1)
+    assert memory.take_refused() == []
+    assert numbers_of(memory.take(9, 0)) == [4]
+
+
+def test_refused_entries_of_a_push_job_become_elements() -> None:
+    memory = make_memory(3, sent=3, storing=2)
+    memory.refused(list(memory)[1:])
+    assert memory.take_refused() == []  # number 2 may be in the list already
+    for entry in memory.being_stored:
+        memory.uncount(entry)
+    memory.stored()
+    assert numbers_of(memory.take_refused()) == [3]
+    assert counts(memory) == (0, 0)
+
+
+def test_refused_entries_wait_in_their_old_places_after_a_lost_link() -> None:
     memory = make_memory(3, sent=3)
-    refused = list(memory)[:2]
-    memory.refused(refused)
-    assert [entry.state for entry in memory] == [REFUSED, REFUSED, SENT]
-    assert counts(memory) == (2, 1)
-    assert memory.take(9, 0) == []
-    memory.resend(refused)
-    assert counts(memory) == (0, 3)
+    memory.refused(list(memory)[1:2])
+    lose_link(memory, [entry for entry in memory if entry.state is SENT])
+    assert [entry.state for entry in memory] == [WAITING] * 3
+    assert memory.take_refused() == []
+    assert counts(memory) == (3, 0)
 
 
-def test_elements_of_the_list_do_not_count() -> None:
-    """They are in the window too, and the window does not tell them apart."""
-    memory = make_memory(2, sent=2)
-    listed = make_entry(9, SENT)
-    listed.listed = True
-    memory.refused([listed])
-    assert counts(memory) == (0, 2)
-    memory.resend([listed])
-    assert counts(memory) == (0, 2)
-    lose_link(memory, [listed, *memory])
-    assert counts(memory) == (2, 0)
-    assert listed.state is WAITING
+def test_many_confirmed_entries_leave_the_log_though_an_older_one_waits() -> None:
+    memory = make_memory(2 * WINDOW + 10, sent=2 * WINDOW + 10)
+    entries = list(memory)[1:]
+    for entry in entries:
+        entry.state = DONE
+    memory.confirmed(2 * WINDOW)
+    assert len(memory) == 2 * WINDOW + 10
+    memory.confirmed(9)
+    assert numbers_of(memory) == [1]
+    assert memory.sent == 1
 
 
 @pytest.mark.parametrize("storing", [0, 1, 2, 3])
@@ -372,11 +392,13 @@ class Model:
         self.set_state(some, REFUSED)
         self.memory.refused([known.entry for known in some])
 
-    def resend(self, places: list[int]) -> None:
-        some = self.some(places, REFUSED)
-        self.set_state(some, SENT)
-        self.memory.resend([known.entry for known in some])
-        mark_sent(known.entry for known in some)
+    def take_refused(self) -> None:
+        taken = self.memory.take_refused()
+        if not self.is_storing:
+            assert taken == [known.entry for known in self.log if known.state is REFUSED]
+            self.log = [known for known in self.log if known.state is not REFUSED]
+        else:
+            assert taken == []
 
     def give_up(self, places: list[int]) -> None:
         """As for messages that are too large."""
@@ -409,10 +431,7 @@ class Model:
             known.storing = False
 
     def lose_link(self) -> None:
-        for known in self.log:
-            if known.state is REFUSED:  # Retries.clear
-                known.entry.state = WAITING
-        in_flight = [known for known in (*self.listed, *self.log) if known.state is SENT]
+        in_flight = [known for known in self.log if known.state is SENT]
         lose_link(self.memory, [known.entry for known in in_flight])
         self.listed = []
         self.all_wait()
@@ -463,7 +482,7 @@ STEPS = st.one_of(
     st.tuples(st.just(Model.confirm), PLACES),
     st.tuples(st.just(Model.confirm), PLACES),
     st.tuples(st.just(Model.refuse), PLACES),
-    st.tuples(st.just(Model.resend), PLACES),
+    st.tuples(st.just(Model.take_refused)),
     st.tuples(st.just(Model.give_up), PLACES),
     st.tuples(st.just(Model.begin_to_store), COUNT),
     st.tuples(st.just(Model.stored)),

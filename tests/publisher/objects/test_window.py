@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyspace_amqp.publisher.entry import DONE, SENT, Entry, size_of
-from keyspace_amqp.publisher.window import STALLED_AFTER, WINDOW, Window
+from keyspace_amqp.publisher.entry import DONE, SENT, WAITING, Entry, size_of
+from keyspace_amqp.publisher.window import (
+    LATE_AFTER,
+    PROBE_MAX,
+    PROBES,
+    STALLED_AFTER,
+    WINDOW,
+    Window,
+)
 from tests.publisher.objects.parts import SIZE, Clock, make_entries, make_entry, numbers_of
 
 
@@ -108,23 +118,98 @@ def test_a_closed_window_has_forgotten_its_tags() -> None:
     assert window.send(make_entries(1)) == 1
 
 
-def test_the_size_halves_and_grows_within_bounds() -> None:
-    window, _ = make_window(100)
-    window.shrink()
-    assert window.size == WINDOW // 2
-    assert window.room == WINDOW // 2 - 100
-    for _ in range(20):
-        window.shrink()
-    assert window.size == 1
+def test_overtaken_messages_take_no_room() -> None:
+    window, _ = make_window(WINDOW)
     assert window.room == 0
-    window.grow(5)
-    assert window.size == 6
-    window.grow(WINDOW)
-    assert window.size == WINDOW
-    window.shrink()
-    window.close()
-    window.open()
-    assert window.size == WINDOW
+    settle(window, 0, (WINDOW // 2,))
+    assert window.overtaken == WINDOW // 2 - 1
+    assert window.room == WINDOW // 2
+    assert not window.is_busy
+
+
+def test_more_overtaken_messages_than_a_window_do() -> None:
+    window, _ = make_window(2 * WINDOW)
+    settle(window, 0, (WINDOW + 6,))
+    assert window.overtaken == WINDOW + 5
+    assert window.room == 6 - 5
+    settle(window, 0, (2 * WINDOW - 10,))
+    settle(window, WINDOW)
+    assert window.room == WINDOW - 10
+
+
+def test_overtaken_messages_are_no_reason_to_stall() -> None:
+    clock = Clock()
+    window, _ = make_window(3, clock)
+    settle(window, 0, (3,))
+    clock.now += 10 * STALLED_AFTER
+    assert not window.is_stalled
+    assert window.stalls_at is None
+    window.send(make_entries(1, first=4))
+    assert window.stalls_at == clock.now + STALLED_AFTER
+
+
+def test_a_stalled_broker_gets_single_messages_less_and_less_often() -> None:
+    clock = Clock()
+    window, _ = make_window(WINDOW, clock)
+    times = []
+    for number in range(PROBES):
+        while not window.room:
+            clock.now += 0.05
+        assert window.room == 1
+        times.append(clock.now)
+        window.send(make_entries(1, first=WINDOW + number))
+    gaps = [round(after - before, 2) for before, after in itertools.pairwise(times)]
+    assert gaps[:6] == pytest.approx([0.5, 1.0, 2.0, 4.0, PROBE_MAX, PROBE_MAX], abs=0.06)
+    clock.now += 10 * PROBE_MAX
+    assert window.room == 0
+    settle(window, 0, (WINDOW + 7,))  # one of them is answered
+    window.progress()
+    assert window.room > WINDOW // 2
+
+
+def test_messages_that_stay_are_set_aside_and_still_settled() -> None:
+    clock = Clock()
+    window, _ = make_window(3, clock)
+    sent_at = clock.now
+    for number in range(3):
+        clock.now += 1
+        window.send(make_entries(WINDOW, first=4 + number * WINDOW))
+        settle(window, 0, tuple(range(4 + number * WINDOW, 4 + (number + 1) * WINDOW)))
+    assert len(window) == 3  # and not one slot for each tag
+    assert numbers_of(window.in_flight()) == [1, 2, 3]
+    oldest = window.oldest
+    assert oldest is not None
+    assert numbers_of([oldest[0]]) == [1]
+    assert oldest[1] == sent_at
+    assert settle(window, 0, (2,)) == [2]
+    assert settle(window, 3) == [1, 3]
+    assert (window.count, window.bytes, len(window)) == (0, 0, 0)
+
+
+def test_late_messages_that_fill_the_window_are_taken_out() -> None:
+    clock = Clock()
+    window, _ = make_window(WINDOW + 1, clock)
+    window.send(make_entries(1, first=WINDOW + 2))
+    settle(window, 0, (WINDOW + 2,))
+    assert window.take_late() == []  # not late yet
+    clock.now += LATE_AFTER
+    late = window.take_late()
+    assert numbers_of(late) == list(range(1, WINDOW // 2 + 2))
+    for entry in late:
+        entry.state = WAITING
+    assert window.count == WINDOW // 2
+    assert settle(window, 0, (1,)) == []
+    assert window.take_late() == []
+
+
+def test_the_time_of_the_oldest_message_counts_from_the_end_of_a_block() -> None:
+    clock = Clock()
+    window, _ = make_window(2, clock)
+    clock.now += 100
+    window.restart_clocks()
+    oldest = window.oldest
+    assert oldest is not None
+    assert oldest[1] == clock.now
 
 
 def test_busy_is_more_than_half() -> None:
@@ -183,8 +268,17 @@ class NaiveWindow:
     def __init__(self) -> None:
         self.by_tag: dict[int, Entry] = {}
         self.next_tag = 1
+        self.answered = 0
+
+    @property
+    def room(self) -> int:
+        unanswered = self.next_tag - 1 - self.answered
+        overtaken = max(0, len(self.by_tag) - unanswered)
+        return WINDOW - unanswered - max(0, overtaken - WINDOW)
 
     def settle(self, below: int, tags: list[int]) -> list[Entry]:
+        newest = max(below, max(tags, default=0))
+        self.answered = max(self.answered, min(newest, self.next_tag - 1))
         up_to = sorted(tag for tag in self.by_tag if below < self.next_tag and tag <= below)
         taken = [self.by_tag.pop(tag) for tag in up_to]
         return taken + [self.by_tag.pop(tag) for tag in tags if tag in self.by_tag]
@@ -232,7 +326,7 @@ def test_the_window_agrees_with_a_dictionary(steps: list[tuple]) -> None:  # typ
         in_flight = list(naive.by_tag.values())
         assert window.in_flight() == in_flight
         assert (window.count, window.bytes) == (len(in_flight), size_of(in_flight))
-        assert window.room == WINDOW - len(in_flight)
+        assert window.room == naive.room
         assert window.next_tag == naive.next_tag
 
 
