@@ -211,7 +211,7 @@ class ListJobs:
         kind, self.running = self.running, None
         stale = self._generation != self._list.generation
         match kind:
-            case Read() | Trim() if stale:
+            case Length() | Read() | Trim() if stale:
                 self._reread_length()
                 return
             case Length():
@@ -238,7 +238,8 @@ class ListJobs:
         self.check_now()
 
     def _failed(self, error: JobError) -> None:
-        if self._lists.writable:  # on a replica, jobs from before its demotion fail
+        # Jobs from before a demotion fail as read-only; by now the role may be another one.
+        if self._lists.writable and error.failure is not Failure.READ_ONLY:
             self._on_error(f"fallback list: {error}")
         self.retry_at = self._clock() + JOB_RETRY_AFTER
 

@@ -70,21 +70,21 @@ class Lists:
         """Return how many elements of all lists are not delivered."""
         return self.current.undelivered + sum(self.others.values())
 
-    def set_role(self, *, primary: bool, writable: bool) -> bool:
-        """Set the role of this server; return True if `writable` has changed.
+    def set_role(self, *, primary: bool, writable: bool) -> None:
+        """Set the role of this server.
 
-        Then all lists are forgotten: another node delivers them, or they are looked for.
+        If `writable` changes, all lists are forgotten: another node delivers them, or they
+        are looked for.
         """
         self.primary = primary
         if writable == self.writable:
-            return False
+            return
         self.writable = writable
         self.known = False
         self.current.leave()
         self._ledger.found(-sum(self.others.values()))
         self.others.clear()
         self._reasons.clear()
-        return True
 
     def found(self, lengths: Mapping[bytes, int]) -> None:
         """Take the lengths of lists in slots of this node. Length 0: the list is gone."""
