@@ -16,7 +16,7 @@ PYTEST_ARGS ?=
 PYTEST_JOBS ?= 2
 MINUTES ?= 10
 
-.PHONY: help setup venv build demo demo-cluster test test-containers soak bench bench-quick lint format clean
+.PHONY: help setup venv build demo demo-cluster test test-pika test-containers soak bench bench-quick lint format clean
 
 help: ## print this text
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
@@ -29,6 +29,12 @@ demo-cluster: build ## the same with a Redis Cluster, a failover and slots that 
 
 test: build ## run the unit, shim and integration tests
 	$(VENV)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-pika: venv ## test the newest release of pika, which is installed apart from .venv
+	@rm -rf build/pika
+	@$(VENV)/python -m pip install --quiet --no-deps --target build/pika pika
+	@PYTHONPATH=build/pika $(VENV)/python -c 'import pika; print("pika", pika.__version__)'
+	PYTHONPATH=build/pika $(VENV)/python -m pytest $(PYTEST_ARGS) tests/broker
 
 test-containers: venv ## test the image, and a cluster of containers; needs Docker
 	tests/containers/base_images

@@ -1,5 +1,8 @@
 """The connection to RabbitMQ: carries out the publisher's actions, and calls it back.
 
+Messages and confirms go in bulk (bulk.py), or one by one if this pika is not as that needs
+it: `bulk` says which.
+
 Worker thread only. Everything runs as callbacks of pika's IOLoop; nothing here waits. A
 connection has one channel, with confirms; if the channel fails, the whole connection is
 closed. Nothing here reconnects: the publisher decides when to connect.
@@ -10,19 +13,18 @@ from __future__ import annotations
 import functools
 import random
 import re
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import pika
 import pika.channel
 import pika.exceptions
-import pika.frame
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
 from ..config import Config
 from ..message import Event, Format
-from .frames import Frames
+from .bulk import BulkConnection
+from .frames import Arguments, Frames
 from .login import parameters_for
 from .reasons import reason_of
 from .target import address, target_of
@@ -31,17 +33,10 @@ from .target import address, target_of
 # pika has no limits for these.
 CHANNEL_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 5.0
-# Bytes that are given to pika in one piece: whenever the kernel takes a part of a piece, pika
-# copies the rest of the piece.
-_PIECE = 128 * 1024
 # RabbitMQ closes the channel with this code (AMQP 0-9-1, 1.8.2) over a message above its
 # max_message_size, and for other reasons; only the text tells the reason and the limit.
 _PRECONDITION_FAILED = 406
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
-# Frames of basic.ack (AMQP 0-9-1, 2.3.5 and 1.8.3.13) on the first channel: type 1,
-# channel 1, 13 bytes, class 60, method 80, then the tag, `multiple`, and the end.
-_ACKS = re.compile(rb"(?:\x01\0\x01\0\0\0\x0d\0\x3c\0\x50.{9}\xce)+", re.DOTALL)
-_ACK = struct.Struct(">11xQ?x")
 
 
 class Listener(Protocol):
@@ -58,52 +53,27 @@ class Listener(Protocol):
     def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None: ...
 
 
-class _Connection(SelectConnection):  # type: ignore[misc]
-    """A connection that reads confirms many at a time.
-
-    RabbitMQ sends a confirm for about every third message, and pika takes 15 µs for each,
-    which is more than the rest of a message takes. `on_acks` gets (tag, multiple) of the
-    confirms that come together; pika gets everything else.
-    """
-
-    _frame_buffer: bytes
-    on_acks: Callable[[Iterable[tuple[int, bool]]], None] | None = None
-
-    def _on_data_available(self, data_in: bytes) -> None:
-        if self.on_acks is not None:
-            if self._frame_buffer:
-                data_in, self._frame_buffer = self._frame_buffer + data_in, b""
-            run = _ACKS.match(data_in)
-            if run is not None:
-                end = run.end()
-                self.bytes_received += end  # pika's heartbeat check reads this
-                self.frames_received += end // _ACK.size
-                self.on_acks(_ACK.iter_unpack(data_in[:end]))
-                data_in = data_in[end:]
-                if not data_in:
-                    return
-        super()._on_data_available(data_in)
-
-
 class Broker:
     """The connection to RabbitMQ, if there is one: opening, open or closing.
 
     Several servers are tried one after the other, in a random order; `link_down` is called
     after the last one has failed. `server`: `host:port` of the connection, or of the last
-    attempt.
+    attempt. `bulk`: False: use the public interface of pika only.
     """
 
-    def __init__(self, ioloop: IOLoop, listener: Listener) -> None:
+    def __init__(self, ioloop: IOLoop, listener: Listener, *, bulk: bool) -> None:
         self._ioloop = ioloop
         self._listener = listener
+        self._make_connection = BulkConnection if bulk else SelectConnection
         # Callbacks of any other connection come late and are ignored.
-        self._connection: _Connection | None = None
+        self._connection: SelectConnection | None = None
         self._channel: pika.channel.Channel | None = None
         self._closing: SelectConnection | None = None
         self._channel_timer: object = None
         self._config: Config | None = None
         self._format: Format | None = None
-        self._frames: Frames | None = None
+        self._frames: Frames | None = None  # in bulk; else:
+        self._arguments: Arguments | None = None
         self._untried: list[tuple[str, int]] = []
         self._reasons: list[str] = []  # why the servers that were tried did not answer
         self._parameters_of: Callable[[str, int], pika.ConnectionParameters] | None = None
@@ -113,7 +83,7 @@ class Broker:
         """Set the parameters of messages, from the next message on."""
         self._config = config
         self._format = message_format
-        self._frames = None
+        self._frames = self._arguments = None
 
     def connect(self, config: Config, properties: Mapping[str, str]) -> None:
         """Start to open a connection; `link_up` or `link_down` follows.
@@ -131,7 +101,7 @@ class Broker:
         host, port = self._untried.pop()
         self.server = address(host, port)
         assert self._parameters_of is not None
-        self._connection = _Connection(
+        self._connection = self._make_connection(
             self._parameters_of(host, port),
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_failed,
@@ -148,7 +118,7 @@ class Broker:
         if connection.is_open:
             connection.close()
             self._ioloop.call_later(CLOSE_TIMEOUT, functools.partial(_end, connection))
-        else:  # a connection that is opening: pika cannot close it
+        else:  # it is opening: pika cannot close it
             _end(connection)
 
     @property
@@ -164,15 +134,18 @@ class Broker:
         channel, connection = self._channel, self._connection
         if channel is None or connection is None or not channel.is_open:
             return  # `link_down` follows
-        if self._frames is None:
-            assert self._config is not None
-            assert self._format is not None
-            self._frames = Frames(
-                self._config, self._format, channel.channel_number, connection._body_max_length
-            )
-        data = self._frames.marshal(events)
-        pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
-        connection._output_marshaled_frames(pieces)
+        assert self._config is not None
+        assert self._format is not None
+        if isinstance(connection, BulkConnection):
+            if self._frames is None:
+                number, body_max = channel.channel_number, connection.body_max
+                self._frames = Frames(self._config, self._format, number, body_max)
+            connection.send_frames(self._frames.marshal(events))
+            return
+        if self._arguments is None:
+            self._arguments = Arguments(self._config, self._format)
+        for event in events:
+            channel.basic_publish(**self._arguments.of(event))
 
     # ---- callbacks of pika -------------------------------------------------
 
@@ -192,7 +165,9 @@ class Broker:
 
     def _on_no_channel(self, connection: Any) -> None:
         if self._connection is not None and connection is self._connection:
-            _end(connection, f"no channel from the broker within {CHANNEL_TIMEOUT:.0f} seconds")
+            self.close()
+            reason = f"no channel from the broker within {CHANNEL_TIMEOUT:.0f} seconds"
+            self._listener.link_down(reason)
 
     def _on_channel(self, channel: pika.channel.Channel) -> None:
         if channel.connection is not self._connection:
@@ -211,8 +186,8 @@ class Broker:
     def _on_confirms_on(self, channel: pika.channel.Channel, _frame: Any) -> None:
         if channel is self._channel:
             self._ioloop.remove_timeout(self._channel_timer)
-            assert self._connection is not None
-            self._connection.on_acks = functools.partial(self._on_acks, channel)
+            if isinstance(self._connection, BulkConnection):
+                self._connection.on_acks = functools.partial(self._on_acks, channel)
             self._listener.link_up()
 
     def _on_acks(self, channel: pika.channel.Channel, acks: Iterable[tuple[int, bool]]) -> None:
@@ -272,7 +247,11 @@ def _max_message_size(reason: BaseException) -> int | None:
     return int(match[1]) if match else None
 
 
-def _end(connection: Any, reason: str = "the broker did not answer the close") -> None:
-    """End a connection at once; close() would wait for a broker that does not answer."""
-    if not connection.is_closed:
-        connection._terminate_stream(TimeoutError(reason))
+def _end(connection: Any) -> None:
+    """End a connection at once; close() would wait for a broker that does not answer.
+
+    pika has no public way for that: there it ends with the handshake's time limit, or when
+    a heartbeat is missing.
+    """
+    if isinstance(connection, BulkConnection) and not connection.is_closed:
+        connection.end("the broker did not answer the close")

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import pika
 import pika.data
 import pika.frame
 import pika.spec
@@ -34,6 +36,44 @@ _NO_TABLE = bytes(4)
 _Pack = Callable[[bytes, int, bytes, bytes, int, bytes, int], bytes]
 
 
+def _properties(config: Config, message_format: Format) -> dict[str, object]:
+    """Return the properties that are the same in all messages."""
+    return {
+        "content_type": message_format.content_type,
+        "delivery_mode": config.delivery_mode,
+        "priority": int(config.priority) if config.priority else None,
+        "expiration": config.expiration or None,
+        "type": raw(config.message_type) or None,
+        "app_id": raw(config.app_id) or None,
+    }
+
+
+class Arguments:
+    """Makes the arguments of pika's `basic_publish`."""
+
+    def __init__(self, config: Config, message_format: Format) -> None:
+        self._config = config
+        self._format = message_format
+        self._properties = _properties(config, message_format)
+
+    def of(self, event: Event) -> dict[str, Any]:
+        """Return the arguments for the event's message."""
+        headers = self._format.headers
+        properties = pika.BasicProperties(
+            headers=None if headers is None else headers(event),
+            message_id=event.message_id,
+            timestamp=event.time_ms // 1000,
+            **self._properties,
+        )
+        return {
+            "exchange": raw(self._config.exchange),  # bytes: pika takes them as they are
+            "routing_key": self._format.routing_key(event),
+            "body": self._format.body(event),
+            "properties": properties,
+            "mandatory": self._config.mandatory,
+        }
+
+
 class Frames:
     """Makes the frames of messages for one channel.
 
@@ -50,14 +90,7 @@ class Frames:
             mandatory=config.mandatory,
         )
         self._method = pika.frame.Method(channel, publish).marshal()
-        self._properties = {
-            "content_type": message_format.content_type,
-            "delivery_mode": config.delivery_mode,
-            "priority": int(config.priority) if config.priority else None,
-            "expiration": config.expiration or None,
-            "type": raw(config.message_type) or None,
-            "app_id": raw(config.app_id) or None,
-        }
+        self._properties = _properties(config, message_format)
         self._layouts: dict[int, tuple[_Pack, bytes, bytes, bytes]] = {}
 
     def _layout(self, id_length: int) -> tuple[_Pack, bytes, bytes, bytes]:

@@ -6,13 +6,35 @@ instance; only `poll` waits.
 
 from __future__ import annotations
 
+import pika
 from pika.adapters.select_connection import IOLoop
+
+# What Loop uses of pika's, and what pika's documentation hardly mentions.
+_METHODS = (
+    "READ",
+    "activate_poller",
+    "add_handler",
+    "call_later",
+    "close",
+    "deactivate_poller",
+    "poll",
+    "process_timeouts",
+    "remove_handler",
+    "remove_timeout",
+)
 
 
 class Loop:
-    """The event loop; connections of pika are made with `ioloop`."""
+    """The event loop; connections of pika are made with `ioloop`.
+
+    Raises RuntimeError if this version of pika cannot be used.
+    """
 
     def __init__(self) -> None:
+        missing = [name for name in _METHODS if not hasattr(IOLoop, name)]
+        if missing:  # there is no other way (rule 22)
+            names = ", ".join(missing)
+            raise RuntimeError(f"pika {pika.__version__} cannot be used: its IOLoop lacks {names}")
         self.ioloop = IOLoop()
         self._alarm: object = None
         self._descriptors: list[int] = []

@@ -104,7 +104,8 @@ class ListJobs:
         self.running: Kind | None = None
         self.retry_at = clock()
         self.check_at = clock()
-        self._generation = 0  # of the known head when the job was made
+        # The generations of the lists that the job is about, when it was made.
+        self._generations: Sequence[tuple[FallbackList, int]] = ()
         self._purges: list[PurgeDone] = []
         self._lists = lists
         self._list: FallbackList = lists.current
@@ -137,8 +138,10 @@ class ListJobs:
 
     def _submit(self, kind: Kind, job: Job) -> Submit:
         self.running = kind
-        if isinstance(kind, Read | Trim):
-            self._generation = kind.list.generation
+        if isinstance(kind, Length):
+            self._generations = [(one, one.generation) for one in kind.lists]
+        elif isinstance(kind, Read | Trim):
+            self._generations = [(kind.list, kind.list.generation)]
         self.check_at = self._clock() + CHECK_EVERY
         return Submit(job)
 
@@ -269,18 +272,19 @@ class ListJobs:
     def done(self, result: JobResult) -> None:
         """Take the replies of the job that was submitted last."""
         kind, self.running = self.running, None
+        if isinstance(kind, Trim):
+            kind.list.trimming = 0
         match kind:
+            case Length() | Read() | Trim() if self._is_stale:
+                self._reread_lengths()
             case Length(lists=lists):
                 self._length_done(result, lists)
             case Push():
                 self._push_done(result, kind)
             case Read(list=source):
-                if not self._is_stale(source):
-                    self._read_done(result, source)
-            case Trim(list=source):
-                source.trimming = 0
-                if not self._is_stale(source):
-                    self._trim_done(result, kind)
+                self._read_done(result, source)
+            case Trim():
+                self._trim_done(result, kind)
             case Purge(keys=keys):
                 self._purge_done(result, keys)
         for one in (self._list, self._lists.refused):
@@ -291,12 +295,10 @@ class ListJobs:
                 if none:
                     one.state = ListState.NONE
 
-    def _is_stale(self, source: FallbackList) -> bool:
+    @property
+    def _is_stale(self) -> bool:
         """True if the known head was forgotten after the job was made: its replies are ignored."""
-        if self._generation == source.generation:
-            return False
-        self._reread_lengths()
-        return True
+        return any(one.generation != generation for one, generation in self._generations)
 
     def _reread_lengths(self) -> None:
         """Treat the lengths as unknown, and make reading them due now."""
@@ -306,7 +308,8 @@ class ListJobs:
         self.check_now()
 
     def _failed(self, error: JobError) -> None:
-        if self._lists.writable:  # on a replica, jobs from before its demotion fail
+        # Jobs from before a demotion fail as read-only; by now the role may be another one.
+        if self._lists.writable and error.failure is not Failure.READ_ONLY:
             self._on_error(f"fallback list: {error}")
         self.retry_at = self._clock() + JOB_RETRY_AFTER
 

@@ -83,14 +83,15 @@ class Lists:
         both = self.current.undelivered + self.refused.undelivered
         return both + sum(self.others.values())
 
-    def set_role(self, *, primary: bool, writable: bool) -> bool:
-        """Set the role of this server; return True if `writable` has changed.
+    def set_role(self, *, primary: bool, writable: bool) -> None:
+        """Set the role of this server.
 
-        Then all lists are forgotten: another node delivers them, or they are looked for.
+        If `writable` changes, all lists are forgotten: another node delivers them, or they
+        are looked for.
         """
         self.primary = primary
         if writable == self.writable:
-            return False
+            return
         self.writable = writable
         self.known = False
         self.current.leave()
@@ -98,7 +99,6 @@ class Lists:
         self._ledger.found(-sum(self.others.values()))
         self.others.clear()
         self._reasons.clear()
-        return True
 
     def found(self, lengths: Mapping[bytes, int]) -> None:
         """Take the lengths of lists in slots of this node. Length 0: the list is gone."""

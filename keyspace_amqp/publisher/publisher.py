@@ -157,13 +157,25 @@ class Publisher:
         `loading`: it loads a data set. `agreed`: it became a replica by an agreed failover,
         so the new primary has all that was written here.
         """
-        if not self.lists.set_role(primary=primary, writable=primary and not loading):
+        if self.lists.primary and not primary:
+            self.recent.demoted(agreed=agreed)
+        self.lists.set_role(primary=primary, writable=primary and not loading)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """Deliver recent pushes from memory, if they are wanted and no push is under way.
+
+        One that is under way belongs to them if it ran before the demotion, and stays in
+        memory if it did not. Its result says which.
+        """
+        if not self.recent.wanted or self.memory.storing or self.refused.storing:
             return
-        if not primary and not agreed:
-            inserted = self._insert(self.recent.take())
-            if self._recovering:  # these may be leftovers, and the list does not keep them safe
-                self._recovering.extend(inserted)
-        self.recent.clear()
+        events = self.recent.take()
+        if events and self.memory.sent:
+            self.delivery.link_lost()  # what was sent from memory is newer: it goes again
+        inserted = self._insert(events)
+        if self._recovering:  # these may be leftovers, and the list does not keep them safe
+            self._recovering.extend(inserted)
 
     def list_changed(self, event: bytes, key: bytes = b"") -> None:
         """Note that others have changed a list, or all lists (`key` is empty).
@@ -180,6 +192,8 @@ class Publisher:
         `length`: its length after that. To be called after `job_done` for jobs that ran
         before, and before `job_done` for jobs that ran later.
         """
+        if not self.lists.known:
+            return  # all lengths are about to be read, perhaps because the role has changed
         for new_length in (length - count, length):
             if key != self.list.key:
                 self.lists.found({key: new_length})
@@ -244,6 +258,7 @@ class Publisher:
     def job_done(self, result: JobResult) -> None:
         """Take the replies of the job that was submitted last."""
         self.jobs.done(result)
+        self._take_back()
 
     # ---- input from the broker ---------------------------------------------------
 
@@ -501,7 +516,8 @@ class Publisher:
 
     def _take_leftovers(self) -> list[Event]:
         """Empty memory; return the events that are not delivered."""
-        leftovers: list[Event] = []
+        leftovers = self.recent.take() if self.recent.wanted else []
+        self.ledger.found(len(leftovers))
         for log in (self.refused, self.memory):
             for entry in log.take_all():
                 if entry.state is not DONE and entry.event is not None:
@@ -530,6 +546,7 @@ class Publisher:
         self._actions = [a for a in self._actions if not is_void_after_repair(a)]
         self.window.close()
         self.jobs.repair(job_lost=job_lost)
+        self._take_back()
         self.ledger.balance(self.gauges())
 
     # ---- queries of the worker ---------------------------------------------------

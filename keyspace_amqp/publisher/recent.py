@@ -18,6 +18,10 @@ PUSHED_RECENTLY = 2.0
 class RecentPushes:
     """The events of the latest pushes, up to WINDOW_BYTES.
 
+    `wanted`: this node was demoted without having agreed, so they are to be delivered from
+    memory. They are kept until they are taken: a push that ran before the demotion may have
+    its result only later.
+
     `keep`: False outside of a cluster, where nothing is kept. There a demotion is a command
     of an operator, who can wait until the replica has everything. Delivering the events twice
     and out of order would be worse than losing those of an operator who did not wait.
@@ -28,6 +32,15 @@ class RecentPushes:
         self._bytes = 0
         self._clock = clock
         self._keep = keep
+        self.wanted = False
+
+    def demoted(self, *, agreed: bool) -> None:
+        """Note a demotion. If it is agreed, the new primary has all pushes from before it."""
+        self.expire()
+        if not agreed:
+            self.wanted = self._keep
+        elif not self.wanted:
+            self.clear()
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Keep the events of entries that were pushed just now."""
@@ -40,15 +53,17 @@ class RecentPushes:
                 self._bytes += entry.size
 
     def expire(self) -> None:
-        """Forget pushes that are no longer recent, or more than fit."""
+        """Forget pushes that are no longer recent, or more than fit, unless they are wanted."""
+        if self.wanted:
+            return
         until = self._clock() - PUSHED_RECENTLY
         while self._pushes and (self._pushes[0][0] < until or self._bytes > WINDOW_BYTES):
             self._bytes -= self._pushes.popleft()[1]
 
     def take(self) -> list[Event]:
-        """Take out all events that were pushed recently, oldest first."""
-        self.expire()
+        """Take out all events, oldest first; they are not wanted any more."""
         events = [event for _, _, event in self._pushes]
+        self.wanted = False
         self.clear()
         return events
 

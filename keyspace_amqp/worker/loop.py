@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Sequence
 
+from ..broker.bulk import SLOW_PIKA, difference
 from ..broker.connection import Broker
 from ..broker.ioloop import Loop
 from ..broker.target import address, target_of
@@ -84,7 +85,9 @@ class Worker:
         peers = Peers(run_id, time.monotonic, _unix_ms)
         rare_log = RareLog(shim.log)
         self._publisher = publisher
-        self._broker = Broker(self._loop.ioloop, publisher)
+        if differs := difference():
+            shim.log("warning", f"{SLOW_PIKA}: {differs}")
+        self._broker = Broker(self._loop.ioloop, publisher, bulk=not differs)
         self._identity = Identity(
             self._broker, config, watch.topology, shim.port, clustered=clustered
         )

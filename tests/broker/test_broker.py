@@ -19,8 +19,8 @@ from pika.adapters.utils.connection_workflow import (
     AMQPConnectorSocketConnectError,
 )
 
-from keyspace_amqp.broker import connection as broker_module
 from keyspace_amqp.broker.connection import Broker
+from keyspace_amqp.broker.ioloop import Loop
 from keyspace_amqp.broker.reasons import reason_of
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Format
@@ -46,10 +46,10 @@ class Channel:
         self.channel_number = 1  # as on every connection of ours
 
 
-@pytest.fixture
-def broker() -> Any:
+@pytest.fixture(params=[True, False], ids=["in bulk", "one by one"])
+def broker(request: pytest.FixtureRequest) -> Any:
     ioloop = IOLoop()
-    yield Broker(ioloop, Listener())
+    yield Broker(ioloop, Listener(), bulk=request.param)
     ioloop.close()
 
 
@@ -92,6 +92,12 @@ def test_a_message_that_is_too_large_is_named(broker: Any) -> None:
     text = "PRECONDITION_FAILED - message size 200 is larger than configured max size 100"
     broker._on_channel_closed(broker._channel, pika.exceptions.ChannelClosedByBroker(406, text))
     assert broker._listener.heard == [("too_large", 100, made.body), ("link_down", f"406 {text}")]
+
+
+def test_a_loop_that_lacks_something_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(IOLoop, "process_timeouts")
+    with pytest.raises(RuntimeError, match=r"pika .* its IOLoop lacks process_timeouts"):
+        Loop()
 
 
 @pytest.mark.parametrize(
@@ -144,20 +150,17 @@ def test_errors_in_a_line_for_people(error: BaseException, text: str) -> None:
 
 
 class Attempts:
-    """Stands for the class of connections: records which ones were made."""
+    """Stands for the class of a broker's connections: records which ones were made."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, broker: Any) -> None:
         self.made: list[Attempts.Connection] = []
-        monkeypatch.setattr(broker_module, "_Connection", self)
+        broker._make_connection = self
 
     class Connection:
         is_open = is_closed = False
 
         def __init__(self, parameters: Any) -> None:
             self.port = parameters.port
-
-        def _terminate_stream(self, reason: BaseException) -> None:
-            self.is_closed = True
 
     def __call__(self, parameters: Any, **_: Any) -> Connection:
         self.made.append(Attempts.Connection(parameters))
@@ -167,10 +170,8 @@ class Attempts:
 REFUSED = pika.exceptions.StreamLostError("refused")
 
 
-def test_each_server_is_tried_once_in_any_order(
-    broker: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attempts = Attempts(monkeypatch)
+def test_each_server_is_tried_once_in_any_order(broker: Any) -> None:
+    attempts = Attempts(broker)
     orders = set()
     for _ in range(200):
         attempts.made.clear()
@@ -189,10 +190,8 @@ def test_each_server_is_tried_once_in_any_order(
     assert orders == set(itertools.permutations([1, 2, 3]))
 
 
-def test_whoever_disconnects_ends_all_attempts(
-    broker: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attempts = Attempts(monkeypatch)
+def test_whoever_disconnects_ends_all_attempts(broker: Any) -> None:
+    attempts = Attempts(broker)
     broker.connect(THREE, {})
     first = attempts.made[0]
     broker.close()
@@ -210,7 +209,7 @@ def test_a_connection_that_was_open_is_not_continued_elsewhere(
         def __getattr__(self, name: str) -> Any:
             return lambda *_, **__: None
 
-    attempts = Attempts(monkeypatch)
+    attempts = Attempts(broker)
     monkeypatch.setattr(Attempts, "Connection", Opened)
     broker.connect(THREE, {})
     broker._on_failed(attempts.made[0], REFUSED)

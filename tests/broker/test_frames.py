@@ -1,5 +1,4 @@
-"""Frames laid out in one buffer, byte for byte against those that pika writes; and
-confirms read many at a time, against pika's reading of them one by one."""
+"""Frames laid out in one buffer, byte for byte against those that pika writes."""
 
 from __future__ import annotations
 
@@ -12,9 +11,8 @@ import pika
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pika import frame, spec
+from pika import spec
 
-from keyspace_amqp.broker import connection as broker
 from keyspace_amqp.broker.frames import Frames
 from keyspace_amqp.config import DEFAULTS, Config
 from keyspace_amqp.message import Event, Format, Value, body
@@ -125,82 +123,3 @@ def test_a_body_of_more_than_one_frame(size: int) -> None:
     assert len(body(event)) == size
     frames, form = frames_of(PLAIN, MOST)
     assert frames.marshal([event]) == written([event], PLAIN, form, MOST)
-
-
-class Heard(broker._Connection):
-    """The reading half of a connection: the frames that it gets, in their order."""
-
-    def __init__(self, *, fast: bool) -> None:
-        self.heard: list[Any] = []
-        self._frame_buffer = b""
-        self.bytes_received = self.frames_received = 0
-        self.on_acks = self._in_bulk if fast else None
-
-    def _in_bulk(self, acks: Any) -> None:
-        self.heard += [("ack", tag, multiple) for tag, multiple in acks]
-
-    def _process_frame(self, frame_value: Any) -> None:
-        self.frames_received += 1
-        method = getattr(frame_value, "method", None)
-        if isinstance(method, (spec.Basic.Ack, spec.Basic.Nack)):
-            kind = "ack" if isinstance(method, spec.Basic.Ack) else "nack"
-            self.heard.append((kind, method.delivery_tag, method.multiple))
-        else:
-            self.heard.append(frame_value.marshal())
-
-
-tags = st.integers(1, 2**64 - 1)
-frames_heard = st.one_of(
-    st.builds(spec.Basic.Ack, tags, st.booleans()).map(lambda m: frame.Method(1, m)),
-    st.builds(spec.Basic.Ack, tags, st.booleans()).map(lambda m: frame.Method(1, m)),
-    st.builds(spec.Basic.Ack, tags, st.booleans()).map(lambda m: frame.Method(2, m)),
-    st.builds(spec.Basic.Nack, tags, st.booleans()).map(lambda m: frame.Method(1, m)),
-    st.builds(frame.Body, st.just(1), st.binary(min_size=1, max_size=60)),
-    st.builds(frame.Heartbeat),
-)
-
-
-@settings(max_examples=300)
-@given(st.lists(frames_heard, max_size=30), st.lists(st.integers(1, 80), max_size=60))
-def test_confirms_are_heard_as_pika_hears_them(story: list[Any], cuts: list[int]) -> None:
-    """The result does not depend on the pieces in which the bytes arrive."""
-    data = b"".join(each.marshal() for each in story)
-    fast, slow = Heard(fast=True), Heard(fast=False)
-    at = 0
-    for cut in [*cuts, len(data)]:
-        piece, at = data[at : at + cut], at + cut
-        if piece:
-            fast._on_data_available(piece)
-            slow._on_data_available(piece)
-    assert fast.heard == slow.heard
-    assert len(fast.heard) == len(story)
-    assert fast.bytes_received == slow.bytes_received == len(data)
-    assert fast.frames_received == slow.frames_received == len(story)
-    assert fast._frame_buffer == slow._frame_buffer == b""
-
-
-class Taken:
-    """A connection with a channel to send on, as Broker uses it; keeps the pieces."""
-
-    is_open = True
-    channel_number = 1
-    _body_max_length = MOST
-
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-
-    def _output_marshaled_frames(self, marshaled_frames: Sequence[bytes]) -> None:
-        self.pieces += marshaled_frames
-
-
-def test_large_sends_go_in_pieces() -> None:
-    """pika copies what is left of a piece whenever the kernel takes a part of it."""
-    taken: Any = Taken()
-    sender = broker.Broker(taken, taken)
-    sender._connection = sender._channel = taken
-    frames, form = frames_of(PLAIN, MOST)
-    sender.configure(PLAIN, form)
-    batch = [Event(f"a-{n}", 1000, 0, "$", b"set", b"k" * 100_000) for n in range(7)]
-    sender.send(batch)
-    assert b"".join(taken.pieces) == frames.marshal(batch)
-    assert max(map(len, taken.pieces)) <= broker._PIECE

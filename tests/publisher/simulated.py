@@ -277,8 +277,8 @@ class Watched(Publisher):
 
     _lists_at = 0.0
 
-    def set_role(self, *, primary: bool, loading: bool) -> None:
-        super().set_role(primary=primary, loading=loading)
+    def set_role(self, *, primary: bool, loading: bool, agreed: bool = False) -> None:
+        super().set_role(primary=primary, loading=loading, agreed=agreed)
         self._lists_at = self._clock()
         self._tell_lists()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.publisher.simulated import set_limit
@@ -30,6 +30,10 @@ from tests.publisher.worlds import (
 )
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), story=stories)
+# In a cluster: a demotion between a push and its result.
+@example(seed=171, story=[322741, 965231, 278573])
+# In a world of slots: a demotion while events are being pushed that are newer than recent pushes.
+@example(seed=0, story=[41, 3899539, 5, 7, 405, 31895, 531499, 13, 987740, 1034])
 def test_world(kind: type[World], seed: int, story: list[int]) -> None:
     chance = random.Random(seed)
     with pytest.MonkeyPatch.context() as patch:

@@ -35,6 +35,7 @@ from keyspace_amqp.publisher.actions import (
     Submit,
 )
 from keyspace_amqp.publisher.entry import Entry, State
+from keyspace_amqp.publisher.recent import PUSHED_RECENTLY
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.simulated import (
@@ -462,9 +463,9 @@ class World:
     def list_is_in_trouble(self, chance: random.Random) -> None:
         self.list.trouble = chance.choice(self.troubles)
 
-    def set_role(self, *, primary: bool, loading: bool) -> None:
+    def set_role(self, *, primary: bool, loading: bool, agreed: bool = False) -> None:
         self.list.writable = primary and not loading
-        self.publisher.set_role(primary=primary, loading=loading)
+        self.publisher.set_role(primary=primary, loading=loading, agreed=agreed)
 
     # How it ends
 
@@ -555,15 +556,37 @@ class LosslessWorld(World):
 
 
 class ClusterWorld(World):
-    """The node is demoted and promoted, it loads a data set, and its slot moves."""
+    """The node is demoted and promoted, it loads a data set, and its slot moves. The primary that
+    replaces it without its agreement does not have the latest pushes."""
 
     troubles = (None, None, None, CLUSTER_DOWN, NOT_SERVED)
+
+    def __init__(self, chance: random.Random) -> None:
+        self.pushed_at: dict[bytes, float] = {}
+        super().__init__(chance)
 
     def steps(self) -> dict[Step, int]:
         return super().steps() | {self.role_changes: 3}
 
+    def run_job(self) -> bool:
+        before = set(self.list.elements)
+        ran = super().run_job()
+        self.pushed_at |= dict.fromkeys(set(self.list.elements) - before, self.now)
+        return ran
+
     def role_changes(self, chance: random.Random) -> None:
-        self.set_role(primary=chance.random() < 0.6, loading=chance.random() < 0.3)
+        primary, agreed = chance.random() < 0.6, chance.random() < 0.3
+        if self.publisher.primary and not primary:
+            until = self.now - PUSHED_RECENTLY
+            late = {element for element, at in self.pushed_at.items() if at >= until}
+            if not agreed and chance.random() < 0.7:
+                self.list.elements = [one for one in self.list.elements if one not in late]
+            self.pushed_at.clear()
+        self.set_role(primary=primary, loading=chance.random() < 0.3, agreed=agreed)
+
+    def check_missing(self, missing: set[int]) -> None:
+        if not self.publisher.recent.wanted:  # else they are taken at the end of a push
+            super().check_missing(missing)
 
 
 class NarrowWorld(World):
@@ -761,12 +784,12 @@ class SlotsWorld(World):
 
     # What may happen
 
-    def set_role(self, *, primary: bool, loading: bool) -> None:
+    def set_role(self, *, primary: bool, loading: bool, agreed: bool = False) -> None:
         if not (primary and not loading):
             for key in self.list.KEYS:
                 self.take(key)
         self.looks_later = (self.job or self.result) is not None
-        super().set_role(primary=primary, loading=loading)
+        super().set_role(primary=primary, loading=loading, agreed=agreed)
 
     def role_changes(self, chance: random.Random) -> None:
         self.set_role(primary=chance.random() < 0.6, loading=chance.random() < 0.3)

@@ -25,7 +25,7 @@ class Bench:
         self.refused = FallbackList(Window(Clock()), self.ledger)
         self.lists = Lists(self.current, self.refused, self.ledger)
         if primary:
-            assert self.lists.set_role(primary=True, writable=True)
+            self.lists.set_role(primary=True, writable=True)
 
     def tell(self, home: bytes | None = HOME, *, serves: tuple[bytes, ...] = ()) -> None:
         """All lists have been looked for."""
@@ -209,11 +209,11 @@ def test_a_list_that_turned_out_not_to_be_served_is_looked_for() -> None:
 def test_a_change_of_role_forgets_all_lists() -> None:
     bench = working_with(HOME, 4, near=3)
     bench.lists.changed_by_others(b"evicted", HOME)
-    assert bench.lists.set_role(primary=False, writable=False)
+    bench.lists.set_role(primary=False, writable=False)
     assert (bench.lists.primary, bench.lists.writable, bench.lists.known) == (False, False, False)
     assert bench.lists.keys == []
     assert (bench.lists.length, bench.found) == (0, 0)
-    assert bench.lists.set_role(primary=True, writable=True)
+    bench.lists.set_role(primary=True, writable=True)
     bench.tell()
     bench.lists.choose()
     bench.lists.set_length(bench.current, 2)
@@ -223,14 +223,14 @@ def test_a_change_of_role_forgets_all_lists() -> None:
 
 def test_the_same_role_once_more_changes_nothing() -> None:
     bench = working_with(HOME, 4, near=3)
-    assert not bench.lists.set_role(primary=True, writable=True)
+    bench.lists.set_role(primary=True, writable=True)
     assert bench.lists.length == 7
 
 
 def test_a_replica_that_loads_becomes_a_primary_that_loads() -> None:
     """The role changes, and the lists do not become writable."""
     bench = Bench(primary=False)
-    assert not bench.lists.set_role(primary=True, writable=False)
+    bench.lists.set_role(primary=True, writable=False)
     assert bench.lists.primary
     assert not bench.lists.writable
 

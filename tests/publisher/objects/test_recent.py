@@ -11,6 +11,8 @@ from tests.publisher.simulated import number_of, set_limit
 
 
 def taken(recent: RecentPushes) -> list[int]:
+    """The numbers of the events that a forced demotion takes out."""
+    recent.demoted(agreed=False)
     return [number_of(event) for event in recent.take()]
 
 
@@ -46,10 +48,33 @@ def test_what_nobody_misses_is_not_kept() -> None:
     assert taken(recent) == [2]
 
 
+def test_an_agreed_demotion_forgets_them() -> None:
+    recent = RecentPushes(Clock(), keep=True)
+    recent.add(make_entries(1))
+    recent.demoted(agreed=True)
+    assert not recent.wanted
+    assert taken(recent) == []
+
+
+def test_what_is_wanted_is_kept_until_it_is_taken() -> None:
+    clock = Clock()
+    recent = RecentPushes(clock, keep=True)
+    recent.add(make_entries(1))
+    recent.demoted(agreed=False)
+    clock.now += 60
+    recent.expire()
+    recent.demoted(agreed=True)  # after a promotion, and before the result of the last push
+    recent.add(make_entries(1, first=2))
+    assert recent.wanted
+    assert [number_of(event) for event in recent.take()] == [1, 2]
+    assert not recent.wanted
+
+
 def test_outside_of_a_cluster_nothing_is_kept() -> None:
     recent = RecentPushes(Clock(), keep=False)
     recent.add(make_entries(2))
     assert taken(recent) == []
+    assert not recent.wanted
 
 
 def test_no_more_bytes_than_the_window_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,10 +86,10 @@ def test_no_more_bytes_than_the_window_has(monkeypatch: pytest.MonkeyPatch) -> N
     assert taken(recent) == [1, 2]
 
 
-def test_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgotten_ones_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     set_limit(monkeypatch, "WINDOW_BYTES", 2 * SIZE)
     recent = RecentPushes(Clock(), keep=True)
     recent.add(make_entries(2))
-    recent.clear()
+    recent.demoted(agreed=True)
     recent.add(make_entries(2, first=3))
     assert taken(recent) == [3, 4]

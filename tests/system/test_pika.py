@@ -1,0 +1,59 @@
+"""The module with a pika that is not as it knows it."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+
+from keyspace_amqp.broker.bulk import SLOW_PIKA
+from keyspace_amqp.demo.servers import RabbitServer
+from tests.fix_faults import Load, delivered
+from tests.fix_servers import (
+    Mailbox,
+    StartRedis,
+    arguments_for,
+    handler_copy,
+    settled,
+    site_packages,
+    stats,
+)
+
+
+def renamed(folder: pathlib.Path, name: str) -> None:
+    """Change a copy of pika: a part that is not public gets another name."""
+    changed = 0
+    for path in folder.rglob("*.py"):
+        text = path.read_text()
+        changed += text.count(name)
+        path.write_text(text.replace(name, name + "_of_late"))
+    assert changed > 1
+
+
+def test_a_pika_of_another_form(
+    own_broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """Messages go by its public interface, and the log says so once. Nothing is lost when the
+    broker is away."""
+    environment = tmp_path / "environment"
+    path = handler_copy(environment)
+    link = site_packages(environment) / "pika"
+    source = link.resolve()
+    link.unlink()
+    shutil.copytree(source, link, ignore=shutil.ignore_patterns("__pycache__"))
+    renamed(link, "_output_marshaled_frames")
+    mailbox = Mailbox(own_broker).keep()
+    server = start_redis("redis-7.0", None, start=False)
+    server.module = [str(path), *map(str, arguments_for(own_broker, mailbox, "$"))]
+    server.start()
+    client = server.client()
+    assert server.log().count(SLOW_PIKA) == 1
+    with Load(server, batch=100, pause=0.02) as load:
+        load.more(1000)
+        own_broker.kill()
+        load.more(1000)
+        own_broker.start()
+        load.more(1000)
+    settled(client, fallback_length=0, confirmed=len(load.keys))
+    delivered(client, mailbox, load.keys, repeated=10**6)
+    assert stats(client)["reconnects"] == 1
+    assert server.log().count(SLOW_PIKA) == 1
