@@ -193,6 +193,10 @@ _STATES = {
     "connected": (OK, ""),
     "idle": (OK, ""),
     "replica": (OK, ""),
+    "unconfirmed": (
+        WARNING,
+        "a queue confirms nothing: a quorum queue without its majority, or a broker that hangs",
+    ),
     "blocked": (PROBLEM, "the broker lacks memory or disk space: see its alarms"),
     "disconnected": (PROBLEM, "see broker; after DISCONNECT the module stays so until CONNECT"),
 }

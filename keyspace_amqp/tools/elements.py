@@ -24,7 +24,7 @@ from typing import IO, Any
 import redis
 
 from ..cluster.lists import Lists
-from ..cluster.slots import key_of
+from ..cluster.slots import keys_of
 from ..cluster.topology import ALONE
 from ..fallback import JOB_BYTES, JOB_ELEMENTS, from_element
 from ..message import named
@@ -157,7 +157,7 @@ def _lists(client: Any) -> dict[bytes, int]:
         raise ToolError("the list is in database 0; give --redis without another database")
     if known is ALONE and client.info("replication")["role"] != "master":
         raise ToolError("this server is a replica; give its primary with --redis")
-    keys = [key_of(slot) for slot in sorted(known.served)]
+    keys = [key for slot in sorted(known.served) for key in keys_of(slot)]
     with client.pipeline(transaction=False) as pipeline:
         for key in keys:
             pipeline.llen(key)

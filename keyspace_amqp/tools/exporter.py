@@ -42,6 +42,7 @@ GAUGES = {
     Stat.QUEUE_LENGTH,
     Stat.QUEUE_BYTES,
     Stat.IN_FLIGHT,
+    Stat.REFUSED_WAITING,
 }
 _REASON = "dropped_"
 _CONFIRM = "confirm_ms_"

@@ -9,11 +9,11 @@ import pytest
 
 from keyspace_amqp.cluster import lists as lists_module
 from keyspace_amqp.cluster.lists import LOOK_KEYS, Lists
-from keyspace_amqp.cluster.slots import SLOTS, key_of, slot_of
+from keyspace_amqp.cluster.slots import SLOTS, key_of, keys_of, slot_of
 from keyspace_amqp.cluster.topology import ALONE, Topology
 from keyspace_amqp.cluster.watch import READ_AGAIN, READ_EVERY, READ_FAILURES, ClusterWatch
 from keyspace_amqp.jobs import Command, Job, JobResult, Lengths
-from keyspace_amqp.tables.keys import KEY
+from keyspace_amqp.tables.keys import KEY, REFUSED_KEY
 from tests.cluster.test_topology import WHOLE
 
 
@@ -50,7 +50,7 @@ def test_all_slots_are_looked_at_once_and_in_pieces() -> None:
         assert 0 < len(keys) <= LOOK_KEYS
         seen += keys
         assert lists.look_result(token, keys, [0] * len(keys)) == {}
-    assert sorted(seen) == sorted(key_of(slot) for slot in range(SLOTS))
+    assert sorted(seen) == sorted(key for slot in range(SLOTS) for key in keys_of(slot))
     assert lists.keys_to_look_at()[1] == []
     lists.set_topology(everything)  # nothing new
     assert lists.complete
@@ -97,7 +97,8 @@ def test_a_flush_makes_it_look_at_everything() -> None:
     lists.set_topology(served(1, 2, 3))
     look(lists, {})
     lists.list_changed(b"")
-    assert sorted(lists.keys_to_look_at()[1]) == sorted(map(key_of, (1, 2, 3)))
+    keys = [key for slot in (1, 2, 3) for key in keys_of(slot)]
+    assert sorted(lists.keys_to_look_at()[1]) == sorted(keys)
 
 
 def test_the_slot_of_home_is_looked_at_first() -> None:
@@ -105,10 +106,10 @@ def test_the_slot_of_home_is_looked_at_first() -> None:
     lists = Lists()
     lists.begin()
     lists.set_topology(ALONE)
-    assert lists.keys_to_look_at()[1] == [KEY]
+    assert lists.keys_to_look_at()[1] == [REFUSED_KEY, KEY]
     lists.begin()
     lists.set_topology(served(3, 4, 5))
-    assert lists.keys_to_look_at()[1] == [key_of(5)]
+    assert lists.keys_to_look_at()[1] == [*keys_of(5)]
 
 
 def test_a_list_is_gone_when_its_slot_has_stayed() -> None:
@@ -219,23 +220,24 @@ class Watching:
 def test_the_keeper_is_told_when_all_was_looked_at() -> None:
     """Until all slots are looked at, an unknown list may have older events."""
     watching = Watching()
-    watching.there = {key_of(6): 3}
+    refused, fallback = keys_of(6)
+    watching.there = {fallback: 3, refused: 2}
     watching.watch.set_role(writable=True)
     while (job := watching.watch.poll()) is not None:
         assert watching.keeper.homes == []
         watching.watch.done(watching.run(job))
-    assert watching.looks == 3
-    assert watching.keeper.lengths == {key_of(6): 3}
+    assert watching.looks == 2 * 3
+    assert watching.keeper.lengths == {fallback: 3, refused: 2}
     assert watching.keeper.homes == [key_of(7)]
 
 
-def test_a_server_that_is_in_no_cluster_has_one_list() -> None:
+def test_a_server_that_is_in_no_cluster_has_one_list_and_one_of_refused_events() -> None:
     watching = Watching(clustered=False)
     assert watching.watch.wake_at() is None
     watching.there = {key_of(6): 3, KEY: 2}
     watching.watch.set_role(writable=True)
     watching.settle()
-    assert watching.looks == 1
+    assert watching.looks == 2
     assert watching.keeper.homes == [KEY]
     assert watching.keeper.lengths == {KEY: 2}
     watching.there = {}

@@ -140,6 +140,7 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
         [b"ALL", b"0", b"0,1", b"0,2,8-15", b"999999999"],
         [b"", b"all", b"0,", b",0", b"-1", b"1-", b"0 1", b"ALL,0", b"1-2-3", b"9999999999"],
     ),
+    "confirm-timeout": ([b"0", b"60", b"86400"], [b"", b"-1", b"86401", b"1s"]),
 }
 # fmt: on
 
