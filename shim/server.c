@@ -2,6 +2,7 @@
 #include "server.h"
 
 #include "api.h"
+#include "config.h"
 #include "flush.h"
 #include "jobs.h"
 #include "latency.h"
@@ -14,7 +15,8 @@
 #define REQUESTS_LIMIT ((size_t)64 * 1024 * 1024)
 
 static int primary, loading;
-static int flushed; /* a database was flushed in this turn of the event loop */
+/* FLUSHALL has emptied the databases; the save that comes next belongs to it. */
+static int flush_saves;
 /* Set at load, before the worker starts, because it reads them too. */
 static int port, clustered;
 
@@ -29,7 +31,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
         main_thread.now_ms = RedisModule_Milliseconds();
         return;
     }
-    flushed = 0;
+    flush_saves = 0;
     worker_announce_new(); /* once in a turn (rule 5) */
     jobs_run(ctx);
     stats_log_losses(ctx, 0);
@@ -60,6 +62,7 @@ static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
     (void)data;
     loading = subevent != REDISMODULE_SUBEVENT_LOADING_ENDED &&
               subevent != REDISMODULE_SUBEVENT_LOADING_FAILED;
+    flush_saves = 0; /* the databases were emptied for this load */
     server_send_role();
 }
 
@@ -71,18 +74,24 @@ static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
  * Not with an append-only file: a restart reads that file instead of this save, and a
  * shutdown has closed it already. And not while writes are paused, as they are while a
  * shutdown waits for its replicas. In both cases on_shutdown has the worker put the events
- * into the file of leftovers. */
+ * into the file of leftovers.
+ *
+ * And not within FLUSHALL, which saves if there are save points. A push would be replicated
+ * before the FLUSHALL, so replicas would remove it. Nor would it be in order in a transaction on
+ * keys of one slot: a server with a table of keys for each slot would put the list into the
+ * table of that slot. A SAVE or a shutdown after it, in the same turn of the event loop, is a
+ * save like any other. */
 static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
                            void *data) {
     (void)event;
     (void)data;
-    if (subevent != REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START || !main_thread.capturing ||
+    if (subevent != REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START) return;
+    int within_flush = flush_saves;
+    flush_saves = 0;
+    if (within_flush || !main_thread.capturing || !config_has_list() ||
         (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF) ||
         RedisModule_AvoidReplicaTraffic())
         return;
-    /* FLUSHALL saves too, perhaps in a transaction on keys of one slot. A server with a
-     * table of keys for each slot would then put our list into the table of that slot. */
-    if (clustered && flushed) return;
     long long began = clock_us();
     if (!flush_worker(ctx, FLUSH_STORE))
         RedisModule_Log(ctx, "warning",
@@ -113,13 +122,14 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
 
 static void on_flush_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
                         void *data) {
-    (void)ctx;
     (void)event;
     RedisModuleFlushInfo *info = data;
-    flushed = 1;
-    /* The lists are in database 0; -1 stands for all databases. */
-    if (subevent == REDISMODULE_SUBEVENT_FLUSHDB_END && main_thread.capturing && info->dbnum <= 0)
-        worker_list_changed("flushdb", "", 0);
+    if (subevent != REDISMODULE_SUBEVENT_FLUSHDB_END) return;
+    /* -1 stands for all databases. */
+    if (info->dbnum == -1)
+        flush_saves = (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_RDB) != 0;
+    /* The lists are in database 0. */
+    if (main_thread.capturing && info->dbnum <= 0) worker_list_changed("flushdb", "", 0);
 }
 
 static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
