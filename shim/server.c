@@ -6,6 +6,7 @@
 #include "flush.h"
 #include "jobs.h"
 #include "latency.h"
+#include "life.h"
 #include "state.h"
 #include "stats.h"
 #include "tables.h"
@@ -32,6 +33,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
         return;
     }
     flush_saves = 0;
+    life_resume(ctx);
     worker_announce_new(); /* once in a turn (rule 5) */
     jobs_run(ctx);
     stats_log_losses(ctx, 0);
@@ -43,7 +45,7 @@ void server_send_role(void) {
     main_thread.capturing = primary && !loading;
     /* Before a demotion to which it has agreed, a primary pauses writes. */
     char payload[3] = {(char)primary, (char)loading, (char)RedisModule_AvoidReplicaTraffic()};
-    if (worker_is_open()) worker_request(RECORD_ROLE, payload, sizeof(payload));
+    worker_request(RECORD_ROLE, payload, sizeof(payload));
 }
 
 static void on_role_changed(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
@@ -111,11 +113,8 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
      * without persistence gets no such file. */
     int has_files = (RedisModule_GetContextFlags(ctx) &
                      (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB)) != 0;
-    if (has_files) jobs_refuse_writes();
-    if (!flush_worker(ctx, has_files ? FLUSH_LEAVE : FLUSH_DRAIN))
+    if (!life_stop(ctx, has_files ? FLUSH_LEAVE : FLUSH_DRAIN))
         RedisModule_Log(ctx, "warning", "the handler did not stop within %d ms", STOP_LIMIT_MS);
-    worker_close();
-    stats_log_losses(ctx, 1);
 }
 
 /* ---- changes of the lists ------------------------------------------------------------- */

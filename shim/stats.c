@@ -133,13 +133,17 @@ void stats_info(RedisModuleInfoCtx *ctx, int for_crash_report) {
 
 /* ---- load and unload --------------------------------------------------------------------- */
 
+void stats_renew(void) {
+    for (int i = 0; i < STATS_COUNT; i++)
+        atomic_store(&stats[i], 0);
+    shim_reset_numbers();
+}
+
 void stats_prepare(void) {
     shown = calloc(1, sizeof(*shown));
     if (shown == NULL) abort();
     memset(&draft, 0, sizeof(draft));
-    for (int i = 0; i < STATS_COUNT; i++)
-        atomic_store(&stats[i], 0);
-    shim_reset_numbers();
+    stats_renew();
     logged_losses = atomic_load(&shared.queue_full);
 }
 
