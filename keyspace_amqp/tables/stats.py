@@ -71,7 +71,8 @@ class Text(enum.IntEnum):
 
 TEXT_HELP: dict[Text, str] = {
     Text.STATE: "`idle` (nothing to send yet), `connecting`, `connected`, `blocked` (by the "
-    "broker), `disconnected`, `replica`",
+    "broker), `disconnected`, `replica`, `stopping` (MODULE UNLOAD was refused because the handler "
+    "hangs)",
     Text.BROKER: "`host:port` of the connection, or of the last attempt",
     Text.LAST_ERROR: "the last problem with the broker or the list; empty: none so far",
 }

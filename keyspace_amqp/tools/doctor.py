@@ -194,6 +194,7 @@ _STATES = {
     "idle": (OK, ""),
     "replica": (OK, ""),
     "blocked": (PROBLEM, "the broker lacks memory or disk space: see its alarms"),
+    "stopping": (PROBLEM, "MODULE UNLOAD was refused; the module goes on when the handler does"),
     "disconnected": (PROBLEM, "see broker; after DISCONNECT the module stays so until CONNECT"),
 }
 

@@ -240,6 +240,8 @@ def test_an_unload_that_is_refused(
         client.config_set("keyspaceamqp.port", broker.port)
         assert time.monotonic() - begin < STOP_LIMIT / 2
         assert stats(client)["queue_length"] >= 100
+        assert stats(client)["state"] == "stopping"
+        assert client.info("keyspaceamqp")["keyspaceamqp_state"] == "stopping"
     # The next worker has begun: it has found the file of leftovers.
     wait_for(lambda: stats(client)["fallback_found"] > 0, 30)
     numbers = delivered(client, mailbox, expected)
