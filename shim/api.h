@@ -108,8 +108,9 @@ void shim_before_wait(void);
 void shim_after_wait(void);
 /* Writes a line to Redis' log. Levels: debug, verbose, notice, warning. */
 void shim_log(const char *level, const char *text);
-/* Reports that the worker runs (1), or that it cannot start (0). */
-void shim_ready(int ok);
+/* Reports that the worker is ready (1), or that it cannot start (0). Returns 0 if it has to end,
+ * because the load did not wait so long. */
+int shim_ready(int ok);
 
 /* ---- flush.c. Worker thread -------------------------------------------------- */
 

@@ -115,8 +115,11 @@ static const char *find_obstacle(RedisModuleCtx *ctx) {
         (REDISMODULE_CTX_FLAGS_LUA | REDISMODULE_CTX_FLAGS_MULTI |
          REDISMODULE_CTX_FLAGS_DENY_BLOCKING))
         return "ERR this command waits for the handler and cannot run in a script or in MULTI";
-    if (!worker_is_open() || worker_has_ended())
-        return "ERR the handler has stopped; the log says why";
+    if (worker_has_ended()) return "ERR the handler has stopped; the log says why";
+    if (worker_is_ending())
+        return "ERR the handler is stopping: MODULE UNLOAD did not wait so long; when it has "
+               "stopped, it starts again";
+    if (!worker_is_open()) return "ERR the handler is starting; try again";
     return NULL;
 }
 

@@ -70,6 +70,8 @@ void config_apply(RedisModuleCtx *ctx) {
     config_send();
 }
 
+int config_has_list(void) { return strtoll(text_of(PARAMETER_INDEX_FALLBACK_SIZE), NULL, 10) >= 0; }
+
 /* ---- CONFIG GET and CONFIG SET ------------------------------------------------------ */
 
 static RedisModuleString *on_get(const char *name, void *index) {

@@ -20,6 +20,8 @@ void config_apply(RedisModuleCtx *ctx);
  * or -1 with a message about the first value that is refused. */
 int config_set_all(RedisModuleCtx *ctx, RedisModuleString **argv, int argc, char *error,
                    size_t capacity);
+/* False if events are never put into a list: `fallback-size` is negative. */
+int config_has_list(void);
 /* Frees the values. */
 void config_release(void);
 

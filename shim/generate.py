@@ -101,6 +101,8 @@ def defines() -> str:
         constants[f"PARAMETER_INDEX_{parameter.name.upper().replace('-', '_')}"] = index
     for stat in Stat:
         constants[f"STAT_{stat.name}"] = stat.value
+    for text in Text:
+        constants[f"TEXT_{text.name}"] = text.value
     return "\n".join(f"#define {name} {value}" for name, value in constants.items())
 
 

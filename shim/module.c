@@ -8,9 +8,9 @@
 #include "capture.h"
 #include "commands.h"
 #include "config.h"
-#include "flush.h"
 #include "jobs.h"
 #include "latency.h"
+#include "life.h"
 #include "python.h"
 #include "redis_api.h"
 #include "server.h"
@@ -22,8 +22,6 @@
 
 struct main_thread main_thread;
 struct shared shared;
-/* The worker of an earlier load hangs and may still use everything, so no load is possible. */
-static int wedged;
 
 /* Returns 0, or -1 if no file descriptor is left. */
 static int prepare(RedisModuleCtx *ctx) {
@@ -35,7 +33,7 @@ static int prepare(RedisModuleCtx *ctx) {
     return worker_prepare(ctx);
 }
 
-/* Frees all that this load has made, after the end of the worker. */
+/* Frees all that a load has made, after the end of the worker. */
 static void release(void) {
     worker_close();
     worker_release();
@@ -66,9 +64,10 @@ static int check_server(RedisModuleCtx *ctx) {
         RedisModule_Log(ctx, "warning", "a module named " MODULE_NAME " is loaded already");
         return -1;
     }
-    if (wedged) {
+    if (!worker_has_ended()) {
         RedisModule_Log(ctx, "warning",
-                        "not loaded: an earlier load hangs in Python. Restart the server");
+                        "not loaded: the handler of an earlier load still hangs. Try again when "
+                        "it has ended, or restart the server");
         return -1;
     }
     return 0;
@@ -85,25 +84,21 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
      * one. Redis refuses that unless each module allows it; this one keeps nothing about
      * keys, so it can. */
     RedisModule_SetModuleOptions(ctx, REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD);
+    release(); /* what a load that took too long had to keep */
     if (prepare(ctx) != 0) return refuse_load(ctx, "no file descriptors left");
     if (config_register(ctx, argv, argc) != REDISMODULE_OK) return refuse_load(ctx, "");
     if (commands_register(ctx) != REDISMODULE_OK)
         return refuse_load(ctx, "another module has a command or an INFO section of this name");
     if (python_start(error, sizeof(error)) != 0) return refuse_load(ctx, error);
     worker_listen();
-    worker_open();
-    server_send_role();
-    config_send();
-    switch (worker_start()) {
+    switch (life_start()) {
     case WORKER_READY:
         break;
     case WORKER_FAILED:
         return refuse_load(ctx, "the handler did not start; the lines above say why");
     case WORKER_HANGS:
-        /* The thread cannot be ended, so nothing that it uses is freed. */
-        RedisModule_Log(ctx, "warning", "not loaded: the handler did not start in time");
-        worker_close();
-        wedged = 1;
+        RedisModule_Log(ctx, "warning", "not loaded: the handler did not start within %d ms",
+                        READY_MS);
         return REDISMODULE_ERR;
     }
     /* Subscriptions come last: Redis 7.0 keeps those of a module that fails to load. The
@@ -116,20 +111,23 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
 }
 
 /* Entry point: MODULE UNLOAD. The worker delivers the captured events or writes them to
- * the file of leftovers, and ends. If it does not end in time, the module stays. */
+ * the file of leftovers, and ends. If it does not end in time, the module stays and goes on.
+ * As long as it hangs, another unload is refused without a wait. */
 __attribute__((visibility("default"))) int RedisModule_OnUnload(RedisModuleCtx *ctx) {
-    /* Nothing may be written to the list here. Redis replicates any command that
-     * has changed the data set. A replicated MODULE UNLOAD would unload the module on the
-     * replicas too. */
-    jobs_refuse_writes();
+    if (worker_is_ending() && !worker_has_ended()) {
+        RedisModule_Log(ctx, "warning", "not unloaded: the handler still hangs");
+        return REDISMODULE_ERR;
+    }
+    /* Nothing may be written to the list here, so the mode is FLUSH_LEAVE. Redis replicates any
+     * command that has changed the data set. A replicated MODULE UNLOAD would unload the module
+     * on the replicas too. */
     long long began = clock_us();
-    flush_worker(ctx, FLUSH_LEAVE);
+    int stopped = life_stop(ctx, FLUSH_LEAVE);
     latency_add(ctx, MODULE_NAME "-unload", began);
-    worker_close();
-    stats_log_losses(ctx, 1);
-    if (!worker_has_ended()) {
+    if (!stopped) {
         RedisModule_Log(ctx, "warning",
-                        "not unloaded: the handler did not stop within %d ms. Try again",
+                        "not unloaded: the handler did not stop within %d ms. The module works on "
+                        "as soon as it can",
                         STOP_LIMIT_MS);
         return REDISMODULE_ERR;
     }

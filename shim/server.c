@@ -2,9 +2,11 @@
 #include "server.h"
 
 #include "api.h"
+#include "config.h"
 #include "flush.h"
 #include "jobs.h"
 #include "latency.h"
+#include "life.h"
 #include "state.h"
 #include "stats.h"
 #include "tables.h"
@@ -14,7 +16,8 @@
 #define REQUESTS_LIMIT ((size_t)64 * 1024 * 1024)
 
 static int primary, loading;
-static int flushed; /* a database was flushed in this turn of the event loop */
+/* FLUSHALL has emptied the databases; the save that comes next belongs to it. */
+static int flush_saves;
 /* Set at load, before the worker starts, because it reads them too. */
 static int port, clustered;
 
@@ -29,7 +32,8 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
         main_thread.now_ms = RedisModule_Milliseconds();
         return;
     }
-    flushed = 0;
+    flush_saves = 0;
+    life_resume(ctx);
     worker_announce_new(); /* once in a turn (rule 5) */
     jobs_run(ctx);
     stats_log_losses(ctx, 0);
@@ -41,7 +45,7 @@ void server_send_role(void) {
     main_thread.capturing = primary && !loading;
     /* Before a demotion to which it has agreed, a primary pauses writes. */
     char payload[3] = {(char)primary, (char)loading, (char)RedisModule_AvoidReplicaTraffic()};
-    if (worker_is_open()) worker_request(RECORD_ROLE, payload, sizeof(payload));
+    worker_request(RECORD_ROLE, payload, sizeof(payload));
 }
 
 static void on_role_changed(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
@@ -60,6 +64,7 @@ static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
     (void)data;
     loading = subevent != REDISMODULE_SUBEVENT_LOADING_ENDED &&
               subevent != REDISMODULE_SUBEVENT_LOADING_FAILED;
+    flush_saves = 0; /* the databases were emptied for this load */
     server_send_role();
 }
 
@@ -71,18 +76,24 @@ static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
  * Not with an append-only file: a restart reads that file instead of this save, and a
  * shutdown has closed it already. And not while writes are paused, as they are while a
  * shutdown waits for its replicas. In both cases on_shutdown has the worker put the events
- * into the file of leftovers. */
+ * into the file of leftovers.
+ *
+ * And not within FLUSHALL, which saves if there are save points. A push would be replicated
+ * before the FLUSHALL, so replicas would remove it. Nor would it be in order in a transaction on
+ * keys of one slot: a server with a table of keys for each slot would put the list into the
+ * table of that slot. A SAVE or a shutdown after it, in the same turn of the event loop, is a
+ * save like any other. */
 static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
                            void *data) {
     (void)event;
     (void)data;
-    if (subevent != REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START || !main_thread.capturing ||
+    if (subevent != REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START) return;
+    int within_flush = flush_saves;
+    flush_saves = 0;
+    if (within_flush || !main_thread.capturing || !config_has_list() ||
         (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF) ||
         RedisModule_AvoidReplicaTraffic())
         return;
-    /* FLUSHALL saves too, perhaps in a transaction on keys of one slot. A server with a
-     * table of keys for each slot would then put our list into the table of that slot. */
-    if (clustered && flushed) return;
     long long began = clock_us();
     if (!flush_worker(ctx, FLUSH_STORE))
         RedisModule_Log(ctx, "warning",
@@ -102,24 +113,22 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
      * without persistence gets no such file. */
     int has_files = (RedisModule_GetContextFlags(ctx) &
                      (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB)) != 0;
-    if (has_files) jobs_refuse_writes();
-    if (!flush_worker(ctx, has_files ? FLUSH_LEAVE : FLUSH_DRAIN))
+    if (!life_stop(ctx, has_files ? FLUSH_LEAVE : FLUSH_DRAIN))
         RedisModule_Log(ctx, "warning", "the handler did not stop within %d ms", STOP_LIMIT_MS);
-    worker_close();
-    stats_log_losses(ctx, 1);
 }
 
 /* ---- changes of the lists ------------------------------------------------------------- */
 
 static void on_flush_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
                         void *data) {
-    (void)ctx;
     (void)event;
     RedisModuleFlushInfo *info = data;
-    flushed = 1;
-    /* The lists are in database 0; -1 stands for all databases. */
-    if (subevent == REDISMODULE_SUBEVENT_FLUSHDB_END && main_thread.capturing && info->dbnum <= 0)
-        worker_list_changed("flushdb", "", 0);
+    if (subevent != REDISMODULE_SUBEVENT_FLUSHDB_END) return;
+    /* -1 stands for all databases. */
+    if (info->dbnum == -1)
+        flush_saves = (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_RDB) != 0;
+    /* The lists are in database 0. */
+    if (main_thread.capturing && info->dbnum <= 0) worker_list_changed("flushdb", "", 0);
 }
 
 static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {

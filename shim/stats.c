@@ -11,6 +11,7 @@
 #include "python.h"
 #include "state.h"
 #include "tables.h"
+#include "worker.h"
 
 #define LOG_EVERY_MS 10000
 
@@ -96,6 +97,11 @@ static const texts_t *current_texts(void) {
     return shown;
 }
 
+/* A worker that hangs cannot show this state itself. */
+static const char *text_at(const texts_t *texts, int index) {
+    return index == TEXT_STATE && worker_is_ending() ? "stopping" : texts->text[index];
+}
+
 /* ---- STATS and INFO -------------------------------------------------------------------- */
 
 static void reply_with_text(RedisModuleCtx *ctx, const char *text) {
@@ -109,7 +115,7 @@ void stats_reply(RedisModuleCtx *ctx) {
     RedisModule_ReplyWithMap(ctx, TEXTS_COUNT + STATS_COUNT);
     for (int i = 0; i < TEXTS_COUNT; i++) {
         reply_with_text(ctx, TEXT_NAMES[i]);
-        reply_with_text(ctx, texts->text[i]);
+        reply_with_text(ctx, text_at(texts, i));
     }
     for (int i = 0; i < STATS_COUNT; i++) {
         reply_with_text(ctx, STAT_NAMES[i]);
@@ -126,20 +132,24 @@ void stats_info(RedisModuleInfoCtx *ctx, int for_crash_report) {
     RedisModule_InfoAddFieldCString(ctx, "version", MODULE_VERSION);
     RedisModule_InfoAddFieldCString(ctx, "python", python_version());
     for (int i = 0; i < TEXTS_COUNT; i++)
-        RedisModule_InfoAddFieldCString(ctx, TEXT_NAMES[i], texts->text[i]);
+        RedisModule_InfoAddFieldCString(ctx, TEXT_NAMES[i], text_at(texts, i));
     for (int i = 0; i < STATS_COUNT; i++)
         RedisModule_InfoAddFieldLongLong(ctx, STAT_NAMES[i], numbers[i]);
 }
 
 /* ---- load and unload --------------------------------------------------------------------- */
 
+void stats_renew(void) {
+    for (int i = 0; i < STATS_COUNT; i++)
+        atomic_store(&stats[i], 0);
+    shim_reset_numbers();
+}
+
 void stats_prepare(void) {
     shown = calloc(1, sizeof(*shown));
     if (shown == NULL) abort();
     memset(&draft, 0, sizeof(draft));
-    for (int i = 0; i < STATS_COUNT; i++)
-        atomic_store(&stats[i], 0);
-    shim_reset_numbers();
+    stats_renew();
     logged_losses = atomic_load(&shared.queue_full);
 }
 

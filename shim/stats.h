@@ -4,8 +4,10 @@
 #define KEYSPACE_AMQP_STATS_H
 #include "redis_api.h"
 
-/* Resets all counters and texts. */
+/* Resets all counters and texts, for a load. */
 void stats_prepare(void);
+/* Resets all counters, for another worker: it shows its own from 0 on. */
+void stats_renew(void);
 /* Replies with the map of KEYSPACEAMQP.STATS. */
 void stats_reply(RedisModuleCtx *ctx);
 /* Writes the section of INFO (a RedisModuleInfoFunc). */

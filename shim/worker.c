@@ -20,17 +20,20 @@
 #include "tables.h"
 
 /* The main thread's. */
-static int open_for_requests;
+static enum { CLOSED, OPEN, ENDING } phase;
 static pthread_t thread;
 static int thread_started; /* and not joined yet */
 static uint64_t announced; /* records pushed at the last worker_announce */
-/* Shared. The first three are set at load. */
+/* Shared. `log_ctx` belongs to the module, and so to the holder of `log_lock`. NULL: there is no
+ * module any more. The next three are set at load. */
 static RedisModuleCtx *log_ctx;
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 static queue_t *requests;
 static int bell = -1;      /* rung by the main thread, watched by the worker */
 static int main_bell = -1; /* rung by the worker, watched by Redis' event loop */
 static _Atomic int waits;
-static _Atomic int ready; /* 0: not yet, 1: yes, -1: failed */
+enum { STARTING, READY, FAILED, ABANDONED };
+static _Atomic int start; /* STARTING, then one of the others */
 static _Atomic int ended;
 /* The worker's. */
 static uint64_t seen; /* records pushed when it woke up last */
@@ -110,11 +113,19 @@ void shim_after_wait(void) {
     seen = pushed();
 }
 
-void shim_log(const char *level, const char *text) { RedisModule_Log(log_ctx, level, "%s", text); }
+/* The main thread takes the lock only to free the context, so it never waits for more than one
+ * line. Without a context Redis writes <module> as the name. */
+void shim_log(const char *level, const char *text) {
+    pthread_mutex_lock(&log_lock);
+    RedisModule_Log(log_ctx, level, "%s", text);
+    pthread_mutex_unlock(&log_lock);
+}
 
-void shim_ready(int ok) {
-    atomic_store(&ready, ok ? 1 : -1);
+int shim_ready(int ok) {
+    int starting = STARTING;
+    if (!atomic_compare_exchange_strong(&start, &starting, ok ? READY : FAILED)) return 0;
     worker_wake_main();
+    return 1;
 }
 
 static void *worker_main(void *data) {
@@ -125,7 +136,16 @@ static void *worker_main(void *data) {
     return NULL;
 }
 
-/* ---- load and unload -------------------------------------------------------------- */
+/* ---- start and stop ------------------------------------------------------------------ */
+
+/* Makes the thread's state that of a thread which was not started yet. */
+static void reset(void) {
+    phase = CLOSED;
+    announced = seen = 0;
+    atomic_store(&waits, 0);
+    atomic_store(&start, STARTING);
+    atomic_store(&ended, 0);
+}
 
 int worker_prepare(RedisModuleCtx *ctx) {
     log_ctx = RedisModule_GetDetachedThreadSafeContext(ctx);
@@ -133,53 +153,103 @@ int worker_prepare(RedisModuleCtx *ctx) {
     requests = queue_new(0);
     bell = bell_new();
     main_bell = bell_new();
-    announced = seen = 0;
-    atomic_store(&waits, 0);
-    atomic_store(&ready, 0);
-    atomic_store(&ended, 0);
+    reset();
     return bell >= 0 && main_bell >= 0 ? 0 : -1;
 }
 
-void worker_open(void) { open_for_requests = 1; }
+/* Signals are Redis'. But a crash of this thread is to be reported, and the kernel sends the
+ * signal of a crash to the thread that crashes: if it is blocked, the process ends without a
+ * word. Redis 7.2 and later then ask each thread for its stack, by SIGUSR2. */
+static void block_signals(sigset_t *before) {
+    static const int OPEN_SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGUSR2};
+    sigset_t blocked;
+    sigfillset(&blocked);
+    for (size_t i = 0; i < sizeof(OPEN_SIGNALS) / sizeof(OPEN_SIGNALS[0]); i++)
+        sigdelset(&blocked, OPEN_SIGNALS[i]);
+    pthread_sigmask(SIG_SETMASK, &blocked, before);
+}
 
-enum worker_start worker_start(void) {
-    /* The thread begins with all signals blocked: they are Redis'. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+int worker_start(void) {
+    sigset_t before;
+    block_signals(&before); /* the thread inherits this */
     int error = pthread_create(&thread, NULL, worker_main, NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (error != 0) {
         RedisModule_Log(log_ctx, "warning", "cannot start a thread: %s", strerror(error));
-        return WORKER_FAILED;
+        return -1;
     }
     thread_started = 1;
+    phase = OPEN;
     pthread_setname_np(thread, "keyspace-amqp");
-    long long deadline = clock_ms() + READY_MS, rest = READY_MS;
-    while (atomic_load(&ready) == 0 && !atomic_load(&ended) && rest > 0) {
-        worker_wait(rest);
-        rest = deadline - clock_ms();
-    }
-    if (atomic_load(&ready) == 1) return WORKER_READY;
-    return atomic_load(&ready) == 0 && !atomic_load(&ended) ? WORKER_HANGS : WORKER_FAILED;
+    return 0;
 }
 
-void worker_close(void) { open_for_requests = main_thread.capturing = 0; }
-int worker_is_open(void) { return open_for_requests; }
+/* Waits for a step of the worker, or for the end of the time. Returns 0 if the time is over. */
+static int await_step(long long deadline) {
+    long long rest = deadline - clock_ms();
+    if (rest > 0) worker_wait(rest);
+    return rest > 0;
+}
+
+enum worker_start worker_await_start(long long ms) {
+    long long deadline = clock_ms() + ms;
+    while (atomic_load(&start) == STARTING && !worker_has_ended() && await_step(deadline)) {
+    }
+    int hangs = atomic_load(&start) == STARTING && !worker_has_ended();
+    return hangs ? WORKER_HANGS : atomic_load(&start) == READY ? WORKER_READY : WORKER_FAILED;
+}
+
+void worker_await_end(long long ms) {
+    long long deadline = clock_ms() + ms;
+    while (!worker_has_ended() && await_step(deadline)) {
+    }
+}
+
+/* Ends everything that would use the module after Redis has freed it. */
+static void let_go(void) {
+    phase = CLOSED;
+    main_thread.capturing = 0;
+    if (main_bell >= 0) RedisModule_EventLoopDel(main_bell, REDISMODULE_EVENTLOOP_READABLE);
+    pthread_mutex_lock(&log_lock);
+    if (log_ctx != NULL) RedisModule_FreeThreadSafeContext(log_ctx);
+    log_ctx = NULL;
+    pthread_mutex_unlock(&log_lock);
+}
+
+int worker_abandon(void) {
+    int starting = STARTING;
+    if (!atomic_compare_exchange_strong(&start, &starting, ABANDONED)) return 0;
+    let_go();
+    return 1;
+}
+
+void worker_end(void) { phase = ENDING; }
+
+void worker_renew(void) {
+    pthread_join(thread, NULL);
+    thread_started = 0;
+    queue_free(requests);
+    requests = queue_new(0);
+    reset();
+}
+
+void worker_close(void) {
+    phase = CLOSED;
+    main_thread.capturing = 0;
+}
+
+int worker_is_open(void) { return phase == OPEN && atomic_load(&start) == READY; }
+int worker_is_ending(void) { return phase == ENDING; }
 int worker_has_ended(void) { return !thread_started || atomic_load(&ended); }
 
 void worker_release(void) {
     if (thread_started) pthread_join(thread, NULL);
     thread_started = 0;
-    if (main_bell >= 0) {
-        RedisModule_EventLoopDel(main_bell, REDISMODULE_EVENTLOOP_READABLE);
-        close(main_bell);
-    }
+    let_go();
+    if (main_bell >= 0) close(main_bell);
     if (bell >= 0) close(bell);
     bell = main_bell = -1;
     queue_free(shared.events);
     queue_free(requests);
     shared.events = requests = NULL;
-    if (log_ctx != NULL) RedisModule_FreeThreadSafeContext(log_ctx);
-    log_ctx = NULL;
 }

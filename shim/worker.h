@@ -9,24 +9,38 @@
 #include "buffer.h"
 #include "redis_api.h"
 
-/* ---- load and unload ---- */
+/* ---- start and stop; life.c says when ---- */
 
 /* Makes the queues, eventfds and log context. Returns 0, or -1 if no file descriptor is
  * left. */
 int worker_prepare(RedisModuleCtx *ctx);
-/* Allows requests. They wait in the queue until the thread runs. */
-void worker_open(void);
-/* Starts the thread and waits until it is ready. A thread that hangs may still
- * use everything, so nothing may be freed. */
+/* Starts the thread. The requests in the queue are its first ones. Returns 0, or -1 and logs
+ * the reason. */
+int worker_start(void);
+/* Waits until the thread is ready, for at most `ms` milliseconds. */
 enum worker_start { WORKER_READY, WORKER_FAILED, WORKER_HANGS };
-enum worker_start worker_start(void);
+enum worker_start worker_await_start(long long ms);
+/* Leaves a thread that hangs at its start to itself, because Redis will free the module: the
+ * thread ends as soon as it would be ready. Everything else that it may use stays until
+ * worker_release, after its end. Returns 0, and does nothing, if the thread is not at its start
+ * any more. */
+int worker_abandon(void);
+/* Notes that the thread was told to end, but hangs. */
+void worker_end(void);
+/* Waits until the thread has ended, for at most `ms` milliseconds. */
+void worker_await_end(long long ms);
+/* Prepares another start, after the end of the thread: events that wait stay in their queue. */
+void worker_renew(void);
 /* Stops the capture, and allows no more requests. */
 void worker_close(void);
-/* True between worker_open and worker_close. */
+/* True if the worker is there for requests: it is ready, and was not told to end. */
 int worker_is_open(void);
+/* True from worker_end to worker_renew. */
+int worker_is_ending(void);
 /* True if the thread has ended, or was never started. */
 int worker_has_ended(void);
-/* Joins the thread and frees everything that worker_prepare has made. */
+/* Joins the thread and frees everything that worker_prepare has made; once more, does
+ * nothing. */
 void worker_release(void);
 
 /* ---- to the worker ---- */

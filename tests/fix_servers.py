@@ -14,6 +14,7 @@ import importlib.util
 import pathlib
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import uuid
@@ -263,6 +264,26 @@ def handler_copy(prefix: pathlib.Path) -> pathlib.Path:
     for name in ("pika", *(p.name for p in source.glob("_cffi_backend*"))):
         (site_packages(prefix) / name).symlink_to(source / name)
     return path
+
+
+def copy_sources(folder: pathlib.Path) -> None:
+    """Copy everything that a build needs, for tests that change it before they build."""
+    for name in ("shim", "keyspace_amqp"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "CMakeLists.txt", folder)
+
+
+def build_module(folder: pathlib.Path, python: pathlib.Path) -> pathlib.Path:
+    """Build a copy of the sources with cmake, as its users do, for this Python. Return the
+    module's path; it runs the handler in the copy."""
+    build = folder / "build"
+    build.mkdir()
+    for command in (
+        ["cmake", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={python}", ".."],
+        ["cmake", "--build", ".", "--target", "redis_keyspace_amqp"],
+    ):
+        subprocess.run(command, cwd=build, check=True, capture_output=True)
+    return build / MODULE.name
 
 
 StartRedis = Callable[..., RedisServer]

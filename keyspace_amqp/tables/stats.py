@@ -73,7 +73,7 @@ class Text(enum.IntEnum):
 TEXT_HELP: dict[Text, str] = {
     Text.STATE: "`idle` (nothing to send yet), `connecting`, `connected`, `blocked` (by the "
     "broker), `unconfirmed` (connected, but a message has had no confirm for 5 seconds), "
-    "`disconnected`, `replica`",
+    "`disconnected`, `replica`, `stopping` (MODULE UNLOAD was refused because the handler hangs)",
     Text.BROKER: "`host:port` of the connection, or of the last attempt",
     Text.LAST_ERROR: "the last problem with the broker or the list; empty: none so far",
 }

@@ -198,6 +198,7 @@ _STATES = {
         "a queue confirms nothing: a quorum queue without its majority, or a broker that hangs",
     ),
     "blocked": (PROBLEM, "the broker lacks memory or disk space: see its alarms"),
+    "stopping": (PROBLEM, "MODULE UNLOAD was refused; the module goes on when the handler does"),
     "disconnected": (PROBLEM, "see broker; after DISCONNECT the module stays so until CONNECT"),
 }
 

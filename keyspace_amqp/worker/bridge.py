@@ -154,8 +154,8 @@ class Bridge:
     def flush_done(self, flush_id: int) -> None:
         lib.shim_flush_done(flush_id)
 
-    def ready(self, ok: bool) -> None:
-        lib.shim_ready(ok)
+    def ready(self, ok: bool) -> bool:
+        return bool(lib.shim_ready(ok))
 
 
 def _text(text: str) -> bytes:

@@ -135,7 +135,7 @@ class Worker:
             except Exception:
                 with contextlib.suppress(Exception):  # the next turn tries again
                     self._unexpected()
-        self._end()
+        self.end()
 
     def _turn(self) -> None:
         if self._broken:
@@ -243,7 +243,7 @@ class Worker:
         self._cluster_io.repair()
         self._broken = False
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Close the connection, waiting a moment for the broker's answer, and free everything."""
         with contextlib.suppress(Exception):
             self._broker.close()
@@ -288,8 +288,11 @@ def main(shim: Shim) -> int:
         return -1
     # Events are not in cycles, and scanning the thousands that wait took 8% of the time.
     gc.set_threshold(_GARBAGE)
-    shim.ready(True)
-    worker.run()
+    if shim.ready(True):
+        worker.run()
+    else:
+        log.LOGGER.warning("the handler ends: its load was given up before it was ready")
+        worker.end()
     # The worker's parts are in a reference cycle. Without the collection they would stay in
     # memory for long, with all waiting events.
     del worker

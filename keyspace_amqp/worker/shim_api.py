@@ -142,6 +142,7 @@ class Shim(Protocol):
         """Tell the main thread, which waits for the flush, that it is done."""
         ...
 
-    def ready(self, ok: bool) -> None:
-        """Tell the main thread that the worker runs, or that it cannot."""
+    def ready(self, ok: bool) -> bool:
+        """Tell the main thread that the worker is ready, or that it cannot start. False: it
+        has to end, because the load did not wait so long."""
         ...

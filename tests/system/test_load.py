@@ -21,6 +21,8 @@ from tests.fix_servers import (
     Mailbox,
     StartRedis,
     arguments_for,
+    build_module,
+    copy_sources,
     handler_copy,
     installed_copy,
     old_server,
@@ -335,22 +337,6 @@ def test_packages_are_missing(family: str, start_redis: StartRedis, tmp_path: pa
     settled(client, state="idle")
 
 
-def build_elsewhere(source: pathlib.Path, python: pathlib.Path) -> pathlib.Path:
-    """Builds a copy of the sources with cmake, as its users do; returns the module's path."""
-    root = MODULE.parent.parent
-    for name in ("shim", "keyspace_amqp"):
-        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(root / "CMakeLists.txt", source)
-    build = source / "build"
-    build.mkdir()
-    for command in (
-        ["cmake", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={python}", ".."],
-        ["cmake", "--build", ".", "--target", "redis_keyspace_amqp"],
-    ):
-        subprocess.run(command, cwd=build, check=True, capture_output=True)
-    return build / MODULE.name
-
-
 def test_what_the_build_used_is_gone(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     """A module in a build folder depends on the sources and on the environment that it was built
     with. If one of them is gone, the log says which."""
@@ -360,7 +346,8 @@ def test_what_the_build_used_is_gone(start_redis: StartRedis, tmp_path: pathlib.
     present = pathlib.Path(site_packages(pathlib.Path(sys.prefix)))
     for name in ("pika", "cffi", "pycparser", *(p.name for p in present.glob("_cffi_backend*"))):
         (site_packages(environment) / name).symlink_to(present / name)
-    path = build_elsewhere(source, environment / "bin" / "python")
+    copy_sources(source)
+    path = build_module(source, environment / "bin" / "python")
     shutil.move(source / "keyspace_amqp", tmp_path / "away")
     log = load_fails(server, path)
     assert f"the handler is missing: there is no {source}/keyspace_amqp/worker/loop.py" in log

@@ -3,6 +3,7 @@ Captured events arrive in order, and loading a data set makes no messages."""
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import random
 import signal
@@ -353,6 +354,81 @@ def test_loaded_again_under_load(
 # ---- replicas ------------------------------------------------------------------
 
 SYNC = ["repl-diskless-sync yes", "repl-diskless-sync-delay 0"]
+
+
+def write_numbered(pipeline: redis.client.Pipeline, prefix: str, count: int) -> list[bytes]:
+    """Add SETs to a pipeline; return their keys."""
+    keys = [b"%b:%d" % (prefix.encode(), number) for number in range(count)]
+    for key in keys:
+        pipeline.set(key, 1)
+    return keys
+
+
+def test_flushall_leaves_the_lists_equal(
+    family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """With save points, FLUSHALL saves before it is replicated. Events in memory go to the list
+    after it, on the primary and on the replica."""
+    primary = start_redis(family, arguments_for(free_port(), mailbox, "$"), [*RDB, *SYNC])
+    replica = start_replica(start_redis, family, arguments_for(broker, mailbox), primary, SYNC)
+    client, other = primary.client(), replica.client()
+    expected: list[bytes] = []
+    for number in range(3):
+        with client.pipeline(transaction=False) as pipeline:
+            expected += write_numbered(pipeline, f"before:{number}", 500)
+            pipeline.flushall()
+            pipeline.execute()
+        with client.pipeline(transaction=number == 2) as pipeline:
+            expected += write_numbered(pipeline, f"in:{number}", 100)
+            pipeline.flushall()
+            expected += write_numbered(pipeline, f"after:{number}", 300)
+            pipeline.execute()
+        settled(client, queue_length=0)
+        wait_for(lambda: caught_up(client, other), 30, "the replica has the same list")
+        events = map(from_element, client.lrange(KEY, 0, -1))
+        listed = [event.key for event in events if event is not None]
+        # What was in the list when it was flushed is gone.
+        assert listed == expected[-len(listed) :]
+        assert len(listed) >= 300
+    # After the trims of a delivery too.
+    client.config_set("keyspaceamqp.port", broker.port)
+    settled(client, fallback_length=0, in_flight=0)
+    assert keys_of(mailbox.receive()) == listed
+    client.config_set("keyspaceamqp.port", free_port())
+    write_some(client)
+    settled(client, fallback_length=100)
+    wait_for(lambda: caught_up(client, other), 30, "the replica has the same list")
+
+
+def write_some(client: redis.Redis) -> None:
+    with client.pipeline(transaction=False) as pipeline:
+        write_numbered(pipeline, "some", 100)
+        pipeline.execute()
+
+
+@pytest.mark.parametrize("save", ["save points", "none"])
+@pytest.mark.parametrize("end", ["SAVE", "SHUTDOWN"])
+def test_a_save_right_after_flushall(
+    family: str, end: str, save: str, start_redis: StartRedis
+) -> None:
+    """It has the events in memory, like any other save: in the same turn of the event loop too."""
+    options = RDB if save == "save points" else []
+    server = start_redis(family, arguments_for(free_port(), events="$"), options)
+    client = server.client(retry=Retry(NoBackoff(), 0))
+    with client.pipeline(transaction=False) as pipeline:
+        expected = write_numbered(pipeline, "before", 50)
+        pipeline.flushall()
+        expected += write_numbered(pipeline, "after", 50)
+        pipeline.execute_command(*([end] if end == "SAVE" else [end, "SAVE"]))
+        with contextlib.suppress(redis.exceptions.ConnectionError):
+            pipeline.execute()
+    if end == "SAVE":
+        server.kill()
+    wait_for(lambda: not server.running, 30)
+    server.start()
+    settled(server.client(), fallback_length=len(expected), fallback_found=len(expected))
+    events = map(from_element, server.client().lrange(KEY, 0, -1))
+    assert [event.key for event in events if event is not None] == expected
 
 
 def follow(replica: RedisServer, primary: RedisServer) -> None:

@@ -159,8 +159,9 @@ class FakeShim:
     def flush_done(self, flush_id: int) -> None:
         self.heard.append(("flush_done", flush_id))
 
-    def ready(self, ok: bool) -> None:
+    def ready(self, ok: bool) -> bool:
         self.heard.append(("ready", ok))
+        return True
 
     def set_nice(self, nice: int) -> None:
         self.heard.append(("nice", nice))

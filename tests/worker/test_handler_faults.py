@@ -42,7 +42,7 @@ _FAULTS = _pathlib.Path("faults")
 _chance = _random.Random({seed})
 _LEFT_OUT = {{
     # the frame
-    "_do", "_end", "_publish", "_turn", "activate", "close", "end", "enter_at", "main",
+    "_do", "_publish", "_turn", "activate", "close", "end", "enter_at", "main",
     "open", "run",
     # logging and repair
     "_count_waiting", "_keep_head", "_reread_length", "_lose_window", "_repair", "_unexpected",

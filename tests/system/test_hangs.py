@@ -1,0 +1,365 @@
+"""A worker that hangs or crashes: at load, at an unload, and in between.
+
+The module is a build with shorter time limits. Its handler hangs while a file is in the
+server's directory, so that a test decides when it goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import re
+import signal
+import sys
+import time
+
+import pytest
+import redis
+
+from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
+from tests.fix_faults import delivered
+from tests.fix_servers import (
+    FAMILIES,
+    MODULE,
+    Mailbox,
+    StartRedis,
+    arguments_for,
+    build_module,
+    copy_sources,
+    stats,
+)
+
+# Seconds; see tables/times.py.
+LIMITS = {"READY": 1.0, "STOP": 1.2, "STOP_LEFTOVERS": 0.3, "STOP_GOODBYE": 0.1, "STARVED": 0.4}
+STOP_LIMIT = 2.0
+
+# Appended to worker/loop.py. `hang-NAME` in the server's directory stops the handler at a place;
+# `crash` makes it crash, by the function in the file.
+INJECT = """
+
+import ctypes as _ctypes
+import os as _os
+import pathlib as _pathlib
+import signal as _signal
+
+
+def _hang(name, function):
+    def hang(*arguments, **named):
+        if _pathlib.Path(f"hang-{name}").exists():
+            log.LOGGER.info("hangs in %s", name)
+            while _pathlib.Path(f"hang-{name}").exists():
+                time.sleep(0.01)
+            log.LOGGER.info("goes on in %s", name)
+        return function(*arguments, **named)
+    return hang
+
+
+def _crash(function):
+    def crash(*arguments):
+        with contextlib.suppress(FileNotFoundError):
+            what = _pathlib.Path("crash").read_text()
+            if what == "read":
+                _ctypes.string_at(0)
+            elif what == "abort":
+                _os.abort()
+            elif what:
+                _signal.pthread_kill(_signal.pthread_self(), int(what))
+        return function(*arguments)
+    return crash
+
+
+import threading as _threading
+_signal.pthread_self = _threading.get_ident
+Worker.__init__ = _hang("start", Worker.__init__)
+Worker._turn = _hang("turn", _crash(Worker._turn))
+Worker._leave = _hang("leave", Worker._leave)
+Worker.end = _hang("end", Worker.end)
+"""
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The path of the module with shorter limits and a handler that can hang."""
+    source = tmp_path_factory.mktemp("impatient")
+    copy_sources(source)
+    times = source / "keyspace_amqp" / "tables" / "times.py"
+    text = times.read_text()
+    for name, seconds in LIMITS.items():
+        text, count = re.subn(rf"(?m)^{name} = .*", f"{name} = {seconds}", text)
+        assert count == 1
+    times.write_text(text)
+    with (source / "keyspace_amqp" / "worker" / "loop.py").open("a") as file:
+        file.write(INJECT)
+    return build_module(source, pathlib.Path(sys.executable))
+
+
+class Hang:
+    """Stops the handler of a server at a place, in a `with`."""
+
+    def __init__(self, server: RedisServer, name: str) -> None:
+        self._server = server
+        self._name = name
+        self._file = server.folder / f"hang-{name}"
+        self._times = self.times()
+
+    def times(self) -> int:
+        return self._server.log().count(f"hangs in {self._name}")
+
+    def __enter__(self) -> Hang:
+        self._file.touch()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.unlink(missing_ok=True)
+
+    def wait(self) -> None:
+        """Wait until the handler hangs."""
+        wait_for(lambda: self.times() > self._times, 30, f"the handler hangs in {self._name}")
+
+
+def load(client: redis.Redis, path: pathlib.Path, arguments: list[object]) -> None:
+    client.execute_command("MODULE", "LOAD", str(path), *arguments)
+
+
+def unload(client: redis.Redis) -> None:
+    client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+
+
+def write(client: redis.Redis, prefix: str, count: int) -> list[bytes]:
+    keys = [b"%s:%d" % (prefix.encode(), number) for number in range(count)]
+    with client.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.set(key, 1)
+        pipeline.execute()
+    return keys
+
+
+# ---- a load that takes too long --------------------------------------------------
+
+
+def test_a_load_that_takes_too_long(
+    family: str,
+    impatient: pathlib.Path,
+    broker: RabbitServer,
+    mailbox: Mailbox,
+    start_redis: StartRedis,
+) -> None:
+    """The load fails. While the handler hangs, another load is refused at once. It goes on later,
+    when the server has freed the module: it ends, the server lives, and a load works."""
+    server = start_redis(family, None)
+    client = server.client()
+    arguments = arguments_for(broker, mailbox, "$")
+    with Hang(server, "start"):
+        with pytest.raises(redis.exceptions.ResponseError):
+            load(client, impatient, arguments)
+        assert "not loaded: the handler did not start within 1000 ms" in server.log()
+        write(client, "between", 100)
+        begin = time.monotonic()
+        with pytest.raises(redis.exceptions.ResponseError):
+            load(client, impatient, arguments)
+        assert time.monotonic() - begin < LIMITS["READY"]
+        assert "not loaded: the handler of an earlier load still hangs" in server.log()
+        assert not workers(server, 0)
+    # Memory of the failed load is used again, with other content.
+    write(client, "x" * 100, 1000)
+    wait_for(lambda: "goes on in start" in server.log(), 30)
+    wait_for(lambda: workers(server, 0), 30, "the thread ends")
+    assert client.ping()
+    load(client, impatient, arguments)
+    delivered(client, mailbox, write(client, "after", 100))
+    unload(client)
+    assert workers(server, 0)
+
+
+def workers(server: RedisServer, count: int) -> bool:
+    """True if the server has so many worker threads."""
+    names = []
+    for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
+        try:
+            names.append((task / "comm").read_text().strip())
+        except OSError:  # it has ended
+            continue
+    return names.count("keyspace-amqp") == count
+
+
+def test_many_loads_that_take_too_long(impatient: pathlib.Path, start_redis: StartRedis) -> None:
+    """Nothing of them stays: no threads, no descriptors."""
+    server = start_redis(arguments=None)
+    client = server.client()
+    descriptors = []
+    for _ in range(4):
+        with Hang(server, "start"), pytest.raises(redis.exceptions.ResponseError):
+            load(client, impatient, arguments_for(free_port()))
+        wait_for(lambda: workers(server, 0), 30, "the thread ends")
+        load(client, impatient, arguments_for(free_port()))
+        unload(client)
+        descriptors.append(len(list(pathlib.Path(f"/proc/{server.pid}/fd").iterdir())))
+    assert descriptors[-1] <= descriptors[0]
+
+
+# ---- an unload that is refused ---------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["turn", "leave", "end"])
+def test_an_unload_that_is_refused(
+    family: str,
+    place: str,
+    impatient: pathlib.Path,
+    broker: RabbitServer,
+    mailbox: Mailbox,
+    start_redis: StartRedis,
+) -> None:
+    """The module stays, and so does the capture: whatever happens meanwhile, events are delivered
+    as soon as the handler goes on."""
+    server = start_redis(family, None, ["save 3600 1000000"])
+    server.module = [str(impatient)]
+    client = server.client()
+    load(client, impatient, arguments_for(free_port(), mailbox, "$"))
+    expected = write(client, "before", 50)
+    with Hang(server, place) as hang:
+        if place == "turn":
+            hang.wait()
+        begin = time.monotonic()
+        with pytest.raises(redis.exceptions.ResponseError):
+            unload(client)
+        assert STOP_LIMIT * 0.9 < time.monotonic() - begin < STOP_LIMIT + 5
+        hang.wait()
+        assert "not unloaded: the handler did not stop within 2000 ms" in server.log()
+        expected += write(client, "meanwhile", 50)
+        # A role event: nothing is captured on a replica.
+        client.replicaof("127.0.0.1", str(free_port()))
+        client.replicaof("NO", "ONE")
+        expected += write(client, "later", 50)
+        # Neither a command, nor a save, nor another unload waits for the worker now.
+        begin = time.monotonic()
+        with pytest.raises(redis.exceptions.ResponseError, match="the handler is stopping"):
+            client.execute_command("KEYSPACEAMQP.FALLBACK", "LEN")
+        with pytest.raises(redis.exceptions.ResponseError):
+            unload(client)
+        client.save()
+        client.config_set("keyspaceamqp.port", broker.port)
+        assert time.monotonic() - begin < STOP_LIMIT / 2
+        assert stats(client)["queue_length"] >= 100
+        assert stats(client)["state"] == "stopping"
+        assert client.info("keyspaceamqp")["keyspaceamqp_state"] == "stopping"
+    # The next worker has begun: it has found the file of leftovers.
+    wait_for(lambda: stats(client)["fallback_found"] > 0, 30)
+    numbers = delivered(client, mailbox, expected)
+    assert numbers["state"] == "connected"
+    assert "the handler has ended late, and was started again" in server.log()
+    expected = write(client, "again", 50)
+    delivered(client, mailbox, expected)
+    unload(client)
+    assert workers(server, 0)
+
+
+def test_unload_as_soon_as_the_handler_has_ended(
+    impatient: pathlib.Path, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """Refused, and given again in the same moment in which the handler ends: what was captured in
+    between is there at the next load."""
+    server = start_redis("redis-7.0", None)
+    client = server.client()
+    load(client, impatient, arguments_for(free_port(), mailbox, "$"))
+    expected = write(client, "before", 50)
+    with Hang(server, "leave") as hang:
+        with pytest.raises(redis.exceptions.ResponseError):
+            unload(client)
+        hang.wait()
+        expected += write(client, "meanwhile", 50)
+    while True:
+        try:
+            unload(client)
+            break
+        except redis.exceptions.ResponseError:
+            continue
+    load(client, impatient, arguments_for(broker, mailbox, "$"))
+    delivered(client, mailbox, expected)
+
+
+@pytest.mark.parametrize("place", ["leave", "end"])
+def test_shutdown_after_an_unload_that_was_refused(
+    family: str,
+    place: str,
+    impatient: pathlib.Path,
+    broker: RabbitServer,
+    mailbox: Mailbox,
+    start_redis: StartRedis,
+) -> None:
+    """Events that were captured since are there after the restart."""
+    server = start_redis(family, None, ["save 3600 1000000"])
+    client = server.client()
+    load(client, impatient, arguments_for(free_port(), mailbox, "$"))
+    expected = write(client, "before", 50)
+    with Hang(server, place) as hang:
+        with pytest.raises(redis.exceptions.ResponseError):
+            unload(client)
+        hang.wait()
+        expected += write(client, "meanwhile", 50)
+        server.signal(signal.SIGTERM)
+        wait_for(lambda: "User requested shutdown" in server.log(), 30)
+    assert server.process is not None
+    assert server.process.wait(30) == 0
+    server.start()
+    client = server.client()
+    load(client, impatient, arguments_for(broker, mailbox, "$"))
+    delivered(client, mailbox, expected)
+
+
+# ---- a save ------------------------------------------------------------------------
+
+
+def test_saves_that_do_not_wait(
+    family: str, impatient: pathlib.Path, start_redis: StartRedis
+) -> None:
+    """A save waits for the handler only if events can be put into the list and into the file:
+    neither within FLUSHALL nor without a list."""
+    waited = "the save starts with events still in memory"
+    server = start_redis(family, None, ["save 3600 1000000"])
+    client = server.client()
+    load(client, impatient, arguments_for(free_port(), events="$"))
+    with Hang(server, "turn") as hang:
+        write(client, "a", 10)
+        hang.wait()
+        client.flushall()
+        assert waited not in server.log()
+        client.config_set("keyspaceamqp.fallback-size", -1)
+        client.save()
+        assert waited not in server.log()
+        client.config_set("keyspaceamqp.fallback-size", 0)
+        with client.pipeline(transaction=False) as pipeline:
+            pipeline.flushall()
+            pipeline.save()  # a save like any other
+            pipeline.execute()
+        assert server.log().count(waited) == 1
+
+
+# ---- a crash ----------------------------------------------------------------------
+
+CRASHES = ["read", "abort", *(str(int(n)) for n in (signal.SIGBUS, signal.SIGFPE, signal.SIGILL))]
+
+
+@pytest.mark.parametrize("how", CRASHES)
+def test_a_crash_of_the_worker_is_reported(
+    family: str, how: str, impatient: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Redis writes its report, with the stack of the worker, and ends by the signal."""
+    arguments = [str(impatient), *map(str, arguments_for(free_port()))]
+    # The test of memory takes long and tells nothing here.
+    options = ["crash-memcheck-enabled no"]
+    server = RedisServer(tmp_path / "server", FAMILIES[family](), arguments, options)
+    with server, server.client() as client:
+        (server.folder / "crash").write_text(how)
+        with contextlib.suppress(redis.exceptions.ConnectionError):
+            client.set("a", 1)  # the next turn of the worker
+        assert server.process is not None
+        assert server.process.wait(60) < 0
+    log = server.log()
+    assert "crashed by signal" in log
+    stack = log.partition("STACK TRACE")[2].partition("REGISTERS")[0]
+    if family != "redis-7.0":  # it shows the stack of each thread, and marks the one that crashed
+        assert "keyspace-amqp *" in stack
+        assert "timed out" not in log
+    assert MODULE.name in stack
+    assert "events_seen" not in log  # the module's part of INFO is left out
+    assert "BUG REPORT END" in log
