@@ -83,8 +83,10 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
     RedisModule_SetModuleAttribs(ctx, MODULE_NAME, MODULE_VERSION_NUMBER, REDISMODULE_APIVER_1);
     /* With repl-diskless-load swapdb a replica loads a new data set while it serves the old
      * one. Redis refuses that unless each module allows it; this one keeps nothing about
-     * keys, so it can. */
-    RedisModule_SetModuleOptions(ctx, REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD);
+     * keys, so it can. And the module only looks at the keys that it opens (look.h), so closing
+     * one is no change of which clients have to hear. */
+    RedisModule_SetModuleOptions(ctx, REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD |
+                                          REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED);
     if (prepare(ctx) != 0) return refuse_load(ctx, "no file descriptors left");
     if (config_register(ctx, argv, argc) != REDISMODULE_OK) return refuse_load(ctx, "");
     if (commands_register(ctx) != REDISMODULE_OK)

@@ -10,15 +10,13 @@
 
 #include "buffer.h"
 #include "keys.h"
+#include "look.h"
 #include "state.h"
 
 /* A buffer that has grown beyond this is freed before its next use. */
 #define LARGE_BUFFER ((size_t)4 * 1024 * 1024)
-/* Flags that open a key without side effects. */
-#define NO_EFFECTS                                                                                 \
-    (REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOTOUCH | REDISMODULE_OPEN_KEY_NONOTIFY |             \
-     REDISMODULE_OPEN_KEY_NOSTATS | REDISMODULE_OPEN_KEY_NOEXPIRE |                                \
-     REDISMODULE_OPEN_KEY_NOEFFECTS)
+/* Flags for look_at: an expired key is not deleted. */
+#define NO_EFFECTS (REDISMODULE_OPEN_KEY_NOEXPIRE | REDISMODULE_OPEN_KEY_NOEFFECTS)
 
 /* The value of the key that was deleted, expired or evicted last. Redis 7.2 and later call
  * on_key before they remove the key, and emit the event afterwards. */
@@ -94,7 +92,7 @@ static buffer_t *find_removed(RedisModuleCtx *ctx, const char *name, size_t len)
 /* Returns the key's value, or NULL if it does not exist. */
 static buffer_t *find_present(RedisModuleCtx *ctx, RedisModuleString *key, const char *name,
                               size_t len) {
-    RedisModuleKey *open = RedisModule_OpenKey(ctx, key, NO_EFFECTS);
+    RedisModuleKey *open = look_at(ctx, key, NO_EFFECTS);
     if (open == NULL) return NULL;
     valued_t head = make_head(open, len, 0);
     /* Closed before the call: GETRANGE may delete an expired key, and an open handle must

@@ -61,7 +61,7 @@ def _lengths(call: Call) -> Generator[Wait, Any, Mapping[bytes, int]]:
         reply = (yield lengths_job(some)).reply(0)
         if isinstance(reply, JobError):
             raise CommandError.of(reply)
-        lengths.update((key, length) for key, length in zip(some, reply, strict=True) if length)
+        lengths.update((key, length) for key, length in zip(some, reply, strict=True) if length > 0)
     return lengths
 
 

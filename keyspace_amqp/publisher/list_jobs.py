@@ -34,7 +34,9 @@ TRIM_ELEMENTS = JOB_ELEMENTS // 4
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """The job that reads the list's length."""
+    """The job that reads the list's length. `look`: without a trace, but also without an error."""
+
+    look: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,8 @@ class ListJobs:
         self.retry_at = clock()
         self.check_at = clock()
         self._generation = 0  # of the known head when the job was made
+        # The list may be out of reach, or not be a list. The error of a command says so.
+        self._in_doubt = True
         self._purges: list[PurgeDone] = []
         self._lists = lists
         self._list: FallbackList = lists.current
@@ -113,6 +117,7 @@ class ListJobs:
 
     def list_chosen(self) -> None:
         """Begin with another list: read its length first, and forget failures."""
+        self._in_doubt = True
         self.check_at = self.retry_at = self._clock()
 
     def purge(self, done: PurgeDone) -> None:
@@ -141,10 +146,16 @@ class ListJobs:
         return self._submit(Purge(keys), fallback.purge_job(keys))
 
     def next_length(self) -> Submit | None:
-        """Return the job that reads the list's length, if that is due."""
-        if self._list.key is None or self._clock() < self.check_at:
+        """Return the job that reads the list's length, if that is due.
+
+        Users do not see it, unless the list is in doubt.
+        """
+        key = self._list.key
+        if key is None or self._clock() < self.check_at:
             return None
-        return self._submit(Length(), fallback.length_job(self._list.key))
+        if self._in_doubt:
+            return self._submit(Length(look=False), fallback.length_job(key))
+        return self._submit(Length(look=True), fallback.lengths_job([key]))
 
     def push(self, keep: int) -> Submit:
         """Return the job that pushes the oldest entries of memory.
@@ -214,6 +225,8 @@ class ListJobs:
             case Read() | Trim() if stale:
                 self._reread_length()
                 return
+            case Length(look=True):
+                self._looked(result, 0)
             case Length():
                 self._length_done(result)
             case Push(keep=keep):
@@ -237,7 +250,24 @@ class ListJobs:
             self._list.state = ListState.UNKNOWN
         self.check_now()
 
+    def _looked(self, result: JobResult, number: int) -> bool:
+        """Take the length that a look has found.
+
+        Return False if the list is shorter than it is known to be, or not a list. Others have
+        removed elements, or its slot moves to another node, where a look finds nothing. Then
+        the length is read with a command, at once.
+        """
+        match result.reply(number):
+            case [int(length)] if length >= self._list.length:
+                self._lists.set_length(length)
+                return True
+            case _:
+                self._in_doubt = True
+                self.check_now()
+                return False
+
     def _failed(self, error: JobError) -> None:
+        self._in_doubt = True
         if self._lists.writable:  # on a replica, jobs from before its demotion fail
             self._on_error(f"fallback list: {error}")
         self.retry_at = self._clock() + JOB_RETRY_AFTER
@@ -245,6 +275,7 @@ class ListJobs:
     def _length_done(self, result: JobResult) -> None:
         length = result.reply(0)
         if isinstance(length, int):
+            self._in_doubt = False
             self._lists.set_length(length)
         elif isinstance(length, JobError):
             self._length_failed(length)
@@ -313,14 +344,12 @@ class ListJobs:
             self._window.give_up(entry)
 
     def _read_done(self, result: JobResult) -> None:
-        length = result.reply(1)
-        if not isinstance(length, int):
-            self._failed(length if isinstance(length, JobError) else JobError("no reply"))
+        error = result.reply(0)
+        if isinstance(error, JobError):
+            self._failed(error)
             return
-        known = len(self._list.known)
-        self._lists.set_length(length)
-        if known != len(self._list.known):
-            return  # others have removed elements: the list is read again from its start
+        if not self._looked(result, 1):
+            return  # others may have removed elements: these may not be the next ones
         entries = []
         for element in fallback.read_elements(result):
             entry = Entry(from_element(element), self._clock(), element)
@@ -338,11 +367,7 @@ class ListJobs:
             self._trim_failed(result)
             return
         self._list.trimmed(count)
-        length = result.reply(2)
-        if isinstance(length, int):
-            self._lists.set_length(length)
-        else:  # in a migrating slot, reading a key that no longer exists fails
-            self._reread_length()
+        self._looked(result, 2)
 
     def _trim_failed(self, result: JobResult) -> None:
         """Read the list again if it begins with other elements; if it is out of reach, wait."""

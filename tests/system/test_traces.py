@@ -1,0 +1,106 @@
+"""What users of Redis see of the module: nothing while nothing happens, and no reading of theirs.
+
+Seen means: in MONITOR, INFO commandstats, keyspace_hits and keyspace_misses, and as keyspace
+events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from keyspace_amqp.demo.servers import RedisServer, free_port, wait_for
+from keyspace_amqp.tables.keys import KEY
+from tests.fix_servers import StartRedis, arguments_for, list_length, settled
+
+# Seconds of Redis' clock. The module looks at its list once a second.
+IDLE = 4
+
+
+# The commands of the onlooker, and of its connections.
+OWN = {"info", "time", "monitor", "psubscribe", "ping", "hello", "config|set", "client|setinfo"}
+
+
+class Onlooker:
+    """Looks at a server from outside; its own commands are not among what it sees."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.client = server.client()
+        self.client.config_set("notify-keyspace-events", "KEAm")
+        self.monitor = server.client(socket_timeout=5)
+        self.events = server.client().pubsub()
+        self.events.psubscribe("__key*")
+        assert self.events.get_message(timeout=5) is not None
+
+    def numbers(self) -> dict[str, Any]:
+        """Calls of each command that is not the onlooker's own, and hits and misses."""
+        calls = self.client.info("commandstats")
+        stats = self.client.info("stats")
+        return {
+            name.removeprefix("cmdstat_"): numbers["calls"]
+            for name, numbers in calls.items()
+            if name.removeprefix("cmdstat_") not in OWN
+        } | {name: stats[name] for name in ("keyspace_hits", "keyspace_misses")}
+
+    @contextlib.contextmanager
+    def sees(self) -> Iterator[list[Any]]:
+        """Yields the list of what was seen, which is filled at the end of the block."""
+        seen: list[Any] = []
+        before = self.numbers()
+        with self.monitor.monitor() as monitor:
+            yield seen
+            mark = f"mark-{len(seen)}"
+            self.client.execute_command("PING", mark)
+            for command in monitor.listen():
+                words = command["command"].lower().split()
+                if words == ["ping", mark]:
+                    break
+                if words[0] not in OWN:
+                    seen.append(command["command"])
+        after = self.numbers()
+        seen += [
+            f"{name}: {after[name] - before.get(name, 0)}"
+            for name in after
+            if after[name] != before.get(name, 0)
+        ]
+        while (event := self.events.get_message(timeout=0.1)) is not None:
+            seen.append(event["channel"])
+
+
+def let_pass(client: redis.Redis, seconds: int) -> None:
+    """Waits until Redis' clock has gone on."""
+    until = client.time()[0] + seconds
+    wait_for(lambda: client.time()[0] >= until, 30)
+
+
+@pytest.mark.parametrize("listed", [0, 3])
+def test_an_idle_module_is_not_seen(family: str, listed: int, start_redis: StartRedis) -> None:
+    """The list is looked at regularly, because somebody may have changed it without an event."""
+    server = start_redis(family, arguments_for(free_port()))
+    client = server.client()
+    if listed:
+        client.mset({f"k{number}": 1 for number in range(listed)})
+        wait_for(lambda: list_length(client) == listed, 30)
+    settled(client, queue_length=0)
+    onlooker = Onlooker(server)
+    with onlooker.sees() as seen:
+        let_pass(client, IDLE)
+    assert seen == []
+
+
+def test_looks_touch_no_watch(family: str, start_redis: StartRedis) -> None:
+    """A client that watches the list is not told of a change when the list is only looked at."""
+    server = start_redis(family, arguments_for(free_port()))
+    client = server.client()
+    client.set("k", 1)
+    wait_for(lambda: list_length(client) == 1, 30)
+    with client.pipeline() as transaction:
+        transaction.watch(KEY)
+        let_pass(client, 2)
+        transaction.multi()
+        transaction.get("k")
+        assert transaction.execute() == [b"1"]
