@@ -117,6 +117,8 @@ static const char *find_obstacle(RedisModuleCtx *ctx) {
         return "ERR this command waits for the handler and cannot run in a script or in MULTI";
     if (!worker_is_open() || worker_has_ended())
         return "ERR the handler has stopped; the log says why";
+    if (worker_request_bytes() > REQUESTS_LIMIT)
+        return "ERR the handler is far behind with requests; KEYSPACEAMQP.STATS shows its state";
     return NULL;
 }
 

@@ -14,6 +14,7 @@
 
 #include "api.h"
 #include "buffer.h"
+#include "changes.h"
 #include "config.h"
 #include "latency.h"
 #include "look.h"
@@ -297,6 +298,7 @@ void jobs_run(RedisModuleCtx *ctx) {
         next = job->next; /* read now: the worker may free the job once it is done */
         for (command_t *command = job->first; command != NULL; command = command->next)
             if (run_command(ctx, command) != 0) break;
+        changes_send(); /* of before this job, and by it: they explain what it has found */
         if (atomic_exchange(&job->state, JOB_DONE) == JOB_ABANDONED) job_free(job);
     }
     main_thread.job_running = 0;

@@ -108,8 +108,7 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
         wedged = 1;
         return REDISMODULE_ERR;
     }
-    /* Subscriptions come last: Redis 7.0 keeps those of a module that fails to load. The
-     * worker gets the parameters a second time, and ignores them because nothing changed. */
+    /* Subscriptions come last: Redis 7.0 keeps those of a module that fails to load. */
     config_apply(ctx);
     server_subscribe(ctx);
     RedisModule_Log(ctx, "notice", "version %s, %s", MODULE_VERSION, python_describe());

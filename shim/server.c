@@ -2,6 +2,7 @@
 #include "server.h"
 
 #include "api.h"
+#include "changes.h"
 #include "flush.h"
 #include "jobs.h"
 #include "latency.h"
@@ -9,9 +10,6 @@
 #include "stats.h"
 #include "tables.h"
 #include "worker.h"
-
-/* Another node's message is refused if the queue of requests would exceed this many bytes. */
-#define REQUESTS_LIMIT ((size_t)64 * 1024 * 1024)
 
 static int primary, loading;
 static int flushed; /* a database was flushed in this turn of the event loop */
@@ -30,6 +28,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
         return;
     }
     flushed = 0;
+    changes_send();
     worker_announce_new(); /* once in a turn (rule 5) */
     jobs_run(ctx);
     stats_log_losses(ctx, 0);
@@ -119,7 +118,7 @@ static void on_flush_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     flushed = 1;
     /* The lists are in database 0; -1 stands for all databases. */
     if (subevent == REDISMODULE_SUBEVENT_FLUSHDB_END && main_thread.capturing && info->dbnum <= 0)
-        worker_list_changed("flushdb", "", 0);
+        changes_note("flushdb", "", 0);
 }
 
 static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
@@ -128,7 +127,7 @@ static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
     (void)subevent;
     RedisModuleSwapDbInfo *info = data;
     if (main_thread.capturing && (info->dbnum_first == 0 || info->dbnum_second == 0))
-        worker_list_changed("swapdb", "", 0);
+        changes_note("swapdb", "", 0);
 }
 
 /* ---- the cluster ------------------------------------------------------------------------ */

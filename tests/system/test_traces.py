@@ -1,5 +1,7 @@
 """What users of Redis see of the module: nothing while nothing happens, and no reading of theirs.
 
+And nobody can make the module's own queues grow with changes of its lists.
+
 Seen means: in MONITOR, INFO commandstats, keyspace_hits and keyspace_misses, and as keyspace
 events.
 """
@@ -7,6 +9,7 @@ events.
 from __future__ import annotations
 
 import contextlib
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,3 +107,54 @@ def test_looks_touch_no_watch(family: str, start_redis: StartRedis) -> None:
         transaction.multi()
         transaction.get("k")
         assert transaction.execute() == [b"1"]
+
+
+# ---- many changes of a list ----------------------------------------------------
+
+
+def memory_of(server: RedisServer) -> int:
+    """Bytes of memory of the server's process."""
+    status = pathlib.Path(f"/proc/{server.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def test_changes_of_a_list_do_not_pile_up(start_redis: StartRedis) -> None:
+    """A script changes a key that could be a list, two million times; as many requests would be
+    80 MB, and the handler would answer nothing before it had read them."""
+    server = start_redis(arguments=arguments_for(free_port()))
+    client = server.client(socket_timeout=120)
+    settled(client)
+    before = memory_of(server)
+    script = "for i = 1, ARGV[1] do redis.call('SET', KEYS[1], i) end"
+    client.eval(script, 1, "keyspaceamqp:{other}:fallback", 2_000_000)
+    assert client.execute_command("KEYSPACEAMQP.FALLBACK", "LEN") == 0
+    assert memory_of(server) - before < 20_000_000
+
+
+def test_changes_of_more_lists_than_are_told_apart(family: str, start_redis: StartRedis) -> None:
+    server = start_redis(family, arguments_for(free_port()))
+    client = server.client()
+    client.mset({f"k{number}": 1 for number in range(5)})
+    wait_for(lambda: list_length(client) == 5, 30)
+    script = (
+        "for i = 1, 1000 do redis.call('SET', 'keyspaceamqp:{x' .. i .. '}:fallback', 1) end "
+        "redis.call('SET', 'keyspaceamqp:{' .. string.rep('x', 1000) .. '}:fallback', 1) "
+        "redis.call('DEL', KEYS[1])"
+    )
+    client.eval(script, 1, KEY)
+    settled(client, fallback_length=0, dropped_fallback_removed=5)
+
+
+def test_the_last_change_gives_the_reason(family: str, start_redis: StartRedis) -> None:
+    """In one turn of Redis a client changes the list, and then the list expires."""
+    server = start_redis(family, arguments_for(free_port()))
+    client = server.client()
+    client.mset({f"k{number}": 1 for number in range(5)})
+    wait_for(lambda: list_length(client) == 5, 30)
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.lset(KEY, 0, "x")
+        pipeline.pexpire(KEY, 1)
+        pipeline.eval("for i = 1, 3000000 do end", 0)  # some milliseconds
+        pipeline.exists(KEY)
+        assert pipeline.execute()[-1] == 0
+    settled(client, fallback_length=0, dropped_fallback_expired=5)
