@@ -9,6 +9,7 @@ events.
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 import pytest
 import redis
 
-from keyspace_amqp.demo.servers import RedisServer, free_port, wait_for
+from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.tables.keys import KEY
-from tests.fix_servers import StartRedis, arguments_for, list_length, settled
+from tests.fix_servers import Mailbox, StartRedis, arguments_for, list_length, settled
 
 # Seconds of Redis' clock. The module looks at its list once a second.
 IDLE = 4
@@ -158,3 +159,95 @@ def test_the_last_change_gives_the_reason(family: str, start_redis: StartRedis) 
         pipeline.exists(KEY)
         assert pipeline.execute()[-1] == 0
     settled(client, fallback_length=0, dropped_fallback_expired=5)
+
+
+# ---- values of keys --------------------------------------------------------------
+
+# Strings in all forms that servers know: numbers, small shared numbers, short ones, long ones.
+STRINGS = {
+    "shared": "7",
+    "number": "-123456789",
+    "largest": str(2**63 - 1),
+    "almost": "007",
+    "empty": "",
+    "short": "short",
+    "embedded": "x" * 44,
+    "between": "x" * 80,
+    "long": "y" * 1000,
+}
+VALUE = ["keyspaceamqp.format json", "keyspaceamqp.value 500"]
+
+
+def write_strings(client: redis.Redis) -> None:
+    for key, text in STRINGS.items():
+        client.set(key, text)
+    client.append("short", "er")  # short, and yet kept as a long one is
+    client.incr("shared")
+
+
+def forms(client: redis.Redis) -> list[bytes]:
+    """How the server keeps the strings. (How much memory they take depends on what was free.)"""
+    return [client.object("encoding", key) for key in STRINGS]
+
+
+def test_reading_a_value_changes_nothing(
+    family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """Neither how the server keeps it nor what users see; from the second time on, when the module
+    knows how the server keeps strings, there is no command."""
+    # Without a list: a pause of the broker's would show as a push.
+    server = start_redis(family, arguments_for(broker, mailbox, size=-1), options=VALUE)
+    client = server.client()
+    client.config_set("keyspaceamqp.value", 0)
+    write_strings(client)
+    before = forms(client)
+    client.config_set("keyspaceamqp.value", 500)
+    for _ in range(8):
+        client.delete(*STRINGS)
+        write_strings(client)
+    assert forms(client) == before
+    onlooker = Onlooker(server)
+    client.delete(*STRINGS)
+    with onlooker.sees() as seen:
+        write_strings(client)
+    own = len(STRINGS) + 2
+    texts = [item for item in seen if isinstance(item, str)]
+    assert [text.split()[0] for text in texts[:own]] == ["SET"] * len(STRINGS) + [
+        "APPEND",
+        "INCRBY",
+    ]
+    assert sorted(texts[own:]) == ["append: 1", "incrby: 1", f"set: {len(STRINGS)}"]
+    channels = {item for item in seen if isinstance(item, bytes)}
+    assert not [channel for channel in channels if channel.endswith(b":keymiss")]
+    count = own * 10 + len(STRINGS) * 9
+    messages = [json.loads(message.body) for message in mailbox.receive(count)][-own:]
+    assert [(m["key"], m["value"]["data"]) for m in messages] == [
+        *((key, text[:500]) for key, text in STRINGS.items()),
+        ("short", "shorter"),
+        ("shared", "8"),
+    ]
+
+
+def test_a_writer_is_no_reader(family: str, start_redis: StartRedis) -> None:
+    """With client-side caching, a client hears of changes of the keys that it has read. That the
+    module reads what it has written does not count."""
+    server = start_redis(family, arguments_for(free_port()), options=VALUE)
+    other = server.client()
+    listener = server.client(protocol=2).pubsub()
+    listener.subscribe("__redis__:invalidate")
+    assert listener.get_message(timeout=5) is not None
+    (subscriber,) = other.client_list(_type="pubsub")
+    writer = server.client(single_connection_client=True)
+    writer.execute_command("CLIENT", "TRACKING", "ON", "REDIRECT", subscriber["id"])
+    for _ in range(8):
+        write_strings(writer)
+    other.set("read", "x")
+    assert writer.get("read") == b"x"
+    write_strings(other)
+    other.set("read", "y")
+    heard = []
+    while b"read" not in heard:
+        event = listener.get_message(timeout=5)
+        assert event is not None
+        heard += event["data"]
+    assert heard == [b"read"]
