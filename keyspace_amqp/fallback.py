@@ -26,23 +26,25 @@ def push_job(key: bytes, elements: Sequence[bytes], keep: int) -> Job:
     return Job(commands)
 
 
-def peek_job(key: bytes, start: int, count: int, most: int = 0) -> Job:
-    """Read elements and then the list's length.
+def peek_job(key: bytes, start: int, count: int, most: int) -> Job:
+    """Read elements and then the list's length, which is a reply of Lengths.
 
-    If `most` is positive, the element with which the reply reaches `most` bytes is the last.
+    The element with which the reply reaches `most` bytes is the last. Nobody sees the reading.
     """
     stop = b"%d" % (start + count - 1)
-    read = Command("LRANGE", [key, b"%d" % start, stop], most=most)
-    return Job([read, Command("LLEN", [key])])
+    return Job([Command("LRANGE", [key, b"%d" % start, stop], most=most), Lengths([key])])
 
 
 def length_job(*keys: bytes) -> Job:
-    """Read the lengths of these lists."""
+    """Read the lengths of these lists, or an error that says why there is none.
+
+    Users see the commands, so `lengths_job` is better where it does.
+    """
     return Job([Command("LLEN", [key]) for key in keys])
 
 
 def lengths_job(keys: Sequence[bytes]) -> Job:
-    """Read the lengths of the lists under these keys."""
+    """Look at the lists under these keys; the reply is one of Lengths."""
     return Job([Lengths(keys)])
 
 
@@ -57,8 +59,7 @@ def trim_job(
     `moved`: before that, append these of them to the list `to`.
     """
     push = [Command("RPUSH", [to, *moved], write=True)] if moved else []
-    look = Command("LLEN", [key])
-    return Job([_expect(key, elements), *push, _cut(key, elements), look])
+    return Job([_expect(key, elements), *push, _cut(key, elements), Lengths([key])])
 
 
 def move_job(source: bytes, elements: Sequence[bytes], target: bytes, as_: Sequence[bytes]) -> Job:

@@ -40,9 +40,10 @@ class SetParameters:
 
 @dataclasses.dataclass
 class Lengths:
-    """Reads the lengths of the lists under these keys, in any slots.
+    """Looks at the lists under these keys, in any slots, and replies with their lengths.
 
-    The length is 0 for a key that is missing or is not a list.
+    The length is 0 for a key that is missing, and -1 for one that holds something else. Nobody
+    sees the look: no command runs, and nothing is counted or emitted.
     """
 
     arguments: Sequence[bytes]

@@ -156,8 +156,9 @@ void job_command(job_t *job, const char *name, int write);
 /* Adds a command that sets parameters, all or none; its arguments are names and values. Not
  * CONFIG SET: a secret would stay in the slow log, and a module cannot prevent that. */
 void job_parameters(job_t *job);
-/* Adds a command that looks at the keys in its arguments. Its reply is an array: the length of
- * each list, 0 for any other key. The node need not serve their slots. */
+/* Adds a command that looks at the keys in its arguments, without a trace. Its reply is an array:
+ * the length of each list, 0 for a missing key, -1 for a key that holds something else. The node
+ * need not serve their slots. */
 void job_lengths(job_t *job);
 /* Adds a command that sends a message to another node; its arguments are the node's id, empty
  * for all nodes, and the text. It fails if there is no connection to the node. */

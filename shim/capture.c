@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "changes.h"
 #include "keys.h"
 #include "state.h"
 #include "values.h"
@@ -27,7 +28,7 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
     if (is_own_key(name, len)) { /* never captured (rule 15) */
         /* The worker knows the changes that its jobs make. But a job may be the first to
          * access a list that has expired, and Redis then emits `expired` during the job. */
-        if (!main_thread.job_running || (type & own_classes)) worker_list_changed(event, name, len);
+        if (!main_thread.job_running || (type & own_classes)) changes_note(event, name, len);
         return REDISMODULE_OK;
     }
     if (!(type & main_thread.wanted_classes)) return REDISMODULE_OK;

@@ -120,6 +120,8 @@ static const char *find_obstacle(RedisModuleCtx *ctx) {
         return "ERR the handler is stopping: MODULE UNLOAD did not wait so long; when it has "
                "stopped, it starts again";
     if (!worker_is_open()) return "ERR the handler is starting; try again";
+    if (worker_request_bytes() > REQUESTS_LIMIT)
+        return "ERR the handler is far behind with requests; KEYSPACEAMQP.STATS shows its state";
     return NULL;
 }
 

@@ -16,6 +16,7 @@
 #include "worker.h"
 
 static RedisModuleString *values[PARAMETERS_COUNT];
+static int unsent; /* a value has changed since config_send */
 
 int is_word(RedisModuleString *argument, const char *word) {
     size_t len;
@@ -40,9 +41,14 @@ static int check(int index, RedisModuleString *value, char *error, size_t capaci
 
 /* Keeps a copy of a value that was checked. */
 static void keep(int index, RedisModuleString *value) {
-    size_t len;
+    size_t len, old_len;
     const char *bytes = RedisModule_StringPtrLen(value, &len);
     RedisModuleString *old = values[index];
+    if (old != NULL) {
+        const char *old_bytes = RedisModule_StringPtrLen(old, &old_len);
+        if (old_len == len && memcmp(old_bytes, bytes, len) == 0) return;
+    }
+    unsent = 1;
     values[index] = RedisModule_CreateString(NULL, bytes, len);
     if (old != NULL) RedisModule_FreeString(NULL, old);
 }
@@ -50,6 +56,8 @@ static void keep(int index, RedisModuleString *value) {
 /* ---- passing the values on -------------------------------------------------------- */
 
 void config_send(void) {
+    if (!unsent) return; /* on_apply is called for each parameter of a CONFIG SET */
+    unsent = 0;
     queue_set_limit(shared.events, strtoull(text_of(PARAMETER_INDEX_QUEUE_LIMIT), NULL, 10));
     /* The number of events pushed so far goes with the values: new masks apply to later
      * events only. */

@@ -14,8 +14,10 @@
 
 #include "api.h"
 #include "buffer.h"
+#include "changes.h"
 #include "config.h"
 #include "latency.h"
+#include "look.h"
 #include "state.h"
 #include "worker.h"
 
@@ -172,7 +174,7 @@ static void read_list(RedisModuleCtx *ctx, command_t *command) {
     buffer_add(&buffer, "*0000000000\r\n", HEAD_LEN);
     RedisModule_StringToLongLong(command->argv[1], &at);
     RedisModule_StringToLongLong(command->argv[2], &stop);
-    RedisModuleKey *key = RedisModule_OpenKey(ctx, command->argv[0], REDISMODULE_READ);
+    RedisModuleKey *key = look_at(ctx, command->argv[0], 0);
     if (RedisModule_KeyType(key) == REDISMODULE_KEYTYPE_LIST) {
         RedisModuleString *element;
         while (at <= stop && buffer.len < command->most &&
@@ -225,20 +227,21 @@ static void run_set_parameters(RedisModuleCtx *ctx, command_t *command) {
     set_reply(command, reply, strlen(reply));
 }
 
-/* Reads the keys directly: Redis refuses LLEN in a slot that another node serves, and the
- * slots of these keys move between nodes. */
+/* Reads the keys directly: that leaves no trace. And Redis refuses LLEN in a slot that another
+ * node serves, and the slots of these keys move between nodes. */
 static void run_lengths(RedisModuleCtx *ctx, command_t *command) {
-    const int mode = REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOTOUCH |
-                     REDISMODULE_OPEN_KEY_NONOTIFY | REDISMODULE_OPEN_KEY_NOSTATS;
     buffer_t buffer = {0};
     char text[32];
     buffer_add(&buffer, text, (size_t)snprintf(text, sizeof(text), "*%zu\r\n", command->argc));
     for (size_t i = 0; i < command->argc; i++) {
-        RedisModuleKey *key = RedisModule_OpenKey(ctx, command->argv[i], mode);
-        int is_list = RedisModule_KeyType(key) == REDISMODULE_KEYTYPE_LIST;
-        size_t length = is_list ? RedisModule_ValueLength(key) : 0;
+        RedisModuleKey *key = look_at(ctx, command->argv[i], 0);
+        long long length = 0;
+        if (key != NULL)
+            length = RedisModule_KeyType(key) == REDISMODULE_KEYTYPE_LIST
+                         ? (long long)RedisModule_ValueLength(key)
+                         : -1;
         RedisModule_CloseKey(key);
-        buffer_add(&buffer, text, (size_t)snprintf(text, sizeof(text), ":%zu\r\n", length));
+        buffer_add(&buffer, text, (size_t)snprintf(text, sizeof(text), ":%lld\r\n", length));
     }
     take_reply(command, &buffer);
 }
@@ -295,6 +298,7 @@ void jobs_run(RedisModuleCtx *ctx) {
         next = job->next; /* read now: the worker may free the job once it is done */
         for (command_t *command = job->first; command != NULL; command = command->next)
             if (run_command(ctx, command) != 0) break;
+        changes_send(); /* of before this job, and by it: they explain what it has found */
         if (atomic_exchange(&job->state, JOB_DONE) == JOB_ABANDONED) job_free(job);
     }
     main_thread.job_running = 0;

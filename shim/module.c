@@ -82,8 +82,10 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
     RedisModule_SetModuleAttribs(ctx, MODULE_NAME, MODULE_VERSION_NUMBER, REDISMODULE_APIVER_1);
     /* With repl-diskless-load swapdb a replica loads a new data set while it serves the old
      * one. Redis refuses that unless each module allows it; this one keeps nothing about
-     * keys, so it can. */
-    RedisModule_SetModuleOptions(ctx, REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD);
+     * keys, so it can. And the module only looks at the keys that it opens (look.h), so closing
+     * one is no change of which clients have to hear. */
+    RedisModule_SetModuleOptions(ctx, REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD |
+                                          REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED);
     release(); /* what a load that took too long had to keep */
     if (prepare(ctx) != 0) return refuse_load(ctx, "no file descriptors left");
     if (config_register(ctx, argv, argc) != REDISMODULE_OK) return refuse_load(ctx, "");
@@ -101,8 +103,7 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
                         READY_MS);
         return REDISMODULE_ERR;
     }
-    /* Subscriptions come last: Redis 7.0 keeps those of a module that fails to load. The
-     * worker gets the parameters a second time, and ignores them because nothing changed. */
+    /* Subscriptions come last: Redis 7.0 keeps those of a module that fails to load. */
     config_apply(ctx);
     server_subscribe(ctx);
     RedisModule_Log(ctx, "notice", "version %s, %s", MODULE_VERSION, python_describe());

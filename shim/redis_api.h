@@ -37,6 +37,7 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 
 /* Keys */
 #define REDISMODULE_READ (1 << 0)
+#define REDISMODULE_WRITE (1 << 1)
 /* Flags to open a key without side effects: no change of its LRU time, no keymiss event, no
  * statistics, no deletion of an expired key, no other effect. Redis 7.0 has only the first
  * of these flags, and ignores the others. */
@@ -45,6 +46,7 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 #define REDISMODULE_OPEN_KEY_NOSTATS (1 << 18)
 #define REDISMODULE_OPEN_KEY_NOEXPIRE (1 << 19)
 #define REDISMODULE_OPEN_KEY_NOEFFECTS (1 << 20)
+#define REDISMODULE_KEYTYPE_EMPTY 0
 #define REDISMODULE_KEYTYPE_STRING 1
 #define REDISMODULE_KEYTYPE_LIST 2
 
@@ -52,6 +54,7 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 #define REDISMODULE_NODE_ID_LEN 40
 
 /* Module options */
+#define REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED (1 << 1)
 #define REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD (1 << 2)
 
 /* Parameters */

@@ -2,6 +2,7 @@
 #include "server.h"
 
 #include "api.h"
+#include "changes.h"
 #include "config.h"
 #include "flush.h"
 #include "jobs.h"
@@ -11,9 +12,6 @@
 #include "stats.h"
 #include "tables.h"
 #include "worker.h"
-
-/* Another node's message is refused if the queue of requests would exceed this many bytes. */
-#define REQUESTS_LIMIT ((size_t)64 * 1024 * 1024)
 
 static int primary, loading;
 /* FLUSHALL has emptied the databases; the save that comes next belongs to it. */
@@ -34,6 +32,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
     }
     flush_saves = 0;
     life_resume(ctx);
+    changes_send();
     worker_announce_new(); /* once in a turn (rule 5) */
     jobs_run(ctx);
     stats_log_losses(ctx, 0);
@@ -128,7 +127,7 @@ static void on_flush_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     if (info->dbnum == -1)
         flush_saves = (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_RDB) != 0;
     /* The lists are in database 0. */
-    if (main_thread.capturing && info->dbnum <= 0) worker_list_changed("flushdb", "", 0);
+    if (main_thread.capturing && info->dbnum <= 0) changes_note("flushdb", "", 0);
 }
 
 static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
@@ -137,7 +136,7 @@ static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
     (void)subevent;
     RedisModuleSwapDbInfo *info = data;
     if (main_thread.capturing && (info->dbnum_first == 0 || info->dbnum_second == 0))
-        worker_list_changed("swapdb", "", 0);
+        changes_note("swapdb", "", 0);
 }
 
 /* ---- the cluster ------------------------------------------------------------------------ */

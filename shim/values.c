@@ -10,15 +10,14 @@
 
 #include "buffer.h"
 #include "keys.h"
+#include "look.h"
+#include "peek.h"
 #include "state.h"
 
 /* A buffer that has grown beyond this is freed before its next use. */
 #define LARGE_BUFFER ((size_t)4 * 1024 * 1024)
-/* Flags that open a key without side effects. */
-#define NO_EFFECTS                                                                                 \
-    (REDISMODULE_READ | REDISMODULE_OPEN_KEY_NOTOUCH | REDISMODULE_OPEN_KEY_NONOTIFY |             \
-     REDISMODULE_OPEN_KEY_NOSTATS | REDISMODULE_OPEN_KEY_NOEXPIRE |                                \
-     REDISMODULE_OPEN_KEY_NOEFFECTS)
+/* Flags for look_at: an expired key is not deleted. */
+#define NO_EFFECTS (REDISMODULE_OPEN_KEY_NOEXPIRE | REDISMODULE_OPEN_KEY_NOEFFECTS)
 
 /* The value of the key that was deleted, expired or evicted last. Redis 7.2 and later call
  * on_key before they remove the key, and emit the event afterwards. */
@@ -60,6 +59,11 @@ static void write_payload(buffer_t *payload, valued_t head, const char *key, con
     buffer_add(payload, data, data_len);
 }
 
+/* Returns how many bytes of a string of this length are shown. */
+static size_t shown_bytes(size_t len) {
+    return len < main_thread.value_bytes ? len : main_thread.value_bytes;
+}
+
 /* Server event: a key is about to be removed. Keeps its value in `removed`. */
 static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
     static const char *const CLASSES[] = {"g", "gx", "e"}; /* deleted, expired, evicted */
@@ -77,8 +81,7 @@ static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subeven
     /* StringDMA may change how Redis keeps the string; this one is removed anyway. */
     if (RedisModule_KeyType(open) == REDISMODULE_KEYTYPE_STRING)
         bytes = RedisModule_StringDMA(open, &size, REDISMODULE_READ);
-    if (size > main_thread.value_bytes) size = main_thread.value_bytes;
-    write_payload(&removed.payload, make_head(open, len, 1), key, bytes, size);
+    write_payload(&removed.payload, make_head(open, len, 1), key, bytes, shown_bytes(size));
     removed.db = RedisModule_GetSelectedDb(ctx);
     removed.key_len = len;
 }
@@ -91,25 +94,38 @@ static buffer_t *find_removed(RedisModuleCtx *ctx, const char *name, size_t len)
     return NULL;
 }
 
+/* Adds the data of a string to the payload, by a command. */
+static void add_by_command(RedisModuleCtx *ctx, RedisModuleString *key, valued_t head,
+                           const char *name, const guess_t *guess) {
+    /* A reading command would make the client whose write has caused this event a reader of the
+     * key: with client-side caching it would get an invalidation. GETEX counts as writing, but
+     * changes nothing without options. */
+    RedisModuleCallReply *reply = RedisModule_Call(ctx, "GETEX", "s", key);
+    if (reply == NULL) return;
+    size_t size = 0;
+    const char *bytes = RedisModule_CallReplyStringPtr(reply, &size);
+    if (bytes != NULL && size == head.length) {
+        peek_prove(ctx, guess, bytes, size);
+        write_payload(&present, head, name, bytes, shown_bytes(size));
+    }
+    RedisModule_FreeCallReply(reply);
+}
+
 /* Returns the key's value, or NULL if it does not exist. */
 static buffer_t *find_present(RedisModuleCtx *ctx, RedisModuleString *key, const char *name,
                               size_t len) {
-    RedisModuleKey *open = RedisModule_OpenKey(ctx, key, NO_EFFECTS);
+    guess_t guess;
+    RedisModuleKey *open = look_at(ctx, key, NO_EFFECTS);
     if (open == NULL) return NULL;
     valued_t head = make_head(open, len, 0);
-    /* Closed before the call: GETRANGE may delete an expired key, and an open handle must
-     * not outlive its key. */
-    RedisModule_CloseKey(open);
-    RedisModuleCallReply *reply = NULL;
     const char *bytes = NULL;
-    size_t size = 0;
-    /* Not StringDMA: it would turn short strings and numbers into larger objects. */
-    if (head.type == REDISMODULE_KEYTYPE_STRING)
-        reply = RedisModule_Call(ctx, "GETRANGE", "sll", key, 0LL,
-                                 (long long)main_thread.value_bytes - 1);
-    if (reply != NULL) bytes = RedisModule_CallReplyStringPtr(reply, &size);
-    write_payload(&present, head, name, bytes, bytes ? size : 0);
-    if (reply != NULL) RedisModule_FreeCallReply(reply);
+    if (head.type == REDISMODULE_KEYTYPE_STRING) bytes = peek_string(open, head.length, &guess);
+    write_payload(&present, head, name, bytes, bytes ? shown_bytes(head.length) : 0);
+    /* Closed before a command: that may delete an expired key, and an open handle must not
+     * outlive its key. */
+    RedisModule_CloseKey(open);
+    if (head.type == REDISMODULE_KEYTYPE_STRING && bytes == NULL)
+        add_by_command(ctx, key, head, name, &guess);
     return &present;
 }
 
@@ -146,6 +162,7 @@ void values_prepare(void) {
     main_thread.value_bytes = 0;
     subscribed = 0;
     removed.payload.len = 0;
+    peek_prepare();
 }
 
 void values_take(RedisModuleCtx *ctx, size_t bytes) {

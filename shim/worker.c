@@ -14,6 +14,7 @@
 
 #include "api.h"
 #include "bell.h"
+#include "changes.h"
 #include "latency.h"
 #include "python.h"
 #include "state.h"
@@ -57,6 +58,7 @@ void worker_announce_new(void) {
 }
 
 void worker_request(uint8_t kind, const char *payload, size_t len) {
+    changes_send(); /* requests are in the order of what happened */
     record_t head = {
         .kind = kind, .payload_len = (uint32_t)len, .time_ms = (uint64_t)main_thread.now_ms};
     queue_push(requests, &head, NULL, payload);
@@ -69,13 +71,6 @@ void worker_request_buffer(uint8_t kind, buffer_t *buffer) {
 }
 
 size_t worker_request_bytes(void) { return queue_bytes(requests); }
-
-void worker_list_changed(const char *what, const char *key, size_t len) {
-    buffer_t buffer = {0};
-    buffer_add_counted(&buffer, what, strlen(what));
-    buffer_add_counted(&buffer, key, len);
-    worker_request_buffer(RECORD_LIST_CHANGED, &buffer);
-}
 
 /* ---- from the worker ------------------------------------------------------------- */
 
@@ -142,6 +137,7 @@ static void *worker_main(void *data) {
 static void reset(void) {
     phase = CLOSED;
     announced = seen = 0;
+    changes_forget();
     atomic_store(&waits, 0);
     atomic_store(&start, STARTING);
     atomic_store(&ended, 0);

@@ -55,11 +55,10 @@ void worker_announce_new(void);
 void worker_request(uint8_t kind, const char *payload, size_t len);
 /* The same with what is in the buffer, which is freed. */
 void worker_request_buffer(uint8_t kind, buffer_t *buffer);
+/* Other nodes' messages and clients' commands are refused while more bytes of requests wait. */
+#define REQUESTS_LIMIT ((size_t)64 * 1024 * 1024)
 /* Bytes of the requests that the worker has not taken yet. */
 size_t worker_request_bytes(void);
-/* Tells the worker that a fallback list was changed, and not by a job. `what`: the command
- * or event that changed it. An empty key: any of the lists. */
-void worker_list_changed(const char *what, const char *key, size_t len);
 
 /* ---- from the worker ---- */
 

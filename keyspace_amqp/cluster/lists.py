@@ -21,7 +21,7 @@ from .topology import Topology
 # Keys of one look, at most: they take less than a millisecond of Redis' main thread.
 LOOK_KEYS = 2048
 # Slots that are looked at again with each reading of the topology: all 16384 in less than
-# five minutes. (Redis 7.0 counts each look at a key in keyspace_misses.)
+# five minutes.
 LOOK_SLOWLY = 64
 
 

@@ -196,8 +196,8 @@ def _topology(reply: Reply) -> Topology:
 
 
 def _lengths(result: JobResult, number: int) -> list[int]:
-    """Return the lengths that a command of the job has read."""
+    """Return the lengths that a command of the job has read; 0 for a key that is no list."""
     lengths = result.reply(number)
     if not isinstance(lengths, list):
         raise ValueError(f"no lengths: {lengths!r}")
-    return [length for length in lengths if isinstance(length, int)]
+    return [max(length, 0) for length in lengths if isinstance(length, int)]

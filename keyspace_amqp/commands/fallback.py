@@ -11,8 +11,8 @@ from typing import Any
 from ..cluster.lists import LOOK_KEYS
 from ..cluster.peers import Outcome
 from ..cluster.slots import KEY_SLOT, SLOTS, keys_of
-from ..fallback import lengths_job, peek_job, read_elements
-from ..jobs import JobError
+from ..fallback import JOB_BYTES, JOB_ELEMENTS, lengths_job, peek_job, read_elements
+from ..jobs import JobError, JobResult
 from .arguments import shown, split_subcommand, wrong_arguments
 from .handler import Call, Handler, Steps, Wait
 from .importing import import_list
@@ -21,11 +21,11 @@ from .replies import CommandError, Reply, bytes_from_json
 
 # Elements that are shown if the client gives no count: as many as a person reads.
 PEEK_DEFAULT = 10
-# Limits of a reply: a longer or larger one is too much for Redis' clients and for people.
+# Limits of a reply. Redis' main thread gives it to the client at once, which takes about a
+# millisecond; and the answer to a peer has to fit into a message of the cluster bus. The element
+# with which a reply reaches the limit of bytes is its last one.
 PEEK_MAX = 10_000
-PEEK_BYTES = 64 * 1024 * 1024
-# The answer to a peer has to fit into a message of the cluster bus.
-PEEK_ASKED_BYTES = 1024 * 1024
+PEEK_BYTES = 1024 * 1024
 # Bytes of a wrong count that an error shows, at most.
 _COUNT_SHOWN = 20
 
@@ -61,26 +61,58 @@ def _lengths(call: Call) -> Generator[Wait, Any, Mapping[bytes, int]]:
         reply = (yield lengths_job(some)).reply(0)
         if isinstance(reply, JobError):
             raise CommandError.of(reply)
-        lengths.update((key, length) for key, length in zip(some, reply, strict=True) if length)
+        lengths.update((key, length) for key, length in zip(some, reply, strict=True) if length > 0)
     return lengths
 
 
 def _peek(call: Call, count: int) -> Generator[Wait, Any, list[Reply]]:
     """Return the first elements of this server's lists, at most `count`."""
-    elements: list[Reply] = []
-    room = PEEK_ASKED_BYTES if call.asked else PEEK_BYTES
+    elements: list[bytes] = []
     for key in (yield from _lengths(call)):
-        if len(elements) >= count or room <= 0:
-            break
-        result = yield peek_job(key, 0, count - len(elements), room)
+        elements += yield from _first_elements(
+            key, count - len(elements), PEEK_BYTES - sum(map(len, elements))
+        )
+    # The last element may be of any size, so it may not fit into the message for a peer.
+    too_large = call.asked and sum(map(len, elements)) > PEEK_BYTES
+    return list(elements[:-1] if too_large else elements)
+
+
+def _first_elements(key: bytes, count: int, size: int) -> Generator[Wait, Any, list[bytes]]:
+    """Return the first elements of a list: at most `count`, up to the one that reaches `size`.
+
+    They are read in pieces, and the list may change between two of them. So each piece begins
+    with the last element of the one before. If another element has taken its place, the result
+    ends before that piece: no element is in it twice, and none is left out before another.
+    """
+    elements: list[bytes] = []
+    length = count
+    while len(elements) < min(count, length) and size > 0:
+        last = elements[-1:]
+        result = yield peek_job(
+            key,
+            len(elements) - len(last),
+            min(count - len(elements), JOB_ELEMENTS) + len(last),
+            min(size, JOB_BYTES) + sum(map(len, last)),
+        )
         try:
             read = list(read_elements(result))
         except JobError as error:
             raise CommandError.of(error) from None
-        room -= sum(map(len, read))
-        # The last element may be of any size, so it may not fit into the message for a peer.
-        elements += read[:-1] if call.asked and room < 0 else read
+        length = _length(result)
+        new = read[len(last) :]
+        if read[: len(last)] != last or not new:
+            break
+        elements += new
+        size -= sum(map(len, new))
     return elements
+
+
+def _length(result: JobResult) -> int:
+    """Return the list's length that a `peek_job` has read."""
+    lengths = result.reply(1)
+    assert isinstance(lengths, list)
+    assert isinstance(lengths[0], int)
+    return lengths[0]
 
 
 def _purge(call: Call) -> Generator[Wait, Any, int]:
@@ -106,9 +138,14 @@ def _peek_count(arguments: Sequence[bytes]) -> int:
 def merge_elements(
     handler: Handler, reply: Reply, outcome: Outcome, rest: Sequence[bytes]
 ) -> Reply:
-    """Report the elements that all nodes have shown, at most as many as were asked for."""
-    elements: list[Reply] = list(reply) if isinstance(reply, list) else []
-    for answer in outcome.answers.values():
-        if isinstance(answer, list):
-            elements += [bytes_from_json(element) for element in answer]
-    return with_coverage(handler, elements[: _peek_count(rest[1:])], outcome)
+    """Report the elements that all nodes have shown, as many as one node may show."""
+    elements: list[Reply] = []
+    count, size = _peek_count(rest[1:]), 0
+    shown_here = reply if isinstance(reply, list) else []
+    for answer in (shown_here, *outcome.answers.values()):
+        for element in answer if isinstance(answer, list) else ():
+            if len(elements) < count and size < PEEK_BYTES:
+                text = element if isinstance(element, bytes) else bytes_from_json(element)
+                elements.append(text)
+                size += len(text)
+    return with_coverage(handler, elements, outcome)

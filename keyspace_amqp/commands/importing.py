@@ -66,7 +66,8 @@ def _import_some(
     if not handler.writable:
         raise CommandError.of(JobError.of(Failure.READ_ONLY))
     target = next(iter(handler.list_keys or ()), None)
-    look = [*peek_job(source, 0, JOB_ELEMENTS, JOB_BYTES).commands]
+    read = peek_job(source, 0, JOB_ELEMENTS, JOB_BYTES).commands[0]
+    look = [read, Command("LLEN", [source])]  # its error says why there is no list
     if target is not None:
         look.append(Command("LLEN", [target]))
     result: JobResult = yield Job(look)

@@ -38,9 +38,13 @@ SENT_ELEMENTS = 4 * WINDOW
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """The job that reads the lengths of these lists."""
+    """The job that reads the lengths of these lists.
+
+    `look`: without a trace, but also without an error.
+    """
 
     lists: Sequence[FallbackList]
+    look: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,8 @@ class ListJobs:
         self.check_at = clock()
         # The generations of the lists that the job is about, when it was made.
         self._generations: Sequence[tuple[FallbackList, int]] = ()
+        # A list may be out of reach, or not be a list. The error of a command says so.
+        self._in_doubt = True
         self._purges: list[PurgeDone] = []
         self._lists = lists
         self._list: FallbackList = lists.current
@@ -128,6 +134,7 @@ class ListJobs:
 
     def list_chosen(self) -> None:
         """Begin with another list: read its length first, and forget failures."""
+        self._in_doubt = True
         self.check_at = self.retry_at = self._clock()
 
     def purge(self, done: PurgeDone) -> None:
@@ -159,12 +166,17 @@ class ListJobs:
         return self._submit(Purge(keys), fallback.purge_job(keys))
 
     def next_length(self) -> Submit | None:
-        """Return the job that reads the lengths of the lists, if that is due."""
+        """Return the job that reads the lengths of the lists, if that is due.
+
+        Users do not see it, unless a list is in doubt.
+        """
         lists = [one for one in (self._list, self._lists.refused) if one.key is not None]
         if not lists or self._clock() < self.check_at:
             return None
         keys = [one.key for one in lists if one.key is not None]
-        return self._submit(Length(lists), fallback.length_job(*keys))
+        if self._in_doubt:
+            return self._submit(Length(lists, look=False), fallback.length_job(*keys))
+        return self._submit(Length(lists, look=True), fallback.lengths_job(keys))
 
     def push(self, fallback_size: int) -> Submit:
         """Return the job that pushes the oldest entries of memory.
@@ -277,6 +289,8 @@ class ListJobs:
         match kind:
             case Length() | Read() | Trim() if self._is_stale:
                 self._reread_lengths()
+            case Length(lists=lists, look=True):
+                self._looked(result, 0, lists)
             case Length(lists=lists):
                 self._length_done(result, lists)
             case Push():
@@ -307,18 +321,41 @@ class ListJobs:
                 one.state = ListState.UNKNOWN
         self.check_now()
 
+    def _looked(self, result: JobResult, number: int, lists: Sequence[FallbackList]) -> bool:
+        """Take the lengths that a look has found.
+
+        Return False if a list is shorter than it is known to be, or not a list. Others have
+        removed elements, or its slot moves to another node, where a look finds nothing. Then
+        the lengths are read with commands, at once.
+        """
+        reply = result.reply(number)
+        found = reply if isinstance(reply, list) and len(reply) == len(lists) else [None]
+        if all(
+            isinstance(n, int) and n >= one.length for n, one in zip(found, lists, strict=False)
+        ):
+            for length, one in zip(found, lists, strict=True):
+                assert isinstance(length, int)
+                self._lists.set_length(one, length)
+            return True
+        self._in_doubt = True
+        self.check_now()
+        return False
+
     def _failed(self, error: JobError) -> None:
+        self._in_doubt = True
         # Jobs from before a demotion fail as read-only; by now the role may be another one.
         if self._lists.writable and error.failure is not Failure.READ_ONLY:
             self._on_error(f"fallback list: {error}")
         self.retry_at = self._clock() + JOB_RETRY_AFTER
 
     def _length_done(self, result: JobResult, lists: Sequence[FallbackList]) -> None:
+        self._in_doubt = False
         for number, one in enumerate(lists):
             length = result.reply(number)
             if isinstance(length, int):
                 self._lists.set_length(one, length)
-            elif isinstance(length, JobError) and length.failure is not Failure.NOT_RUN:
+            elif isinstance(length, JobError):
+                self._in_doubt = True
                 if one is self._list:
                     self._length_failed(length)
                 elif length.failure is Failure.WRONG_TYPE:
@@ -397,14 +434,12 @@ class ListJobs:
             self._window.give_up(entry)
 
     def _read_done(self, result: JobResult, source: FallbackList) -> None:
-        length = result.reply(1)
-        if not isinstance(length, int):
-            self._failed(length if isinstance(length, JobError) else JobError("no reply"))
+        error = result.reply(0)
+        if isinstance(error, JobError):
+            self._failed(error)
             return
-        known = len(source.known)
-        self._lists.set_length(source, length)
-        if known != len(source.known):
-            return  # others have removed elements: the list is read again from its start
+        if not self._looked(result, 1, [source]):
+            return  # others may have removed elements: these may not be the next ones
         entries = []
         for element in fallback.read_elements(result):
             entry = Entry(from_element(element), self._clock(), element)
@@ -429,11 +464,7 @@ class ListJobs:
             target.grow(trim.moved)
             if target is not source and target.is_ready:
                 self._lists.set_length(target, pushed)
-        length = result.reply(cut_at + 1)
-        if isinstance(length, int):
-            self._lists.set_length(source, length)
-        else:  # in a migrating slot, reading a key that no longer exists fails
-            self._reread_lengths()
+        self._looked(result, cut_at + 1, [source])
 
     def _trim_failed(self, result: JobResult, source: FallbackList, cut_at: int) -> None:
         """Read the list again if it begins with other elements; if it is out of reach, wait."""

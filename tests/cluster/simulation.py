@@ -225,7 +225,7 @@ class Simulation:
     def check_job(self, member: Member, job: Job) -> None:
         """A job works only with lists in slots that the node was told are its own."""
         for command in job.commands:
-            assert isinstance(command, Command)
+            assert isinstance(command, (Command, Lengths))
             assert slot_of(command.arguments[0]) in member.told.slots
 
     # What may happen

@@ -28,7 +28,7 @@ CLUSTER = b"keyspaceamqp.cluster"
 
 OK = (b"+OK\r\n", 0)
 # The result of a look at an empty list.
-NOTHING = [(b"*0\r\n", 0), (b":0\r\n", 0)]
+NOTHING = [(b"*0\r\n", 0), (b"*1\r\n:0\r\n", 0)]
 
 
 def nodes_of(*others: str, primary: bool = True) -> Topology:
@@ -175,6 +175,11 @@ def refused(*arguments: bytes, handler: FakeHandler | None = None, **keywords: A
         Run(handler, *arguments, **keywords)
     assert (handler.calls, handler.told, handler.ran, handler.registers) == ([], [], [], {})
     return str(caught.value)
+
+
+def peeked(*elements: bytes, length: int | None = None) -> Sequence[tuple[bytes, int]]:
+    """The result of a read of the first elements; `length`: of the list, if it has more."""
+    return [(to_resp(list(elements)), 0), (to_resp([length or len(elements)]), 0)]
 
 
 def lengths(*numbers: int) -> Sequence[tuple[bytes, int]]:

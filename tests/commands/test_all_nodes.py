@@ -15,8 +15,8 @@ from keyspace_amqp.cluster.peers import LINK
 from keyspace_amqp.cluster.slots import SLOTS
 from keyspace_amqp.cluster.wire import Register
 from keyspace_amqp.commands import CommandError
-from keyspace_amqp.commands.fallback import PEEK_ASKED_BYTES
-from keyspace_amqp.fallback import peek_job
+from keyspace_amqp.commands.fallback import PEEK_BYTES
+from keyspace_amqp.fallback import JOB_BYTES, peek_job
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.commands.handler import (
@@ -35,10 +35,10 @@ from tests.commands.handler import (
     clustered,
     config_set,
     lengths,
+    peeked,
     refused,
     spread_over,
 )
-from tests.pure.resp import to_resp
 
 # Commands that set something, what they reply, and what they tell the others to set.
 SETTING = [
@@ -123,7 +123,7 @@ def test_what_is_the_same_everywhere_is_answered_here(arguments: list[bytes]) ->
     assert (handler.told, handler.ran) == ([], [])
 
 
-PEEKED: Results = [lengths(1), [(to_resp([b"a"]), 0), OK]]
+PEEKED: Results = [lengths(1), peeked(b"a")]
 # The command, the results of its jobs here, the answer of another node, and both together.
 RUNNING: list[tuple[list[bytes], Results, Any, Any]] = [
     ([FALLBACK, b"LEN"], [lengths(12)], 30, 42),
@@ -166,7 +166,14 @@ def test_what_is_run_here_only(
 
 def test_another_node_gets_elements_that_fit_into_a_message() -> None:
     run = Run(FakeHandler(), FALLBACK, b"PEEK", results=[lengths(1), NOTHING], asked=True)
-    assert run.jobs[1] == peek_job(KEY, 0, 10, PEEK_ASKED_BYTES)
+    assert run.jobs[1] == peek_job(KEY, 0, 10, JOB_BYTES)
+
+
+def test_elements_of_all_nodes_are_no_more_than_one_node_may_show() -> None:
+    element = "x" * (PEEK_BYTES // 4)
+    handler = clustered({"a": [element] * 3, "b": [element] * 3})
+    reply = Run(handler, FALLBACK, b"PEEK", results=PEEKED).reply
+    assert reply[b"result"] == [b"a", *[element.encode()] * 4]
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from keyspace_amqp.cluster.lists import LOOK_KEYS
 from keyspace_amqp.cluster.slots import SLOTS, key_of
-from keyspace_amqp.commands import CommandError, dispatch, encode
+from keyspace_amqp.commands import CommandError, answer, dispatch, encode
 from keyspace_amqp.commands.fallback import PEEK_BYTES
-from keyspace_amqp.fallback import lengths_job, peek_job
-from keyspace_amqp.jobs import Job, JobError
+from keyspace_amqp.fallback import JOB_BYTES, JOB_ELEMENTS, lengths_job, peek_job
+from keyspace_amqp.jobs import Command, Job, JobError
 from keyspace_amqp.tables.commands import COMMANDS
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.parameters import INDEX, PARAMETERS
@@ -28,9 +30,11 @@ from tests.commands.handler import (
     clustered,
     config_set,
     lengths,
+    peeked,
     refused,
 )
-from tests.pure.resp import WRONG_TYPE, to_resp
+from tests.publisher.simulated import SimulatedList
+from tests.pure.resp import WRONG_TYPE
 
 # ---- KEYMASK ----------------------------------------------------------------------
 
@@ -234,7 +238,7 @@ def test_local_is_no_argument() -> None:
         run = Run(FakeHandler(), CONNECT, word)
         assert run.jobs == []
         run = Run(FakeHandler(), FALLBACK, b"PEEK", word, results=[lengths(1), NOTHING])
-        assert run.jobs == [lengths_job([KEY]), peeked(10)]
+        assert run.jobs == [lengths_job([KEY]), peek(10)]
 
 
 def test_only_the_last_local_is_taken_away() -> None:
@@ -251,9 +255,9 @@ def test_any_case_of_letters() -> None:
 # ---- FALLBACK ------------------------------------------------------------------------
 
 
-def peeked(count: int, key: bytes = KEY) -> Job:
+def peek(count: int, key: bytes = KEY) -> Job:
     """The job that shows the first elements of a list to a client."""
-    return peek_job(key, 0, count, PEEK_BYTES)
+    return peek_job(key, 0, min(count, JOB_ELEMENTS), JOB_BYTES)
 
 
 def test_fallback_len() -> None:
@@ -284,31 +288,94 @@ def test_fallback_len_where_the_lists_are_not_known() -> None:
 
 
 def test_fallback_peek() -> None:
-    listed = b"*3\r\n$3\r\na\r\n\r\n$0\r\n\r\n$2\r\n\xff\x00\r\n"
-    results = [lengths(9), [(listed, 0), (b":9\r\n", 0)]]
+    results = [lengths(9), peeked(b"a\r\n", b"", b"\xff\x00", length=9)]
     run = Run(FakeHandler(), FALLBACK, b"PEEK", b"3", results=results)
-    assert run.jobs == [lengths_job([KEY]), peeked(3)]
+    assert run.jobs == [lengths_job([KEY]), peek(3)]
     assert run.reply == [b"a\r\n", b"", b"\xff\0"]
 
 
 def test_fallback_peek_goes_on_in_the_next_list() -> None:
     handler = FakeHandler()
     handler.list_keys = [key_of(slot) for slot in range(4)]
-    results: Results = [
-        lengths(2, 0, 9, 9),
-        [(to_resp([b"a", b"b"]), 0), (b":2\r\n", 0)],
-        [(to_resp([b"c"]), 0), (b":9\r\n", 0)],
-    ]
+    results: Results = [lengths(2, 0, 9, 9), peeked(b"a", b"b"), peeked(b"c", length=9)]
     run = Run(handler, FALLBACK, b"PEEK", b"3", results=results)
-    assert run.jobs[1] == peeked(3, key_of(0))
-    assert run.jobs[2] == peek_job(key_of(2), 0, 1, PEEK_BYTES - 2)
+    assert run.jobs[1:] == [peek(3, key_of(0)), peek(1, key_of(2))]
     assert run.reply == [b"a", b"b", b"c"]
+
+
+class ManyElements:
+    """FALLBACK PEEK of a list that another client may change between the jobs."""
+
+    def __init__(self, elements: list[bytes]) -> None:
+        self.list = SimulatedList()
+        self.list.elements = elements
+        self.jobs: list[Job] = []
+
+    def peek(self, change: Callable[[list[bytes]], None] = lambda elements: None) -> Any:
+        steps = answer(FakeHandler(), [FALLBACK, b"PEEK", b"10000"])
+        value: Any = None
+        while True:
+            try:
+                job = steps.send(value)
+            except StopIteration as stop:
+                return stop.value
+            assert isinstance(job, Job)
+            value = self.list.run(job)
+            if isinstance(job.commands[0], Command):
+                self.jobs.append(job)
+                change(self.list.elements)
+
+
+SMALL = [b"%d" % number for number in range(12_000)]
+LARGE = [b"%d" % number + b"x" * 6000 for number in range(1000)]
+
+
+@pytest.mark.parametrize("elements", [SMALL, LARGE, SMALL[:JOB_ELEMENTS], [b"same"] * 5000])
+def test_fallback_peek_reads_in_pieces(elements: list[bytes]) -> None:
+    """As all other jobs, so that Redis' main thread is never held for longer."""
+    run = ManyElements(elements[:])
+    reply = run.peek()
+    assert reply == elements[: len(reply)]
+    size = sum(map(len, reply))
+    assert len(reply) == min(len(elements), 10_000) or size >= PEEK_BYTES > size - len(reply[-1])
+    for job in run.jobs:
+        command, _ = job.commands
+        assert isinstance(command, Command)
+        first, last = map(int, command.arguments[1:])
+        assert last - first <= JOB_ELEMENTS
+        assert 0 < command.most <= JOB_BYTES + len(max(elements, key=len))
+    assert len(run.jobs) <= max(size / JOB_BYTES, len(reply) / JOB_ELEMENTS) + 1
+
+
+def trim(elements: list[bytes]) -> None:
+    del elements[:700]
+
+
+def push_to_the_head(elements: list[bytes]) -> None:
+    elements.insert(0, b"new")
+
+
+def empty(elements: list[bytes]) -> None:
+    elements.clear()
+
+
+@pytest.mark.parametrize("change", [trim, push_to_the_head, empty])
+def test_fallback_peek_of_a_list_that_changes(change: Callable[[list[bytes]], None]) -> None:
+    """No element is shown twice, and none is left out before one that is shown."""
+    assert ManyElements(SMALL[:]).peek(change) == SMALL[:JOB_ELEMENTS]
+
+
+def test_fallback_peek_of_a_list_that_grows() -> None:
+    run = ManyElements(SMALL[:3000])
+    reply = run.peek(lambda elements: elements.append(b"newest"))
+    assert reply[:3000] == SMALL[:3000]
+    assert set(reply[3000:]) <= {b"newest"}
 
 
 @pytest.mark.parametrize("count", [b"1", b"10000"])
 def test_fallback_peek_at_its_bounds(count: bytes) -> None:
     run = Run(FakeHandler(), FALLBACK, b"PEEK", count, results=[lengths(1), NOTHING])
-    assert run.jobs == [lengths_job([KEY]), peeked(int(count))]
+    assert run.jobs == [lengths_job([KEY]), peek(int(count))]
     assert run.reply == []
 
 

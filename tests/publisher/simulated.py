@@ -16,7 +16,7 @@ import pytest
 
 from keyspace_amqp.cluster.watch import READ_AGAIN
 from keyspace_amqp.fallback import from_element
-from keyspace_amqp.jobs import Command, Job, JobResult
+from keyspace_amqp.jobs import Command, Job, JobResult, Lengths
 from keyspace_amqp.message import Event
 from keyspace_amqp.publisher import (
     delivery,
@@ -138,6 +138,10 @@ class SimulatedList:
     def run(self, job: Job) -> JobResult:
         replies: list[Reply] = []
         for command in job.commands:
+            if isinstance(command, Lengths):
+                looks = [b":%d\r\n" % self.look(key) for key in command.arguments]
+                replies.append((b"*%d\r\n" % len(looks) + b"".join(looks), 0))
+                continue
             assert isinstance(command, Command)
             reply, error = self._answer(command)
             replies.append((reply, error))
@@ -145,6 +149,11 @@ class SimulatedList:
             if failed or command.expected not in (None, reply):
                 break
         return JobResult(replies + [(None, 0)] * (len(job.commands) - len(replies)))
+
+    def look(self, key: bytes) -> int:
+        """What the shim finds: it asks neither whether the slot is served nor for writes."""
+        elements = self.refused if key.endswith(REFUSED_SUFFIX) else self.elements
+        return -1 if self.trouble is WRONG_TYPE else len(elements)
 
     def _answer(self, command: Command) -> Reply:
         if command.write and not self.writable:
@@ -250,6 +259,9 @@ class SimulatedSlots(SimulatedList):
         elements = there.everywhere
         there.elements, there.refused = [], []
         return elements
+
+    def look(self, key: bytes) -> int:
+        return self.here[fallback_key(key)].look(key)
 
     def _execute(self, command: Command) -> bytes:
         return self.here[fallback_key(command.arguments[0])]._execute(command)

@@ -273,7 +273,7 @@ def test_after_a_demotion_what_was_sent_is_sent_again_in_its_order() -> None:
 def test_what_was_read_of_a_list_before_a_change_of_role_means_nothing(trouble: Trouble) -> None:
     """Else memory would be sent before the list that this node has by now."""
     bench = connected()
-    bench.now += 60
+    bench.publisher.jobs.list_chosen()  # in doubt: the lengths are read with commands
     assert commands(bench.poll()) == ["LLEN", "LLEN"]  # of both lists
     bench.list.trouble = trouble
     result = run(bench)

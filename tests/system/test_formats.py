@@ -350,7 +350,7 @@ def test_values_cost_nothing_when_they_are_off(
     client = server.client()
 
     def looks() -> int:
-        return int(client.info("commandstats").get("cmdstat_getrange", {}).get("calls", 0))
+        return int(client.info("commandstats").get("cmdstat_getex", {}).get("calls", 0))
 
     for name, value, expected in [
         ("value", 0, 0), ("value", 8, 0), ("format", "json", 1), ("format", "text", 1),

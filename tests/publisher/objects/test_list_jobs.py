@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from keyspace_amqp.fallback import JOB_ELEMENTS, length_job
+from keyspace_amqp.fallback import JOB_ELEMENTS, length_job, lengths_job
 from keyspace_amqp.jobs import Command, Failure, JobError, JobResult
 from keyspace_amqp.publisher.actions import Submit
 from keyspace_amqp.publisher.entry import DONE, WAITING, element_of
@@ -27,7 +27,7 @@ from keyspace_amqp.publisher.memory import Memory
 from keyspace_amqp.publisher.recent import RecentPushes
 from keyspace_amqp.publisher.window import WINDOW, Window
 from keyspace_amqp.tables.keys import refused_key
-from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.tables.stats import FIRST_REASON, Stat
 from tests.publisher.objects.parts import Clock, make_entries, make_ledger, numbers_of
 from tests.publisher.simulated import number_of
 
@@ -40,6 +40,11 @@ PAUSED = JobResult([(None, errno.EBUSY), (None, 0)])
 
 def integer(value: int) -> tuple[bytes, int]:
     return b":%d\r\n" % value, 0
+
+
+def look(*lengths: int) -> tuple[bytes, int]:
+    """The reply of a Lengths."""
+    return b"*%d\r\n" % len(lengths) + b"".join(b":%d\r\n" % n for n in lengths), 0
 
 
 class Bench:
@@ -95,9 +100,22 @@ class Bench:
         assert self.ledger.difference(gauges) == 0
 
 
+@pytest.fixture
+def quiet() -> Bench:
+    """A list of two elements that is not in doubt."""
+    bench = Bench(2)
+    bench.jobs.check_now()
+    bench.jobs.next_length()
+    bench.done(integer(2))
+    return bench
+
+
 def names(job: Submit | None) -> list[str]:
     assert job is not None
-    return [command.name for command in job.job.commands if isinstance(command, Command)]
+    return [
+        command.name if isinstance(command, Command) else type(command).__name__
+        for command in job.job.commands
+    ]
 
 
 # ---- the length ------------------------------------------------------------------------
@@ -106,14 +124,58 @@ def names(job: Submit | None) -> list[str]:
 def test_the_length_is_read_from_time_to_time() -> None:
     bench = Bench(2)
     assert bench.jobs.next_length() is None
-    bench.clock.now += CHECK_EVERY
-    assert bench.jobs.next_length() == Submit(length_job(KEY, REFUSED_KEY))
-    assert bench.jobs.running == Length([bench.list, bench.refused_list])
-    assert bench.jobs.check_at == bench.clock.now + CHECK_EVERY
-    bench.done(integer(3), integer(4))
-    assert bench.jobs.running is None
-    assert (bench.list.length, bench.refused_list.length) == (3, 4)
+    both = [bench.list, bench.refused_list]
+    keys = [KEY, REFUSED_KEY]
+    for job, is_look, replies in (
+        (length_job(*keys), False, [integer(3), integer(4)]),
+        (lengths_job(keys), True, [look(4, 5)]),
+    ):
+        bench.clock.now += CHECK_EVERY
+        assert bench.jobs.next_length() == Submit(job)
+        assert bench.jobs.running == Length(both, look=is_look)
+        assert bench.jobs.check_at == bench.clock.now + CHECK_EVERY
+        bench.done(*replies)
+        assert bench.jobs.running is None
+    assert [one.length for one in both] == [4, 5]
     bench.check()
+
+
+def test_users_do_not_see_how_the_length_is_read(quiet: Bench) -> None:
+    for _ in range(3):
+        quiet.jobs.check_now()
+        assert names(quiet.jobs.next_length()) == ["Lengths"]
+        quiet.done(look(2))
+    assert quiet.jobs.check_at == quiet.clock.now + CHECK_EVERY
+    quiet.check()
+
+
+@pytest.mark.parametrize("length", [1, 0, -1])
+def test_a_list_that_is_shorter_or_no_list_is_in_doubt(quiet: Bench, length: int) -> None:
+    """Its slot may be another node's: nothing is counted before a command says that it is not."""
+    quiet.jobs.check_now()
+    quiet.jobs.next_length()
+    quiet.done(look(length))
+    assert quiet.list.length == 2
+    assert names(quiet.jobs.next_length()) == ["LLEN"]
+    quiet.done(integer(1))
+    assert quiet.ledger.counts[Stat.DROPPED_FALLBACK_REMOVED] == 1
+    quiet.jobs.check_now()
+    assert names(quiet.jobs.next_length()) == ["Lengths"]
+    quiet.check()
+
+
+@pytest.mark.parametrize("result", [PAUSED, NOT_SERVED])
+def test_after_a_job_that_failed_the_list_is_in_doubt(quiet: Bench, result: JobResult) -> None:
+    quiet.memory.add(make_entries(1, first=3))
+    quiet.ledger.matched(1)
+    quiet.jobs.push(0)
+    quiet.jobs.done(result)
+    assert names(quiet.jobs.next_length()) == ["LLEN"]
+
+
+def test_another_list_is_in_doubt(quiet: Bench) -> None:
+    quiet.jobs.list_chosen()
+    assert names(quiet.jobs.next_length()) == ["LLEN"]
 
 
 def test_the_length_is_read_at_once_where_somebody_asks() -> None:
@@ -258,12 +320,12 @@ def test_a_push_to_a_list_that_was_left_meanwhile() -> None:
 def test_elements_are_read_behind_the_known_head() -> None:
     bench = Bench(1, length=3)
     job = bench.jobs.next_read()
-    assert names(job) == ["LRANGE", "LLEN"]
+    assert names(job) == ["LRANGE", "Lengths"]
     assert job is not None
     assert job.job.commands[0].arguments[1] == b"1"
     element = element_of(make_entries(1, first=2)[0])
     bulks = b"*2\r\n$%d\r\n%b\r\n$4\r\njunk\r\n" % (len(element), element)
-    bench.done((bulks, 0), integer(3))
+    bench.done((bulks, 0), look(3))
     known = list(bench.list.known)
     assert numbers_of(known) == [1, 2]
     assert [entry.state for entry in known] == [WAITING, WAITING, DONE]
@@ -280,7 +342,10 @@ def test_nothing_is_read_if_all_is_known_or_enough(known: int, length: int) -> N
 def test_elements_that_were_read_of_a_shorter_list_are_read_again() -> None:
     bench = Bench(2, length=5)
     bench.jobs.next_read()
-    bench.done((b"*1\r\n$4\r\njunk\r\n", 0), integer(3))
+    bench.done((b"*1\r\n$4\r\njunk\r\n", 0), look(3))
+    assert len(bench.list.known) == 2
+    assert names(bench.jobs.next_length()) == ["LLEN"]
+    bench.done(integer(3))
     assert list(bench.list.known) == []
     assert bench.list.length == 3
     bench.check()
@@ -314,8 +379,10 @@ def test_confirmed_elements_are_trimmed_in_large_pieces(
 def test_a_trim_removes_them_from_the_head() -> None:
     bench = Bench(3)
     bench.send(3, done=2)
-    assert names(bench.jobs.next_trim(at_once=True, more=False)) == ["LRANGE", "LTRIM", "LLEN"]
-    bench.done((b"*0\r\n", 0), (b"+OK\r\n", 0), integer(1))
+    assert names(bench.jobs.next_trim(at_once=True, more=False)) == [
+        "LRANGE", "LTRIM", "Lengths",
+    ]  # fmt: skip
+    bench.done((b"*0\r\n", 0), (b"+OK\r\n", 0), look(1))
     assert numbers_of(bench.list.known) == [3]
     assert (bench.list.length, bench.list.done) == (1, 0)
     assert bench.ledger.counts[Stat.FALLBACK_DRAINED] == 2
@@ -344,13 +411,16 @@ def test_a_trim_that_failed_is_tried_again() -> None:
     bench.check()
 
 
-def test_after_a_trim_the_length_may_be_out_of_reach() -> None:
-    bench = Bench(2)
+def test_after_a_trim_the_list_may_have_moved_away() -> None:
+    bench = Bench(3)
     bench.send(2, done=2)
     bench.jobs.next_trim(at_once=True, more=False)
-    bench.done((b"*0\r\n", 0), (b"+OK\r\n", 0), (None, errno.EPERM))
-    assert bench.list.state is ListState.UNKNOWN
-    assert bench.jobs.check_at == bench.clock.now
+    bench.done((b"*0\r\n", 0), (b"+OK\r\n", 0), look(0))
+    assert bench.list.length == 1
+    assert names(bench.jobs.next_length()) == ["LLEN"]
+    bench.jobs.done(NOT_SERVED)
+    assert bench.list.key is None
+    assert sum(bench.ledger.counts[stat] for stat in Stat if stat >= FIRST_REASON) == 0
     bench.check()
 
 
