@@ -56,6 +56,7 @@ class Config:
     expiration: str
     deduplication_header: bool
     databases: str
+    fallback_memory: int
 
     @classmethod
     def from_values(cls, values: Sequence[bytes]) -> Config:

@@ -5,6 +5,7 @@
 #include "flush.h"
 #include "jobs.h"
 #include "latency.h"
+#include "maxmemory.h"
 #include "state.h"
 #include "stats.h"
 #include "tables.h"
@@ -30,6 +31,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
         return;
     }
     flushed = 0;
+    maxmemory_look();
     worker_announce_new(); /* once in a turn (rule 5) */
     jobs_run(ctx);
     stats_log_losses(ctx, 0);

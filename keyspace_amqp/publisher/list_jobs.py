@@ -74,7 +74,9 @@ class ListJobs:
     """The job under way, the times of the next ones, and the handling of replies.
 
     `running`: the job under way. `retry_at`: no other job than reading the length is made
-    before this time. `check_at`: the time to read the length again. `on_error`: called with
+    before this time. `push_at`: no push is made before this time; the other jobs go on, because
+    they free memory. `check_at`: the time to read the length again. `no_memory`: the last
+    push was refused because Redis is near its maxmemory. `on_error`: called with
     the text of each error that users should see.
     """
 
@@ -90,7 +92,9 @@ class ListJobs:
     ) -> None:
         self.running: Kind | None = None
         self.retry_at = clock()
+        self.push_at = clock()
         self.check_at = clock()
+        self.no_memory = False
         self._generation = 0  # of the known head when the job was made
         self._purges: list[PurgeDone] = []
         self._lists = lists
@@ -107,13 +111,18 @@ class ListJobs:
         """True if the time to wait after a failed job is over."""
         return self._clock() >= self.retry_at
 
+    @property
+    def may_push(self) -> bool:
+        """True if the time to wait after a failed job, or a refused push, is over."""
+        return self._clock() >= max(self.retry_at, self.push_at)
+
     def check_now(self) -> None:
         """Make reading the length due now."""
         self.check_at = self._clock()
 
     def list_chosen(self) -> None:
         """Begin with another list: read its length first, and forget failures."""
-        self.check_at = self.retry_at = self._clock()
+        self.check_at = self.retry_at = self.push_at = self._clock()
 
     def purge(self, done: PurgeDone) -> None:
         """Delete all lists soon; then `done` is called with the number of elements, or an error."""
@@ -240,7 +249,13 @@ class ListJobs:
     def _failed(self, error: JobError) -> None:
         if self._lists.writable:  # on a replica, jobs from before its demotion fail
             self._on_error(f"fallback list: {error}")
-        self.retry_at = self._clock() + JOB_RETRY_AFTER
+        at = self._clock() + JOB_RETRY_AFTER
+        self.no_memory = error.failure is Failure.NO_MEMORY
+        if self.no_memory:
+            self._ledger.push_refused(str(error))
+            self.push_at = at
+        else:
+            self.retry_at = at
 
     def _length_done(self, result: JobResult) -> None:
         length = result.reply(0)
@@ -272,6 +287,7 @@ class ListJobs:
                 self._failed(length)
                 self.check_now()
             return
+        self.no_memory = False
         entries = self._memory.being_stored
         self._lists.set_length(length - len(entries))
         self._recent.add(entries)

@@ -203,8 +203,12 @@ class Publisher:
         Give up at least `size` bytes if possible, but never the newest `keep` events.
         """
         dropped = self.memory.drop_oldest(size, keep)
-        why = "memory is full and the list out of reach"
-        self.ledger.dropped(Stat.DROPPED_QUEUE_FULL, dropped, why)
+        if self.jobs.no_memory:
+            why = "queue-limit is reached, and Redis is near its maxmemory"
+            self.ledger.dropped(Stat.DROPPED_NO_MEMORY, dropped, why)
+        else:
+            why = "memory is full and the list out of reach"
+            self.ledger.dropped(Stat.DROPPED_QUEUE_FULL, dropped, why)
         return dropped
 
     def give_up(self) -> None:
@@ -419,7 +423,7 @@ class Publisher:
     def _storable(self) -> bool:
         """True if the list takes pushes now."""
         on = self._config.fallback_size >= 0
-        return on and self.lists.writable and self.list.is_ready and self.jobs.may_retry
+        return on and self.lists.writable and self.list.is_ready and self.jobs.may_push
 
     @property
     def _should_store(self) -> bool:
@@ -468,6 +472,8 @@ class Publisher:
         can_store = self.lists.writable and self._config.fallback_size >= 0 and not to_file
         if not flush.ends and (self.list.key is None or not self.jobs.may_retry):
             can_store = False  # no list, or a job failed: do not let the main thread wait
+        if self.jobs.no_memory and not self.jobs.may_push:
+            can_store = False
         return Outlook(
             memory=bool(self.memory) or more,
             listed=bool(self.lists.others) or self.list.undelivered > 0,
@@ -609,10 +615,11 @@ class Publisher:
         oldest = self.memory.oldest
         if oldest is not None and self.list.is_ready and self._config.fallback_size >= 0:
             # The times that _should_store waits for.
+            push_at = max(self.jobs.retry_at, self.jobs.push_at)
             if not self.link.is_up or self._list_comes_first or self.retries:
-                times.append(max(oldest.at + STORE_AFTER, self.jobs.retry_at))
+                times.append(max(oldest.at + STORE_AFTER, push_at))
             if (stalls_at := self.window.stalls_at) is not None:
-                times.append(max(stalls_at, self.jobs.retry_at))
+                times.append(max(stalls_at, push_at))
         return times
 
     @property

@@ -343,5 +343,14 @@ PARAMETERS: tuple[Parameter, ...] = (
         accepted="ALL, or numbers and ranges with commas between them, like 0,2,8-15",
         pattern=_DATABASES,
     ),
+    _integer(
+        "fallback-memory",
+        2,
+        0,
+        100,
+        "percent of `maxmemory` that the list may take when Redis is near it and may evict every "
+        "key (`allkeys-*`); 0: nothing",
+        accepted="a number of percent from {} to {}",
+    ),
 )
 INDEX = {parameter.name: index for index, parameter in enumerate(PARAMETERS)}

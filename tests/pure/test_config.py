@@ -113,6 +113,7 @@ def test_the_defaults_make_a_configuration() -> None:
         expiration="",
         deduplication_header=False,
         databases="ALL",
+        fallback_memory=2,
     )
 
 
@@ -130,7 +131,7 @@ def test_from_values_takes_every_value_to_its_place() -> None:
         b"^a.*$ b\\x20c", b"2097152", b"19",
         b"amqp://h", b"v", b"/p", b"external", b"on", b"/ca", b"/cert", b"/key", b"name", b"off",
         b"0", b"node", b"json", b"on", b"7", b"off", b"app", b"type", b"9", b"60000", b"on",
-        b"0,2-3",
+        b"0,2-3", b"25",
     ])  # fmt: skip
     assert config == Config(
         events="g$",
@@ -168,6 +169,7 @@ def test_from_values_takes_every_value_to_its_place() -> None:
         expiration="60000",
         deduplication_header=True,
         databases="0,2-3",
+        fallback_memory=25,
     )
 
 

@@ -140,6 +140,7 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
         [b"ALL", b"0", b"0,1", b"0,2,8-15", b"999999999"],
         [b"", b"all", b"0,", b",0", b"-1", b"1-", b"0 1", b"ALL,0", b"1-2-3", b"9999999999"],
     ),
+    "fallback-memory": ([b"0", b"2", b"100"], [b"", b"-1", b"101", b"5%", b"1.5"]),
 }
 # fmt: on
 

@@ -68,6 +68,7 @@ GOOD = {
     "expiration": [b"", b"0", b"3999999999"],
     "deduplication-header": SWITCH,
     "databases": [b"ALL", b"0", b"9-3,1", b"0-999999999"],
+    "fallback-memory": [b"0", b"2", b"100"],
 }
 # All that a refusal may say. Each text names what is accepted.
 REASON = re.compile(
