@@ -2,6 +2,8 @@
 #include "maxmemory.h"
 
 #include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "state.h"
@@ -9,17 +11,20 @@
 /* Memory is near maxmemory from this part of it on. The rest is for the clients: what they
  * write between two pushes must find room. */
 #define NEAR 0.9
-/* The limits of the server are read again after so long. */
-#define LIMITS_EVERY_MS 1000
+/* Redis' default; keys that may be evicted in databases above these are not counted. */
+#define DATABASES 16
+/* The eviction of a key frees at least this many bytes: its name, its value, and its places in
+ * the tables. */
+#define KEY_BYTES 50
 /* To measure the list, Redis looks at this many of its nodes, of about 8 kB each. */
-#define SAMPLES "100"
+#define SAMPLES "1000"
 
-/* The main thread's: what the server's configuration says. */
-static struct {
-    long long read_ms;
-    double bytes;       /* maxmemory */
-    int evicts_any_key; /* the policy is allkeys-* */
-} limits;
+/* What the server says about itself now. */
+typedef struct {
+    double maxmemory;
+    double evictable; /* bytes that evictions can free, at least */
+} facts_t;
+
 /* Shared. */
 static _Atomic int is_near;
 
@@ -29,14 +34,33 @@ void maxmemory_look(void) {
 
 int maxmemory_is_near(void) { return atomic_load_explicit(&is_near, memory_order_relaxed); }
 
-static void read_limits(RedisModuleCtx *ctx) {
-    if (main_thread.now_ms < limits.read_ms + LIMITS_EVERY_MS) return;
-    limits.read_ms = main_thread.now_ms;
+/* Returns the number of keys in all databases. `field`: which of them, as INFO names them. */
+static double count_keys(RedisModuleCtx *ctx, const char *field) {
+    double keys = 0;
+    RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "keyspace");
+    for (int db = 0; db < DATABASES; db++) {
+        char name[16];
+        snprintf(name, sizeof(name), "db%d", db);
+        const char *text = RedisModule_ServerInfoGetFieldC(info, name); /* keys=1,expires=0,... */
+        const char *found = text == NULL ? NULL : strstr(text, field);
+        if (found != NULL) keys += strtod(found + strlen(field), NULL);
+    }
+    RedisModule_FreeServerInfo(ctx, info);
+    return keys;
+}
+
+static facts_t read_facts(RedisModuleCtx *ctx) {
     RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "memory");
     const char *policy = RedisModule_ServerInfoGetFieldC(info, "maxmemory_policy");
-    limits.bytes = (double)RedisModule_ServerInfoGetFieldUnsigned(info, "maxmemory", NULL);
-    limits.evicts_any_key = policy != NULL && strncmp(policy, "allkeys-", 8) == 0;
+    double keys = 0;
+    if (policy != NULL && strncmp(policy, "allkeys-", 8) == 0)
+        keys = count_keys(ctx, "keys=");
+    else if (policy != NULL && strncmp(policy, "volatile-", 9) == 0)
+        keys = count_keys(ctx, "expires=");
+    facts_t facts = {(double)RedisModule_ServerInfoGetFieldUnsigned(info, "maxmemory", NULL),
+                     keys * KEY_BYTES};
     RedisModule_FreeServerInfo(ctx, info);
+    return facts;
 }
 
 /* Returns about how many bytes the list takes, or -1 if Redis does not say. */
@@ -53,12 +77,13 @@ static long long list_bytes(RedisModuleCtx *ctx, const char *key, size_t key_len
 }
 
 int maxmemory_allows(RedisModuleCtx *ctx, const char *key, size_t key_len, size_t bytes) {
-    double ratio = RedisModule_GetUsedMemoryRatio(); /* 0 without a maxmemory */
-    if (ratio <= 0) return 1;
-    read_limits(ctx);
-    if (ratio * limits.bytes + (double)bytes < NEAR * limits.bytes) return 1;
-    if (!limits.evicts_any_key) return 0;
+    /* The ratio is 0 without a maxmemory. What is pushed is in it already: as strings. */
+    if (RedisModule_GetUsedMemoryRatio() < NEAR) return 1;
+    facts_t facts = read_facts(ctx);
+    double more = (double)bytes;
+    /* Evictions must be able to make room for the push at once, and for as much again. */
+    if (facts.evictable < 2 * more) return 0;
     long long taken = list_bytes(ctx, key, key_len);
-    double share = limits.bytes * main_thread.fallback_memory / 100;
-    return taken >= 0 && (double)taken + (double)bytes <= share;
+    double share = facts.maxmemory * main_thread.fallback_memory / 100;
+    return taken >= 0 && (double)taken + more <= share;
 }

@@ -1,8 +1,8 @@
 /* The memory that the fallback list may take, if the server has a `maxmemory` (rule 21).
  *
- * Near maxmemory, each byte of the list makes Redis evict keys, or refuse writes of clients. So
- * there the list takes nothing, except where every key may be evicted: there it takes a
- * bounded share, the parameter `fallback-memory`.
+ * Near maxmemory, each byte of the list makes Redis evict a key, or refuse writes of clients if
+ * there is nothing to evict. So there the list takes no more than a share of it, the parameter
+ * `fallback-memory`, and nothing if Redis may not evict enough for it.
  */
 #ifndef KEYSPACE_AMQP_MAXMEMORY_H
 #define KEYSPACE_AMQP_MAXMEMORY_H

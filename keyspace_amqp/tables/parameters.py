@@ -348,8 +348,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         2,
         0,
         100,
-        "percent of `maxmemory` that the list may take when Redis is near it and may evict every "
-        "key (`allkeys-*`); 0: nothing",
+        "percent of `maxmemory` that the list may take when Redis is near it and can evict keys; "
+        "0: nothing",
         accepted="a number of percent from {} to {}",
     ),
 )
