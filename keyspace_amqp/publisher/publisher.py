@@ -203,7 +203,7 @@ class Publisher:
         Give up at least `size` bytes if possible, but never the newest `keep` events.
         """
         dropped = self.memory.drop_oldest(size, keep)
-        if self.jobs.no_memory:
+        if self.jobs.no_memory and self._config.fallback_size >= 0:
             why = "queue-limit is reached, and Redis is near its maxmemory"
             self.ledger.dropped(Stat.DROPPED_NO_MEMORY, dropped, why)
         else:
@@ -473,7 +473,7 @@ class Publisher:
         if not flush.ends and (self.list.key is None or not self.jobs.may_retry):
             can_store = False  # no list, or a job failed: do not let the main thread wait
         if self.jobs.no_memory and not self.jobs.may_push:
-            can_store = False
+            can_store = False  # nothing frees memory while the main thread waits
         return Outlook(
             memory=bool(self.memory) or more,
             listed=bool(self.lists.others) or self.list.undelivered > 0,

@@ -197,6 +197,7 @@ def test_losses_near_maxmemory_have_a_reason_of_their_own() -> None:
     bench.wait(1)
     bench.publisher.drop_oldest(1)
     assert bench.count(Stat.DROPPED_QUEUE_FULL) == 2
+    assert bench.count(Stat.DROPPED_NO_MEMORY) == 1
 
 
 def test_the_cap_drops_the_oldest() -> None:
