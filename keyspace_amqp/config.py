@@ -57,6 +57,7 @@ class Config:
     deduplication_header: bool
     databases: str
     confirm_timeout: int
+    fallback_memory: int
 
     @classmethod
     def from_values(cls, values: Sequence[bytes]) -> Config:

@@ -20,7 +20,7 @@ JOB_BYTES = 256 * 1024
 
 def push_job(key: bytes, elements: Sequence[bytes], keep: int) -> Job:
     """Append elements; if `keep` is positive, keep only this many of the newest."""
-    commands = [Command("RPUSH", [key, *elements], write=True)]
+    commands = [Command("RPUSH", [key, *elements], write=True, grows=True)]
     if keep > 0:
         commands.append(Command("LTRIM", [key, b"%d" % -keep, b"-1"], write=True))
     return Job(commands)

@@ -19,14 +19,16 @@ class Command:
     """A Redis command.
 
     `write`: it changes a list; it is replicated, and refused on a server that is not a
-    primary or is loading. `expected`: the job ends after this command unless its reply
-    is exactly this, in RESP2. `most`, for LRANGE: the reply ends with the element with
-    which it reaches this many bytes.
+    primary or is loading. `grows`: the list in its first argument grows, and it is refused
+    if the list may take no more memory (rule 21). `expected`: the job ends after this
+    command unless its reply is exactly this, in RESP2. `most`, for LRANGE: the reply ends
+    with the element with which it reaches this many bytes.
     """
 
     name: str
     arguments: Sequence[bytes]
     write: bool = False
+    grows: bool = False
     expected: bytes | None = None
     most: int = 0
 
@@ -75,6 +77,7 @@ class Failure(enum.Enum):
     READ_ONLY = "read only"
     STOPPING = "stopping"
     PAUSED = "paused"
+    NO_MEMORY = "no memory"
     NOT_SERVED = "not served"
     CLUSTER_DOWN = "cluster down"
     WRONG_TYPE = "wrong type"
@@ -86,6 +89,10 @@ _TEXTS = {
     Failure.READ_ONLY: ("READONLY", "this server is a replica or is loading its data set"),
     Failure.STOPPING: ("", "the server or the module is stopping"),
     Failure.PAUSED: ("", "writes are paused (CLIENT PAUSE, a failover, or a shutdown)"),
+    Failure.NO_MEMORY: (
+        "",
+        "Redis is near its maxmemory and the list takes no more; raise maxmemory, or free memory",
+    ),
     Failure.NOT_SERVED: ("", "the list's slot is not served by this node"),
     Failure.CLUSTER_DOWN: ("", "the cluster is down"),
 }
@@ -95,6 +102,7 @@ _ERRNO = {
     errno.EROFS: Failure.READ_ONLY,
     errno.ESHUTDOWN: Failure.STOPPING,
     errno.EBUSY: Failure.PAUSED,
+    errno.ENOSPC: Failure.NO_MEMORY,
     errno.EPERM: Failure.NOT_SERVED,
     errno.ENETDOWN: Failure.CLUSTER_DOWN,
 }

@@ -153,6 +153,9 @@ job_t *job_new(void);
 /* Adds a command of Redis. `write`: it is replicated, and it is refused unless this server is
  * a primary that is not loading. */
 void job_command(job_t *job, const char *name, int write);
+/* Marks the command that was added last, before it gets its arguments: the list in its first
+ * argument grows. It is refused near maxmemory (maxmemory.h). */
+void job_grows(job_t *job);
 /* Adds a command that sets parameters, all or none; its arguments are names and values. Not
  * CONFIG SET: a secret would stay in the slow log, and a module cannot prevent that. */
 void job_parameters(job_t *job);

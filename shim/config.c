@@ -75,6 +75,7 @@ void config_apply(RedisModuleCtx *ctx) {
     /* A message in the format `text` has no value. */
     int with_value = strcmp(text_of(PARAMETER_INDEX_FORMAT), "text") != 0;
     values_take(ctx, with_value ? strtoul(text_of(PARAMETER_INDEX_VALUE), NULL, 10) : 0);
+    main_thread.fallback_memory = atoi(text_of(PARAMETER_INDEX_FALLBACK_MEMORY));
     config_send();
 }
 

@@ -18,6 +18,7 @@
 #include "config.h"
 #include "latency.h"
 #include "look.h"
+#include "maxmemory.h"
 #include "state.h"
 #include "worker.h"
 
@@ -26,8 +27,14 @@ typedef struct command {
     enum { CALL, SET_PARAMETERS, LENGTHS, MESSAGE } kind;
     char *name;
     int write;
+    int grows;
     RedisModuleString **argv;
     size_t argc;
+    size_t size; /* bytes of the arguments */
+    /* Arguments of which no strings are made yet. */
+    char *bytes;
+    size_t *lengths;
+    size_t count;
     char *expected;
     size_t expected_len;
     size_t most; /* bytes of an LRANGE's reply; 0: all elements */
@@ -57,6 +64,12 @@ job_t *job_new(void) {
     return job;
 }
 
+static void *copy(const void *bytes, size_t size) {
+    void *copied = malloc(size + 1);
+    if (copied == NULL) abort();
+    return memcpy(copied, bytes, size);
+}
+
 static command_t *add_command(job_t *job, int kind) {
     command_t *command = calloc(1, sizeof(*command));
     if (command == NULL) abort();
@@ -75,26 +88,40 @@ void job_command(job_t *job, const char *name, int write) {
     command->write = write;
 }
 
+void job_grows(job_t *job) { job->last->grows = 1; }
 void job_parameters(job_t *job) { add_command(job, SET_PARAMETERS); }
 void job_lengths(job_t *job) { add_command(job, LENGTHS); }
 void job_message(job_t *job) { add_command(job, MESSAGE); }
 
-void job_arguments(job_t *job, const char *arguments, const size_t *lengths, size_t count) {
-    command_t *command = job->last;
+static void make_strings(command_t *command, const char *bytes, const size_t *lengths,
+                         size_t count) {
     command->argv = calloc(count, sizeof(*command->argv));
     if (command->argv == NULL && count > 0) abort();
     for (; command->argc < count; command->argc++) {
         size_t len = lengths[command->argc];
-        command->argv[command->argc] = RedisModule_CreateString(NULL, arguments, len);
-        arguments += len;
+        command->argv[command->argc] = RedisModule_CreateString(NULL, bytes, len);
+        bytes += len;
     }
+}
+
+void job_arguments(job_t *job, const char *arguments, const size_t *lengths, size_t count) {
+    command_t *command = job->last;
+    for (size_t i = 0; i < count; i++)
+        command->size += lengths[i];
+    if (!command->grows || !maxmemory_is_near()) {
+        make_strings(command, arguments, lengths, count);
+        return;
+    }
+    /* Strings count towards maxmemory. So here they are made only if the command is
+     * allowed. */
+    command->bytes = copy(arguments, command->size);
+    command->lengths = copy(lengths, count * sizeof(*lengths));
+    command->count = count;
 }
 
 void job_expect(job_t *job, const char *reply, size_t len) {
     command_t *command = job->last;
-    command->expected = malloc(len + 1);
-    if (command->expected == NULL) abort();
-    memcpy(command->expected, reply, len);
+    command->expected = copy(reply, len);
     command->expected_len = len;
 }
 
@@ -133,6 +160,8 @@ void job_free(job_t *job) {
         next = command->next;
         free_arguments(command);
         free(command->argv);
+        free(command->bytes);
+        free(command->lengths);
         free(command->name);
         free(command->expected);
         free(command->reply);
@@ -151,9 +180,7 @@ void job_abandon(job_t *job) {
 
 /* Keeps a copy of the reply; job_free frees it. */
 static void set_reply(command_t *command, const char *reply, size_t len) {
-    command->reply = malloc(len + 1);
-    if (command->reply == NULL) abort();
-    memcpy(command->reply, reply, len);
+    command->reply = copy(reply, len);
     command->reply_len = len;
 }
 
@@ -207,6 +234,17 @@ static void call(RedisModuleCtx *ctx, command_t *command) {
     RedisModule_FreeCallReply(reply);
 }
 
+/* Returns whether a list may grow by what the command appends, and makes the strings for it. */
+static int may_grow(RedisModuleCtx *ctx, command_t *command) {
+    const char *key = command->bytes;
+    size_t key_len = key != NULL ? command->lengths[0] : 0;
+    if (key == NULL) key = RedisModule_StringPtrLen(command->argv[0], &key_len);
+    if (!maxmemory_allows(ctx, key, key_len, command->size)) return 0;
+    if (command->bytes != NULL)
+        make_strings(command, command->bytes, command->lengths, command->count);
+    return 1;
+}
+
 static void run_call(RedisModuleCtx *ctx, command_t *command) {
     if (command->write && !main_thread.capturing)
         command->error = EROFS;
@@ -214,6 +252,8 @@ static void run_call(RedisModuleCtx *ctx, command_t *command) {
         command->error = ESHUTDOWN;
     else if (command->write && RedisModule_AvoidReplicaTraffic())
         command->error = EBUSY; /* paused: Redis asserts that nothing is replicated now */
+    else if (command->grows && !may_grow(ctx, command))
+        command->error = ENOSPC; /* as Redis' own refusal of a command near maxmemory */
     else if (command->most != 0)
         read_list(ctx, command);
     else

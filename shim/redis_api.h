@@ -50,6 +50,10 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 #define REDISMODULE_KEYTYPE_STRING 1
 #define REDISMODULE_KEYTYPE_LIST 2
 
+/* Types of replies */
+#define REDISMODULE_REPLY_INTEGER 2
+#define REDISMODULE_REPLY_NULL 4
+
 /* Cluster */
 #define REDISMODULE_NODE_ID_LEN 40
 
@@ -207,6 +211,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, AvoidReplicaTraffic, int, (void))                                                       \
     X(700, GetSelectedDb, int, (RedisModuleCtx *))                                                 \
     X(700, SelectDb, int, (RedisModuleCtx *, int))                                                 \
+    X(700, GetUsedMemoryRatio, float, (void))                                                      \
     X(700, Milliseconds, long long, (void))                                                        \
     X(700, LatencyAddSample, void, (const char *, long long))                                      \
     X(700, Log, void, (RedisModuleCtx *, const char *, const char *, ...))                         \
@@ -238,6 +243,7 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, GetServerInfo, RedisModuleServerInfoData *, (RedisModuleCtx *, const char *))           \
     X(700, ServerInfoGetFieldUnsigned, unsigned long long,                                         \
       (RedisModuleServerInfoData *, const char *, int *))                                          \
+    X(700, ServerInfoGetFieldC, const char *, (RedisModuleServerInfoData *, const char *))         \
     X(700, FreeServerInfo, void, (RedisModuleCtx *, RedisModuleServerInfoData *))                  \
     X(700, InfoAddFieldCString, int, (RedisModuleInfoCtx *, const char *, const char *))           \
     X(700, InfoAddFieldLongLong, int, (RedisModuleInfoCtx *, const char *, long long))             \
@@ -264,6 +270,8 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, ReplyWithMap, int, (RedisModuleCtx *, long))                                            \
     X(700, ReplyWithNull, int, (RedisModuleCtx *))                                                 \
     X(700, Call, RedisModuleCallReply *, (RedisModuleCtx *, const char *, const char *, ...))      \
+    X(700, CallReplyType, int, (RedisModuleCallReply *))                                           \
+    X(700, CallReplyInteger, long long, (RedisModuleCallReply *))                                  \
     X(700, CallReplyProto, const char *, (RedisModuleCallReply *, size_t *))                       \
     X(700, FreeCallReply, void, (RedisModuleCallReply *))
 

@@ -8,6 +8,7 @@
 #include "jobs.h"
 #include "latency.h"
 #include "life.h"
+#include "maxmemory.h"
 #include "state.h"
 #include "stats.h"
 #include "tables.h"
@@ -32,6 +33,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
     }
     flush_saves = 0;
     life_resume(ctx);
+    maxmemory_look();
     changes_send();
     worker_announce_new(); /* once in a turn (rule 5) */
     jobs_run(ctx);

@@ -37,6 +37,7 @@ extern struct main_thread {
     long long now_ms;           /* Unix time at the start of this turn of the event loop */
     int wanted_classes;         /* of keyspace events: bits of REDISMODULE_NOTIFY_* */
     int job_running;            /* a job of the worker runs now */
+    int fallback_memory;        /* percent of maxmemory that the list may take near it */
     size_t value_bytes;         /* most bytes of a key's value to add to its event; 0: none */
 } main_thread;
 

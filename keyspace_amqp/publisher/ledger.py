@@ -19,10 +19,11 @@ from ..tables.stats import CONFIRM_BOUNDS, FIRST_REASON, Stat
 from .actions import Log
 from .entry import Entry
 
-# Seconds between two log lines about losses for the same reason, and between two about
-# messages that reach no queue.
+# Seconds between two log lines about losses for the same reason, between two about messages
+# that reach no queue, and between two about pushes that are refused for lack of memory.
 LOG_EVERY = 10.0
 RETURNS_LOG_EVERY = 60.0
+REFUSALS_LOG_EVERY = 60.0
 
 _WAITING = (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
 
@@ -47,6 +48,8 @@ class Ledger:
         self._clock = clock
         self._wall = wall
         self._reports: dict[Stat, _Report] = {}
+        self._refusals = ""  # a log line that waits, about refused pushes
+        self._refusals_at = clock()  # no other such line before this time
         # Times of emission of the events that were confirmed since the last poll, and the
         # time of the first of these confirms: all in milliseconds.
         self._emitted: list[int] = []
@@ -98,6 +101,12 @@ class Ledger:
         if count:
             self.counts[reason] += count
             self._report(reason, count, f"events lost: {why}")
+
+    def push_refused(self, why: str) -> None:
+        """Log that the list takes no more for now, unless that was logged a little before."""
+        if self._clock() >= self._refusals_at:
+            self._refusals = f"events wait in memory: {why}"
+            self._refusals_at = self._clock() + REFUSALS_LOG_EVERY
 
     def reconnected(self) -> None:
         """Count a connection after the first one."""
@@ -176,6 +185,9 @@ class Ledger:
         LOG_EVERY or RETURNS_LOG_EVERY seconds.
         """
         lines: list[Log] = []
+        if self._refusals:
+            lines.append(Log("warning", self._refusals))
+            self._refusals = ""
         for stat, report in self._reports.items():
             if report.count and (all_of_them or self._clock() >= report.due_at):
                 lines.append(Log("warning", f"{report.count} {report.text}"))

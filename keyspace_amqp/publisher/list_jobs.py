@@ -10,6 +10,7 @@ events.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 
 from .. import fallback
@@ -90,7 +91,9 @@ class ListJobs:
     """The job under way, the times of the next ones, and the handling of replies.
 
     `running`: the job under way. `retry_at`: no other job than reading the length is made
-    before this time. `check_at`: the time to read the length again. `on_error`: called with
+    before this time. `push_at`: no push is made before this time; the other jobs go on, because
+    they free memory. `check_at`: the time to read the length again. `no_memory`: the last
+    push was refused because Redis is near its maxmemory. `on_error`: called with
     the text of each error that users should see.
     """
 
@@ -107,11 +110,13 @@ class ListJobs:
     ) -> None:
         self.running: Kind | None = None
         self.retry_at = clock()
+        self.push_at = clock()
         self.check_at = clock()
         # The generations of the lists that the job is about, when it was made.
         self._generations: Sequence[tuple[FallbackList, int]] = ()
         # A list may be out of reach, or not be a list. The error of a command says so.
         self._in_doubt = True
+        self.no_memory = False
         self._purges: list[PurgeDone] = []
         self._lists = lists
         self._list: FallbackList = lists.current
@@ -128,6 +133,11 @@ class ListJobs:
         """True if the time to wait after a failed job is over."""
         return self._clock() >= self.retry_at
 
+    @property
+    def may_push(self) -> bool:
+        """True if the time to wait after a failed job, or a refused push, is over."""
+        return self._clock() >= max(self.retry_at, self.push_at)
+
     def check_now(self) -> None:
         """Make reading the length due now."""
         self.check_at = self._clock()
@@ -135,7 +145,7 @@ class ListJobs:
     def list_chosen(self) -> None:
         """Begin with another list: read its length first, and forget failures."""
         self._in_doubt = True
-        self.check_at = self.retry_at = self._clock()
+        self.check_at = self.retry_at = self.push_at = self._clock()
 
     def purge(self, done: PurgeDone) -> None:
         """Delete all lists soon; then `done` is called with the number of elements, or an error."""
@@ -329,12 +339,10 @@ class ListJobs:
         the lengths are read with commands, at once.
         """
         reply = result.reply(number)
-        found = reply if isinstance(reply, list) and len(reply) == len(lists) else [None]
-        if all(
-            isinstance(n, int) and n >= one.length for n, one in zip(found, lists, strict=False)
-        ):
-            for length, one in zip(found, lists, strict=True):
-                assert isinstance(length, int)
+        lengths = [n for n in reply if isinstance(n, int)] if isinstance(reply, list) else []
+        known = [one.length for one in lists]
+        if len(lengths) == len(known) and all(map(operator.ge, lengths, known)):
+            for one, length in zip(lists, lengths, strict=True):
                 self._lists.set_length(one, length)
             return True
         self._in_doubt = True
@@ -346,7 +354,13 @@ class ListJobs:
         # Jobs from before a demotion fail as read-only; by now the role may be another one.
         if self._lists.writable and error.failure is not Failure.READ_ONLY:
             self._on_error(f"fallback list: {error}")
-        self.retry_at = self._clock() + JOB_RETRY_AFTER
+        at = self._clock() + JOB_RETRY_AFTER
+        self.no_memory = error.failure is Failure.NO_MEMORY
+        if self.no_memory:
+            self._ledger.push_refused(str(error))
+            self.push_at = at
+        else:
+            self.retry_at = at
 
     def _length_done(self, result: JobResult, lists: Sequence[FallbackList]) -> None:
         self._in_doubt = False
@@ -385,6 +399,7 @@ class ListJobs:
                 self._failed(length)
                 self.check_now()
             return
+        self.no_memory = False
         entries = log.being_stored
         self._lists.set_length(target, length - len(entries))
         self._recent.add(entries)

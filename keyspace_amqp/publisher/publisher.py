@@ -234,8 +234,12 @@ class Publisher:
         rest = size - (before - self.refused.waiting_bytes)
         if rest > 0:
             dropped += self.memory.drop_oldest(rest, keep)
-        why = "memory is full and the list out of reach"
-        self.ledger.dropped(Stat.DROPPED_QUEUE_FULL, dropped, why)
+        if self.jobs.no_memory and self._config.fallback_size >= 0:
+            why = "queue-limit is reached, and Redis is near its maxmemory"
+            self.ledger.dropped(Stat.DROPPED_NO_MEMORY, dropped, why)
+        else:
+            why = "memory is full and the list out of reach"
+            self.ledger.dropped(Stat.DROPPED_QUEUE_FULL, dropped, why)
         return dropped
 
     def give_up(self) -> None:
@@ -437,7 +441,7 @@ class Publisher:
     def _storable(self) -> bool:
         """True if the list takes pushes now."""
         on = self._config.fallback_size >= 0
-        return on and self.lists.writable and self.list.is_ready and self.jobs.may_retry
+        return on and self.lists.writable and self.list.is_ready and self.jobs.may_push
 
     @property
     def _should_store(self) -> bool:
@@ -482,6 +486,8 @@ class Publisher:
         can_store = self.lists.writable and self._config.fallback_size >= 0 and not to_file
         if not flush.ends and (self.list.key is None or not self.jobs.may_retry):
             can_store = False  # no list, or a job failed: do not let the main thread wait
+        if self.jobs.no_memory and not self.jobs.may_push:
+            can_store = False  # nothing frees memory while the main thread waits
         return Outlook(
             memory=self._in_memory or more,
             listed=bool(self.lists.others) or self.list.undelivered > 0,
@@ -634,13 +640,15 @@ class Publisher:
         oldest = self.memory.oldest
         if oldest is not None and self.list.is_ready and self._config.fallback_size >= 0:
             # The times that _should_store waits for.
+            push_at = max(self.jobs.retry_at, self.jobs.push_at)
             if not self.link.is_up or self.delivery.list_comes_first:
-                times.append(max(oldest.at + STORE_AFTER, self.jobs.retry_at))
+                times.append(max(oldest.at + STORE_AFTER, push_at))
             if (stalls_at := self.window.stalls_at) is not None:
-                times.append(max(stalls_at, self.jobs.retry_at))
+                times.append(max(stalls_at, push_at))
         refused = self.refused.oldest
         if refused is not None and self._may_store_refused:
-            times.append(max(refused.at + STORE_AFTER, self.jobs.retry_at))
+            push_at = max(self.jobs.retry_at, self.jobs.push_at)
+            times.append(max(refused.at + STORE_AFTER, push_at))
         return times
 
     @property

@@ -352,5 +352,14 @@ PARAMETERS: tuple[Parameter, ...] = (
         "everything without a confirm is sent again on the next one",
         accepted=_SECONDS,
     ),
+    _integer(
+        "fallback-memory",
+        2,
+        0,
+        100,
+        "percent of `maxmemory` that the list may take when Redis is near it and can evict keys; "
+        "0: nothing",
+        accepted="a number of percent from {} to {}",
+    ),
 )
 INDEX = {parameter.name: index for index, parameter in enumerate(PARAMETERS)}

@@ -56,6 +56,7 @@ class Stat(enum.IntEnum):
     DROPPED_STOPPED = 40
     DROPPED_TOO_LARGE = 41
     DROPPED_HANDLER_ERROR = 42
+    DROPPED_NO_MEMORY = 43
 
 
 # Milliseconds. An event counts in the first of CONFIRM_MS_LE_* whose bound it does not exceed.
@@ -119,6 +120,8 @@ HELP: dict[Stat, str] = {
     Stat.DROPPED_UNREADABLE: "elements of the list that are not events of this module",
     Stat.DROPPED_TOO_LARGE: "larger than the broker's max_message_size",
     Stat.DROPPED_HANDLER_ERROR: "events on which the handler failed repeatedly, see the log",
+    Stat.DROPPED_NO_MEMORY: "`queue-limit` was reached, and the list took no more because Redis "
+    "was near its `maxmemory`",
     Stat.DROPPED_STOPPED: "in memory at shutdown or unload, neither delivered nor stored in time",
 }
 

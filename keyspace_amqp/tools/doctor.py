@@ -223,6 +223,10 @@ _LOSSES: dict[Stat, tuple[Level, str]] = {
     Stat.DROPPED_QUEUE_FULL: (PROBLEM, "raise queue-limit, or lower worker-nice"),
     Stat.DROPPED_FALLBACK_FULL: (PROBLEM, "raise fallback-size"),
     Stat.DROPPED_FALLBACK_EVICTED: (PROBLEM, "choose a maxmemory-policy without allkeys"),
+    Stat.DROPPED_NO_MEMORY: (
+        PROBLEM,
+        "raise maxmemory, or queue-limit, which does not count towards maxmemory",
+    ),
     Stat.DROPPED_TOO_LARGE: (PROBLEM, "raise max_message_size in the broker"),
 }
 
@@ -290,7 +294,7 @@ def memory(facts: Facts) -> Iterator[Finding]:
         yield Finding("memory", OK, f"maxmemory-policy {policy}" if limit else "no maxmemory")
     if limit and facts.info["used_memory"] >= _NEARLY * limit:
         text = f"{facts.info['used_memory'] / limit:.0%} of maxmemory {_bytes(limit)} is used"
-        yield Finding("memory", WARNING, text, "raise maxmemory: the list grows above it")
+        yield Finding("memory", WARNING, text, "raise maxmemory: near it the list takes no more")
 
 
 def _bytes(number: int) -> str:

@@ -84,6 +84,8 @@ class PendingJob:
                     lib.job_message(pointer)
                 case Command():
                     lib.job_command(pointer, command.name.encode(), command.write)
+                    if command.grows:
+                        lib.job_grows(pointer)
             lengths = ffi.new("size_t[]", list(map(len, command.arguments)))
             lib.job_arguments(pointer, b"".join(command.arguments), lengths, len(lengths))
             if isinstance(command, Command) and command.expected is not None:

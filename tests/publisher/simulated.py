@@ -103,11 +103,19 @@ class Trouble:
     reply: bytes | None
     error: int = 0
     only_writes: bool = False
+    only_growth: bool = False
+
+    def concerns(self, command: Command) -> bool:
+        """True if Redis answers this to the command."""
+        if self.only_growth:
+            return command.grows
+        return command.write or not self.only_writes
 
 
 NOT_SERVED = Trouble(None, errno.EPERM)
 CLUSTER_DOWN = Trouble(None, errno.ENETDOWN)
 PAUSED = Trouble(None, errno.EBUSY, only_writes=True)
+NO_MEMORY = Trouble(None, errno.ENOSPC, only_growth=True)
 WRONG_TYPE = Trouble(b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n")
 
 
@@ -158,7 +166,7 @@ class SimulatedList:
     def _answer(self, command: Command) -> Reply:
         if command.write and not self.writable:
             return None, errno.EROFS
-        if self.trouble is not None and (command.write or not self.trouble.only_writes):
+        if self.trouble is not None and self.trouble.concerns(command):
             return self.trouble.reply, self.trouble.error
         return self._execute(command), 0
 

@@ -12,7 +12,7 @@ from keyspace_amqp.publisher.window import STALLED_AFTER
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, commands, connected, flushed, sent, texts
-from tests.publisher.simulated import PAUSED, event_of, number_of, set_limit
+from tests.publisher.simulated import NO_MEMORY, PAUSED, event_of, number_of, set_limit
 
 
 def test_a_save_stores_at_once_with_the_broker_away() -> None:
@@ -56,6 +56,17 @@ def test_a_save_gives_up_in_time_and_loses_nothing() -> None:
     bench.publisher.flush(7, 2.0, FlushMode.STORE)
     assert bench.seconds_until(Flushed) <= 2.0
     assert bench.count(Stat.QUEUE_LENGTH) == 2
+
+
+@pytest.mark.parametrize("mode", [FlushMode.STORE, FlushMode.DRAIN])
+def test_near_maxmemory_redis_does_not_wait_for_the_list(mode: FlushMode) -> None:
+    """While Redis waits, no memory becomes free."""
+    bench = away()
+    bench.list.trouble = NO_MEMORY
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, mode)
+    assert bench.seconds_until(Flushed) <= STORE_AFTER
+    assert bench.count(Stat.QUEUE_LENGTH) == (2 if mode is FlushMode.STORE else 0)
 
 
 def test_stop_waits_for_confirms() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from keyspace_amqp.fallback import JOB_BYTES, JOB_ELEMENTS
 from keyspace_amqp.publisher.actions import Submit
+from keyspace_amqp.publisher.ledger import REFUSALS_LOG_EVERY
 from keyspace_amqp.publisher.list_jobs import JOB_RETRY_AFTER
 from keyspace_amqp.publisher.publisher import STORE_AFTER
 from keyspace_amqp.publisher.window import STALLED_AFTER, WINDOW
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, commands, connected, sent, texts
-from tests.publisher.simulated import PAUSED, dropped_of
+from tests.publisher.simulated import CLUSTER_DOWN, NO_MEMORY, PAUSED, dropped_of
 
 
 def test_with_the_link_down_events_are_stored_after_a_moment() -> None:
@@ -141,6 +144,60 @@ def test_a_push_that_fails_is_tried_again_in_order() -> None:
     assert commands(bench.wait(JOB_RETRY_AFTER - 0.001)).count("RPUSH") == 0
     bench.wait(0.002)
     assert bench.stored == [1, 2, 3]
+
+
+def test_near_maxmemory_events_wait_in_memory() -> None:
+    """They are pushed in their order once the list takes them."""
+    bench = away()
+    bench.emit(2)
+    bench.list.trouble = NO_MEMORY
+    lines = texts(bench.wait(STORE_AFTER))
+    assert "near its maxmemory" in bench.publisher.last_error
+    assert len(lines) == 1
+    assert re.match("events wait in memory: .*near its maxmemory", lines[0])
+    assert bench.publisher.can_only_wait
+    bench.emit(1)
+    assert not texts(bench.wait(REFUSALS_LOG_EVERY - 1))
+    assert texts(bench.wait(2)) == lines
+    assert bench.count(Stat.QUEUE_LENGTH) == 3
+    bench.list.trouble = None
+    bench.wait(JOB_RETRY_AFTER)
+    assert bench.stored == [1, 2, 3]
+
+
+def test_a_list_near_maxmemory_is_delivered_and_trimmed() -> None:
+    bench = away(found=3)
+    bench.list.trouble = NO_MEMORY
+    bench.emit(2)
+    bench.wait(1)
+    bench.link_up()
+    bench.ack(3, multiple=True)
+    assert bench.stored == []
+    assert sent(bench.actions) == [1, 2, 3, 4, 5]
+
+
+def test_losses_near_maxmemory_have_a_reason_of_their_own() -> None:
+    bench = away()
+    bench.list.trouble = NO_MEMORY
+    bench.emit(5)
+    bench.wait(1)
+    assert bench.publisher.drop_oldest(1) == 1
+    lines = texts(bench.poll())
+    assert lines == ["1 events lost: queue-limit is reached, and Redis is near its maxmemory"]
+    assert dropped_of(bench.publisher) == bench.count(Stat.DROPPED_NO_MEMORY) == 1
+    bench.list.trouble = PAUSED  # another reason from now on
+    bench.wait(1)
+    bench.publisher.drop_oldest(1)
+    assert bench.count(Stat.DROPPED_QUEUE_FULL) == bench.count(Stat.DROPPED_NO_MEMORY) == 1
+    bench.list.trouble = None
+    bench.wait(1)
+    assert bench.stored == [3, 4, 5]
+    bench.list.trouble = CLUSTER_DOWN
+    bench.emit(1)
+    bench.wait(1)
+    bench.publisher.drop_oldest(1)
+    assert bench.count(Stat.DROPPED_QUEUE_FULL) == 2
+    assert bench.count(Stat.DROPPED_NO_MEMORY) == 1
 
 
 def test_the_cap_drops_the_oldest() -> None:

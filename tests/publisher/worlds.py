@@ -40,6 +40,7 @@ from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.simulated import (
     CLUSTER_DOWN,
+    NO_MEMORY,
     NOT_SERVED,
     PAUSED,
     WRONG_TYPE,
@@ -73,7 +74,7 @@ class World:
     shared = False  # others change the list
     fallback_sizes: Sequence[int] = (0, 0, 10**6)
     memory: int | None = None  # bytes; if there is more, the oldest is dropped
-    troubles: Sequence[Trouble | None] = (None, None, None, CLUSTER_DOWN, PAUSED)
+    troubles: Sequence[Trouble | None] = (None, None, None, CLUSTER_DOWN, PAUSED, NO_MEMORY)
 
     def __init__(self, chance: random.Random) -> None:
         self.now = 1000.0
@@ -594,7 +595,7 @@ class NarrowWorld(World):
 
     fallback_sizes = (5, 15, 60, -1)
     memory = 30 * Entry(event_of(1), 0).size
-    troubles = (None, None, None, CLUSTER_DOWN, PAUSED, WRONG_TYPE)
+    troubles = (None, None, None, CLUSTER_DOWN, PAUSED, NO_MEMORY, WRONG_TYPE)
 
     def __init__(self, chance: random.Random) -> None:
         super().__init__(chance)

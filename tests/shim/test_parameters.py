@@ -141,6 +141,7 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
         [b"", b"all", b"0,", b",0", b"-1", b"1-", b"0 1", b"ALL,0", b"1-2-3", b"9999999999"],
     ),
     "confirm-timeout": ([b"0", b"60", b"86400"], [b"", b"-1", b"86401", b"1s"]),
+    "fallback-memory": ([b"0", b"2", b"100"], [b"", b"-1", b"101", b"5%", b"1.5"]),
 }
 # fmt: on
 

@@ -69,6 +69,7 @@ GOOD = {
     "deduplication-header": SWITCH,
     "databases": [b"ALL", b"0", b"9-3,1", b"0-999999999"],
     "confirm-timeout": [b"0", b"1", b"60", b"86400"],
+    "fallback-memory": [b"0", b"2", b"100"],
 }
 # All that a refusal may say. Each text names what is accepted.
 REASON = re.compile(
