@@ -23,6 +23,8 @@ from .entry import Entry
 # messages that reach no queue.
 LOG_EVERY = 10.0
 RETURNS_LOG_EVERY = 60.0
+# The text of losses that count as DROPPED_QUEUE_FULL.
+MEMORY_FULL = "memory is full and the list out of reach"
 
 _WAITING = (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
 

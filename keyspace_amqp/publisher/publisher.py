@@ -41,13 +41,14 @@ from .actions import (
 from .entry import DONE, WAITING, Entry, size_of
 from .fallback_list import FallbackList, ListState
 from .flush import Flush, Outlook
-from .ledger import Ledger
+from .ledger import MEMORY_FULL, Ledger
 from .link import Link
 from .list_jobs import ListJobs
 from .lists import Lists
 from .memory import Memory
 from .recent import RecentPushes
 from .retries import Retries
+from .shelf import Shelf
 from .window import WINDOW_BYTES, Window
 
 # Messages sent in one poll, at most; confirms are read between two polls. The number is
@@ -84,6 +85,7 @@ class Publisher:
         self.window = Window(clock)
         self.retries = Retries(clock, jitter)
         self.memory = Memory()
+        self.shelf = Shelf(self.ledger)
         self.list = FallbackList(self.window, self.ledger)
         self.lists = Lists(self.list, self.ledger)
         self.recent = RecentPushes(clock, keep=clustered)
@@ -173,11 +175,15 @@ class Publisher:
             elif self.list.is_ready:  # else its length is about to be read anyway
                 self.lists.set_length(new_length)
 
-    def add(self, events: Sequence[Event]) -> None:
-        """Take in events that a mask let through, oldest first."""
+    def add(self, events: Sequence[Event], *, shelved: bool = False) -> None:
+        """Take in events that a mask let through, oldest first.
+
+        `shelved`: they are those that leave the shelf next, and are counted already.
+        """
         now = self._clock()
         self.memory.add([Entry(event, now) for event in events])
-        self.ledger.matched(len(events))
+        if not shelved:
+            self.ledger.matched(len(events))
 
     def recover(self, events: Sequence[Event]) -> None:
         """Take in the leftovers of an earlier load, before all events in memory.
@@ -203,13 +209,16 @@ class Publisher:
         Give up at least `size` bytes if possible, but never the newest `keep` events.
         """
         dropped = self.memory.drop_oldest(size, keep)
-        why = "memory is full and the list out of reach"
-        self.ledger.dropped(Stat.DROPPED_QUEUE_FULL, dropped, why)
+        self.ledger.dropped(Stat.DROPPED_QUEUE_FULL, dropped, MEMORY_FULL)
         return dropped
 
-    def give_up(self) -> None:
-        """Count an event as lost, because the handler has failed on it repeatedly."""
-        self.ledger.matched(1)
+    def give_up(self, *, shelved: bool = False) -> None:
+        """Count an event as lost, because the handler has failed on it repeatedly.
+
+        `shelved`: see `add`.
+        """
+        if not shelved:
+            self.ledger.matched(1)
         self.ledger.dropped(Stat.DROPPED_HANDLER_ERROR, 1, "the handler failed on them")
 
     def flush(self, flush_id: int, seconds: float, mode: FlushMode) -> None:
@@ -458,8 +467,9 @@ class Publisher:
             self.ledger.found(-len(leftovers))  # the next load has them
             self._actions.append(Flushed(flush.id, flush.mode, leftovers))
         else:
+            lost = len(leftovers) + (self.shelf.clear() if flush.ends else 0)
             why = "they could be neither delivered nor stored"
-            self.ledger.dropped(Stat.DROPPED_STOPPED, len(leftovers), why)
+            self.ledger.dropped(Stat.DROPPED_STOPPED, lost, why)
             self._actions.append(Flushed(flush.id, flush.mode))
         return True
 
@@ -560,12 +570,7 @@ class Publisher:
         return self.window.is_busy
 
     def room(self) -> int:
-        """Return how many more events should be taken in now.
-
-        If events can only wait, some are taken in all the same, because masks discard some.
-        """
-        if self.can_only_wait:
-            return JOB_ELEMENTS
+        """Return how many more events should be taken in now; the others wait as records."""
         if self.memory.waiting_bytes > WINDOW_BYTES:
             return 0
         return 2 * JOB_ELEMENTS - self.memory.unsent
@@ -624,7 +629,7 @@ class Publisher:
         """Return the gauges: the numbers that can go up and down."""
         return {
             Stat.FALLBACK_LENGTH: self.lists.length,
-            Stat.QUEUE_LENGTH: self.memory.waiting,
-            Stat.QUEUE_BYTES: self.memory.waiting_bytes,
+            Stat.QUEUE_LENGTH: self.memory.waiting + self.shelf.count,
+            Stat.QUEUE_BYTES: self.memory.waiting_bytes + self.shelf.bytes,
             Stat.IN_FLIGHT: self.memory.in_flight,
         }

@@ -2,44 +2,55 @@
 
 It decides how many events are taken, from which event on new masks apply, when memory is
 so full that events go to the list although the broker is connected, and when the oldest
-events are dropped. Worker thread; nothing here waits.
+events are dropped. Events that can only wait go through the masks and stay records, on the
+shelf. Worker thread; nothing here waits.
 """
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ..config import Config
-from ..message import Event
+from ..message import EVENT_BYTES, Event
+from ..publisher.shelf import Shelf
 from ..tables.stats import Stat
-from .records import Reader, record_size
+from .records import HEAD, Reader, first_records
 from .shim_api import Queue
 
-# Memory of waiting events, as fractions of the queue's limit. Above PRESSURE_ON, events go
-# to the list even if the broker is connected, until memory is below PRESSURE_OFF. From
-# OVERFLOW on, the oldest are dropped if the publisher is full or cannot send or store.
+# Memory of waiting events, as fractions of the queue's limit. An event counts with the bytes
+# of its record: only a few thousand are objects at a time, and no event is lost because of
+# what these take. Above PRESSURE_ON, events go to the list even if the broker is connected,
+# until memory is below PRESSURE_OFF. From OVERFLOW on, the oldest are dropped if the
+# publisher is full or cannot send or store.
 PRESSURE_ON = 1 / 2
 PRESSURE_OFF = 1 / 4
 OVERFLOW = 7 / 8
+# The bytes that an event takes as objects above those of its record, whose padding is
+# between 0 and 7 bytes.
+_OBJECT_BYTES = EVENT_BYTES - HEAD.size - 4
 # An event is dropped after so many exceptions in a row while it was parsed.
 ATTEMPTS = 3
+
+_T = TypeVar("_T")
 
 
 class Receiver(Protocol):
     """The methods of the publisher that the intake uses; see publisher.py."""
+
+    shelf: Shelf
 
     @property
     def can_only_wait(self) -> bool: ...
 
     def room(self) -> int: ...
 
-    def add(self, events: Sequence[Event]) -> None: ...
+    def add(self, events: Sequence[Event], *, shelved: bool = False) -> None: ...
 
     def drop_oldest(self, size: int, keep: int = 0) -> int: ...
 
-    def give_up(self) -> None: ...
+    def give_up(self, *, shelved: bool = False) -> None: ...
 
     def set_pressure(self, pressure: bool) -> None: ...
 
@@ -60,8 +71,10 @@ class Intake:
     ) -> None:
         self._queue = queue
         self._receiver = receiver
+        self._shelf = receiver.shelf
         self._failed = failed
         self._reader = Reader(run_id, config)
+        self._shelf_reader = Reader(run_id)  # the masks have let these events through
         self._config = config
         # Masks and databases that apply after so many events.
         self._changes: collections.deque[tuple[int, Config]] = collections.deque()
@@ -77,12 +90,15 @@ class Intake:
 
     @property
     def waiting(self) -> int:
-        """Return the number of events in the queue."""
-        return self._queue.length
+        """Return the number of events in the queue and on the shelf."""
+        return self._queue.length + self._shelf.count
 
     def memory(self) -> int:
-        """Return the bytes of the events in the queue and in the publisher."""
-        return self._queue.size + self._receiver.gauges()[Stat.QUEUE_BYTES]
+        """Return the bytes that the events in the queue, on the shelf and in the publisher
+        take as records."""
+        gauges = self._receiver.gauges()
+        objects = gauges[Stat.QUEUE_LENGTH] - self._shelf.count
+        return self._queue.size + gauges[Stat.QUEUE_BYTES] - objects * _OBJECT_BYTES
 
     @property
     def relaxed(self) -> bool:
@@ -99,55 +115,107 @@ class Intake:
                 self._reader.set_filter(self._changes.popleft()[1])
                 continue
             room = receiver.room()
-            memory = self.memory()
-            over = memory - int(limit * OVERFLOW)
-            if over >= 0 and (room <= 0 or receiver.can_only_wait):
-                # A single event may need nearly the whole limit: one that fits is kept.
-                if receiver.drop_oldest(over + 1, keep=int(memory <= limit)):
-                    continue
-                if room <= 0:
-                    break
-            if room <= 0 or self._taken >= until:
+            over = self.memory() - int(limit * OVERFLOW)
+            stuck = receiver.can_only_wait
+            too_much = over >= 0 and (stuck or room <= 0)
+            if (too_much or (stuck and room <= 0)) and self._sift(until):
+                continue
+            if too_much and self._drop_oldest(over + 1):
+                continue
+            if room <= 0 or not (self._take_shelf(room) or self._take_queue(room, until)):
                 break
-            room = min(room, until - self._taken)
-            if self._changes:
-                room = min(room, self._changes[0][0] - self._taken)
-            data = queue.take()
-            if not data:
-                break
-            # Released only when the publisher has them: an exception before loses nothing.
-            events, size, count = self._parse(data, room)
-            receiver.add(events)
-            self._release(size, count)
         memory = self.memory()
         if memory > limit * PRESSURE_ON:
             receiver.set_pressure(True)
         elif memory < limit * PRESSURE_OFF:
             receiver.set_pressure(False)
 
+    def _take_shelf(self, most: int) -> bool:
+        """Move up to `most` events from the shelf to the publisher; return False if it is
+        empty."""
+        data, numbers = self._shelf.take()
+        if not numbers:
+            return False
+        reader = self._shelf_reader
+        parsed = self._attempt(lambda: reader.parse(data, numbers[:most]), shelved=True)
+        events, size, count = parsed or ([], *first_records(data, 1, 1))
+        # Released only when the publisher has them: an exception before loses nothing.
+        self._receiver.add(events, shelved=True)
+        self._shelf.release(size, count)
+        return True
+
+    def _take_queue(self, most: int, until: int) -> bool:
+        """Move up to `most` events from the queue to the publisher; return False if there
+        is none up to `until`."""
+        numbers = self._next(most, until)
+        if not numbers or not (data := self._queue.take()):
+            return False
+        parsed = self._attempt(lambda: self._reader.parse(data, numbers))
+        events, size, count = parsed or ([], *first_records(data, 1, 1))
+        self._receiver.add(events)
+        self._release(size, count)
+        return True
+
+    def _sift(self, until: int) -> bool:
+        """Move the next records of the queue to the shelf, without those that the masks do
+        not let through; return False if there is none up to `until`."""
+        numbers = self._next(until, until)
+        if not numbers or not (data := self._queue.take()):
+            return False
+        sifted = self._attempt(lambda: self._reader.sift(data, numbers))
+        records, kept, size, count = sifted or (b"", [], *first_records(data, 1, 1))
+        self._shelf.put(records, kept)
+        self._release(size, count)
+        return True
+
+    def _next(self, most: int, until: int) -> range:
+        """Return the numbers of the next `most` events in the queue, up to `until` and up to
+        the next change of the masks."""
+        if self._changes:
+            until = min(until, self._changes[0][0])
+        return range(self._taken + 1, min(self._taken + most, until) + 1)
+
+    def _drop_oldest(self, size: int) -> int:
+        """Drop the oldest events, of at least `size` bytes if possible; return how many. The
+        newest one stays, because a single event may need nearly the whole limit."""
+        shelf = self._shelf
+        if dropped := self._receiver.drop_oldest(size, keep=int(not shelf.count)):
+            return dropped
+        data, numbers = shelf.take()
+        size, count = first_records(data, size, min(len(numbers), shelf.count - 1))
+        if count > 0:
+            shelf.drop(size, count)
+        return count
+
     def take_rest(self, is_late: Callable[[], bool]) -> list[Event]:
-        """Take and return the events of the queue, until `is_late`. The publisher does
-        not get them."""
+        """Take and return the events of the shelf and of the queue, until `is_late`. The
+        publisher does not get them."""
         rest: list[Event] = []
+        shelf = self._shelf
+        while not is_late() and (numbers := (taken := shelf.take())[1]):
+            events, size, count = self._shelf_reader.parse(taken[0], numbers)
+            shelf.release(size, count)
+            rest += events
         while not is_late() and (data := self._queue.take()):
-            events, size, count = self._parse(data, len(data))
+            events, size, count = self._reader.parse(data, self._next(len(data), 2**64))
             self._release(size, count)
             rest += events
         return rest
 
-    def _parse(self, data: bytes, most: int) -> tuple[list[Event], int, int]:
+    def _attempt(self, work: Callable[[], _T], *, shelved: bool = False) -> _T | None:
+        """Return what `work` returns. None: it has raised ATTEMPTS exceptions in a row, and
+        its first event is lost, because one event must not block all that come after it."""
         try:
-            parsed = self._reader.parse(data, most, self._taken + 1)
+            result = work()
         except Exception:
             self._failures += 1
             if self._failures < ATTEMPTS:
                 raise
-            # One event must not block all that come after it.
             self._failed("the handler cannot parse an event")
-            self._receiver.give_up()
-            parsed = [], record_size(data), 1
+            self._receiver.give_up(shelved=shelved)
+            result = None
         self._failures = 0
-        return parsed
+        return result
 
     def _release(self, size: int, count: int) -> None:
         """Return the memory of parsed records to the queue."""
