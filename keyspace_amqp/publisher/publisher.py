@@ -19,7 +19,6 @@ The places of events, in the order in which they are sent:
 
 from __future__ import annotations
 
-import collections
 import random
 from collections.abc import Callable, Sequence
 
@@ -47,6 +46,7 @@ from .list_jobs import ListJobs
 from .lists import Lists
 from .memory import Memory
 from .recent import RecentPushes
+from .recovery import Recovery
 from .retries import Retries
 from .shelf import Shelf
 from .window import WINDOW_BYTES, Window
@@ -89,6 +89,7 @@ class Publisher:
         self.list = FallbackList(self.window, self.ledger)
         self.lists = Lists(self.list, self.ledger)
         self.recent = RecentPushes(clock, keep=clustered)
+        self.recovery = Recovery()
         self.jobs = ListJobs(
             self.lists,
             self.memory,
@@ -102,7 +103,6 @@ class Publisher:
         self._config = config
         self._actions: list[Action] = []
         self._pressure = False
-        self._recovering: collections.deque[Entry] = collections.deque()  # see `recover`
         self._flush: Flush | None = None
 
     @property
@@ -149,9 +149,10 @@ class Publisher:
         if not self.lists.set_role(primary=primary, writable=primary and not loading):
             return
         if not primary and not agreed:
-            inserted = self._insert(self.recent.take())
-            if self._recovering:  # these may be leftovers, and the list does not keep them safe
-                self._recovering.extend(inserted)
+            entries = [Entry(event, self._clock()) for event in self.recent.take()]
+            self.memory.insert(entries)
+            self.ledger.found(len(entries))
+            self.recovery.keep(entries)
         self.recent.clear()
 
     def list_changed(self, event: bytes, key: bytes = b"") -> None:
@@ -185,19 +186,16 @@ class Publisher:
         if not shelved:
             self.ledger.matched(len(events))
 
-    def recover(self, events: Sequence[Event]) -> None:
-        """Take in the leftovers of an earlier load, before all events in memory.
+    def recover(self, events: Sequence[Event], *, more: bool = False) -> None:
+        """Take in leftovers of an earlier load, in the order of their file.
 
-        Recovered follows when all of them are delivered, stored or lost.
+        `more`: the file has more, and no newer events may be added. Recovered follows when all
+        of them are delivered, stored or lost.
         """
-        self._recovering.extend(self._insert(events))
-
-    def _insert(self, events: Sequence[Event]) -> Sequence[Entry]:
-        """Take in events that are older than those in memory: leftovers, or stored ones."""
         entries = [Entry(event, self._clock()) for event in events]
-        self.memory.insert(entries)
+        self.memory.add(entries)
         self.ledger.found(len(entries))
-        return entries
+        self.recovery.read(entries, more=more)
 
     def set_pressure(self, pressure: bool) -> None:
         """Set the pressure; True: more events wait in the shim's queue than memory should hold."""
@@ -344,7 +342,8 @@ class Publisher:
         self.recent.expire()
         flushed = self._decide_flush(more)
         self.ledger.time_confirms()
-        self._decide_recovered()
+        if self.recovery.ends():
+            self._actions.append(Recovered())
         self._actions += self.ledger.logs(all_of_them=flushed)
         actions, self._actions = self._actions, []
         self.has_more = any(isinstance(action, Send) for action in actions)
@@ -462,15 +461,17 @@ class Publisher:
         if flush is None or not flush.is_done(self._outlook(flush, more), self._clock()):
             return False
         self._flush = None
-        leftovers = self._take_leftovers() if flush.ends else []
+        leftovers = self._leftovers() if flush.ends else []
         if self._goes_to_file(flush):
             self.ledger.found(-len(leftovers))  # the next load has them
-            self._actions.append(Flushed(flush.id, flush.mode, leftovers))
+            self._actions.append(Flushed(flush.id, flush.mode, leftovers, flush.began))
         else:
             lost = len(leftovers) + (self.shelf.clear() if flush.ends else 0)
             why = "they could be neither delivered nor stored"
             self.ledger.dropped(Stat.DROPPED_STOPPED, lost, why)
             self._actions.append(Flushed(flush.id, flush.mode))
+        if flush.ends:
+            self._empty_memory()
         return True
 
     def _outlook(self, flush: Flush, more: bool) -> Outlook:
@@ -498,37 +499,29 @@ class Publisher:
         if self.link.is_up:
             return self._broker_answers and not self.retries
         opening = self.link.is_first_attempt and not self.link.is_blocked
-        return flush.ends and not self._goes_to_file(flush) and opening
+        return flush.ends and opening
 
     def _goes_to_file(self, flush: Flush) -> bool:
         """True if events that remain at the end go to the file of leftovers."""
         no_list = flush.mode is FlushMode.DRAIN and self.list.key is None
-        return (flush.mode is FlushMode.LEAVE or no_list) and self._config.fallback_size >= 0
+        wanted = (flush.mode is FlushMode.LEAVE or no_list) and self._config.fallback_size >= 0
+        return flush.ends and (wanted or self.recovery.active)  # else there is such a file already
 
     @property
     def _broker_answers(self) -> bool:
         """True if the link is up and the broker confirms."""
         return self.link.is_up and not self.window.is_stalled
 
-    def _take_leftovers(self) -> list[Event]:
-        """Empty memory; return the events that are not delivered."""
-        leftovers: list[Event] = []
+    def _leftovers(self) -> list[Event]:
+        """Return the events in memory that are not delivered."""
+        entries = [entry for entry in self.memory if entry.state is not DONE]
+        return [entry.event for entry in entries if entry.event is not None]
+
+    def _empty_memory(self) -> None:
         for entry in self.memory.take_all():
-            if entry.state is not DONE and entry.event is not None:
-                leftovers.append(entry.event)
             self.memory.uncount(entry)
             self.window.give_up(entry)
-        self._recovering.clear()
-        return leftovers
-
-    def _decide_recovered(self) -> None:
-        """Add the action Recovered once all leftovers are delivered, stored or lost."""
-        while self._recovering and (
-            self._recovering[0].state is DONE or self._recovering[0].listed
-        ):
-            self._recovering.popleft()
-            if not self._recovering:
-                self._actions.append(Recovered())
+        self.recovery.give_up()
 
     def repair(self, *, job_lost: bool) -> None:
         """Make the state consistent after an exception; to be called after `link_down`.

@@ -69,6 +69,11 @@ class Shelf:
         self.release(size, count)
         self._ledger.dropped(Stat.DROPPED_QUEUE_FULL, count, MEMORY_FULL)
 
+    def hand_over(self, size: int, count: int) -> None:
+        """Hand the oldest `count` records, which have `size` bytes, over to the next load."""
+        self.release(size, count)
+        self._ledger.found(-count)
+
     def clear(self) -> int:
         """Forget all records; return how many. The caller counts them."""
         count, self.count, self.bytes = self.count, 0, 0

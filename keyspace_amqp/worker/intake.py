@@ -13,9 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from ..config import Config
+from ..masks import ALL
 from ..message import EVENT_BYTES, Event
 from ..publisher.shelf import Shelf
 from ..tables.stats import Stat
+from .leftover_file import Origin, Writer
+from .leftovers import Leftovers
 from .records import HEAD, Reader, first_records
 from .shim_api import Queue
 
@@ -32,6 +35,7 @@ OVERFLOW = 7 / 8
 _OBJECT_BYTES = EVENT_BYTES - HEAD.size - 4
 # An event is dropped after so many exceptions in a row while it was parsed.
 ATTEMPTS = 3
+_NO_END = 2**63
 
 _T = TypeVar("_T")
 
@@ -50,6 +54,8 @@ class Receiver(Protocol):
 
     def drop_oldest(self, size: int, keep: int = 0) -> int: ...
 
+    def recover(self, events: Sequence[Event], *, more: bool) -> None: ...
+
     def give_up(self, *, shelved: bool = False) -> None: ...
 
     def set_pressure(self, pressure: bool) -> None: ...
@@ -58,13 +64,15 @@ class Receiver(Protocol):
 
 
 class Intake:
-    """See the module's docstring. `failed` is called in the `except` block of an exception
-    for which an event is dropped, with a text for the log."""
+    """See the module's docstring. `leftovers`: the file of an earlier load. `failed` is called
+    in the `except` block of an exception for which an event is dropped, with a text for the
+    log."""
 
     def __init__(
         self,
         queue: Queue,
         receiver: Receiver,
+        leftovers: Leftovers,
         run_id: str,
         config: Config,
         failed: Callable[[str], None],
@@ -72,10 +80,13 @@ class Intake:
         self._queue = queue
         self._receiver = receiver
         self._shelf = receiver.shelf
+        self._leftovers = leftovers
         self._failed = failed
+        self._run_id = run_id
         self._reader = Reader(run_id, config)
         self._shelf_reader = Reader(run_id)  # the masks have let these events through
         self._config = config
+        self._filter = config  # its masks and databases apply to the next event
         # Masks and databases that apply after so many events.
         self._changes: collections.deque[tuple[int, Config]] = collections.deque()
         self._taken = 0  # events taken out of the queue
@@ -106,14 +117,12 @@ class Intake:
         return self.memory() < self._queue.limit * PRESSURE_OFF
 
     def take(self, until: int) -> None:
-        """Take events up to the one with the number `until`, as many as the publisher
-        has room for."""
+        """Take the leftovers and then events up to the one with the number `until`, as many
+        as the publisher has room for."""
         queue, receiver = self._queue, self._receiver
         limit = queue.limit
         while True:
-            if self._changes and self._taken >= self._changes[0][0]:
-                self._reader.set_filter(self._changes.popleft()[1])
-                continue
+            self._change_filter()
             room = receiver.room()
             over = self.memory() - int(limit * OVERFLOW)
             stuck = receiver.can_only_wait
@@ -122,13 +131,35 @@ class Intake:
                 continue
             if too_much and self._drop_oldest(over + 1):
                 continue
-            if room <= 0 or not (self._take_shelf(room) or self._take_queue(room, until)):
+            if room <= 0:
+                break
+            if self._leftovers.pending:
+                self._take_leftovers(room)
+            elif not (self._take_shelf(room) or self._take_queue(room, until)):
                 break
         memory = self.memory()
         if memory > limit * PRESSURE_ON:
             receiver.set_pressure(True)
         elif memory < limit * PRESSURE_OFF:
             receiver.set_pressure(False)
+
+    def _change_filter(self) -> None:
+        """Apply the masks and databases that hold from the next event on."""
+        while self._changes and self._taken >= self._changes[0][0]:
+            self._filter = self._changes.popleft()[1]
+            self._reader.set_filter(self._filter)
+
+    def _take_leftovers(self, most: int) -> None:
+        """Move up to `most` events from the file of leftovers to the publisher."""
+        leftovers = self._leftovers
+        if peeked := self._attempt(lambda: leftovers.peek(most)):
+            events, step = peeked
+            self._receiver.recover(events, more=True)
+            leftovers.advance(step)
+        else:
+            leftovers.skip()
+        if not leftovers.pending:
+            self._receiver.recover([], more=False)
 
     def _take_shelf(self, most: int) -> bool:
         """Move up to `most` events from the shelf to the publisher; return False if it is
@@ -179,7 +210,11 @@ class Intake:
         """Drop the oldest events, of at least `size` bytes if possible; return how many. The
         newest one stays, because a single event may need nearly the whole limit."""
         shelf = self._shelf
-        if dropped := self._receiver.drop_oldest(size, keep=int(not shelf.count)):
+        # While the file has more events than were read, dropping these would only make room
+        # for those. Reading and dropping the whole file would not help.
+        if not self._leftovers.pending and (
+            dropped := self._receiver.drop_oldest(size, keep=int(not shelf.count))
+        ):
             return dropped
         data, numbers = shelf.take()
         size, count = first_records(data, size, min(len(numbers), shelf.count - 1))
@@ -187,20 +222,25 @@ class Intake:
             shelf.drop(size, count)
         return count
 
-    def take_rest(self, is_late: Callable[[], bool]) -> list[Event]:
-        """Take and return the events of the shelf and of the queue, until `is_late`. The
-        publisher does not get them."""
-        rest: list[Event] = []
+    def write_some(self, writer: Writer) -> bool:
+        """Move the next records of the shelf and of the queue to a file of leftovers; return
+        False if there are none. The publisher does not get them."""
         shelf = self._shelf
-        while not is_late() and (numbers := (taken := shelf.take())[1]):
-            events, size, count = self._shelf_reader.parse(taken[0], numbers)
-            shelf.release(size, count)
-            rest += events
-        while not is_late() and (data := self._queue.take()):
-            events, size, count = self._reader.parse(data, self._next(len(data), 2**64))
-            self._release(size, count)
-            rest += events
-        return rest
+        shelved, numbers = shelf.take()
+        if numbers:
+            writer.records(Origin(self._run_id, "ALL", (ALL,)), numbers, shelved)
+            shelf.hand_over(len(shelved), len(numbers))
+            return True
+        self._change_filter()
+        data = self._queue.take()
+        if not data:
+            return False
+        most = len(self._next(len(data), _NO_END))
+        size, count = first_records(data, len(data), most)
+        origin = Origin(self._run_id, self._filter.databases, self._filter.masks)
+        writer.records(origin, self._next(count, _NO_END), data[:size])
+        self._release(size, count)
+        return True
 
     def _attempt(self, work: Callable[[], _T], *, shelved: bool = False) -> _T | None:
         """Return what `work` returns. None: it has raised ATTEMPTS exceptions in a row, and

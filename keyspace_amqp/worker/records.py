@@ -10,8 +10,9 @@ import dataclasses
 import enum
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
-from ..config import Config, parse_databases
+from ..config import parse_databases
 from ..masks import ALL, compile_masks
 from ..message import CLASS_LETTERS, Event, Value
 from .shim_api import Queue
@@ -46,6 +47,16 @@ PARSE_BYTES = 256 * 1024
 # ---- events -----------------------------------------------------------------------
 
 
+class Filter(Protocol):
+    """The parameters that say which events pass; see Config."""
+
+    @property
+    def databases(self) -> str: ...
+
+    @property
+    def masks(self) -> Sequence[bytes]: ...
+
+
 class Reader:
     """Converts records to events.
 
@@ -53,14 +64,14 @@ class Reader:
     `config`: its databases and masks have to let an event through; None: all events pass.
     """
 
-    def __init__(self, run_id: str, config: Config | None = None) -> None:
+    def __init__(self, run_id: str, config: Filter | None = None) -> None:
         self._prefix = f"{run_id}-"
         self._matches = compile_masks([ALL])
         self._wants_db: Callable[[int], bool] | None = None
         if config is not None:
             self.set_filter(config)
 
-    def set_filter(self, config: Config) -> None:
+    def set_filter(self, config: Filter) -> None:
         """Apply the masks and databases of these parameters to all later events."""
         self._matches = compile_masks(config.masks)
         self._wants_db = parse_databases(config.databases)
@@ -148,6 +159,28 @@ def first_records(data: bytes, size: int, most: int) -> tuple[int, int]:
         at += total
         count += 1
     return at, count
+
+
+def check_records(data: bytes) -> int:
+    """Return the number of records in `data`, which comes from a file. Raises ValueError if
+    they are not whole records of events."""
+    at = count = 0
+    try:
+        while at < len(data):
+            total, payload_len, _, _, name_len, kind, bit = HEAD.unpack_from(data, at)
+            room = total - HEAD.size - name_len - payload_len
+            if kind == Kind.VALUED:
+                key_len = VALUED.unpack_from(data, at + HEAD.size + name_len)[1]
+                room = min(room, payload_len - VALUED.size - key_len)
+            elif kind != Kind.EVENT:
+                raise ValueError
+            at += total
+            count += 1
+            if room < 0 or at > len(data) or bit >= len(CLASS_LETTERS):
+                raise ValueError
+    except (struct.error, ValueError):
+        raise ValueError("a record is damaged") from None
+    return count
 
 
 def _read_value(data: bytes, at: int, end: int) -> tuple[Value, int, int]:

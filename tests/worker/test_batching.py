@@ -14,6 +14,7 @@ from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import batching
 from keyspace_amqp.worker.batching import BUSY, COUNT_EVERY, LONG_PAUSE, PAUSE, Batching
 from keyspace_amqp.worker.intake import Intake
+from keyspace_amqp.worker.leftovers import Leftovers
 from tests.worker.fakes import Failures, FakeQueue, event
 
 
@@ -50,7 +51,8 @@ class World:
         self.queue = FakeQueue(limit=1000)
         self.publisher = Publisher()
         config = DEFAULTS
-        intake = Intake(self.queue, self.publisher, "run", config, Failures())  # type: ignore[arg-type]
+        leftovers = Leftovers(6379)
+        intake = Intake(self.queue, self.publisher, leftovers, "run", config, Failures())  # type: ignore[arg-type]
         self.slept: list[float] = []
         self.batching = Batching(
             self.queue, intake, self.publisher, lambda: self.now, self.slept.append

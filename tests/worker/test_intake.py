@@ -14,6 +14,7 @@ from keyspace_amqp.publisher.shelf import Shelf
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import records
 from keyspace_amqp.worker.intake import ATTEMPTS, Intake
+from keyspace_amqp.worker.leftovers import Leftovers
 from tests.worker.fakes import Failures, FakeQueue, event, keys_of
 
 CONFIG = DEFAULTS
@@ -33,6 +34,7 @@ class Receiver:
         self.dropped: list[bytes] = []
         self.given_up = self.given_up_shelved = 0
         self.pressure: list[bool] = []
+        self.recovering = False
 
     def room(self) -> int:
         return self.space - len(self.waiting)
@@ -49,6 +51,10 @@ class Receiver:
             self.dropped.append(self.waiting.pop(0).key)
             count += 1
         return count
+
+    def recover(self, events: Sequence[Event], *, more: bool) -> None:
+        self.waiting += events
+        self.recovering = more
 
     def give_up(self, *, shelved: bool = False) -> None:
         self.given_up += 1
@@ -70,7 +76,10 @@ class World:
         self.queue = FakeQueue(limit, together)
         self.receiver = Receiver(space)
         self.failures = Failures()
-        self.intake = Intake(self.queue, self.receiver, "run", CONFIG, self.failures)
+        self.leftovers = Leftovers(6379)
+        self.intake = Intake(
+            self.queue, self.receiver, self.leftovers, "run", CONFIG, self.failures
+        )
 
     def push(self, keys: str) -> None:
         self.queue.push(*(event(key.encode()) for key in keys))
@@ -430,24 +439,3 @@ def test_failures_count_only_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     world.intake.configure(with_masks(b"x"), 0)
     world.take()
     assert (world.keys, world.receiver.given_up) == ("!", 0)
-
-
-# ---- the end ---------------------------------------------------------------------------------
-
-
-def test_the_rest() -> None:
-    world = World(space=1, together=2)
-    world.push("abcde")
-    world.take()
-    rest = world.intake.take_rest(lambda: False)
-    assert (world.keys, keys_of(rest)) == ("a", [b"b", b"c", b"d", b"e"])
-    assert [e.message_id for e in rest] == [f"run-{n}" for n in (2, 3, 4, 5)]
-    assert world.intake.waiting == 0
-
-
-def test_what_is_too_late_stays() -> None:
-    world = World(together=2)
-    world.push("abcde")
-    late = iter([False, False, False, True])
-    assert keys_of(world.intake.take_rest(lambda: next(late))) == [b"a", b"b", b"c", b"d"]
-    assert world.intake.waiting == 1
