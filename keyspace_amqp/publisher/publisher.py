@@ -335,7 +335,7 @@ class Publisher:
         `more`: events wait in the shim's queue. `most`: send no more messages than this, if
         the others can wait without harm.
         """
-        self._decide_link()
+        self._decide_link(more)
         if self.link.is_up and not self.window.is_stalled:
             self._decide_messages(most if most is not None and self._may_wait else SEND_CHUNK)
         self._decide_job()
@@ -349,12 +349,13 @@ class Publisher:
         self.has_more = any(isinstance(action, Send) for action in actions)
         return actions
 
-    def _decide_link(self) -> None:
+    def _decide_link(self, more: bool) -> None:
         if not self.lists.primary and not self.memory:
             # A replica that has delivered what it had needs no broker.
             self._close_link()
             self.link.rest()
-        if self.memory or self.list.length or self.lists.others:
+        taken_soon = more and self._flush is not None  # a stop may be the first to look
+        if self.memory or self.list.length or self.lists.others or taken_soon:
             self.link.need()
         if self.link.is_due() and self._wants_link:
             self.link.connecting()
