@@ -3,7 +3,7 @@
 The file is a sequence of commands in the protocol of Redis, oldest events first:
 
     RPUSH <list> <element> ...                           events that were objects
-    KEYSPACEAMQP.RECORDS <layout> <run id> <databases> <masks> <first> <numbers> <data>
+    RECORDS <layout> <run id> <databases> <masks> <first> <numbers> <data>
                                                          events that still were records
 
 `data` is records as shim/api.h lays them out; `layout` says how. They still have to pass
@@ -35,7 +35,7 @@ from .records import HEAD, VALUED, Reader, check_records
 
 # The form of the records in the file. Records of another one cannot be read.
 LAYOUT = f"1 {sys.byteorder} {HEAD.format} {VALUED.format}".encode()
-_RECORDS = b"KEYSPACEAMQP.RECORDS"
+_RECORDS = b"RECORDS"
 # Bytes after which the file is synchronized with the disk, so that the last time is short.
 _SYNC_EVERY = 16 * 1024 * 1024
 _COPY_BYTES = 1024 * 1024

@@ -348,7 +348,7 @@ def records_command(
     databases: bytes = b"ALL",
     numbers: bytes = b"",
 ) -> bytes:
-    return resp(b"KEYSPACEAMQP.RECORDS", layout, b"run", databases, b"ALL", b"1", numbers, data)
+    return resp(b"RECORDS", layout, b"run", databases, b"ALL", b"1", numbers, data)
 
 
 BROKEN_RECORDS = {
@@ -374,7 +374,7 @@ BROKEN_RECORDS = {
         (records_command(event(b"a"), databases=b"x"), "invalid literal"),
         (records_command(event(b"a"), numbers=bytes(16)), "a number of records is wrong"),
         (records_command(event(b"a"))[:-9], "incomplete"),
-        (resp(b"KEYSPACEAMQP.RECORDS", leftover_file.LAYOUT), "not enough values"),
+        (resp(b"RECORDS", leftover_file.LAYOUT), "not enough values"),
         *((records_command(data), "a record is damaged") for data in BROKEN_RECORDS.values()),
     ],
 )
