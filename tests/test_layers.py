@@ -31,6 +31,9 @@ LOGIN = {"broker.login", "broker.reasons", "broker.target"}
 # What is known about a cluster without being one of its nodes.
 CLUSTER_PURE = {"cluster.lists", "cluster.slots", "cluster.topology"}
 
+# The form of the file of leftovers, for the tool that reads one.
+LEFTOVERS = {"worker.leftover_file"}
+
 # Per room what it may import besides itself and the version in the package's __init__.py: whole
 # rooms, or single modules.
 MAY_IMPORT: Mapping[str, set[str]] = {
@@ -41,7 +44,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "cluster": {"pure", "tables"},
     "commands": {"pure", "tables", *CLUSTER_PURE, "cluster.peers", "cluster.wire"},
     "worker": {"pure", "tables", "publisher", "broker", "cluster", "commands"},
-    "tools": {"pure", "tables", *CLUSTER_PURE, *LOGIN},
+    "tools": {"pure", "tables", *CLUSTER_PURE, *LOGIN, *LEFTOVERS},
     "demo": {"pure", "tables", *CLUSTER_PURE, *LOGIN, "tools.path", "tools.replies"},
     "cli": {"pure", "tables", "tools", "demo"},
 }

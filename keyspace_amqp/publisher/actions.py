@@ -51,13 +51,14 @@ class FlushMode(enum.IntEnum):
 class Flushed:
     """The flush with this id is done.
 
-    `leftovers`: events for the file of leftovers. The worker adds those that are still in
-    the shim's queue. None: nothing is to be written to a file.
+    `leftovers`: events for the file of leftovers. The worker adds those that the publisher
+    does not have. None: nothing is to be written to a file. `began`: the time of its start.
     """
 
     id: int
     mode: FlushMode
     leftovers: Sequence[Event] | None = None
+    began: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Flush:
     def __init__(self, flush_id: int, mode: FlushMode, now: float, seconds: float) -> None:
         self.id = flush_id
         self.mode = mode
+        self.began = now
         self.until = now + max(seconds - MARGIN, 0)
         grace = now + STORE_GRACE if mode is FlushMode.STORE else self.until - STOP_RESERVE
         self._grace_until = min(grace, self.until)

@@ -45,6 +45,8 @@ class Ledger:
 
     def __init__(self, clock: Callable[[], float], wall: Callable[[], int]) -> None:
         self.counts = [0] * len(Stat)
+        # The list takes no more, because Redis is near its maxmemory.
+        self.lacks_memory = False
         self._clock = clock
         self._wall = wall
         self._reports: dict[Stat, _Report] = {}
@@ -107,6 +109,14 @@ class Ledger:
         if self._clock() >= self._refusals_at:
             self._refusals = f"events wait in memory: {why}"
             self._refusals_at = self._clock() + REFUSALS_LOG_EVERY
+
+    def queue_full(self, count: int) -> None:
+        """Count events that are lost because memory is full, and the list takes none."""
+        if self.lacks_memory:
+            why = "queue-limit is reached, and Redis is near its maxmemory"
+            self.dropped(Stat.DROPPED_NO_MEMORY, count, why)
+        else:
+            self.dropped(Stat.DROPPED_QUEUE_FULL, count, "memory is full and the list out of reach")
 
     def reconnected(self) -> None:
         """Count a connection after the first one."""

@@ -92,9 +92,8 @@ class ListJobs:
 
     `running`: the job under way. `retry_at`: no other job than reading the length is made
     before this time. `push_at`: no push is made before this time; the other jobs go on, because
-    they free memory. `check_at`: the time to read the length again. `no_memory`: the last
-    push was refused because Redis is near its maxmemory. `on_error`: called with
-    the text of each error that users should see.
+    they free memory. `check_at`: the time to read the lengths again. `on_error`: called
+    with the text of each error that users should see.
     """
 
     def __init__(
@@ -116,7 +115,6 @@ class ListJobs:
         self._generations: Sequence[tuple[FallbackList, int]] = ()
         # A list may be out of reach, or not be a list. The error of a command says so.
         self._in_doubt = True
-        self.no_memory = False
         self._purges: list[PurgeDone] = []
         self._lists = lists
         self._list: FallbackList = lists.current
@@ -355,8 +353,8 @@ class ListJobs:
         if self._lists.writable and error.failure is not Failure.READ_ONLY:
             self._on_error(f"fallback list: {error}")
         at = self._clock() + JOB_RETRY_AFTER
-        self.no_memory = error.failure is Failure.NO_MEMORY
-        if self.no_memory:
+        self._ledger.lacks_memory = error.failure is Failure.NO_MEMORY
+        if self._ledger.lacks_memory:
             self._ledger.push_refused(str(error))
             self.push_at = at
         else:
@@ -399,7 +397,7 @@ class ListJobs:
                 self._failed(length)
                 self.check_now()
             return
-        self.no_memory = False
+        self._ledger.lacks_memory = False
         entries = log.being_stored
         self._lists.set_length(target, length - len(entries))
         self._recent.add(entries)

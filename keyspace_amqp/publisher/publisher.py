@@ -20,7 +20,6 @@ The places of events, in the order in which they are sent:
 
 from __future__ import annotations
 
-import collections
 import random
 from collections.abc import Callable, Sequence
 
@@ -50,7 +49,9 @@ from .list_jobs import ListJobs
 from .lists import Lists
 from .memory import Memory
 from .recent import RecentPushes
+from .recovery import Recovery
 from .retries import Retries
+from .shelf import Shelf
 from .window import LATE_AFTER, WINDOW_BYTES, Window
 
 # Messages sent in one poll, at most; confirms are read between two polls. The number is
@@ -92,9 +93,11 @@ class Publisher:
         self.retries = Retries(clock, jitter)
         self.memory = Memory()
         self.refused = Memory()
+        self.shelf = Shelf(self.ledger)
         self.list = FallbackList(self.window, self.ledger)
         self.lists = Lists(self.list, FallbackList(self.window, self.ledger), self.ledger)
         self.recent = RecentPushes(clock, keep=clustered)
+        self.recovery = Recovery()
         self.jobs = ListJobs(
             self.lists,
             self.memory,
@@ -112,7 +115,6 @@ class Publisher:
         self._config = config
         self._actions: list[Action] = []
         self._pressure = False
-        self._recovering: collections.deque[Entry] = collections.deque()  # see `recover`
         self._flush: Flush | None = None
 
     @property
@@ -128,6 +130,8 @@ class Publisher:
     def configure(self, config: Config, *, reconnect: bool) -> None:
         """Take new parameters. `reconnect`: they need a new connection."""
         self._config = config
+        if config.fallback_size < 0:
+            self.ledger.lacks_memory = False  # from now on, nothing is pushed
         if reconnect:
             self.link.retry()
             self._close_link()
@@ -173,9 +177,10 @@ class Publisher:
         events = self.recent.take()
         if events and self.memory.sent:
             self.delivery.link_lost()  # what was sent from memory is newer: it goes again
-        inserted = self._insert(events)
-        if self._recovering:  # these may be leftovers, and the list does not keep them safe
-            self._recovering.extend(inserted)
+        entries = [Entry(event, self._clock()) for event in events]
+        self.memory.insert(entries)
+        self.ledger.found(len(entries))
+        self.recovery.keep(entries)  # these may be leftovers, which the list does not keep safe
 
     def list_changed(self, event: bytes, key: bytes = b"") -> None:
         """Note that others have changed a list, or all lists (`key` is empty).
@@ -200,25 +205,26 @@ class Publisher:
             elif self.list.is_ready:  # else its length is about to be read anyway
                 self.lists.set_length(self.list, new_length)
 
-    def add(self, events: Sequence[Event]) -> None:
-        """Take in events that a mask let through, oldest first."""
+    def add(self, events: Sequence[Event], *, shelved: bool = False) -> None:
+        """Take in events that a mask let through, oldest first.
+
+        `shelved`: they are those that leave the shelf next, and are counted already.
+        """
         now = self._clock()
         self.memory.add([Entry(event, now) for event in events])
-        self.ledger.matched(len(events))
+        if not shelved:
+            self.ledger.matched(len(events))
 
-    def recover(self, events: Sequence[Event]) -> None:
-        """Take in the leftovers of an earlier load, before all events in memory.
+    def recover(self, events: Sequence[Event], *, more: bool = False) -> None:
+        """Take in leftovers of an earlier load, in the order of their file.
 
-        Recovered follows when all of them are delivered, stored or lost.
+        `more`: the file has more, and no newer events may be added. Recovered follows when all
+        of them are delivered, stored or lost.
         """
-        self._recovering.extend(self._insert(events))
-
-    def _insert(self, events: Sequence[Event]) -> Sequence[Entry]:
-        """Take in events that are older than those in memory: leftovers, or stored ones."""
         entries = [Entry(event, self._clock()) for event in events]
-        self.memory.insert(entries)
+        self.memory.add(entries)
         self.ledger.found(len(entries))
-        return entries
+        self.recovery.read(entries, more=more)
 
     def set_pressure(self, pressure: bool) -> None:
         """Set the pressure; True: more events wait in the shim's queue than memory should hold."""
@@ -234,17 +240,16 @@ class Publisher:
         rest = size - (before - self.refused.waiting_bytes)
         if rest > 0:
             dropped += self.memory.drop_oldest(rest, keep)
-        if self.jobs.no_memory and self._config.fallback_size >= 0:
-            why = "queue-limit is reached, and Redis is near its maxmemory"
-            self.ledger.dropped(Stat.DROPPED_NO_MEMORY, dropped, why)
-        else:
-            why = "memory is full and the list out of reach"
-            self.ledger.dropped(Stat.DROPPED_QUEUE_FULL, dropped, why)
+        self.ledger.queue_full(dropped)
         return dropped
 
-    def give_up(self) -> None:
-        """Count an event as lost, because the handler has failed on it repeatedly."""
-        self.ledger.matched(1)
+    def give_up(self, *, shelved: bool = False) -> None:
+        """Count an event as lost, because the handler has failed on it repeatedly.
+
+        `shelved`: see `add`.
+        """
+        if not shelved:
+            self.ledger.matched(1)
         self.ledger.dropped(Stat.DROPPED_HANDLER_ERROR, 1, "the handler failed on them")
 
     def flush(self, flush_id: int, seconds: float, mode: FlushMode) -> None:
@@ -338,14 +343,15 @@ class Publisher:
         """
         self.delivery.collect()
         self._decide_overdue()
-        self._decide_link()
+        self._decide_link(more)
         if self.link.is_up:
             self._decide_messages(most if most is not None and self._may_wait else SEND_CHUNK)
         self._decide_job()
         self.recent.expire()
         flushed = self._decide_flush(more)
         self.ledger.time_confirms()
-        self._decide_recovered()
+        if self.recovery.ends():
+            self._actions.append(Recovered())
         self._actions += self.ledger.logs(all_of_them=flushed)
         actions, self._actions = self._actions, []
         self.has_more = any(isinstance(action, Send) for action in actions)
@@ -366,12 +372,14 @@ class Publisher:
         self._actions.append(Close())
         self.link_down(f"no confirm within {seconds} seconds of a message with the key {key}")
 
-    def _decide_link(self) -> None:
+    def _decide_link(self, more: bool) -> None:
         if not self.lists.primary and not self._in_memory:
             # A replica that has delivered what it had needs no broker.
             self._close_link()
             self.link.rest()
-        if self._in_memory or self.list.length or self.lists.others or self.delivery.has_refused:
+        listed = self.list.length or self.lists.others or self.delivery.has_refused
+        taken_soon = more and self._flush is not None  # a stop may be the first to look
+        if self._in_memory or listed or taken_soon:
             self.link.need()
         if self.link.is_due() and self._wants_link:
             self.link.connecting()
@@ -471,14 +479,17 @@ class Publisher:
         if flush is None or not flush.is_done(self._outlook(flush, more), self._clock()):
             return False
         self._flush = None
-        leftovers = self._take_leftovers() if flush.ends else []
+        leftovers = self._leftovers() if flush.ends else []
         if self._goes_to_file(flush):
             self.ledger.found(-len(leftovers))  # the next load has them
-            self._actions.append(Flushed(flush.id, flush.mode, leftovers))
+            self._actions.append(Flushed(flush.id, flush.mode, leftovers, flush.began))
         else:
+            lost = len(leftovers) + (self.shelf.clear() if flush.ends else 0)
             why = "they could be neither delivered nor stored"
-            self.ledger.dropped(Stat.DROPPED_STOPPED, len(leftovers), why)
+            self.ledger.dropped(Stat.DROPPED_STOPPED, lost, why)
             self._actions.append(Flushed(flush.id, flush.mode))
+        if flush.ends:
+            self._empty_memory()
         return True
 
     def _outlook(self, flush: Flush, more: bool) -> Outlook:
@@ -486,7 +497,7 @@ class Publisher:
         can_store = self.lists.writable and self._config.fallback_size >= 0 and not to_file
         if not flush.ends and (self.list.key is None or not self.jobs.may_retry):
             can_store = False  # no list, or a job failed: do not let the main thread wait
-        if self.jobs.no_memory and not self.jobs.may_push:
+        if self.ledger.lacks_memory and not self.jobs.may_push:
             can_store = False  # nothing frees memory while the main thread waits
         return Outlook(
             memory=self._in_memory or more,
@@ -508,39 +519,32 @@ class Publisher:
         if self.link.is_up:
             return self._broker_answers and not (self.refused and not self.memory)
         opening = self.link.is_first_attempt and not self.link.is_blocked
-        return flush.ends and not self._goes_to_file(flush) and opening
+        return flush.ends and opening
 
     def _goes_to_file(self, flush: Flush) -> bool:
         """True if events that remain at the end go to the file of leftovers."""
         no_list = flush.mode is FlushMode.DRAIN and self.list.key is None
-        return (flush.mode is FlushMode.LEAVE or no_list) and self._config.fallback_size >= 0
+        wanted = (flush.mode is FlushMode.LEAVE or no_list) and self._config.fallback_size >= 0
+        return flush.ends and (wanted or self.recovery.active)  # else there is such a file already
 
     @property
     def _broker_answers(self) -> bool:
         """True if the link is up and the broker confirms."""
         return self.link.is_up and not self.window.is_stalled
 
-    def _take_leftovers(self) -> list[Event]:
-        """Empty memory; return the events that are not delivered."""
-        leftovers = self.recent.take() if self.recent.wanted else []
-        self.ledger.found(len(leftovers))
+    def _leftovers(self) -> list[Event]:
+        """Return the events in memory that are not delivered."""
+        pushed = self.recent.take() if self.recent.wanted else []
+        self.ledger.found(len(pushed))
+        entries = [e for log in (self.refused, self.memory) for e in log if e.state is not DONE]
+        return pushed + [entry.event for entry in entries if entry.event is not None]
+
+    def _empty_memory(self) -> None:
         for log in (self.refused, self.memory):
             for entry in log.take_all():
-                if entry.state is not DONE and entry.event is not None:
-                    leftovers.append(entry.event)
                 log.uncount(entry)
                 self.window.give_up(entry)
-        self._recovering.clear()
-        return leftovers
-
-    def _decide_recovered(self) -> None:
-        """Add the action Recovered once all leftovers are delivered, stored or lost."""
-        while self._recovering and (
-            self._recovering[0].state is DONE or self._recovering[0].listed
-        ):
-            self._recovering.popleft()
-            if not self._recovering:
-                self._actions.append(Recovered())
+        self.recovery.give_up()
 
     def repair(self, *, job_lost: bool) -> None:
         """Make the state consistent after an exception; to be called after `link_down`.
@@ -582,12 +586,7 @@ class Publisher:
         return self.window.is_busy
 
     def room(self) -> int:
-        """Return how many more events should be taken in now.
-
-        If events can only wait, some are taken in all the same, because masks discard some.
-        """
-        if self.can_only_wait:
-            return JOB_ELEMENTS
+        """Return how many more events should be taken in now; the others wait as records."""
         if self.memory.waiting_bytes + self.refused.waiting_bytes > WINDOW_BYTES:
             return 0
         return 2 * JOB_ELEMENTS - self.memory.unsent
@@ -662,8 +661,10 @@ class Publisher:
         """Return the gauges: the numbers that can go up and down."""
         return {
             Stat.FALLBACK_LENGTH: self.lists.length,
-            Stat.QUEUE_LENGTH: self.memory.waiting + self.refused.waiting,
-            Stat.QUEUE_BYTES: self.memory.waiting_bytes + self.refused.waiting_bytes,
+            Stat.QUEUE_LENGTH: self.memory.waiting + self.refused.waiting + self.shelf.count,
+            Stat.QUEUE_BYTES: self.memory.waiting_bytes
+            + self.refused.waiting_bytes
+            + self.shelf.bytes,
             Stat.IN_FLIGHT: self.memory.in_flight + self.refused.in_flight,
             Stat.REFUSED_WAITING: self.delivery.refused_waiting,
         }

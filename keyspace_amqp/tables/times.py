@@ -13,7 +13,7 @@ READY = 30.0
 # ---- a stop: SHUTDOWN, MODULE UNLOAD ------------------------------------------------
 # The worker delivers or stores what was captured.
 STOP = 5.0
-# Then it writes what is still in the queue to the file of leftovers.
+# Then it writes the rest to the file of leftovers.
 STOP_LEFTOVERS = 2.0
 # Then it waits for the broker to agree to the end of the connection.
 STOP_GOODBYE = 0.5
@@ -21,6 +21,8 @@ STOP_GOODBYE = 0.5
 STARVED = 2.5
 # After that the main thread goes on without the worker.
 STOP_LIMIT = STOP + STOP_LEFTOVERS + STOP_GOODBYE + STARVED
+# The file is written until then, if necessary. The last second is for the disk.
+STOP_WRITE = STOP_LIMIT - STOP_GOODBYE - 1.0
 
 # ---- a save on the main thread ---------------------------------------------------------
 # The worker stores the events of memory in the list, so that the saved file has them.

@@ -185,6 +185,10 @@ def _replay(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _leftovers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="such as keyspaceamqp-6379.leftover")
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster",
@@ -318,6 +322,17 @@ exit code: 0, or 1 if elements stay in Redis because a node or the file fails"""
         "example: keyspace-amqp replay events.jsonl",
         _replay,
         redis=True,
+    ),
+    Tool(
+        "leftovers",
+        "tools.leftovers:run",
+        "print the events in a file of leftovers",
+        "Prints the events that a stop of the server has left in a file for the next load, oldest\n"
+        "first, in the form of a file of `drain`.",
+        """\
+example: keyspace-amqp leftovers keyspaceamqp-6379.leftover > events.jsonl
+         keyspace-amqp replay events.jsonl""",
+        _leftovers,
     ),
     Tool(
         "demo",

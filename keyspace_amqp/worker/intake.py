@@ -2,44 +2,61 @@
 
 It decides how many events are taken, from which event on new masks apply, when memory is
 so full that events go to the list although the broker is connected, and when the oldest
-events are dropped. Worker thread; nothing here waits.
+events are dropped. Events that can only wait go through the masks and stay records, on the
+shelf. Worker thread; nothing here waits.
 """
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ..config import Config
-from ..message import Event
+from ..masks import ALL
+from ..message import EVENT_BYTES, Event
+from ..publisher.shelf import Shelf
 from ..tables.stats import Stat
-from .records import Reader, record_size
+from .leftover_file import Origin, Writer
+from .leftovers import Leftovers
+from .records import HEAD, Reader, first_records
 from .shim_api import Queue
 
-# Memory of waiting events, as fractions of the queue's limit. Above PRESSURE_ON, events go
-# to the list even if the broker is connected, until memory is below PRESSURE_OFF. From
-# OVERFLOW on, the oldest are dropped if the publisher is full or cannot send or store.
+# Memory of waiting events, as fractions of the queue's limit. An event counts with the bytes
+# of its record: only a few thousand are objects at a time, and no event is lost because of
+# what these take. Above PRESSURE_ON, events go to the list even if the broker is connected,
+# until memory is below PRESSURE_OFF. From OVERFLOW on, the oldest are dropped if the
+# publisher is full or cannot send or store.
 PRESSURE_ON = 1 / 2
 PRESSURE_OFF = 1 / 4
 OVERFLOW = 7 / 8
+# The bytes that an event takes as objects above those of its record, whose padding is
+# between 0 and 7 bytes.
+_OBJECT_BYTES = EVENT_BYTES - HEAD.size - 4
 # An event is dropped after so many exceptions in a row while it was parsed.
 ATTEMPTS = 3
+_NO_END = 2**63
+
+_T = TypeVar("_T")
 
 
 class Receiver(Protocol):
     """The methods of the publisher that the intake uses; see publisher.py."""
+
+    shelf: Shelf
 
     @property
     def can_only_wait(self) -> bool: ...
 
     def room(self) -> int: ...
 
-    def add(self, events: Sequence[Event]) -> None: ...
+    def add(self, events: Sequence[Event], *, shelved: bool = False) -> None: ...
 
     def drop_oldest(self, size: int, keep: int = 0) -> int: ...
 
-    def give_up(self) -> None: ...
+    def recover(self, events: Sequence[Event], *, more: bool) -> None: ...
+
+    def give_up(self, *, shelved: bool = False) -> None: ...
 
     def set_pressure(self, pressure: bool) -> None: ...
 
@@ -47,22 +64,29 @@ class Receiver(Protocol):
 
 
 class Intake:
-    """See the module's docstring. `failed` is called in the `except` block of an exception
-    for which an event is dropped, with a text for the log."""
+    """See the module's docstring. `leftovers`: the file of an earlier load. `failed` is called
+    in the `except` block of an exception for which an event is dropped, with a text for the
+    log."""
 
     def __init__(
         self,
         queue: Queue,
         receiver: Receiver,
+        leftovers: Leftovers,
         run_id: str,
         config: Config,
         failed: Callable[[str], None],
     ) -> None:
         self._queue = queue
         self._receiver = receiver
+        self._shelf = receiver.shelf
+        self._leftovers = leftovers
         self._failed = failed
+        self._run_id = run_id
         self._reader = Reader(run_id, config)
+        self._shelf_reader = Reader(run_id)  # the masks have let these events through
         self._config = config
+        self._filter = config  # its masks and databases apply to the next event
         # Masks and databases that apply after so many events.
         self._changes: collections.deque[tuple[int, Config]] = collections.deque()
         self._taken = 0  # events taken out of the queue
@@ -77,12 +101,15 @@ class Intake:
 
     @property
     def waiting(self) -> int:
-        """Return the number of events in the queue."""
-        return self._queue.length
+        """Return the number of events in the queue and on the shelf."""
+        return self._queue.length + self._shelf.count
 
     def memory(self) -> int:
-        """Return the bytes of the events in the queue and in the publisher."""
-        return self._queue.size + self._receiver.gauges()[Stat.QUEUE_BYTES]
+        """Return the bytes that the events in the queue, on the shelf and in the publisher
+        take as records."""
+        gauges = self._receiver.gauges()
+        objects = gauges[Stat.QUEUE_LENGTH] - self._shelf.count
+        return self._queue.size + gauges[Stat.QUEUE_BYTES] - objects * _OBJECT_BYTES
 
     @property
     def relaxed(self) -> bool:
@@ -90,64 +117,145 @@ class Intake:
         return self.memory() < self._queue.limit * PRESSURE_OFF
 
     def take(self, until: int) -> None:
-        """Take events up to the one with the number `until`, as many as the publisher
-        has room for."""
+        """Take the leftovers and then events up to the one with the number `until`, as many
+        as the publisher has room for."""
         queue, receiver = self._queue, self._receiver
         limit = queue.limit
         while True:
-            if self._changes and self._taken >= self._changes[0][0]:
-                self._reader.set_filter(self._changes.popleft()[1])
-                continue
+            self._change_filter()
             room = receiver.room()
-            memory = self.memory()
-            over = memory - int(limit * OVERFLOW)
-            if over >= 0 and (room <= 0 or receiver.can_only_wait):
-                # A single event may need nearly the whole limit: one that fits is kept.
-                if receiver.drop_oldest(over + 1, keep=int(memory <= limit)):
-                    continue
-                if room <= 0:
-                    break
-            if room <= 0 or self._taken >= until:
+            over = self.memory() - int(limit * OVERFLOW)
+            stuck = receiver.can_only_wait
+            too_much = over >= 0 and (stuck or room <= 0)
+            if (too_much or (stuck and room <= 0)) and self._sift(until):
+                continue
+            if too_much and self._drop_oldest(over + 1):
+                continue
+            if room <= 0:
                 break
-            room = min(room, until - self._taken)
-            if self._changes:
-                room = min(room, self._changes[0][0] - self._taken)
-            data = queue.take()
-            if not data:
+            if self._leftovers.pending:
+                self._take_leftovers(room)
+            elif not (self._take_shelf(room) or self._take_queue(room, until)):
                 break
-            # Released only when the publisher has them: an exception before loses nothing.
-            events, size, count = self._parse(data, room)
-            receiver.add(events)
-            self._release(size, count)
         memory = self.memory()
         if memory > limit * PRESSURE_ON:
             receiver.set_pressure(True)
         elif memory < limit * PRESSURE_OFF:
             receiver.set_pressure(False)
 
-    def take_rest(self, is_late: Callable[[], bool]) -> list[Event]:
-        """Take and return the events of the queue, until `is_late`. The publisher does
-        not get them."""
-        rest: list[Event] = []
-        while not is_late() and (data := self._queue.take()):
-            events, size, count = self._parse(data, len(data))
-            self._release(size, count)
-            rest += events
-        return rest
+    def _change_filter(self) -> None:
+        """Apply the masks and databases that hold from the next event on."""
+        while self._changes and self._taken >= self._changes[0][0]:
+            self._filter = self._changes.popleft()[1]
+            self._reader.set_filter(self._filter)
 
-    def _parse(self, data: bytes, most: int) -> tuple[list[Event], int, int]:
+    def _take_leftovers(self, most: int) -> None:
+        """Move up to `most` events from the file of leftovers to the publisher."""
+        leftovers = self._leftovers
+        if peeked := self._attempt(lambda: leftovers.peek(most)):
+            events, step = peeked
+            self._receiver.recover(events, more=True)
+            leftovers.advance(step)
+        else:
+            leftovers.skip()
+        if not leftovers.pending:
+            self._receiver.recover([], more=False)
+
+    def _take_shelf(self, most: int) -> bool:
+        """Move up to `most` events from the shelf to the publisher; return False if it is
+        empty."""
+        data, numbers = self._shelf.take()
+        if not numbers:
+            return False
+        reader = self._shelf_reader
+        parsed = self._attempt(lambda: reader.parse(data, numbers[:most]), shelved=True)
+        events, size, count = parsed or ([], *first_records(data, 1, 1))
+        # Released only when the publisher has them: an exception before loses nothing.
+        self._receiver.add(events, shelved=True)
+        self._shelf.release(size, count)
+        return True
+
+    def _take_queue(self, most: int, until: int) -> bool:
+        """Move up to `most` events from the queue to the publisher; return False if there
+        is none up to `until`."""
+        numbers = self._next(most, until)
+        if not numbers or not (data := self._queue.take()):
+            return False
+        parsed = self._attempt(lambda: self._reader.parse(data, numbers))
+        events, size, count = parsed or ([], *first_records(data, 1, 1))
+        self._receiver.add(events)
+        self._release(size, count)
+        return True
+
+    def _sift(self, until: int) -> bool:
+        """Move the next records of the queue to the shelf, without those that the masks do
+        not let through; return False if there is none up to `until`."""
+        numbers = self._next(until, until)
+        if not numbers or not (data := self._queue.take()):
+            return False
+        sifted = self._attempt(lambda: self._reader.sift(data, numbers))
+        records, kept, size, count = sifted or (b"", [], *first_records(data, 1, 1))
+        self._shelf.put(records, kept)
+        self._release(size, count)
+        return True
+
+    def _next(self, most: int, until: int) -> range:
+        """Return the numbers of the next `most` events in the queue, up to `until` and up to
+        the next change of the masks."""
+        if self._changes:
+            until = min(until, self._changes[0][0])
+        return range(self._taken + 1, min(self._taken + most, until) + 1)
+
+    def _drop_oldest(self, size: int) -> int:
+        """Drop the oldest events, of at least `size` bytes if possible; return how many. The
+        newest one stays, because a single event may need nearly the whole limit."""
+        shelf = self._shelf
+        # While the file has more events than were read, dropping these would only make room
+        # for those. Reading and dropping the whole file would not help.
+        if not self._leftovers.pending and (
+            dropped := self._receiver.drop_oldest(size, keep=int(not shelf.count))
+        ):
+            return dropped
+        data, numbers = shelf.take()
+        size, count = first_records(data, size, min(len(numbers), shelf.count - 1))
+        if count > 0:
+            shelf.drop(size, count)
+        return count
+
+    def write_some(self, writer: Writer) -> bool:
+        """Move the next records of the shelf and of the queue to a file of leftovers; return
+        False if there are none. The publisher does not get them."""
+        shelf = self._shelf
+        shelved, numbers = shelf.take()
+        if numbers:
+            writer.records(Origin(self._run_id, "ALL", (ALL,)), numbers, shelved)
+            shelf.hand_over(len(shelved), len(numbers))
+            return True
+        self._change_filter()
+        data = self._queue.take()
+        if not data:
+            return False
+        most = len(self._next(len(data), _NO_END))
+        size, count = first_records(data, len(data), most)
+        origin = Origin(self._run_id, self._filter.databases, self._filter.masks)
+        writer.records(origin, self._next(count, _NO_END), data[:size])
+        self._release(size, count)
+        return True
+
+    def _attempt(self, work: Callable[[], _T], *, shelved: bool = False) -> _T | None:
+        """Return what `work` returns. None: it has raised ATTEMPTS exceptions in a row, and
+        its first event is lost, because one event must not block all that come after it."""
         try:
-            parsed = self._reader.parse(data, most, self._taken + 1)
+            result = work()
         except Exception:
             self._failures += 1
             if self._failures < ATTEMPTS:
                 raise
-            # One event must not block all that come after it.
             self._failed("the handler cannot parse an event")
-            self._receiver.give_up()
-            parsed = [], record_size(data), 1
+            self._receiver.give_up(shelved=shelved)
+            result = None
         self._failures = 0
-        return parsed
+        return result
 
     def _release(self, size: int, count: int) -> None:
         """Return the memory of parsed records to the queue."""

@@ -1,26 +1,30 @@
-"""The file of leftovers: events that a stop can neither deliver nor put into the list.
+"""The leftovers: events that a stop can neither deliver nor put into the list.
 
 At a stop the list cannot be written: Redis saves its own files before it tells modules of
 a shutdown, and a change of the data set within MODULE UNLOAD would make Redis replicate
-that command. The next load delivers the events of the file after the list, and before
-new events. The file is one RPUSH as a client would send it, so people can read it and load
-it by hand.
+that command. The leftovers go to a file. The next load delivers the events of the file after
+the list, and before new events.
 
-Any thread. The file is in the server's working directory, which is its `dir`.
+The file stays until all its events are safe. It is in the server's working directory, which is
+its `dir`. Worker thread; nothing here waits, except for the disk.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import os
+import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
-from ..fallback import from_element, to_element
-from ..jobs import parse
+from ..fallback import JOB_ELEMENTS, to_element
 from ..message import Event
-from ..tables.keys import KEY
 from . import log
+from .leftover_file import Reading, Step, Writer
+
+# Exceptions in a row over the same events, before they are given up.
+_ATTEMPTS = 3
 
 
 class Leftovers:
@@ -28,82 +32,180 @@ class Leftovers:
 
     def __init__(self, port: int) -> None:
         self.path = pathlib.Path(f"keyspaceamqp-{port}.leftover")
+        self._reading: Reading | None = None
+        self._readable = False  # a file is there, and could be read so far
 
-    def write(self, events: Sequence[Event]) -> None:
-        """Replace the file, and wait until it is on the disk. Raises OSError; the old file
-        stays then."""
-        elements = [to_element(event) for event in events]
-        new = self.path.with_suffix(".new")
-        with new.open("wb") as file:
-            file.write(b"*%d\r\n" % (2 + len(elements)))
-            for word in (b"RPUSH", KEY, *elements):
-                file.write(b"$%d\r\n%b\r\n" % (len(word), word))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
-        # The rename is durable when the directory is on the disk.
-        directory = os.open(".", os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    # ---- a load ------------------------------------------------------------
 
-    def read(self) -> list[Event]:
-        """Return the events in the file, oldest first; none if it does not exist. Raises
-        OSError, and ValueError if the file is damaged."""
+    def open(self) -> None:
+        """Begin to read the file, if it exists."""
         try:
-            data = self.path.read_bytes()
+            self._reading = Reading(self.path.open("rb"))
         except FileNotFoundError:
-            return []
-        words = parse(data)
-        if not isinstance(words, list) or words[:2] != [b"RPUSH", KEY]:
-            raise ValueError("it is not the command that a shutdown writes")
-        events = []
-        for word in words[2:]:
-            event = from_element(word) if isinstance(word, bytes) else None
-            if event is None:
-                raise ValueError(f"{word!r} is no event")
-            events.append(event)
-        return events
+            return
+        except OSError as error:
+            self._set_aside(error)
+            return
+        self._readable = True
+        self._go_on(Reading.fill)
+        if self.pending:
+            size = self.path.stat().st_size
+            log.LOGGER.info("%s has %d bytes of events, which come first", self.path, size)
+
+    @property
+    def pending(self) -> bool:
+        """True if the file may have events that were not read yet."""
+        return self._reading is not None
+
+    def peek(self, most: int) -> tuple[list[Event], Step]:
+        """Return the next events, of up to `most` elements or records, and the step behind
+        them. There may be no events although the file is pending."""
+        assert self._reading is not None
+        try:
+            return self._reading.peek(most)
+        except (OSError, ValueError) as error:
+            self._set_aside(error)
+            return [], (0, 0)
+
+    def advance(self, step: Step) -> None:
+        """Go on behind the events that `peek` has returned with this step."""
+        self._go_on(lambda reading: reading.advance(step))
+
+    def skip(self) -> None:
+        """Go on behind one event, over which the handler fails."""
+        self._go_on(Reading.skip)
+
+    def _go_on(self, move: Callable[[Reading], None]) -> None:
+        if self._reading is None:
+            return
+        try:
+            move(self._reading)
+        except (OSError, ValueError) as error:
+            self._set_aside(error)
+        else:
+            if self._reading.done:
+                self.close()
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+    def _set_aside(self, error: Exception) -> None:
+        """Rename a file that cannot be read, so that the next one does not replace it."""
+        self.close()
+        self._readable = False
+        text = f"{self.path} cannot be read: {error}"
+        with contextlib.suppress(OSError):
+            text += f"; it is {self.path.replace(self.path.with_suffix('.unreadable'))} now"
+        log.LOGGER.error("%s", text)
 
     def remove(self) -> None:
-        """Delete the file. Raises OSError."""
-        self.path.unlink(missing_ok=True)
+        """Delete the file that was read, because its events are safe. Raises OSError."""
+        if self._readable:
+            self.path.unlink(missing_ok=True)
+            self._readable = False
 
-    def set_aside(self) -> pathlib.Path:
-        """Rename a file that cannot be read, so that the next one does not replace it,
-        and return its new path. Raises OSError."""
-        return self.path.replace(self.path.with_suffix(".unreadable"))
+    # ---- a stop --------------------------------------------------------------
+
+    def writer(self) -> Writer:
+        """Begin a new file. Raises OSError."""
+        return Writer(self.path)
+
+    def write_rest(self, writer: Writer) -> None:
+        """Write what was not read. To be called while the file is pending. Raises OSError."""
+        assert self._reading is not None
+        self._reading.write(writer)
+        self.close()
 
 
-def store(file: Leftovers, events: Sequence[Event], sink: log.Sink) -> None:
-    """Write events to the file at the end of a load, or log that they are lost."""
-    if not events:
-        return
+class Rest(Protocol):
+    """The events that the publisher does not have; see intake.py."""
+
+    @property
+    def waiting(self) -> int: ...
+
+    def write_some(self, writer: Writer) -> bool: ...
+
+
+def store(
+    file: Leftovers,
+    events: Iterable[Event],
+    rest: Rest,
+    is_late: Callable[[], bool],
+    sink: log.Sink,
+    failed: Callable[[str], None],
+) -> None:
+    """Make the file hold exactly the events that are not delivered, at the end of a load: these
+    `events`, then those that were not read from the old file, then the rest until `is_late`.
+
+    `failed` is called in the `except` block of an exception that is a defect.
+    """
+    waiting = collections.deque(events)
+    before = len(waiting) + rest.waiting
+    why = "there was no time to write them"
     try:
-        file.write(events)
+        if not before and not file.pending:
+            file.remove()
+            return
+        writer = file.writer()
+        try:
+            try:
+                _write(writer, waiting, file, rest, is_late, failed)
+            except OSError as error:
+                if file.pending:
+                    raise  # the old file has these events, and stays
+                writer.rewind()
+                why = f"{file.path} could not be written: {error}"
+            writer.keep()
+        except BaseException:
+            writer.discard()
+            raise
     except OSError as error:
-        why = f"{file.path} could not be written: {error}"
-        sink("warning", f"{len(events)} events lost: {why}")
+        sink("warning", f"{before} events lost: {file.path} could not be written: {error}")
         return
+    if lost := len(waiting) + rest.waiting:
+        sink("warning", f"{lost} events lost: {why}")
     sink(
         "notice",
-        f"{len(events)} events came too late for the fallback list; they are in "
+        f"{writer.count} events came too late for the fallback list; they are in "
         f"{file.path} for the next load",
     )
 
 
-def recover(file: Leftovers) -> Sequence[Event]:
-    """Return the events in the file, oldest first. A file that cannot be read is renamed,
-    and the log says so."""
-    try:
-        events = file.read()
-    except (OSError, ValueError) as error:
-        text = f"{file.path} cannot be read: {error}"
-        with contextlib.suppress(OSError):
-            text += f"; it is {file.set_aside()} now"
-        log.LOGGER.error("%s", text)
-        return []
-    if events:
-        log.LOGGER.info("%d events from %s", len(events), file.path)
-    return events
+def _write(
+    writer: Writer,
+    waiting: collections.deque[Event],
+    file: Leftovers,
+    rest: Rest,
+    is_late: Callable[[], bool],
+    failed: Callable[[str], None],
+) -> None:
+    """Write all events; each leaves its place when it is in the file. An exception loses no
+    events but those over which it comes again and again. Raises OSError."""
+    failures = 0
+    while True:
+        try:
+            if waiting:
+                batch = list(itertools.islice(waiting, 1 if failures else JOB_ELEMENTS))
+                writer.elements([to_element(event) for event in batch])
+                for _ in batch:
+                    waiting.popleft()
+            elif file.pending:
+                file.write_rest(writer)
+            elif is_late() or not rest.write_some(writer):
+                return
+            failures = 0
+        except OSError:
+            raise
+        except Exception:
+            failed("the handler cannot write leftovers")
+            writer.rewind()
+            failures += 1
+            if failures < _ATTEMPTS:
+                continue
+            if not waiting:
+                return
+            waiting.popleft()
+            failures = 0

@@ -38,7 +38,7 @@ from ..publisher.actions import (
     is_void_after_repair,
 )
 from ..publisher.publisher import Publisher
-from ..tables.times import STOP_GOODBYE, STOP_LEFTOVERS
+from ..tables.times import STOP_GOODBYE, STOP_WRITE
 from . import bridge, log
 from .batching import Batching
 from .cluster_io import ClusterIO
@@ -47,7 +47,7 @@ from .identity import Identity
 from .intake import Intake
 from .job_queue import JobQueue
 from .lanes import Lane
-from .leftovers import Leftovers, recover, store
+from .leftovers import Leftovers, store
 from .nice import set_nice
 from .parameters import Parameters
 from .records import SetConfig, SetRole, parse_request, take_requests
@@ -94,7 +94,10 @@ class Worker:
         self._status = Status(
             shim, publisher, peers, self._identity, self._broker_address, rare_log
         )
-        self._intake = Intake(shim.events, publisher, run_id, config, self._status.failed)
+        self._leftovers = Leftovers(shim.port)
+        self._intake = Intake(
+            shim.events, publisher, self._leftovers, run_id, config, self._status.failed
+        )
         self._batching = Batching(shim.events, self._intake, publisher)
         self._parameters = Parameters(
             values, config, self._intake, self._identity, publisher, set_nice
@@ -113,10 +116,12 @@ class Worker:
             watch, peers, self._job_queue, self._peer_lane, self._handler, self._identity,
             publisher, rare_log,
         )  # fmt: skip
-        self._leftovers = Leftovers(shim.port)
-        if events := recover(self._leftovers):
-            publisher.recover(events)
-        self._status.show()  # the leftovers, before the load has ended
+        self._leftovers.open()
+        try:
+            self._intake.take(0)
+        except Exception:  # the first turn tries again
+            self._status.failed("cannot read the leftovers")
+        self._status.show()  # the first of the leftovers, before the load has ended
 
     def run(self) -> None:
         """Run turns of the loop until the flush of a stop is done. Never raises."""
@@ -187,31 +192,33 @@ class Worker:
                 self._broker.close()
             case Log(level=level, text=text):
                 self._shim.log(level, text)
-            case Flushed(id=flush_id, mode=mode, leftovers=events):
+            case Flushed(id=flush_id, mode=mode, leftovers=events, began=began):
                 try:
                     if mode is not FlushMode.STORE:
                         self._stopped = True
-                        self._leave(events)
+                        self._leave(events, began + STOP_WRITE)
                 finally:
                     self._shim.flush_done(flush_id)
             case Recovered():
                 self._leftovers.remove()
 
-    def _leave(self, events: Sequence[Event] | None) -> None:
+    def _leave(self, events: Sequence[Event] | None, until: float) -> None:
         """End the load: write the events that can no longer be stored in Redis to the file
         of leftovers, or log that they are lost. None: write no file."""
         if events is not None:
-            until = time.monotonic() + STOP_LEFTOVERS
-            rest = self._intake.take_rest(lambda: time.monotonic() >= until)
-            store(self._leftovers, [*events, *rest], self._shim.log)
-        if lost := self._intake.waiting:
+            store(
+                self._leftovers, events, self._intake, lambda: time.monotonic() >= until,
+                self._shim.log, self._status.failed,
+            )  # fmt: skip
+        elif lost := self._intake.waiting:
             # Masks were not applied to these, so all are counted, as with a full queue.
             text = f"{lost} more events lost: there was no time to read them from the queue"
             self._shim.log("warning", text)
 
     def _schedule(self) -> None:
         """Set the time at which the next turn starts at the latest."""
-        if self._publisher.has_more or (self._intake.waiting and self._publisher.room() > 0):
+        waiting = self._intake.waiting or self._leftovers.pending
+        if self._publisher.has_more or (waiting and self._publisher.room() > 0):
             self._loop.set_alarm(0.0)
             return
         times = [self._publisher.wake_at(), self._cluster_io.wake_at(), self._batching.wake_at()]
@@ -253,6 +260,7 @@ class Worker:
                 self._loop.poll()
                 self._loop.run_due()
         self._status.show()
+        self._leftovers.close()
         self._batching.close()
         self._job_queue.end()
         with contextlib.suppress(Exception):

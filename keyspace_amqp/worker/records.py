@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
-from ..config import Config, parse_databases
-from ..masks import compile_masks
+from ..config import parse_databases
+from ..masks import ALL, compile_masks
 from ..message import CLASS_LETTERS, Event, Value
 from .shim_api import Queue
 
@@ -46,23 +47,37 @@ PARSE_BYTES = 256 * 1024
 # ---- events -----------------------------------------------------------------------
 
 
+class Filter(Protocol):
+    """The parameters that say which events pass; see Config."""
+
+    @property
+    def databases(self) -> str: ...
+
+    @property
+    def masks(self) -> Sequence[bytes]: ...
+
+
 class Reader:
-    """Converts records to events, if they pass the databases and the masks.
+    """Converts records to events.
 
     The `message_id` of an event is the id of the load and the event's number in the queue.
+    `config`: its databases and masks have to let an event through; None: all events pass.
     """
 
-    def __init__(self, run_id: str, config: Config) -> None:
+    def __init__(self, run_id: str, config: Filter | None = None) -> None:
         self._prefix = f"{run_id}-"
-        self.set_filter(config)
+        self._matches = compile_masks([ALL])
+        self._wants_db: Callable[[int], bool] | None = None
+        if config is not None:
+            self.set_filter(config)
 
-    def set_filter(self, config: Config) -> None:
+    def set_filter(self, config: Filter) -> None:
         """Apply the masks and databases of these parameters to all later events."""
         self._matches = compile_masks(config.masks)
         self._wants_db = parse_databases(config.databases)
 
-    def parse(self, data: bytes, most: int, number: int) -> tuple[list[Event], int, int]:
-        """Parse up to `most` records; `number` is the number of the first in the queue.
+    def parse(self, data: bytes, numbers: Sequence[int]) -> tuple[list[Event], int, int]:
+        """Parse the first records, one for each of `numbers` at most.
 
         Return the events that pass the filter, then the bytes and the number of the parsed
         records. A record that raises an exception ends the batch before it; if it is the
@@ -74,7 +89,9 @@ class Reader:
         stop = min(len(data), PARSE_BYTES)
         at = count = 0
         try:
-            while at < stop and count < most:
+            for number in numbers:
+                if at >= stop:
+                    break
                 total, key_len, time_ms, db, name_len, kind, bit = unpack(data, at)
                 name_at = at + head
                 key_at = name_at + name_len
@@ -83,10 +100,11 @@ class Reader:
                 if kind == valued:
                     value, key_at, end = _read_value(data, key_at, end)
                 if (wants_db is None or wants_db(db)) and matches(data, key_at, end):
-                    message_id = f"{prefix}{number + count}"
                     letter, name = CLASS_LETTERS[bit], data[name_at : name_at + name_len]
                     events.append(
-                        Event(message_id, time_ms, db, letter, name, data[key_at:end], value)
+                        Event(
+                            f"{prefix}{number}", time_ms, db, letter, name, data[key_at:end], value
+                        )
                     )
                 at += total
                 count += 1
@@ -95,13 +113,74 @@ class Reader:
                 raise
         return events, at, count
 
+    def sift(self, data: bytes, numbers: Sequence[int]) -> tuple[bytes, list[int], int, int]:
+        """As `parse`, but return the records that pass the filter, and their numbers, instead
+        of the events."""
+        kept: list[bytes] = []
+        kept_numbers: list[int] = []
+        matches, wants_db = self._matches, self._wants_db
+        unpack, head, valued = HEAD.unpack_from, HEAD.size, _VALUED_KIND
+        stop = min(len(data), PARSE_BYTES)
+        at = start = count = 0  # the records from `start` on pass, and are not kept yet
+        try:
+            for number in numbers:
+                if at >= stop:
+                    break
+                total, key_len, _, db, name_len, kind, _ = unpack(data, at)
+                key_at = at + head + name_len
+                end = key_at + key_len
+                if kind == valued:
+                    (key_len,) = _LENGTH.unpack_from(data, key_at + _NUMBER.size)
+                    key_at += VALUED.size
+                    end = key_at + key_len
+                if (wants_db is None or wants_db(db)) and matches(data, key_at, end):
+                    kept_numbers.append(number)
+                else:
+                    kept.append(data[start:at])
+                    start = at + total
+                at += total
+                count += 1
+        except Exception:
+            if not count:
+                raise
+        kept.append(data[start:at])
+        return b"".join(kept), kept_numbers, at, count
+
 
 _VALUED_KIND = int(Kind.VALUED)  # a member of an enum costs more to compare
 
 
-def record_size(data: bytes) -> int:
-    """Return the number of bytes of the first record."""
-    return int(HEAD.unpack_from(data)[0])
+def first_records(data: bytes, size: int, most: int) -> tuple[int, int]:
+    """Return the bytes and the number of the first records: the fewest that have at least
+    `size` bytes together, and `most` at most."""
+    at = count = 0
+    while at < size and count < most:
+        (total,) = _LENGTH.unpack_from(data, at)
+        at += total
+        count += 1
+    return at, count
+
+
+def check_records(data: bytes) -> int:
+    """Return the number of records in `data`, which comes from a file. Raises ValueError if
+    they are not whole records of events."""
+    at = count = 0
+    try:
+        while at < len(data):
+            total, payload_len, _, _, name_len, kind, bit = HEAD.unpack_from(data, at)
+            room = total - HEAD.size - name_len - payload_len
+            if kind == Kind.VALUED:
+                key_len = VALUED.unpack_from(data, at + HEAD.size + name_len)[1]
+                room = min(room, payload_len - VALUED.size - key_len)
+            elif kind != Kind.EVENT:
+                raise ValueError
+            at += total
+            count += 1
+            if room < 0 or at > len(data) or bit >= len(CLASS_LETTERS):
+                raise ValueError
+    except (struct.error, ValueError):
+        raise ValueError("a record is damaged") from None
+    return count
 
 
 def _read_value(data: bytes, at: int, end: int) -> tuple[Value, int, int]:

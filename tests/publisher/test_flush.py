@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from keyspace_amqp.fallback import to_element
-from keyspace_amqp.publisher.actions import Flushed, FlushMode, Recovered
-from keyspace_amqp.publisher.flush import STORE_GRACE
+from keyspace_amqp.publisher.actions import Connect, Flushed, FlushMode, Recovered
+from keyspace_amqp.publisher.flush import MARGIN, STOP_RESERVE, STORE_GRACE
 from keyspace_amqp.publisher.publisher import STORE_AFTER
 from keyspace_amqp.publisher.window import STALLED_AFTER
 from keyspace_amqp.tables.keys import KEY
@@ -192,6 +192,86 @@ def test_leftovers_are_recovered_when_the_list_has_them() -> None:
     bench.wait(STORE_AFTER)
     assert Recovered() in bench.settle() or Recovered() in bench.actions
     assert bench.stored == [1]
+
+
+def test_leftovers_come_in_pieces() -> None:
+    bench = away(fallback_size=-1)
+    publisher = bench.publisher
+    publisher.recover([event_of(next(bench.numbers)) for _ in range(2)], more=True)
+    assert sent(bench.link_up()) == [1, 2]
+    assert Recovered() not in bench.ack(2, multiple=True)
+    publisher.recover([event_of(next(bench.numbers))], more=True)
+    publisher.recover([], more=False)
+    bench.emit()
+    assert sent(bench.settle()) == [3, 4]
+    assert Recovered() in bench.ack(3)
+    assert Recovered() not in bench.ack(4)
+    assert bench.count(Stat.FALLBACK_FOUND) == 3
+
+
+def test_a_file_without_events_is_recovered_too() -> None:
+    bench = away()
+    bench.publisher.recover([], more=True)
+    assert Recovered() not in bench.settle()
+    bench.publisher.recover([], more=False)
+    assert Recovered() in bench.poll()
+
+
+@pytest.mark.parametrize("mode", [FlushMode.LEAVE, FlushMode.DRAIN])
+def test_what_came_from_a_file_goes_to_a_file(mode: FlushMode) -> None:
+    """Even if no list and no file is wanted any more: else a stop would lose it."""
+    bench = away(fallback_size=-1)
+    bench.publisher.recover([event_of(next(bench.numbers))], more=True)
+    bench.publisher.flush(7, 5.0, mode)
+    (done,) = flushed(bench.settle())
+    assert [number_of(event) for event in done.leftovers or ()] == [1]
+
+
+@pytest.mark.parametrize("mode", [FlushMode.LEAVE, FlushMode.DRAIN])
+def test_a_stop_waits_a_moment_for_a_connection_that_opens(mode: FlushMode) -> None:
+    bench = Bench()
+    bench.emit(2)
+    bench.settle()
+    bench.publisher.flush(7, 5.0, mode)
+    assert not flushed(bench.settle())
+    bench.now += 1.0
+    assert sent(bench.link_up()) == [1, 2]
+    (done,) = flushed(bench.ack(2, multiple=True))
+    assert not done.leftovers
+
+
+def test_a_stop_that_comes_before_the_first_event_is_taken_in() -> None:
+    bench = Bench()
+    bench.settle()
+    bench.publisher.flush(7, 5.0, FlushMode.LEAVE)
+    actions = bench.poll(more=True)
+    assert Connect() in actions
+    assert not flushed(actions)
+
+
+def test_a_stop_does_not_wait_for_long_for_a_connection() -> None:
+    bench = Bench()
+    bench.emit(2)
+    bench.settle()
+    bench.publisher.flush(7, 5.0, FlushMode.LEAVE)
+    assert bench.seconds_until(Flushed) == pytest.approx(5.0 - MARGIN - STOP_RESERVE, abs=0.05)
+    (done,) = flushed(bench.actions)
+    assert [number_of(event) for event in done.leftovers or ()] == [1, 2]
+
+
+def test_an_exception_at_the_end_of_a_stop_loses_no_leftovers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = away()
+    bench.emit(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.publisher.memory, "take_all", lambda: 1 / 0)
+        bench.publisher.flush(7, 5.0, FlushMode.LEAVE)
+        with pytest.raises(ZeroDivisionError):
+            bench.poll()
+    bench.publisher.repair(job_lost=False)
+    (done,) = flushed(bench.publisher.poll(more=False))
+    assert [number_of(event) for event in done.leftovers or ()] == [1, 2]
 
 
 # After an exception

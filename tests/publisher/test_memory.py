@@ -6,11 +6,12 @@ import dataclasses
 
 from keyspace_amqp.fallback import JOB_ELEMENTS, to_element
 from keyspace_amqp.message import Event
+from keyspace_amqp.publisher.actions import FlushMode
 from keyspace_amqp.publisher.entry import Entry
 from keyspace_amqp.publisher.window import WINDOW, WINDOW_BYTES
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, connected, sent
-from tests.publisher.simulated import event_of
+from tests.publisher.simulated import assert_books_balance, event_of
 
 
 def test_size_counts_the_bytes_of_name_and_key() -> None:
@@ -74,13 +75,37 @@ def test_of_large_elements_that_are_drained_a_few_are_held() -> None:
     assert bench.stored == []
 
 
-def test_room_is_bounded_unless_events_can_only_wait() -> None:
+def test_room_is_bounded() -> None:
     bench = connected()
     bench.emit(WINDOW + 10)
     bench.settle()
     assert bench.publisher.room() == 2 * JOB_ELEMENTS - 10
     bench.emit(1, key=b"k" * WINDOW_BYTES)
     assert bench.publisher.room() == 0
-    bench = away(fallback_size=-1)
-    bench.emit(3 * JOB_ELEMENTS)
+    bench = away(fallback_size=-1)  # events can only wait
+    bench.emit(JOB_ELEMENTS)
     assert bench.publisher.room() == JOB_ELEMENTS
+    bench.emit(JOB_ELEMENTS)
+    assert bench.publisher.room() == 0
+
+
+def test_the_shelf_is_in_the_books() -> None:
+    bench = away(fallback_size=-1)
+    publisher = bench.publisher
+    bench.emit(2)
+    publisher.shelf.put(b"record 3record 4record 5", [3, 4, 5])
+    assert (bench.count(Stat.QUEUE_LENGTH), bench.count(Stat.EVENTS_MATCHED)) == (5, 5)
+    assert_books_balance(publisher)
+    publisher.shelf.drop(8, 1)
+    assert bench.count(Stat.DROPPED_QUEUE_FULL) == 1
+    assert_books_balance(publisher)
+    publisher.reset_stats()
+    assert_books_balance(publisher)
+    publisher.add([event_of(4)], shelved=True)
+    publisher.shelf.release(8, 1)
+    assert bench.count(Stat.QUEUE_LENGTH) == 4
+    assert_books_balance(publisher)
+    publisher.flush(7, 5.0, FlushMode.LEAVE)
+    bench.settle()
+    assert bench.count(Stat.DROPPED_STOPPED) == 4
+    assert_books_balance(publisher)

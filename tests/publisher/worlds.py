@@ -100,6 +100,7 @@ class World:
         self.left: set[int] = set()
         self.refused: set[int] = set()  # events that were among the refused ones
         self.recovered: set[int] | None = None  # leftovers that are not safe yet
+        self.file: collections.deque[Event] = collections.deque()  # those that were not read
         self.most: int | None = None  # the limit of messages in a turn
         if chance.random() < 0.3:
             count = chance.randrange(60)
@@ -107,7 +108,8 @@ class World:
         if chance.random() < 0.3:
             events = [self.new_event() for _ in range(chance.randint(1, 60))]
             self.recovered = {number_of(event) for event in events}
-            self.publisher.recover(events)
+            self.file.extend(events)
+            self.publisher.recover([], more=True)
         self.publisher.set_role(primary=True, loading=False)
 
     def make_list(self) -> SimulatedList:
@@ -174,6 +176,11 @@ class World:
                 over = inside + sum(Entry(event, 0).size for event in self.outside) - self.memory
                 if over >= 0 and publisher.drop_oldest(over + 1):
                     continue
+            if room > 0 and self.file:
+                count = min(room, len(self.file), 7)
+                events = [self.file.popleft() for _ in range(count)]
+                publisher.recover(events, more=bool(self.file))
+                continue
             if room <= 0 or not self.outside:
                 return
             count = min(room, len(self.outside))
@@ -203,6 +210,7 @@ class World:
                 assert self.recovered is not None
                 kept = {number_of(entry.event) for entry in self.in_memory() if entry.event}
                 assert not self.recovered & kept, "not safe yet"
+                assert not self.file, "not read yet"
                 self.recovered = None
 
     # What must always hold
@@ -247,7 +255,7 @@ class World:
 
     def check_nothing_lost(self) -> None:
         there = {number_of(entry.event) for entry in self.in_memory() if entry.event}
-        there.update(number_of(event) for event in self.outside)
+        there.update(number_of(event) for event in (*self.file, *self.outside))
         there.update(self.left)
         listed = map(number_in, self.list.everywhere)
         there.update(number for number in listed if number is not None)

@@ -8,10 +8,13 @@ import pytest
 
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Event
+from keyspace_amqp.publisher.ledger import Ledger
+from keyspace_amqp.publisher.shelf import Shelf
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import batching
 from keyspace_amqp.worker.batching import BUSY, COUNT_EVERY, LONG_PAUSE, PAUSE, Batching
 from keyspace_amqp.worker.intake import Intake
+from keyspace_amqp.worker.leftovers import Leftovers
 from tests.worker.fakes import Failures, FakeQueue, event
 
 
@@ -24,21 +27,22 @@ class Publisher:
         self.counts = [0] * len(Stat)
         self.broker_is_busy = self.flushing = False
         self.queue_bytes = 0
+        self.shelf = Shelf(Ledger(lambda: 0.0, lambda: 0))
 
     def room(self) -> int:
         return 0
 
-    def add(self, events: list[Event]) -> None: ...
+    def add(self, events: list[Event], *, shelved: bool = False) -> None: ...
 
     def drop_oldest(self, size: int, keep: int = 0) -> int:
         return 0
 
-    def give_up(self) -> None: ...
+    def give_up(self, *, shelved: bool = False) -> None: ...
 
     def set_pressure(self, pressure: bool) -> None: ...
 
     def gauges(self) -> dict[Stat, int]:
-        return {Stat.QUEUE_BYTES: self.queue_bytes}
+        return {Stat.QUEUE_LENGTH: 0, Stat.QUEUE_BYTES: self.queue_bytes}
 
 
 class World:
@@ -47,7 +51,8 @@ class World:
         self.queue = FakeQueue(limit=1000)
         self.publisher = Publisher()
         config = DEFAULTS
-        intake = Intake(self.queue, self.publisher, "run", config, Failures())  # type: ignore[arg-type]
+        leftovers = Leftovers(6379)
+        intake = Intake(self.queue, self.publisher, leftovers, "run", config, Failures())  # type: ignore[arg-type]
         self.slept: list[float] = []
         self.batching = Batching(
             self.queue, intake, self.publisher, lambda: self.now, self.slept.append

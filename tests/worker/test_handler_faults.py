@@ -29,13 +29,14 @@ from keyspace_amqp.broker import (
 from keyspace_amqp.publisher import (
     fallback_list as _fallback_list, flush as _flush, ledger as _ledger, link as _link,
     list_jobs as _list_jobs, lists as _lists, memory as _memory, publisher as _publisher,
-    recent as _recent, retries as _retries, window as _window,
+    recent as _recent, recovery as _recovery, retries as _retries, shelf as _shelf,
+    window as _window,
 )
 from keyspace_amqp.worker import (
     batching as _batching, cluster_io as _cluster_io, handler as _handler, identity as _identity,
-    intake as _intake, job_queue as _job_queue, lanes as _lanes, leftovers as _leftovers,
-    parameters as _parameters, records as _records, requests as _requests, status as _status,
-    throttle as _throttle,
+    intake as _intake, job_queue as _job_queue, lanes as _lanes,
+    leftover_file as _leftover_file, leftovers as _leftovers, parameters as _parameters,
+    records as _records, requests as _requests, status as _status, throttle as _throttle,
 )
 
 _FAULTS = _pathlib.Path("faults")
@@ -92,10 +93,10 @@ def _wrap(function):
 
 
 # Modules whose classes and functions are all wrapped; of other modules, those in _OWNERS.
-_WORKER = (_batching, _cluster_io, _handler, _identity, _intake, _job_queue, _lanes, _leftovers,
-           _parameters, _records, _requests, _status, _throttle, bridge, _ioloop)
+_WORKER = (_batching, _cluster_io, _handler, _identity, _intake, _job_queue, _lanes, _leftover_file,
+           _leftovers, _parameters, _records, _requests, _status, _throttle, bridge, _ioloop)
 _PUBLISHER = (_fallback_list, _flush, _ledger, _link, _list_jobs, _lists, _memory, _publisher,
-              _recent, _retries, _window)
+              _recent, _recovery, _retries, _shelf, _window)
 _OWNERS = [Worker, _broker.Broker, _broker, _login, _reasons, _fallback, _jobs, _message,
            *_WORKER]
 for _module in (*_WORKER, *_PUBLISHER):

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from keyspace_amqp.config import DEFAULTS, Config
-from keyspace_amqp.message import Event
+from keyspace_amqp.message import EVENT_BYTES, Event
+from keyspace_amqp.publisher.ledger import Ledger
+from keyspace_amqp.publisher.shelf import Shelf
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import records
 from keyspace_amqp.worker.intake import ATTEMPTS, Intake
+from keyspace_amqp.worker.leftovers import Leftovers
 from tests.worker.fakes import Failures, FakeQueue, event, keys_of
 
 CONFIG = DEFAULTS
@@ -19,22 +22,27 @@ SIZE = len(event(b"k"))
 
 
 class Receiver:
-    """The publisher: `space` events fit, each of which takes as much memory as its record."""
+    """The publisher: `space` events fit."""
 
     def __init__(self, space: int = 10_000) -> None:
         self.space = space
+        self.ledger = Ledger(lambda: 0.0, lambda: 0)
+        self.shelf = Shelf(self.ledger)
         self.can_only_wait = False
         self.waiting: list[Event] = []
         self.batches: list[int] = []
         self.dropped: list[bytes] = []
-        self.given_up = 0
+        self.given_up = self.given_up_shelved = 0
         self.pressure: list[bool] = []
+        self.recovering = False
 
     def room(self) -> int:
         return self.space - len(self.waiting)
 
-    def add(self, events: Sequence[Event]) -> None:
+    def add(self, events: Sequence[Event], *, shelved: bool = False) -> None:
         self.waiting += events
+        if not shelved:
+            self.ledger.matched(len(events))
         self.batches.append(len(events))
 
     def drop_oldest(self, size: int, keep: int = 0) -> int:
@@ -44,14 +52,23 @@ class Receiver:
             count += 1
         return count
 
-    def give_up(self) -> None:
+    def recover(self, events: Sequence[Event], *, more: bool) -> None:
+        self.waiting += events
+        self.recovering = more
+
+    def give_up(self, *, shelved: bool = False) -> None:
         self.given_up += 1
+        self.given_up_shelved += shelved
 
     def set_pressure(self, pressure: bool) -> None:
         self.pressure.append(pressure)
 
     def gauges(self) -> Mapping[Stat, int]:
-        return {Stat.QUEUE_BYTES: SIZE * len(self.waiting)}
+        objects = sum(EVENT_BYTES + len(e.name) + len(e.key) for e in self.waiting)
+        return {
+            Stat.QUEUE_LENGTH: len(self.waiting) + self.shelf.count,
+            Stat.QUEUE_BYTES: objects + self.shelf.bytes,
+        }
 
 
 class World:
@@ -59,7 +76,10 @@ class World:
         self.queue = FakeQueue(limit, together)
         self.receiver = Receiver(space)
         self.failures = Failures()
-        self.intake = Intake(self.queue, self.receiver, "run", CONFIG, self.failures)
+        self.leftovers = Leftovers(6379)
+        self.intake = Intake(
+            self.queue, self.receiver, self.leftovers, "run", CONFIG, self.failures
+        )
 
     def push(self, keys: str) -> None:
         self.queue.push(*(event(key.encode()) for key in keys))
@@ -118,7 +138,7 @@ def test_events_are_given_back_when_they_are_safe() -> None:
     world = World()
     world.push("ab")
 
-    def add(events: Sequence[Event]) -> None:
+    def add(events: Sequence[Event], *, shelved: bool = False) -> None:
         raise RuntimeError
 
     world.receiver.add = add  # type: ignore[method-assign]
@@ -210,21 +230,112 @@ def test_relaxed(count: int, relaxed: bool) -> None:
     assert world.intake.relaxed is relaxed
 
 
+# A record on the shelf, with its number.
+SHELVED = SIZE + 8
+
+
+def test_events_that_can_only_wait_stay_records() -> None:
+    """Those above what the publisher has room for; they do not become objects."""
+    world = World(space=2, together=3)
+    world.receiver.can_only_wait = True
+    world.push("abcdefg")
+    world.intake.take(6)
+    assert world.keys == "ab"
+    assert (world.receiver.shelf.count, world.receiver.shelf.bytes) == (4, 4 * SHELVED)
+    assert (world.queue.length, world.intake.waiting) == (1, 5)
+    assert world.receiver.ledger.counts[Stat.EVENTS_MATCHED] == 6
+    assert world.intake.memory() == 2 * SIZE + 4 * SHELVED + SIZE
+
+
+def test_events_of_the_shelf_come_before_newer_ones() -> None:
+    world = World(space=1)
+    world.receiver.can_only_wait = True
+    world.push("abc")
+    world.take()
+    world.receiver.can_only_wait = False
+    world.push("de")
+    world.receiver.space = 2
+    world.take()
+    assert (world.keys, world.receiver.shelf.count, world.queue.length) == ("ab", 1, 2)
+    world.receiver.space = 9
+    world.take()
+    assert (world.keys, world.numbers) == ("abcde", [1, 2, 3, 4, 5])
+    assert world.receiver.ledger.counts[Stat.EVENTS_MATCHED] == 5
+    assert world.intake.waiting == 0
+
+
+def test_only_events_that_the_masks_let_through_are_shelved() -> None:
+    world = World(space=1)
+    world.receiver.can_only_wait = True
+    world.push("a")
+    world.take()
+    world.push("aabb")
+    world.intake.configure(with_masks(b"b"), 4)
+    world.push("abab")
+    world.intake.configure(with_masks(b"a"), 8)
+    world.take()
+    assert world.receiver.shelf.count == 5
+    world.receiver.space = 9
+    world.take()
+    assert (world.keys, world.numbers) == ("aaabbb", [1, 2, 3, 4, 5, 7])
+
+
+def test_while_events_can_leave_they_wait_in_the_queue() -> None:
+    """Each is parsed once, not twice."""
+    world = World(space=2)
+    world.push("abcd")
+    world.take()
+    assert (world.keys, world.receiver.shelf.count, world.queue.length) == ("ab", 0, 2)
+
+
 def test_the_oldest_are_given_up_when_nothing_else_helps() -> None:
-    world = World(space=8, limit=8 * SIZE)
+    world = World(space=4, limit=8 * SHELVED)
     world.receiver.can_only_wait = True
     world.push("abcdefgh")
     world.take()
-    assert b"".join(world.receiver.dropped) == b"ab"
-    assert world.keys == "cdefgh"
-
-
-def test_nothing_is_given_up_below_seven_eighths() -> None:
-    world = World(space=8, limit=8 * SIZE)
-    world.receiver.can_only_wait = True
-    world.push("abcdef")
+    world.push("ijk")
     world.take()
-    assert (world.receiver.dropped, world.keys) == ([], "abcdef")
+    assert b"".join(world.receiver.dropped) == b"abcd"
+    assert (world.keys, world.receiver.shelf.count) == ("efgh", 3)
+    assert world.receiver.ledger.counts[Stat.DROPPED_QUEUE_FULL] == 0
+
+
+def test_the_oldest_of_the_shelf_are_given_up_when_the_others_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The publisher may have sent all that it has, or store it just now."""
+    world = World(space=2, limit=8 * SHELVED)
+    monkeypatch.setattr(world.receiver, "drop_oldest", lambda size, keep: 0)
+    world.receiver.can_only_wait = True
+    world.push("ab")
+    world.take()
+    world.push("cdefghij")
+    world.take()
+    assert world.receiver.ledger.counts[Stat.DROPPED_QUEUE_FULL] == 4
+    world.receiver.space = 99
+    world.take()
+    assert world.keys == "ab" + "ghij"
+
+
+def test_objects_cost_no_events() -> None:
+    """An event as objects takes many times the memory of its record: only the record counts."""
+    world = World(space=8, limit=8 * SHELVED)
+    world.receiver.can_only_wait = True
+    world.push("abcdefg")
+    world.take()
+    assert (world.receiver.dropped, world.keys) == ([], "abcdefg")
+
+
+def test_a_full_publisher_and_masks_that_discard_much() -> None:
+    """Events that no mask lets through make room before others are lost."""
+    world = World(space=1, limit=8 * SIZE)
+    world.push("b")
+    world.take()
+    world.intake.configure(with_masks(b"b"), 1)
+    world.push("aababaa")
+    world.take()
+    assert world.receiver.dropped == []
+    assert (world.receiver.shelf.count, world.queue.length) == (2, 0)
 
 
 def test_nothing_is_given_up_while_events_can_leave() -> None:
@@ -234,21 +345,15 @@ def test_nothing_is_given_up_while_events_can_leave() -> None:
     assert (world.receiver.dropped, world.keys) == ([], "abcdefg")
 
 
-def test_a_publisher_without_room_gives_the_oldest_up() -> None:
-    world = World(space=4, limit=8 * SIZE)
-    world.push("abcdefgh")
-    world.take()
-    assert b"".join(world.receiver.dropped) == b"ab"
-    assert (world.keys, world.intake.waiting) == ("cdef", 2)
-
-
 def test_the_newest_stays_however_large_it_is() -> None:
     """A single event may need nearly the whole limit."""
-    world = World(limit=SIZE)
-    world.receiver.can_only_wait = True
-    world.push("a")
-    world.take()
-    assert (world.receiver.dropped, world.keys) == ([], "a")
+    for space in (0, 1):
+        world = World(space=space, limit=SIZE)
+        world.receiver.can_only_wait = True
+        world.push("a")
+        world.take()
+        assert (world.receiver.dropped, world.keys) == ([], "a"[:space])
+        assert world.receiver.shelf.count == 1 - space
 
 
 # ---- exceptions ------------------------------------------------------------------------------
@@ -289,6 +394,41 @@ def test_an_event_over_which_the_handler_fails() -> None:
 
 
 @pytest.mark.usefixtures("poison")
+def test_an_event_over_which_the_sift_fails() -> None:
+    world = World(space=0)
+    world.receiver.can_only_wait = True
+    world.push("a!b")
+    for _ in range(ATTEMPTS - 1):
+        with pytest.raises(RuntimeError):
+            world.take()
+        assert (world.receiver.shelf.count, world.receiver.given_up) == (1, 0)
+    world.take()
+    assert (world.receiver.shelf.count, world.receiver.given_up) == (2, 1)
+    assert (world.receiver.given_up_shelved, world.intake.waiting) == (0, 2)
+
+
+def test_an_event_of_the_shelf_over_which_the_handler_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(space=0)
+    world.receiver.can_only_wait = True
+    world.push("ab")
+    world.take()
+    world.receiver.space = 9
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "Event", None)
+        for _ in range(ATTEMPTS - 1):
+            with pytest.raises(TypeError):
+                world.take()
+        assert world.receiver.shelf.count == 2
+        with pytest.raises(TypeError):
+            world.take()  # `a` is given up, and `b` fails
+    assert (world.receiver.given_up, world.receiver.given_up_shelved) == (1, 1)
+    world.take()
+    assert (world.keys, world.numbers) == ("b", [2])
+
+
+@pytest.mark.usefixtures("poison")
 def test_failures_count_only_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     world.push("!")
@@ -299,24 +439,3 @@ def test_failures_count_only_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     world.intake.configure(with_masks(b"x"), 0)
     world.take()
     assert (world.keys, world.receiver.given_up) == ("!", 0)
-
-
-# ---- the end ---------------------------------------------------------------------------------
-
-
-def test_the_rest() -> None:
-    world = World(space=1, together=2)
-    world.push("abcde")
-    world.take()
-    rest = world.intake.take_rest(lambda: False)
-    assert (world.keys, keys_of(rest)) == ("a", [b"b", b"c", b"d", b"e"])
-    assert [e.message_id for e in rest] == [f"run-{n}" for n in (2, 3, 4, 5)]
-    assert world.intake.waiting == 0
-
-
-def test_what_is_too_late_stays() -> None:
-    world = World(together=2)
-    world.push("abcde")
-    late = iter([False, False, True])
-    assert keys_of(world.intake.take_rest(lambda: next(late))) == [b"a", b"b", b"c", b"d"]
-    assert world.intake.waiting == 1

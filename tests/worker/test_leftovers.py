@@ -2,73 +2,432 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import os
 import pathlib
+from collections.abc import Callable, Iterable
 
 import pytest
 
+from keyspace_amqp.config import DEFAULTS
+from keyspace_amqp.fallback import to_element
 from keyspace_amqp.message import Event
-from keyspace_amqp.worker.leftovers import Leftovers, recover, store
+from keyspace_amqp.tables.keys import KEY
+from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.worker import leftover_file, leftovers, records
+from keyspace_amqp.worker.intake import ATTEMPTS
+from keyspace_amqp.worker.leftover_file import Writer
+from keyspace_amqp.worker.leftovers import Leftovers, store
+from tests.worker.fakes import event, keys_of, record, valued
+from tests.worker.test_intake import World, with_masks
 
 EVENTS = [Event(f"run-{n}", n, 0, "$", b"set", b"k\0\n\xff%d" % n) for n in range(3)]
 Lines = list[tuple[str, str]]
+LINE = "{} events came too late for the fallback list; they are in {} for the next load"
 
 
-@pytest.fixture
-def file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Leftovers:
+@pytest.fixture(autouse=True)
+def path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """The path of the file, in the server's directory."""
     monkeypatch.chdir(tmp_path)
-    return Leftovers(6379)
+    return Leftovers(6379).path
 
 
-def stored(file: Leftovers, events: list[Event]) -> Lines:
-    """Store events; return the log lines."""
+def never() -> bool:
+    return False
+
+
+def stop(world: World, events: Iterable[Event] = (), is_late: Callable[[], bool] = never) -> Lines:
+    """Write the leftovers of a load, of which the publisher has `events`; return the log."""
     lines: Lines = []
-    store(file, events, lambda level, line: lines.append((level, line)))
+    store(
+        world.leftovers, events, world.intake, is_late,
+        lambda level, line: lines.append((level, line)), world.failures,
+    )  # fmt: skip
     return lines
 
 
-def test_events_come_back(file: Leftovers, caplog: pytest.LogCaptureFixture) -> None:
-    ((level, line),) = stored(file, EVENTS)
-    assert level == "notice"
-    assert line.startswith("3 events came too late")
-    assert str(file.path) in line
+def load(space: int = 10_000, limit: int = 10**6) -> World:
+    """The next load, before its first turn."""
+    world = World(space=space, limit=limit)
+    world.leftovers.open()
+    return world
+
+
+def all_of_it() -> World:
+    """The next load, when it has read the file."""
+    world = load()
+    world.take()
+    assert not world.leftovers.pending
+    return world
+
+
+# ---- what comes back -------------------------------------------------------------------
+
+
+def test_events_come_back(path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert stop(World(), EVENTS) == [("notice", LINE.format(3, path))]
+    assert list(pathlib.Path().iterdir()) == [path]
     caplog.set_level("INFO")
-    assert recover(file) == EVENTS
-    assert f"3 events from {file.path}" in caplog.text
+    assert all_of_it().receiver.waiting == EVENTS
+    assert f"{path} has {path.stat().st_size} bytes of events, which come first" in caplog.text
 
 
-def test_nothing_to_store_makes_no_file(file: Leftovers) -> None:
-    assert stored(file, []) == []
-    assert not file.path.exists()
-    assert recover(file) == []
+def test_objects_are_a_command_that_clients_can_send(path: pathlib.Path) -> None:
+    stop(World(), EVENTS[:1])
+    element = to_element(EVENTS[0])
+    assert path.read_bytes() == b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+        len(KEY), KEY, len(element), element,
+    )  # fmt: skip
 
 
-def test_a_file_that_cannot_be_written(file: Leftovers) -> None:
-    """The events are lost, and the log says so."""
-    file.path.with_suffix(".new").mkdir()
-    ((level, line),) = stored(file, EVENTS)
-    assert level == "warning"
-    assert line.startswith(f"3 events lost: {file.path} could not be written: ")
+def test_records_come_back_behind_the_objects() -> None:
+    """Those of the shelf, then those of the queue, with the ids that they would have had."""
+    world = World(space=1)
+    world.receiver.can_only_wait = True
+    world.push("abc")
+    world.take()
+    world.queue.push(valued(b"valued", 3, b"\r\nx"), event(b"d"))
+    assert world.receiver.shelf.count == 2
+    assert world.intake.memory() > 0
+    assert stop(world, world.receiver.waiting)[0][1].startswith("5 events")
+    assert (world.intake.waiting, world.queue.released) == (0, 5)
+    assert world.receiver.ledger.counts[Stat.EVENTS_MATCHED] == 3
+    assert world.receiver.ledger.counts[Stat.FALLBACK_FOUND] == -2  # the publisher counts `a`
+    after = all_of_it()
+    assert keys_of(after.receiver.waiting) == [b"a", b"b", b"c", b"valued", b"d"]
+    assert after.numbers == [1, 2, 3, 4, 5]
+    assert after.receiver.waiting[3].value is not None
+    assert after.receiver.waiting[3].value.data == b"\r\nx"
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage", b"*2\r\n$5\r\nRPUSH\r\n$1\r\nk\r\n"])
-def test_a_file_that_cannot_be_read(
-    file: Leftovers, data: bytes, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_masks_and_databases_hold_for_the_events_before_their_change(together: int) -> None:
+    world = World(together=together)
+    world.push("ab")
+    world.intake.configure(with_masks(b"^\xff\\b a"), 2)
+    world.queue.push(event(b"a"), event(b"\xff\\b ax"))
+    world.intake.configure(dataclasses.replace(with_masks(b"ALL"), databases="1,3-4"), 4)
+    world.queue.push(event(b"c"), event(b"d", db=3))
+    stop(world)
+    after = all_of_it()
+    assert keys_of(after.receiver.waiting) == [b"a", b"b", b"\xff\\b ax", b"d"]
+    assert after.numbers == [1, 2, 4, 6]
+
+
+def test_no_masks_let_nothing_through() -> None:
+    world = World()
+    world.intake.configure(with_masks(), 0)
+    world.push("ab")
+    stop(world)
+    after = all_of_it()
+    assert (after.keys, after.receiver.recovering) == ("", False)
+
+
+def test_a_file_of_an_earlier_version(path: pathlib.Path) -> None:
+    """One command with all events, however many."""
+    words = [b"RPUSH", KEY, *(to_element(EVENTS[n % 3]) for n in range(5000))]
+    path.write_bytes(
+        b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in words)
+    )
+    world = load(space=3000)
+    world.take()
+    assert (len(world.receiver.waiting), world.leftovers.pending) == (3000, True)
+    world.receiver.space = 9000
+    world.take()
+    assert world.receiver.waiting == [EVENTS[n % 3] for n in range(5000)]
+
+
+# ---- piece by piece ----------------------------------------------------------------------
+
+
+def test_newer_events_wait_until_the_file_is_read() -> None:
+    world = World(space=2)
+    world.push("abcde")
+    world.take()
+    stop(world, world.receiver.waiting)
+    after = load(space=1)
+    after.push("xyz")
+    after.take()
+    assert (after.keys, after.receiver.recovering, after.queue.length) == ("a", True, 3)
+    after.receiver.space = 4
+    after.take()
+    assert (after.keys, after.receiver.recovering, after.queue.length) == ("abcd", True, 3)
+    after.receiver.space = 7
+    after.take()
+    assert (after.keys, after.receiver.recovering, after.queue.length) == ("abcdexy", False, 1)
+    assert after.numbers == [1, 2, 3, 4, 5, 1, 2]
+
+
+@pytest.mark.parametrize("space", range(9))
+@pytest.mark.parametrize("delivered", [0, 1])
+def test_a_stop_while_the_file_is_read(
+    space: int, delivered: int, path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is renamed, so that the next file does not replace it."""
-    file.path.write_bytes(data)
-    assert recover(file) == []
-    aside = file.path.with_suffix(".unreadable")
-    assert f"{file.path} cannot be read: " in caplog.text
-    assert f"; it is {aside} now" in caplog.text
-    assert aside.read_bytes() == data
-    assert not file.path.exists()
+    """The file has what is not delivered of the old file and of the newer events, in order."""
+    monkeypatch.setattr(leftovers, "JOB_ELEMENTS", 2)
+    monkeypatch.setattr(leftover_file, "JOB_ELEMENTS", 3)
+    world = World(space=5, together=2)
+    world.push("abcdefghi")
+    world.take()
+    stop(world, world.receiver.waiting)
+    between = load(space)
+    between.push("vw")
+    between.take()
+    between.push("xyz")
+    delivered = min(delivered, space)
+    stop(between, between.receiver.waiting[delivered:])
+    assert all_of_it().keys == "abcdefghivwxyz"[delivered:]
+
+
+def test_a_stop_within_a_command_of_an_earlier_version(path: pathlib.Path) -> None:
+    keys = [b"%d" % number for number in range(5000)]
+    elements = [to_element(Event("r-1", 1, 0, "$", b"set", key)) for key in keys]
+    path.write_bytes(
+        b"*%d\r\n" % (len(keys) + 2)
+        + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in [b"RPUSH", KEY, *elements])
+    )
+    world = load(space=1700)
+    world.take()
+    stop(world, world.receiver.waiting[1000:])
+    assert keys_of(all_of_it().receiver.waiting) == keys[1000:]
+
+
+def test_a_full_memory_drops_no_leftovers() -> None:
+    """They are in the file; to drop those that were read would only make room for more."""
+    world = World()
+    world.push("abcdef")
+    stop(world)
+    after = load(space=2, limit=4 * len(event(b"k")))
+    after.receiver.can_only_wait = True
+    after.take()
+    after.push("stuvwxyz")
+    after.take()
+    assert (after.keys, after.receiver.dropped) == ("ab", [])
+    assert after.receiver.shelf.count < 4
+    stop(after, after.receiver.waiting)
+    assert all_of_it().keys.startswith("abcdef")
+
+
+# ---- the end of a load -------------------------------------------------------------------
+
+
+def test_nothing_to_store_makes_no_file(path: pathlib.Path) -> None:
+    assert stop(World()) == []
+    assert list(pathlib.Path().iterdir()) == []
+
+
+def test_a_file_whose_events_are_delivered_does_not_stay(path: pathlib.Path) -> None:
+    stop(World(), EVENTS)
+    world = all_of_it()
+    assert path.exists()
+    assert stop(world) == []
+    assert not path.exists()
+
+
+def test_a_file_that_could_not_be_read_is_not_removed(path: pathlib.Path) -> None:
+    path.mkdir()
+    path.with_suffix(".unreadable").write_bytes(b"in the way")
+    world = load()
+    stop(world)
+    assert path.exists()
+
+
+def test_what_is_too_late_is_lost_and_logged(path: pathlib.Path) -> None:
+    world = World(together=2)
+    world.push("abcde")
+    late = iter([False, False, True])
+    assert stop(world, EVENTS[:1], lambda: next(late)) == [
+        ("warning", "1 events lost: there was no time to write them"),
+        ("notice", LINE.format(5, path)),
+    ]
+    assert keys_of(all_of_it().receiver.waiting)[1:] == [b"a", b"b", b"c", b"d"]
+
+
+# ---- exceptions --------------------------------------------------------------------------
+
+
+def test_an_exception_over_an_event_loses_only_that_one(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def element(event: Event) -> bytes:
+        if event is EVENTS[1]:
+            raise RuntimeError("broken on purpose")
+        return to_element(event)
+
+    monkeypatch.setattr(leftovers, "to_element", element)
+    world = World()
+    world.push("ab")
+    assert stop(world, EVENTS) == [("notice", LINE.format(4, path))]
+    assert len(world.failures.told) == 4
+    assert keys_of(all_of_it().receiver.waiting) == [EVENTS[0].key, EVENTS[2].key, b"a", b"b"]
+
+
+@pytest.mark.parametrize("call", range(8))
+def test_an_exception_in_between_loses_nothing(
+    call: int, path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even what was made for a part of a command."""
+    world = World(space=2, together=2)
+    world.push("abcdef")
+    world.take()
+    stop(world, world.receiver.waiting)
+    between = load(space=1)
+    between.push("xyz")
+    between.take()
+    calls = 0
+    sync = Writer._sync
+
+    def broken(writer: Writer, least: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call and least:
+            writer._file.write(b"a part of a command")
+            raise RuntimeError("broken on purpose")
+        sync(writer, least)
+
+    monkeypatch.setattr(Writer, "_sync", broken)
+    stop(between, between.receiver.waiting)
+    after = all_of_it()
+    assert "".join(dict.fromkeys(after.keys)) == "abcdefxyz"
+
+
+def test_a_file_that_cannot_be_written(path: pathlib.Path) -> None:
+    """The events are lost, and the log says so."""
+    path.with_suffix(".new").mkdir()
+    world = World()
+    world.push("a")
+    ((level, line),) = stop(world, EVENTS)
+    assert level == "warning"
+    assert line.startswith(f"4 events lost: {path} could not be written: ")
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, space: int) -> None:
+    """Let the disk be full when it has the first `space` synchronizations."""
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal space
+        space -= 1
+        if space < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(leftover_file, "_SYNC_EVERY", 1)
+    monkeypatch.setattr(os, "fsync", full)
+
+
+def test_a_disk_that_becomes_full(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was there before is lost."""
+    stop(World(), EVENTS)
+    world = load(space=2)
+    world.take()
+    world.push("a")
+    with monkeypatch.context() as patch:
+        full_disk(patch, 1)
+        ((level, line),) = stop(world, world.receiver.waiting)
+        assert (level, line[:15]) == ("warning", "3 events lost: ")
+    world.leftovers.close()
+    assert list(pathlib.Path().iterdir()) == [path]
+    assert all_of_it().receiver.waiting == EVENTS
+
+
+# ---- files that cannot be read -------------------------------------------------------------
+
+ELEMENT = to_element(EVENTS[0])
+
+
+def resp(*words: bytes) -> bytes:
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(w), w) for w in words)
+
+
+def records_command(
+    data: bytes,
+    layout: bytes = leftover_file.LAYOUT,
+    databases: bytes = b"ALL",
+    numbers: bytes = b"",
+) -> bytes:
+    return resp(b"RECORDS", layout, b"run", databases, b"ALL", b"1", numbers, data)
+
+
+BROKEN_RECORDS = {
+    "short": event(b"a")[:-1],
+    "no record": b"x" * 64,
+    "empty": bytes(64),
+    "request": record(records.Kind.COMMAND, b"a", name=b"set"),
+    "class": record(records.Kind.EVENT, b"a", name=b"set", bit=250),
+    "key beyond value": valued(b"k" * 100, 0, None)[:80] + b"",
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"garbage", "incomplete"),
+        (b"garbage\r\n", "no protocol of Redis"),
+        (b"*2\r\n$5\r\nRPUSH\r\n$1\r\nk\r\n", "a command that a stop does not write"),
+        (b"*1\r\n$5\r\nRPUSH\r\n", "a command that a stop does not write"),
+        (resp(b"RPUSH", KEY, b"1 no event"), "b'1 no event' is no event"),
+        (resp(b"RPUSH", KEY, ELEMENT)[:-3], "incomplete"),
+        (records_command(event(b"a"), layout=b"2 big"), "records have the form '2 big', not '1 "),
+        (records_command(event(b"a"), databases=b"x"), "invalid literal"),
+        (records_command(event(b"a"), numbers=bytes(16)), "a number of records is wrong"),
+        (records_command(event(b"a"))[:-9], "incomplete"),
+        (resp(b"RECORDS", leftover_file.LAYOUT), "not enough values"),
+        *((records_command(data), "a record is damaged") for data in BROKEN_RECORDS.values()),
+    ],
+)
+def test_a_file_that_cannot_be_read(
+    path: pathlib.Path, data: bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is renamed, so that the next file does not replace it. The events before are read."""
+    start = resp(b"RPUSH", KEY, ELEMENT)
+    for before in (b"", start):
+        path.write_bytes(before + data)
+        world = all_of_it()
+        assert world.receiver.waiting == ([EVENTS[0]] if before else [])
+        assert not world.receiver.recovering
+        aside = path.with_suffix(".unreadable")
+        assert f"{path} cannot be read: " in caplog.text
+        assert why in caplog.text
+        assert f"; it is {aside} now" in caplog.text
+        assert aside.read_bytes() == before + data
+        assert not path.exists()
+        caplog.clear()
 
 
 def test_a_file_that_is_there_and_cannot_be_moved(
-    file: Leftovers, caplog: pytest.LogCaptureFixture
+    path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file.path.mkdir()
-    (file.path.with_suffix(".unreadable")).write_bytes(b"")
-    assert recover(file) == []
-    assert f"{file.path} cannot be read: " in caplog.text
+    path.mkdir()
+    path.with_suffix(".unreadable").write_bytes(b"")
+    assert all_of_it().receiver.waiting == []
+    assert f"{path} cannot be read: " in caplog.text
     assert "; it is" not in caplog.text
+
+
+def test_an_event_of_the_file_over_which_the_handler_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others arrive; this one is tried again, and then dropped."""
+    world = World()
+    world.push("abc")
+    stop(world)
+
+    def compiled(masks: object) -> Callable[[bytes, int, int], bool]:
+        def matches(data: bytes, start: int, end: int) -> bool:
+            if data[start:end] == b"b":
+                raise RuntimeError("broken on purpose")
+            return True
+
+        return matches
+
+    monkeypatch.setattr(records, "compile_masks", compiled)
+    after = load()
+    for _ in range(ATTEMPTS - 1):
+        with pytest.raises(RuntimeError):
+            after.take()
+    after.take()
+    assert (after.keys, after.receiver.given_up) == ("ac", 1)
+    assert DEFAULTS.masks == (b"ALL",)

@@ -20,8 +20,8 @@ from keyspace_amqp.worker.records import (
     SetConfig,
     SetRole,
     StartFlush,
+    first_records,
     parse_request,
-    record_size,
     take_requests,
 )
 from tests.worker.fakes import FakeQueue, counted, event, keys_of, record, valued
@@ -39,7 +39,7 @@ def test_an_event_is_what_its_record_says() -> None:
     data = record(
         Kind.EVENT, b"k\0\n\xff", name=b"expired", time_ms=1_700_000_000_123, db=-1, bit=8
     )
-    events, size, count = reader().parse(data, 10, 5)
+    events, size, count = reader().parse(data, range(5, 15))
     assert events == [Event("run-5", 1_700_000_000_123, -1, "x", b"expired", b"k\0\n\xff")]
     assert (size, count) == (len(data), 1)
     assert type(events[0].key) is bytes
@@ -48,7 +48,7 @@ def test_an_event_is_what_its_record_says() -> None:
 def test_numbers_count_every_record() -> None:
     """Masked events count too, so masks do not change the ids of other events."""
     data = b"".join(map(event, [b"a1", b"b", b"a2", b"b", b"a3"]))
-    events, size, count = reader(b"^a").parse(data, 10, 100)
+    events, size, count = reader(b"^a").parse(data, range(100, 110))
     assert [(e.message_id, e.key) for e in events] == [
         ("run-100", b"a1"),
         ("run-102", b"a2"),
@@ -59,29 +59,29 @@ def test_numbers_count_every_record() -> None:
 
 def test_no_more_than_wanted() -> None:
     each = [event(b"a"), event(b"bb" * 9), event(b"c")]
-    events, size, count = reader().parse(b"".join(each), 2, 1)
+    events, size, count = reader().parse(b"".join(each), range(1, 3))
     assert keys_of(events) == [b"a", b"bb" * 9]
     assert (size, count) == (len(each[0]) + len(each[1]), 2)
-    assert reader().parse(b"".join(each), 0, 1) == ([], 0, 0)
+    assert reader().parse(b"".join(each), range(0)) == ([], 0, 0)
 
 
 def test_no_more_bytes_than_fit_a_batch() -> None:
     """A record above the bound comes alone; the record that crosses the bound is the last."""
     large, small = event(bytes(PARSE_BYTES)), event(b"a")
-    assert reader().parse(large + small, 10, 1)[1:] == (len(large), 1)
-    assert reader().parse(small + large + small, 10, 1)[1:] == (len(small + large), 2)
+    assert reader().parse(large + small, range(1, 11))[1:] == (len(large), 1)
+    assert reader().parse(small + large + small, range(1, 11))[1:] == (len(small + large), 2)
 
 
 def test_databases() -> None:
     data = b"".join(event(b"%d" % db, db=db) for db in range(6))
-    assert keys_of(reader(databases="1,4-5").parse(data, 10, 1)[0]) == [b"1", b"4", b"5"]
+    assert keys_of(reader(databases="1,4-5").parse(data, range(1, 11))[0]) == [b"1", b"4", b"5"]
 
 
 def test_another_filter() -> None:
     parses = reader(b"^a")
     parses.set_filter(dataclasses.replace(DEFAULTS, masks=(b"^b",), databases="0"))
     data = event(b"a") + event(b"b") + event(b"b", db=1)
-    assert keys_of(parses.parse(data, 10, 1)[0]) == [b"b"]
+    assert keys_of(parses.parse(data, range(1, 11))[0]) == [b"b"]
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,16 @@ def test_another_filter() -> None:
 def test_values(kind: int, name: str, before: int, data: bytes | None) -> None:
     """The key ends where the data begin, also for masks."""
     raw = valued(b"key", 12345, data, kind=kind, before=before) + event(b"next key")
-    events, size, _ = reader(b"key$").parse(raw, 10, 1)
+    events, size, _ = reader(b"key$").parse(raw, range(1, 11))
     assert keys_of(events) == [b"key", b"next key"]
     assert events[0].value == Value(name, 12345, data, bool(before))
     assert events[1].value is None
     assert size == len(raw)
 
 
-def test_an_exception_ends_the_batch_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The events before it are safe; the next call raises the exception."""
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler fails over events with the key `poison`."""
 
     def compiled(masks: object) -> object:
         def matches(data: bytes, start: int, end: int) -> bool:
@@ -111,15 +112,58 @@ def test_an_exception_ends_the_batch_before_it(monkeypatch: pytest.MonkeyPatch) 
         return matches
 
     monkeypatch.setattr(records, "compile_masks", compiled)
+
+
+def test_an_exception_ends_the_batch_before_it(poison: None) -> None:
+    """The events before it are safe; the next call raises the exception."""
     each = [event(b"a"), event(b"b"), event(b"poison"), event(b"c")]
-    events, size, count = reader().parse(b"".join(each), 10, 1)
+    events, size, count = reader().parse(b"".join(each), range(1, 11))
     assert (keys_of(events), size, count) == ([b"a", b"b"], len(each[0] + each[1]), 2)
     with pytest.raises(RuntimeError, match="broken on purpose"):
-        reader().parse(b"".join(each)[size:], 10, 3)
+        reader().parse(b"".join(each)[size:], range(3, 13))
 
 
-def test_the_size_of_a_record() -> None:
-    assert record_size(event(b"a") + event(b"b")) == len(event(b"a"))
+@pytest.mark.parametrize(
+    ("size", "most", "count"), [(0, 9, 0), (1, 9, 1), (32, 9, 1), (33, 9, 2), (99, 1, 1), (9, 0, 0)]
+)
+def test_the_first_records(size: int, most: int, count: int) -> None:
+    data = event(b"a") + event(b"b") + event(b"c")
+    assert len(event(b"a")) == 32
+    assert first_records(data, size, most) == (32 * count, count)
+
+
+def test_without_a_filter_all_events_pass() -> None:
+    data = event(b"a", db=7) + event(b"b")
+    events, size, count = Reader("run").parse(data, [3, 9])
+    assert [(e.message_id, e.key) for e in events] == [("run-3", b"a"), ("run-9", b"b")]
+    assert (size, count) == (len(data), 2)
+
+
+# ---- records that stay records ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 5, 100])
+@pytest.mark.parametrize("databases", ["ALL", "0"])
+def test_sifted_records_become_the_events_that_pass(most: int, databases: str) -> None:
+    raw = [
+        event(b"a1"), event(b"b"), valued(b"a2", 5, b"b data"), event(b"a3", db=1),
+        valued(b"b2", 5, b"a"), event(b"b3"), valued(b"a4", 2, None), event(b"a5"),
+    ]  # fmt: skip
+    data, numbers = b"".join(raw), range(10, 10 + most)
+    sifts = reader(b"^a", databases=databases)
+    kept, kept_numbers, size, count = sifts.sift(data, numbers)
+    expected, *taken = sifts.parse(data, numbers)
+    assert [size, count] == taken
+    assert len(kept_numbers) == len(expected)
+    assert Reader("run").parse(kept, kept_numbers) == (expected, len(kept), len(expected))
+
+
+def test_an_exception_ends_the_sift_before_it(poison: None) -> None:
+    each = [event(b"a"), event(b"poison"), event(b"c")]
+    kept, numbers, size, count = reader().sift(b"".join(each), range(1, 4))
+    assert (kept, numbers, size, count) == (each[0], [1], len(each[0]), 1)
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        reader().sift(b"".join(each[1:]), range(2, 4))
 
 
 # ---- requests ---------------------------------------------------------------------------
