@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterable
@@ -303,14 +304,12 @@ def test_a_file_that_cannot_be_written(path: pathlib.Path) -> None:
     assert line.startswith(f"4 events lost: {path} could not be written: ")
 
 
-def full_disk(monkeypatch: pytest.MonkeyPatch, space: int) -> None:
-    """Let the disk be full when it has the first `space` synchronizations."""
-    fsync = os.fsync
+def full_disk(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """Let the disk be full at this synchronization, each of which follows a command."""
+    fsync, calls = os.fsync, itertools.count()
 
     def full(descriptor: int) -> None:
-        nonlocal space
-        space -= 1
-        if space < 0:
+        if next(calls) == call:
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
@@ -318,8 +317,10 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, space: int) -> None:
     monkeypatch.setattr(os, "fsync", full)
 
 
-def test_a_disk_that_becomes_full(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that was there before is lost."""
+def test_a_disk_that_becomes_full_keeps_the_old_file(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rest is not in the new one."""
     stop(World(), EVENTS)
     world = load(space=2)
     world.take()
@@ -331,6 +332,20 @@ def test_a_disk_that_becomes_full(path: pathlib.Path, monkeypatch: pytest.Monkey
     world.leftovers.close()
     assert list(pathlib.Path().iterdir()) == [path]
     assert all_of_it().receiver.waiting == EVENTS
+
+
+def test_a_disk_that_becomes_full_keeps_what_was_written(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(together=2)
+    world.push("abcdef")
+    with monkeypatch.context() as patch:
+        full_disk(patch, 2)
+        (_, lost), (_, line) = stop(world, EVENTS)
+    assert lost.startswith(f"4 events lost: {path} could not be written: [Errno 28] No space")
+    assert line.startswith("5 events came too late")
+    after = keys_of(all_of_it().receiver.waiting)
+    assert after[:5] == [*(event.key for event in EVENTS), b"a", b"b"]
 
 
 # ---- files that cannot be read -------------------------------------------------------------
