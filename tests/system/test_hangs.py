@@ -163,6 +163,8 @@ def test_a_load_that_takes_too_long(
     # Memory of the failed load is used again, with other content.
     write(client, "x" * 100, 1000)
     wait_for(lambda: "goes on in start" in server.log(), 30)
+    # The name of the module is gone, and nothing reads the memory that it was in.
+    assert "<module> goes on in start" in server.log()
     wait_for(lambda: workers(server, 0), 30, "the thread ends")
     assert client.ping()
     load(client, impatient, arguments)
