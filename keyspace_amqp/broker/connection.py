@@ -37,7 +37,15 @@ _PIECE = 128 * 1024
 # RabbitMQ closes the channel with this code (AMQP 0-9-1, 1.8.2) over a message above its
 # max_message_size, and for other reasons; only the text tells the reason and the limit.
 _PRECONDITION_FAILED = 406
-_TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
+# The texts of RabbitMQ and of LavinMQ.
+_TOO_LARGE = re.compile(
+    r"message size \d+ (?:is )?larger than (?:configured )?max(?:imum)? size (\d+)", re.IGNORECASE
+)
+# Codes with which the broker closes the channel or the connection over no single message (AMQP
+# 0-9-1, 1.8.2): a normal close, an operator's, a virtual host or an exchange that is missing.
+_OVER_NO_MESSAGE = frozenset({200, 320, 402, 404})
+# The text of 403 if all messages are refused. If a topic is, the text names the topic.
+_ALL_REFUSED = re.compile(r"access to exchange '")
 # Frames of basic.ack (AMQP 0-9-1, 2.3.5 and 1.8.3.13) on the first channel: type 1,
 # channel 1, 13 bytes, class 60, method 80, then the tag, `multiple`, and the end.
 _ACKS = re.compile(rb"(?:\x01\0\x01\0\0\0\x0d\0\x3c\0\x50.{9}\xce)+", re.DOTALL)
@@ -49,13 +57,13 @@ class Listener(Protocol):
 
     def link_up(self) -> None: ...
     def attempt_failed(self, reason: str) -> None: ...
-    def link_down(self, reason: str) -> None: ...
+    def link_down(self, reason: str, *, over_message: bool = False) -> None: ...
     def link_blocked(self, reason: str) -> None: ...
     def link_unblocked(self) -> None: ...
     def acked(self, below: int, tags: Sequence[int]) -> None: ...
     def nacked(self, tag: int, multiple: bool) -> None: ...
     def returned(self) -> None: ...
-    def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None: ...
+    def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> int: ...
 
 
 class _Connection(SelectConnection):  # type: ignore[misc]
@@ -247,9 +255,11 @@ class Broker:
         if channel is self._channel:
             self.close()
             limit = _max_message_size(reason)
+            explained = False
             if limit is not None and self._format is not None:
-                self._listener.too_large(limit, self._format.body)
-            self._listener.link_down(reason_of(reason))
+                explained = bool(self._listener.too_large(limit, self._format.body))
+            over_message = not explained and _may_be_over_message(reason)
+            self._listener.link_down(reason_of(reason), over_message=over_message)
 
     def _on_failed(self, connection: Any, reason: BaseException) -> None:
         if connection is self._connection:
@@ -261,7 +271,8 @@ class Broker:
             elif len(self._reasons) > 1:
                 self._listener.link_down("; ".join(self._reasons))
             else:  # with a single server, its name is not needed
-                self._listener.link_down(reason_of(reason))
+                over_message = _may_be_over_message(reason)
+                self._listener.link_down(reason_of(reason), over_message=over_message)
 
 
 def _max_message_size(reason: BaseException) -> int | None:
@@ -270,6 +281,14 @@ def _max_message_size(reason: BaseException) -> int | None:
         return None
     match = _TOO_LARGE.search(reason_of(reason))
     return int(match[1]) if match else None
+
+
+def _may_be_over_message(reason: BaseException) -> bool:
+    """True if the broker has closed the channel or the connection, perhaps over a message."""
+    closed = (pika.exceptions.ChannelClosedByBroker, pika.exceptions.ConnectionClosedByBroker)
+    if not isinstance(reason, closed) or reason.reply_code in _OVER_NO_MESSAGE:
+        return False
+    return not _ALL_REFUSED.search(reason_of(reason))
 
 
 def _end(connection: Any, reason: str = "the broker did not answer the close") -> None:

@@ -14,17 +14,18 @@ class State(enum.IntEnum):
 
     WAITING: to be sent. SENT: in flight; the window has its delivery tag. REFUSED: the
     broker has answered with a nack; it is to be sent again. DONE: confirmed, or not to be
-    sent any more.
+    sent any more. HELD: passed over; it is sent after others.
     """
 
     WAITING = 0
     SENT = 1
     REFUSED = 2
     DONE = 3
+    HELD = 4
 
 
 # For the hot path: looking up State.SENT takes longer than comparing with it.
-WAITING, SENT, REFUSED, DONE = State
+WAITING, SENT, REFUSED, DONE, HELD = State
 
 
 class Entry:

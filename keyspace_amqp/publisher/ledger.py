@@ -11,6 +11,7 @@ The only writer of the publisher's counters. At any moment the books balance:
 from __future__ import annotations
 
 import bisect
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
@@ -23,6 +24,8 @@ from .entry import Entry
 # messages that reach no queue.
 LOG_EVERY = 10.0
 RETURNS_LOG_EVERY = 60.0
+# Log lines about single events within LOG_EVERY seconds, at most.
+LINES = 10
 
 _WAITING = (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
 
@@ -47,6 +50,8 @@ class Ledger:
         self._clock = clock
         self._wall = wall
         self._reports: dict[Stat, _Report] = {}
+        self._lines: list[Log] = []  # about single events
+        self._line_times: collections.deque[float] = collections.deque(maxlen=LINES)
         # Times of emission of the events that were confirmed since the last poll, and the
         # time of the first of these confirms: all in milliseconds.
         self._emitted: list[int] = []
@@ -98,6 +103,13 @@ class Ledger:
         if count:
             self.counts[reason] += count
             self._report(reason, count, f"events lost: {why}")
+
+    def note(self, text: str) -> None:
+        """Log a line about a single event, unless there were LINES of them lately."""
+        now, times = self._clock(), self._line_times
+        if len(times) < LINES or now >= times[0] + LOG_EVERY:
+            times.append(now)
+            self._lines.append(Log("warning", text))
 
     def reconnected(self) -> None:
         """Count a connection after the first one."""
@@ -175,7 +187,7 @@ class Ledger:
         The first line about a counter is due at once. Each later one sums up what came in
         LOG_EVERY or RETURNS_LOG_EVERY seconds.
         """
-        lines: list[Log] = []
+        lines, self._lines = self._lines, []
         for stat, report in self._reports.items():
             if report.count and (all_of_them or self._clock() >= report.due_at):
                 lines.append(Log("warning", f"{report.count} {report.text}"))

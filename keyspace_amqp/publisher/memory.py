@@ -15,7 +15,7 @@ import collections
 import itertools
 from collections.abc import Iterator, Sequence
 
-from .entry import DONE, REFUSED, SENT, WAITING, Entry, fitting, size_of
+from .entry import DONE, HELD, REFUSED, SENT, WAITING, Entry, fitting, size_of
 from .window import WINDOW_BYTES
 
 
@@ -101,6 +101,12 @@ class Memory:
         self._count_waiting(entries)
         for entry in entries:
             entry.state = REFUSED
+
+    def hold(self, entries: Sequence[Entry]) -> None:
+        """Make entries that were taken to be sent HELD; elements of the list are not counted."""
+        self._count_waiting(entries)
+        for entry in entries:
+            entry.state = HELD
 
     def _count_waiting(self, entries: Sequence[Entry]) -> None:
         own = [entry for entry in entries if not entry.listed]

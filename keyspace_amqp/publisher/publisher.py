@@ -13,8 +13,8 @@ The places of events, in the order in which they are sent:
 - Memory is sent only when everything in the lists has been sent. So events are sent in their
   order; after a lost connection they are sent again in their order.
 - Each part has an object of its own: Link, Window, Retries, Memory, FallbackList, Lists,
-  ListJobs, RecentPushes, Flush, Ledger. This file holds the decisions that concern several
-  of them, and their order: see `poll`.
+  ListJobs, RecentPushes, Flush, Suspects, Aside, Ledger. This file holds the decisions that
+  concern several of them, and their order: see `poll`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from .actions import (
     Send,
     is_void_after_repair,
 )
+from .aside import Aside
 from .entry import DONE, WAITING, Entry, size_of
 from .fallback_list import FallbackList, ListState
 from .flush import Flush, Outlook
@@ -48,6 +49,7 @@ from .lists import Lists
 from .memory import Memory
 from .recent import RecentPushes
 from .retries import Retries
+from .suspects import Suspects
 from .window import WINDOW_BYTES, Window
 
 # Messages sent in one poll, at most; confirms are read between two polls. The number is
@@ -96,6 +98,8 @@ class Publisher:
             clock,
             self._note_error,
         )
+        self.suspects = Suspects(self.lists, self.memory, self.window, clock)
+        self.aside = Aside(self.list, self.memory, self.window, self.ledger, wall)
         self._clock = clock
         self._config = config
         self._actions: list[Action] = []
@@ -236,15 +240,23 @@ class Publisher:
             self.ledger.reconnected()
         self.link.up()
         self.window.open()
+        self.suspects.opened()
 
     def attempt_failed(self, reason: str) -> None:
         """Note why one of several brokers could not be reached; the others are tried now."""
         self.last_error = reason
 
-    def link_down(self, reason: str) -> None:
-        """Note that no broker could be reached, or that the connection or its channel ended."""
+    def link_down(self, reason: str, *, over_message: bool = False) -> None:
+        """Note that no broker could be reached, or that the connection or its channel ended.
+
+        `over_message`: the broker has ended it, perhaps over a message that was in flight.
+        """
         self.last_error = reason
-        self.link.down()
+        if over_message:
+            culprit = self.suspects.closed()
+            if culprit is not None:
+                self.last_error = self.aside.give_up([culprit], Stat.DROPPED_SET_ASIDE, reason)
+        self.link.down(hurry=over_message and self.suspects.hurry)
         self._lose_window()
 
     def link_blocked(self, reason: str) -> None:
@@ -264,6 +276,8 @@ class Publisher:
         entries = self.window.settle(below, tags)
         self.ledger.confirmed(entries)
         self.window.grow(len(entries))
+        if self.suspects.limit is not None:
+            self.suspects.confirmed(entries)
         memory = len(entries)
         for entry in entries:
             entry.state = DONE
@@ -283,24 +297,19 @@ class Publisher:
         if self.retries.add(entries):
             self.window.shrink()
 
-    def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None:
+    def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> int:
         """Give up messages with a body above `limit` bytes, which the broker does not take.
 
-        It closes the channel each time one of them is sent.
+        It closes the channel each time one of them is sent. Return how many there were.
         """
         given_up = [
             entry
             for entry in (*self.window.in_flight(), *self.retries.entries)
             if entry.event is not None and len(make_body(entry.event)) > limit
         ]
-        for entry in given_up:
-            if entry.listed:
-                self.list.mark_done(entry)
-            else:
-                self.memory.uncount(entry)
-            self.window.give_up(entry)
         why = f"larger than the broker's limit of {limit} bytes"
-        self.ledger.dropped(Stat.DROPPED_TOO_LARGE, len(given_up), why)
+        self.aside.give_up(given_up, Stat.DROPPED_TOO_LARGE, why)
+        return len(given_up)
 
     def returned(self) -> None:
         """Count a message that has reached no queue (basic.return); its confirm follows."""
@@ -316,6 +325,7 @@ class Publisher:
 
     def _lose_window(self) -> None:
         """Make everything that was sent and not confirmed wait again, in its old place."""
+        self.suspects.lost()
         self.memory.link_lost(self.window.close())
         self.retries.clear()
         self.list.link_lost()
@@ -359,15 +369,17 @@ class Publisher:
 
     def _decide_messages(self, most: int) -> None:
         """Fill the window: refused messages, then the list, then memory."""
-        room = min(SEND_CHUNK, most, self.window.room)
+        room = self.suspects.room(min(SEND_CHUNK, most, self.window.room))
         batch: list[Entry] = []
         if self.retries:
             if not self.retries.is_due:
                 return  # nothing newer is sent before them
             batch = self.retries.take(room)
             self.memory.resend(batch)
-        if not self.retries:
+        if not self.retries and self.suspects.limit is None:
             self._fill(batch, room)
+        elif not self.retries:
+            self.suspects.fill(batch, room, self._fill)
         if batch:
             first_tag = self.window.send(batch)
             self.ledger.published(len(batch))
@@ -599,7 +611,7 @@ class Publisher:
 
     def _link_times(self) -> list[float | None]:
         if self.link.is_up:
-            return [self.retries.due_at]
+            return [self.retries.due_at, self.suspects.wakes_at]
         return [self.link.retry_at] if self.link.is_waiting and self._wants_link else []
 
     def _list_times(self) -> list[float | None]:

@@ -55,6 +55,7 @@ class Stat(enum.IntEnum):
     DROPPED_STOPPED = 39
     DROPPED_TOO_LARGE = 40
     DROPPED_HANDLER_ERROR = 41
+    DROPPED_SET_ASIDE = 42
 
 
 # Milliseconds. An event counts in the first of CONFIRM_MS_LE_* whose bound it does not exceed.
@@ -115,6 +116,8 @@ HELP: dict[Stat, str] = {
     Stat.DROPPED_UNREADABLE: "elements of the list that are not events of this module",
     Stat.DROPPED_TOO_LARGE: "larger than the broker's max_message_size",
     Stat.DROPPED_HANDLER_ERROR: "events on which the handler failed repeatedly, see the log",
+    Stat.DROPPED_SET_ASIDE: "messages over which the broker closed the channel, though it took "
+    "others; KEYSPACEAMQP.FALLBACK ASIDE shows them",
     Stat.DROPPED_STOPPED: "in memory at shutdown or unload, neither delivered nor stored in time",
 }
 
