@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable
-from typing import TypeVar
 
 from .message import Event
 
 # An event over which the handler fails, or the broker closes the channel, so many times in a
 # row is the cause. Fewer may be chance.
 STRIKES = 3
-
-_Made = TypeVar("_Made")
 
 
 class EventError(Exception):
@@ -25,19 +22,20 @@ class EventError(Exception):
         super().__init__(f"the handler failed over {shown(event)}")
         self.event = event
 
-
-def made_of(event: Event, make: Callable[[Event], _Made]) -> _Made:
-    """Return what `make` makes of the event. Raises EventError if it raises an exception."""
-    try:
-        return make(event)
-    except Exception as error:
-        raise EventError(event) from error
+    @property
+    def why(self) -> str:
+        """The exception that was raised, as a line for people."""
+        cause = self.__cause__
+        return " ".join(f"{type(cause).__name__}: {cause}".split())
 
 
 def each(events: Iterable[Event], make: Callable[[Event], object]) -> None:
     """Find the first event over which `make` fails. Raises EventError if there is one."""
     for event in events:
-        made_of(event, make)
+        try:
+            make(event)
+        except Exception as error:
+            raise EventError(event) from error
 
 
 # Bytes of a key that a line for people shows, at most.
@@ -47,7 +45,7 @@ _KEY_SHOWN = 100
 def shown(event: Event) -> str:
     """Return the event as it appears in a line for people."""
     key = repr(event.key[:_KEY_SHOWN]) + ("…" if len(event.key) > _KEY_SHOWN else "")
-    name = event.name[:_KEY_SHOWN].decode("utf-8", "backslashreplace")
+    name = repr(event.name[:_KEY_SHOWN])[2:-1]
     return f"the event of key {key} ({name}, database {event.db})"
 
 

@@ -21,6 +21,7 @@ import pika.frame
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
 from ..config import Config
+from ..failures import each
 from ..message import Event, Format
 from .frames import Frames
 from .login import parameters_for
@@ -167,7 +168,8 @@ class Broker:
     def send(self, events: Sequence[Event]) -> None:
         """Publish the events' messages, in their order.
 
-        The broker counts the messages of a channel from 1; confirms carry these tags.
+        The broker counts the messages of a channel from 1; confirms carry these tags. Raises
+        EventError if no message can be made of an event; then none is published.
         """
         channel, connection = self._channel, self._connection
         if channel is None or connection is None or not channel.is_open:
@@ -178,7 +180,12 @@ class Broker:
             self._frames = Frames(
                 self._config, self._format, channel.channel_number, connection._body_max_length
             )
-        data = self._frames.marshal(events)
+        try:
+            data = self._frames.marshal(events)
+        except Exception:
+            frames = self._frames
+            each(events, lambda event: frames.marshal([event]))
+            raise
         pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
         connection._output_marshaled_frames(pieces)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 
+from ..failures import EventError
 from ..fallback import to_element
 from ..message import EVENT_BYTES, Event
 
@@ -58,11 +59,14 @@ def size_of(entries: Iterable[Entry]) -> int:
 
 
 def element_of(entry: Entry) -> bytes:
-    """Return the entry as an element of the list."""
+    """Return the entry as an element of the list. Raises EventError if that fails."""
     if entry.element is not None:
         return entry.element
     assert entry.event is not None
-    return to_element(entry.event)
+    try:
+        return to_element(entry.event)
+    except Exception as error:
+        raise EventError(entry.event) from error
 
 
 def fitting(entries: Sequence[Entry], size: int, limit: int) -> int:

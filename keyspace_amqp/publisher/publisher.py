@@ -89,17 +89,18 @@ class Publisher:
         self.list = FallbackList(self.window, self.ledger)
         self.lists = Lists(self.list, self.ledger)
         self.recent = RecentPushes(clock, keep=clustered)
+        self.aside = Aside(self.list, self.memory, self.window, self.ledger, wall)
         self.jobs = ListJobs(
             self.lists,
             self.memory,
             self.window,
             self.recent,
             self.ledger,
+            self.aside,
             clock,
             self._note_error,
         )
         self.suspects = Suspects(self.lists, self.memory, self.window, clock)
-        self.aside = Aside(self.list, self.memory, self.window, self.ledger, wall)
         self._clock = clock
         self._config = config
         self._actions: list[Action] = []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ..config import Config
+from ..failures import Strikes
 from ..message import Event
 from ..tables.stats import Stat
 from .records import Reader, record_size
@@ -23,8 +24,6 @@ from .shim_api import Queue
 PRESSURE_ON = 1 / 2
 PRESSURE_OFF = 1 / 4
 OVERFLOW = 7 / 8
-# An event is dropped after so many exceptions in a row while it was parsed.
-ATTEMPTS = 3
 
 
 class Receiver(Protocol):
@@ -66,7 +65,7 @@ class Intake:
         # Masks and databases that apply after so many events.
         self._changes: collections.deque[tuple[int, Config]] = collections.deque()
         self._taken = 0  # events taken out of the queue
-        self._failures = 0  # exceptions in a row over the next event
+        self._strikes = Strikes()  # by the number of the event
 
     def configure(self, config: Config, pushed: int) -> None:
         """Take new parameters. Their masks and databases apply to all events after the
@@ -139,14 +138,12 @@ class Intake:
         try:
             parsed = self._reader.parse(data, most, self._taken + 1)
         except Exception:
-            self._failures += 1
-            if self._failures < ATTEMPTS:
+            if not self._strikes.failed(self._taken):
                 raise
             # One event must not block all that come after it.
             self._failed("the handler cannot parse an event")
             self._receiver.give_up()
             parsed = [], record_size(data), 1
-        self._failures = 0
         return parsed
 
     def _release(self, size: int, count: int) -> None:

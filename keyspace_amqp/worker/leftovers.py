@@ -14,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import traceback
 from collections.abc import Sequence
 
+from ..failures import shown
 from ..fallback import from_element, to_element
 from ..jobs import parse
 from ..message import Event
@@ -31,8 +33,14 @@ class Leftovers:
 
     def write(self, events: Sequence[Event]) -> None:
         """Replace the file, and wait until it is on the disk. Raises OSError; the old file
-        stays then."""
-        elements = [to_element(event) for event in events]
+        stays then. An event of which no element can be made is logged, and left out."""
+        elements = []
+        for event in events:
+            try:
+                elements.append(to_element(event))
+            except Exception:
+                text = "%s is lost, because the handler failed on it:\n%s"
+                log.LOGGER.error(text, shown(event), traceback.format_exc())
         new = self.path.with_suffix(".new")
         with new.open("wb") as file:
             file.write(b"*%d\r\n" % (2 + len(elements)))

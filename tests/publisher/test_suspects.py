@@ -7,7 +7,7 @@ from collections.abc import Callable
 from keyspace_amqp.publisher.actions import Action, Close, Connect, Send
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, texts
-from tests.publisher.simulated import number_of
+from tests.publisher.simulated import dropped_of, number_of
 
 REASON = "403 ACCESS_REFUSED"
 
@@ -82,7 +82,7 @@ def test_the_culprit_is_found_and_the_others_go_in_order() -> None:
     bench.publisher.connect()
     bench.emit(1)
     broker.run(30)
-    assert bench.count(Stat.DROPPED) == 0
+    assert dropped_of(bench.publisher) == 0
     bench.emit(40)
     assert broker.run(20, at_rest(bench))
     assert list(broker.received) == list(range(2, 42))
@@ -111,7 +111,7 @@ def test_a_long_row_of_bad_ones() -> None:
         bench.emit(20)
         if broker.run(1, at_rest(bench)):
             break
-    assert bench.count(Stat.DROPPED) == bench.count(Stat.DROPPED_SET_ASIDE) == 400
+    assert dropped_of(bench.publisher) == bench.count(Stat.DROPPED_SET_ASIDE) == 400
 
 
 def test_nothing_is_set_aside_while_all_are_refused() -> None:
@@ -120,7 +120,7 @@ def test_nothing_is_set_aside_while_all_are_refused() -> None:
         broker = Fussy(bench, lambda number: True)
         bench.publisher.connect()
         broker.run(seconds)
-        assert bench.count(Stat.DROPPED) == 0
+        assert dropped_of(bench.publisher) == 0
         assert broker.connections < 130 + seconds / 2.5  # the attempts become rare
         broker.refuses = lambda number: False
         assert broker.run(30, at_rest(bench))
@@ -144,7 +144,7 @@ def test_one_server_of_two_is_broken() -> None:
         broker.run(0.2)
     broker.refuses = lambda number: False
     assert broker.run(30, at_rest(bench))
-    assert bench.count(Stat.DROPPED) == 0
+    assert dropped_of(bench.publisher) == 0
 
 
 def test_a_channel_that_dies_once_changes_nothing() -> None:

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
+from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import delivered
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, once, settled, stats
 
@@ -76,7 +77,7 @@ def test_one_topic_is_refused(topics: Topics, start_redis: StartRedis, family: s
     assert abs(at - int(client.time()[0]) * 1000) < 100_000
     # It can be sent again: when the broker takes it, it arrives.
     topics.allow(".*")
-    client.rpush("keyspaceamqp:fallback", element)
+    client.rpush(KEY, element)
     delivered(client, topics.mailbox, [b"tmp:1"], repeated=1000, dropped=1)
 
 

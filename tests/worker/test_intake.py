@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from keyspace_amqp.config import DEFAULTS, Config
+from keyspace_amqp.failures import STRIKES
 from keyspace_amqp.message import Event
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import records
-from keyspace_amqp.worker.intake import ATTEMPTS, Intake
+from keyspace_amqp.worker.intake import Intake
 from tests.worker.fakes import Failures, FakeQueue, event, keys_of
 
 CONFIG = DEFAULTS
@@ -274,11 +275,11 @@ def test_an_event_over_which_the_handler_fails() -> None:
     """The others arrive; this one is tried again, and then dropped."""
     world = World()
     world.push("ab!c!!d")
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(STRIKES - 1):
         with pytest.raises(RuntimeError):
             world.take()
         assert (world.keys, world.receiver.given_up) == ("ab", 0)
-    for _ in range(2 * (ATTEMPTS - 1)):
+    for _ in range(2 * (STRIKES - 1)):
         with pytest.raises(RuntimeError):
             world.take()
         assert world.keys == "abc"
@@ -292,7 +293,7 @@ def test_an_event_over_which_the_handler_fails() -> None:
 def test_failures_count_only_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     world.push("!")
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(STRIKES - 1):
         with pytest.raises(RuntimeError):
             world.take()
     monkeypatch.setattr(records, "compile_masks", lambda masks: lambda data, start, end: True)

@@ -72,3 +72,14 @@ def test_a_file_that_is_there_and_cannot_be_moved(
     assert recover(file) == []
     assert f"{file.path} cannot be read: " in caplog.text
     assert "; it is" not in caplog.text
+
+
+def test_an_event_of_which_no_element_can_be_made(
+    file: Leftovers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others are in the file."""
+    broken = Event("id", 0, 0, None, b"set", b"broken")  # type: ignore[arg-type]
+    stored(file, [EVENTS[0], broken, EVENTS[1]])
+    assert recover(file) == EVENTS[:2]
+    assert "the event of key b'broken' (set, database 0) is lost" in caplog.text
+    assert "AttributeError" in caplog.text
