@@ -219,6 +219,10 @@ _LOSSES: dict[Stat, tuple[Level, str]] = {
     Stat.DROPPED_FALLBACK_FULL: (PROBLEM, "raise fallback-size"),
     Stat.DROPPED_FALLBACK_EVICTED: (PROBLEM, "choose a maxmemory-policy without allkeys"),
     Stat.DROPPED_TOO_LARGE: (PROBLEM, "raise max_message_size in the broker"),
+    Stat.DROPPED_SET_ASIDE: (
+        PROBLEM,
+        "KEYSPACEAMQP.FALLBACK ASIDE shows them with the broker's words",
+    ),
 }
 
 
