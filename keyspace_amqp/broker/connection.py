@@ -22,6 +22,7 @@ import pika.exceptions
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
 from ..config import Config
+from ..failures import each
 from ..message import Event, Format
 from .bulk import BulkConnection
 from .frames import Arguments, Frames
@@ -36,7 +37,15 @@ CLOSE_TIMEOUT = 5.0
 # RabbitMQ closes the channel with this code (AMQP 0-9-1, 1.8.2) over a message above its
 # max_message_size, and for other reasons; only the text tells the reason and the limit.
 _PRECONDITION_FAILED = 406
-_TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (\d+)")
+# The texts of RabbitMQ and of LavinMQ.
+_TOO_LARGE = re.compile(
+    r"message size \d+ (?:is )?larger than (?:configured )?max(?:imum)? size (\d+)", re.IGNORECASE
+)
+# Codes with which the broker closes the channel or the connection over no single message (AMQP
+# 0-9-1, 1.8.2): a normal close, an operator's, a virtual host or an exchange that is missing.
+_OVER_NO_MESSAGE = frozenset({200, 320, 402, 404})
+# The text of 403 if all messages are refused. If a topic is, the text names the topic.
+_ALL_REFUSED = re.compile(r"access to exchange '")
 
 
 class Listener(Protocol):
@@ -44,13 +53,13 @@ class Listener(Protocol):
 
     def link_up(self) -> None: ...
     def attempt_failed(self, reason: str) -> None: ...
-    def link_down(self, reason: str) -> None: ...
+    def link_down(self, reason: str, *, over_message: bool = False) -> None: ...
     def link_blocked(self, reason: str) -> None: ...
     def link_unblocked(self) -> None: ...
     def acked(self, below: int, tags: Sequence[int]) -> None: ...
     def nacked(self, tag: int, multiple: bool) -> None: ...
     def returned(self) -> None: ...
-    def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None: ...
+    def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> int: ...
 
 
 class Broker:
@@ -129,7 +138,8 @@ class Broker:
     def send(self, events: Sequence[Event]) -> None:
         """Publish the events' messages, in their order.
 
-        The broker counts the messages of a channel from 1; confirms carry these tags.
+        The broker counts the messages of a channel from 1; confirms carry these tags. Raises
+        EventError if no message can be made of an event; then none is published.
         """
         channel, connection = self._channel, self._connection
         if channel is None or connection is None or not channel.is_open:
@@ -140,12 +150,18 @@ class Broker:
             if self._frames is None:
                 number, body_max = channel.channel_number, connection.body_max
                 self._frames = Frames(self._config, self._format, number, body_max)
-            connection.send_frames(self._frames.marshal(events))
+            frames = self._frames
+            try:
+                data = frames.marshal(events)
+            except Exception:
+                each(events, lambda event: frames.marshal([event]))
+                raise
+            connection.send_frames(data)
             return
         if self._arguments is None:
             self._arguments = Arguments(self._config, self._format)
-        for event in events:
-            channel.basic_publish(**self._arguments.of(event))
+        arguments = self._arguments
+        each(events, lambda event: channel.basic_publish(**arguments.of(event)))
 
     # ---- callbacks of pika -------------------------------------------------
 
@@ -222,9 +238,11 @@ class Broker:
         if channel is self._channel:
             self.close()
             limit = _max_message_size(reason)
+            explained = False
             if limit is not None and self._format is not None:
-                self._listener.too_large(limit, self._format.body)
-            self._listener.link_down(reason_of(reason))
+                explained = bool(self._listener.too_large(limit, self._format.body))
+            over_message = not explained and _may_be_over_message(reason)
+            self._listener.link_down(reason_of(reason), over_message=over_message)
 
     def _on_failed(self, connection: Any, reason: BaseException) -> None:
         if connection is self._connection:
@@ -236,7 +254,8 @@ class Broker:
             elif len(self._reasons) > 1:
                 self._listener.link_down("; ".join(self._reasons))
             else:  # with a single server, its name is not needed
-                self._listener.link_down(reason_of(reason))
+                over_message = _may_be_over_message(reason)
+                self._listener.link_down(reason_of(reason), over_message=over_message)
 
 
 def _max_message_size(reason: BaseException) -> int | None:
@@ -245,6 +264,14 @@ def _max_message_size(reason: BaseException) -> int | None:
         return None
     match = _TOO_LARGE.search(reason_of(reason))
     return int(match[1]) if match else None
+
+
+def _may_be_over_message(reason: BaseException) -> bool:
+    """True if the broker has closed the channel or the connection, perhaps over a message."""
+    closed = (pika.exceptions.ChannelClosedByBroker, pika.exceptions.ConnectionClosedByBroker)
+    if not isinstance(reason, closed) or reason.reply_code in _OVER_NO_MESSAGE:
+        return False
+    return not _ALL_REFUSED.search(reason_of(reason))
 
 
 def _end(connection: Any) -> None:

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
 MERGES: dict[tuple[str, str], Merge] = {
     ("FALLBACK", "LEN"): merge_sum,
     ("FALLBACK", "PEEK"): fallback.merge_elements,
+    ("FALLBACK", "ASIDE"): fallback.merge_aside,
     ("FALLBACK", "DRAIN"): merge_sum,
     ("FALLBACK", "PURGE"): merge_sum,
     ("FALLBACK", "IMPORT"): merge_sum,

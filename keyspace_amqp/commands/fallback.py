@@ -1,4 +1,5 @@
-"""FALLBACK: look at the fallback lists, deliver them now, delete them, import a list.
+"""FALLBACK: look at the fallback lists and at the events that were set aside; deliver the lists
+now, delete them, import a list.
 
 The commands yield jobs for what they read from Redis. Worker thread; never waits.
 """
@@ -17,7 +18,7 @@ from .arguments import shown, split_subcommand, wrong_arguments
 from .handler import Call, Handler, Steps, Wait
 from .importing import import_list
 from .merging import with_coverage
-from .replies import CommandError, Reply, bytes_from_json
+from .replies import CommandError, Reply, bytes_from_json, int_from_json
 
 # Elements that are shown if the client gives no count: as many as a person reads.
 PEEK_DEFAULT = 10
@@ -31,7 +32,7 @@ _COUNT_SHOWN = 20
 
 
 def fallback(call: Call, rest: Sequence[bytes]) -> Steps:
-    """FALLBACK LEN, PEEK, DRAIN, PURGE and IMPORT."""
+    """FALLBACK LEN, PEEK, ASIDE, DRAIN, PURGE and IMPORT."""
     subcommand, arguments = split_subcommand("FALLBACK", rest)
     match subcommand, len(arguments):
         case "LEN", 0:
@@ -39,6 +40,8 @@ def fallback(call: Call, rest: Sequence[bytes]) -> Steps:
         case "PEEK", 0 | 1:
             count = _peek_count(arguments)
             return [] if call.is_copy else (yield from _peek(call, count))
+        case "ASIDE", 0 | 1:
+            return _aside(call, _peek_count(arguments))
         case "DRAIN", 0:
             return call.handler.drain()
         case "PURGE", 0:
@@ -115,6 +118,19 @@ def _length(result: JobResult) -> int:
     return lengths[0]
 
 
+def _aside(call: Call, count: int) -> list[Reply]:
+    """Return the newest events that this node has set aside: element, reason and time of each."""
+    shown: list[Reply] = []
+    room = PEEK_BYTES
+    for event in call.handler.set_aside(count):
+        why = event.why.encode("utf-8", "backslashreplace")
+        room -= len(event.element) + len(why)
+        if room < 0:
+            break
+        shown.append([event.element, why, event.at_ms])
+    return shown
+
+
 def _purge(call: Call) -> Generator[Wait, Any, int]:
     result: int | JobError = yield call.handler.purge
     if isinstance(result, JobError):
@@ -149,3 +165,20 @@ def merge_elements(
                 elements.append(text)
                 size += len(text)
     return with_coverage(handler, elements, outcome)
+
+
+def merge_aside(handler: Handler, reply: Reply, outcome: Outcome, rest: Sequence[bytes]) -> Reply:
+    """Report the events that all nodes have set aside: the newest, at most as many as asked for."""
+    shown = [item for item in reply if isinstance(item, list)] if isinstance(reply, list) else []
+    for answer in outcome.answers.values():
+        for item in answer if isinstance(answer, list) else ():
+            if isinstance(item, list) and len(item) == 3:
+                element, why, at_ms = item
+                shown.append([bytes_from_json(element), bytes_from_json(why), int_from_json(at_ms)])
+    shown.sort(key=_time_of, reverse=True)
+    newest: list[Reply] = [*shown[: _peek_count(rest[1:])]]
+    return with_coverage(handler, newest, outcome)
+
+
+def _time_of(item: list[Reply]) -> int:
+    return int_from_json(item[2])

@@ -38,6 +38,19 @@ class WaitForPeers:
         self.ask(done)
 
 
+class SetAside(Protocol):
+    """An event that was set aside: see publisher/aside.py."""
+
+    @property
+    def element(self) -> bytes: ...
+
+    @property
+    def why(self) -> str: ...
+
+    @property
+    def at_ms(self) -> int: ...
+
+
 class Handler(Protocol):
     """The worker, as far as the commands use it."""
 
@@ -114,6 +127,10 @@ class Handler(Protocol):
 
     def run_elsewhere(self, words: Sequence[bytes], done: Resume) -> None:
         """Have the other nodes run a command; `done` gets an `Outcome`."""
+        ...
+
+    def set_aside(self, count: int) -> Sequence[SetAside]:
+        """Return at most `count` of the events that this node has set aside, newest first."""
         ...
 
     def drain(self) -> int:

@@ -8,11 +8,9 @@ and are sent again within the limits of `retries`. So they do not hold up the fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from ..message import Event
-from ..tables.stats import Stat
-from .entry import DONE, REFUSED, WAITING, Entry, size_of
+from .entry import DONE, HELD, WAITING, Entry, size_of
 from .fallback_list import FallbackList, ListState
 from .ledger import Ledger
 from .list_jobs import SENT_ELEMENTS
@@ -85,6 +83,11 @@ class Delivery:
         return bool(self._refused or self._lists.refused.length)
 
     @property
+    def refused_unsent(self) -> int:
+        """Return the number of refused events that are known and not sent."""
+        return self._refused.unsent + self._lists.refused.unsent
+
+    @property
     def refused_waiting(self) -> int:
         """Return the number of refused events that are not confirmed yet."""
         in_memory = self._refused.waiting + self._refused.in_flight
@@ -108,8 +111,11 @@ class Delivery:
 
     # ---- answers -----------------------------------------------------------------
 
-    def confirmed(self, below: int, tags: Sequence[int]) -> None:
-        """Take confirms: of all messages up to and including tag `below`, and of these `tags`."""
+    def confirmed(self, below: int, tags: Sequence[int]) -> Sequence[Entry]:
+        """Take confirms: of all messages up to and including tag `below`, and of these `tags`.
+
+        Return the entries that they confirm.
+        """
         entries = self._window.settle(below, tags)
         self._ledger.confirmed(entries)
         memory = len(entries)
@@ -125,6 +131,7 @@ class Delivery:
             memory -= len(again)
             self._confirmed_again(again)
         self._memory.confirmed(memory)
+        return entries
 
     def _confirmed_again(self, entries: Sequence[Entry]) -> None:
         """Note the confirms of refused events."""
@@ -153,9 +160,8 @@ class Delivery:
         for entry in entries:
             if entry.listed:
                 self._list_of(entry).mark_refused(entry)
-        own = [entry for entry in entries if not entry.listed]
-        self._memory.refused([entry for entry in own if not entry.refused])
-        self._refused.refused([entry for entry in own if entry.refused])
+        for log, own in self._by_log(entries):
+            log.refused(own)
 
     def collect(self) -> None:
         """Move entries of memory that are REFUSED to the refused events.
@@ -172,33 +178,32 @@ class Delivery:
                 entry.state, entry.refused, entry.at = WAITING, True, self._clock()
             self._refused.add(for_refused)
 
-    def give_up(self, reason: Stat, why: str, is_lost: Callable[[Event], bool]) -> int:
-        """Give up the messages in flight or refused for which `is_lost`; return how many.
-
-        `why` is for the log.
-        """
+    def sent(self) -> list[Entry]:
+        """Return the messages in flight, and the refused events, which were sent before."""
         entries = (*self._window.in_flight(), *self._refused, *self._lists.refused.known)
-        lost = [
-            entry
-            for entry in dict.fromkeys(entries)
-            if entry.state is not DONE and entry.event is not None and is_lost(entry.event)
-        ]
-        for entry in lost:
-            if entry.listed:
-                one = self._list_of(entry)
-                one.refused -= entry.state is REFUSED
-                one.mark_done(entry)
-            else:
-                (self._refused if entry.refused else self._memory).uncount(entry)
-            self._window.give_up(entry)
-        self._ledger.dropped(reason, len(lost), why)
-        return len(lost)
+        return [entry for entry in dict.fromkeys(entries) if entry.state is not DONE]
+
+    def hold(self, entries: Sequence[Entry]) -> None:
+        """Make entries that were taken to be sent HELD: they are sent later, or wait again."""
+        for log, own in self._by_log(entries):
+            log.put_back(own)
+        for entry in entries:
+            entry.state = HELD
+
+    def resume(self, entries: Sequence[Entry]) -> None:
+        """Count entries that were HELD as in flight: they are sent now."""
+        for log, own in self._by_log(entries):
+            log.send_again(own)
+
+    def _by_log(self, entries: Sequence[Entry]) -> Iterator[tuple[Memory, Sequence[Entry]]]:
+        own = [entry for entry in entries if not entry.listed]
+        yield self._memory, [entry for entry in own if not entry.refused]
+        yield self._refused, [entry for entry in own if entry.refused]
 
     def link_lost(self) -> None:
         """Make everything that was sent and not confirmed wait again, in its old place."""
-        own = [entry for entry in self._window.close() if not entry.listed]
-        self._memory.link_lost([entry for entry in own if not entry.refused])
-        self._refused.link_lost([entry for entry in own if entry.refused])
+        for log, own in self._by_log(self._window.close()):
+            log.link_lost(own)
         self._list.link_lost()
         self._lists.refused.link_lost()
         self._retries.open()

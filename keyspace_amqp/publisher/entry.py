@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 
+from ..failures import EventError
 from ..fallback import to_element
 from ..message import EVENT_BYTES, Event
 
@@ -14,17 +15,19 @@ class State(enum.IntEnum):
 
     WAITING: to be sent. SENT: in flight; the window has its delivery tag. REFUSED: the
     broker has answered with a nack; it will move to the refused events, in memory or in
-    their list. DONE: confirmed, or not to be sent any more.
+    their list. DONE: confirmed, or not to be sent any more. HELD: passed over; it is sent
+    after others.
     """
 
     WAITING = 0
     SENT = 1
     REFUSED = 2
     DONE = 3
+    HELD = 4
 
 
 # For the hot path: looking up State.SENT takes longer than comparing with it.
-WAITING, SENT, REFUSED, DONE = State
+WAITING, SENT, REFUSED, DONE, HELD = State
 
 
 class Entry:
@@ -59,11 +62,14 @@ def size_of(entries: Iterable[Entry]) -> int:
 
 
 def element_of(entry: Entry) -> bytes:
-    """Return the entry as an element of the list."""
+    """Return the entry as an element of the list. Raises EventError if that fails."""
     if entry.element is not None:
         return entry.element
     assert entry.event is not None
-    return to_element(entry.event)
+    try:
+        return to_element(entry.event)
+    except Exception as error:
+        raise EventError(entry.event) from error
 
 
 def fitting(entries: Sequence[Entry], size: int, limit: int) -> int:

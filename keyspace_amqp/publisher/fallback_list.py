@@ -109,6 +109,11 @@ class FallbackList:
         entry.state = REFUSED
         self.refused += 1
 
+    def give_up(self, entry: Entry) -> None:
+        """Count an element of the known head, in any state, as DONE."""
+        self.refused -= entry.state is REFUSED
+        self.mark_done(entry)
+
     def mark_done(self, entry: Entry) -> None:
         """Count an element of the known head as DONE."""
         self.done += 1

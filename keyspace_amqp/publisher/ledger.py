@@ -11,6 +11,7 @@ The only writer of the publisher's counters. At any moment the books balance:
 from __future__ import annotations
 
 import bisect
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
@@ -24,6 +25,8 @@ from .entry import Entry
 LOG_EVERY = 10.0
 RETURNS_LOG_EVERY = 60.0
 REFUSALS_LOG_EVERY = 60.0
+# Log lines about single events within LOG_EVERY seconds, at most.
+LINES = 10
 
 _WAITING = (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
 
@@ -52,6 +55,8 @@ class Ledger:
         self._reports: dict[Stat, _Report] = {}
         self._refusals = ""  # a log line that waits, about refused pushes
         self._refusals_at = clock()  # no other such line before this time
+        self._lines: list[Log] = []  # about single events
+        self._line_times: collections.deque[float] = collections.deque(maxlen=LINES)
         # Times of emission of the events that were confirmed since the last poll, and the
         # time of the first of these confirms: all in milliseconds.
         self._emitted: list[int] = []
@@ -117,6 +122,13 @@ class Ledger:
             self.dropped(Stat.DROPPED_NO_MEMORY, count, why)
         else:
             self.dropped(Stat.DROPPED_QUEUE_FULL, count, "memory is full and the list out of reach")
+
+    def note(self, text: str) -> None:
+        """Log a line about a single event, unless there were LINES of them lately."""
+        now, times = self._clock(), self._line_times
+        if len(times) < LINES or now >= times[0] + LOG_EVERY:
+            times.append(now)
+            self._lines.append(Log("warning", text))
 
     def reconnected(self) -> None:
         """Count a connection after the first one."""
@@ -194,7 +206,7 @@ class Ledger:
         The first line about a counter is due at once. Each later one sums up what came in
         LOG_EVERY or RETURNS_LOG_EVERY seconds.
         """
-        lines: list[Log] = []
+        lines, self._lines = self._lines, []
         if self._refusals:
             lines.append(Log("warning", self._refusals))
             self._refusals = ""

@@ -117,10 +117,14 @@ class Link:
         self.state = LinkState.UP
         self.connections += 1
 
-    def down(self) -> None:
-        """Note that an attempt has failed, or that the connection was lost."""
+    def down(self, *, hurry: bool = False) -> None:
+        """Note that an attempt has failed, or that the connection was lost.
+
+        `hurry`: the next attempt comes as soon as after a single failure.
+        """
         self._failures += 1
-        self.retry_at = self._clock() + backoff.delay(self._failures, BACKOFF_MAX, self._jitter)
+        count = 1 if hurry else self._failures
+        self.retry_at = self._clock() + backoff.delay(count, BACKOFF_MAX, self._jitter)
         self.closed()
 
     def closed(self) -> None:

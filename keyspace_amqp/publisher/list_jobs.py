@@ -14,10 +14,12 @@ import operator
 from collections.abc import Callable, Sequence
 
 from .. import fallback
-from ..fallback import JOB_BYTES, JOB_ELEMENTS, from_element
+from ..fallback import JOB_BYTES, JOB_ELEMENTS
 from ..jobs import Failure, Job, JobError, JobResult
+from ..message import Event
 from ..tables.stats import Stat
 from .actions import Submit
+from .aside import Aside
 from .entry import DONE, REFUSED, WAITING, Entry, element_of, size_of
 from .fallback_list import FallbackList, ListState
 from .ledger import Ledger
@@ -104,6 +106,7 @@ class ListJobs:
         window: Window,
         recent: RecentPushes,
         ledger: Ledger,
+        aside: Aside,
         clock: Callable[[], float],
         on_error: Callable[[str], None],
     ) -> None:
@@ -123,6 +126,7 @@ class ListJobs:
         self._window = window
         self._recent = recent
         self._ledger = ledger
+        self._aside = aside
         self._clock = clock
         self._on_error = on_error
 
@@ -455,14 +459,14 @@ class ListJobs:
             return  # others may have removed elements: these may not be the next ones
         entries = []
         for element in fallback.read_elements(result):
-            entry = Entry(from_element(element), self._clock(), element)
+            event = self._aside.event_in(element)
+            entry = Entry(event if isinstance(event, Event) else None, self._clock(), element)
             entry.listed = True
             entry.refused = source is self._lists.refused
-            if entry.event is None:
+            if not isinstance(event, Event):
                 entry.state = DONE
                 source.mark_done(entry)
-                why = "an element of the list is not an event"
-                self._ledger.dropped(Stat.DROPPED_UNREADABLE, 1, why)
+                self._aside.lost(element, event)
             entries.append(entry)
         source.read(entries)
 

@@ -102,6 +102,14 @@ class Memory:
         for entry in entries:
             entry.state = REFUSED
 
+    def put_back(self, entries: Sequence[Entry]) -> None:
+        """Count entries of this log, which were taken to be sent, as waiting."""
+        self._count_waiting(entries)
+
+    def send_again(self, entries: Sequence[Entry]) -> None:
+        """Count entries that were put back as in flight."""
+        self._count_in_flight(entries)
+
     def _count_waiting(self, entries: Sequence[Entry]) -> None:
         self.in_flight -= len(entries)
         self.waiting += len(entries)

@@ -14,8 +14,8 @@ The places of events, in the order in which they are sent:
   order; after a lost connection they are sent again in their order.
 - Events that the broker has refused are in a second list and a second log: see delivery.py.
 - Each part has an object of its own: Link, Window, Retries, Memory, Delivery, FallbackList,
-  Lists, ListJobs, RecentPushes, Flush, Ledger. This file holds the decisions that concern
-  several of them, and their order: see `poll`.
+  Lists, ListJobs, RecentPushes, Flushing, Suspects, Aside, Ledger. This file holds the decisions
+  that concern several of them, and their order: see `poll`.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from .actions import (
     Action,
     Close,
     Connect,
-    Flushed,
     FlushMode,
     Recovered,
     Send,
     Submit,
     is_void_after_repair,
 )
+from .aside import Aside
 from .delivery import Delivery
-from .entry import DONE, Entry
+from .entry import Entry
 from .fallback_list import FallbackList
-from .flush import Flush, Outlook
+from .flushing import Flushing
 from .ledger import Ledger
 from .link import Link
 from .list_jobs import ListJobs
@@ -52,6 +52,7 @@ from .recent import RecentPushes
 from .recovery import Recovery
 from .retries import Retries
 from .shelf import Shelf
+from .suspects import Suspects
 from .window import LATE_AFTER, WINDOW_BYTES, Window
 
 # Messages sent in one poll, at most; confirms are read between two polls. The number is
@@ -98,6 +99,7 @@ class Publisher:
         self.lists = Lists(self.list, FallbackList(self.window, self.ledger), self.ledger)
         self.recent = RecentPushes(clock, keep=clustered)
         self.recovery = Recovery()
+        self.aside = Aside(self.lists, self.memory, self.refused, self.window, self.ledger, wall)
         self.jobs = ListJobs(
             self.lists,
             self.memory,
@@ -105,17 +107,22 @@ class Publisher:
             self.window,
             self.recent,
             self.ledger,
+            self.aside,
             clock,
             self._note_error,
         )
         self.delivery = Delivery(
             self.window, self.retries, self.memory, self.refused, self.lists, self.ledger, clock
         )
+        self.suspects = Suspects(self.lists, self.memory, self.delivery, self.window, clock)
         self._clock = clock
         self._config = config
         self._actions: list[Action] = []
         self._pressure = False
-        self._flush: Flush | None = None
+        self._flushing = Flushing(
+            self.link, self.window, self.memory, self.refused, self.shelf, self.lists, self.jobs,
+            self.delivery, self.recent, self.recovery, self.ledger, clock,
+        )  # fmt: skip
 
     @property
     def counts(self) -> list[int]:
@@ -176,7 +183,7 @@ class Publisher:
             return
         events = self.recent.take()
         if events and self.memory.sent:
-            self.delivery.link_lost()  # what was sent from memory is newer: it goes again
+            self._lose_window()  # what was sent from memory is newer: it goes again
         entries = [Entry(event, self._clock()) for event in events]
         self.memory.insert(entries)
         self.ledger.found(len(entries))
@@ -258,7 +265,7 @@ class Publisher:
         `seconds`: the time that Redis waits. Unless the mode is STORE, no events may be
         added any more.
         """
-        self._flush = Flush(flush_id, mode, self._clock(), seconds)
+        self._flushing.begin(flush_id, seconds, mode)
 
     def reset_stats(self) -> None:
         """Reset the counters."""
@@ -277,16 +284,24 @@ class Publisher:
             self.ledger.reconnected()
         self.link.up()
         self.window.open()
+        self.suspects.opened()
 
     def attempt_failed(self, reason: str) -> None:
         """Note why one of several brokers could not be reached; the others are tried now."""
         self.last_error = reason
 
-    def link_down(self, reason: str) -> None:
-        """Note that no broker could be reached, or that the connection or its channel ended."""
+    def link_down(self, reason: str, *, over_message: bool = False) -> None:
+        """Note that no broker could be reached, or that the connection or its channel ended.
+
+        `over_message`: the broker has ended it, perhaps over a message that was in flight.
+        """
         self.last_error = reason
-        self.link.down()
-        self.delivery.link_lost()
+        if over_message:
+            culprit = self.suspects.closed()
+            if culprit is not None:
+                self.last_error = self.aside.give_up([culprit], Stat.DROPPED_SET_ASIDE, reason)
+        self.link.down(hurry=over_message and self.suspects.hurry)
+        self._lose_window()
 
     def link_blocked(self, reason: str) -> None:
         """Note that the broker takes no messages for now (connection.blocked)."""
@@ -303,7 +318,9 @@ class Publisher:
         """Take confirms: of all messages up to and including tag `below`, and of these `tags`."""
         self.window.progress()
         self.link.confirmed()
-        self.delivery.confirmed(below, tags)
+        entries = self.delivery.confirmed(below, tags)
+        if self.suspects.limit is not None:
+            self.suspects.confirmed(entries)
 
     def nacked(self, tag: int, multiple: bool) -> None:
         """Take the refusal of a message, or of all up to this tag (basic.nack)."""
@@ -311,15 +328,15 @@ class Publisher:
         if self.delivery.nacked(tag, multiple):
             self.last_error = "the broker refused a message (basic.nack)"
 
-    def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> None:
+    def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> int:
         """Give up messages with a body above `limit` bytes, which the broker does not take.
 
-        It closes the channel each time one of them is sent.
+        It closes the channel each time one of them is sent. Return how many there were.
         """
         why = f"larger than the broker's limit of {limit} bytes"
-        self.delivery.give_up(
-            Stat.DROPPED_TOO_LARGE, why, lambda event: len(make_body(event)) > limit
-        )
+        lost = [e for e in self.delivery.sent() if e.event and len(make_body(e.event)) > limit]
+        self.aside.give_up(lost, Stat.DROPPED_TOO_LARGE, why)
+        return len(lost)
 
     def returned(self) -> None:
         """Count a message that has reached no queue (basic.return); its confirm follows."""
@@ -331,7 +348,12 @@ class Publisher:
         if self.link.is_open:
             self._actions.append(Close())
             self.link.closed()
-            self.delivery.link_lost()
+            self._lose_window()
+
+    def _lose_window(self) -> None:
+        """Make everything that was sent and not confirmed wait again, in its old place."""
+        self.suspects.lost()
+        self.delivery.link_lost()
 
     # ---- output ------------------------------------------------------------------
 
@@ -348,11 +370,13 @@ class Publisher:
             self._decide_messages(most if most is not None and self._may_wait else SEND_CHUNK)
         self._decide_job()
         self.recent.expire()
-        flushed = self._decide_flush(more)
+        flushed = self._flushing.decide(more=more, fallback_size=self._config.fallback_size)
+        if flushed is not None:
+            self._actions.append(flushed)
         self.ledger.time_confirms()
         if self.recovery.ends():
             self._actions.append(Recovered())
-        self._actions += self.ledger.logs(all_of_them=flushed)
+        self._actions += self.ledger.logs(all_of_them=flushed is not None)
         actions, self._actions = self._actions, []
         self.has_more = any(isinstance(action, Send) for action in actions)
         return actions
@@ -378,27 +402,31 @@ class Publisher:
             self._close_link()
             self.link.rest()
         listed = self.list.length or self.lists.others or self.delivery.has_refused
-        taken_soon = more and self._flush is not None  # a stop may be the first to look
+        taken_soon = more and self.flushing  # a stop may be the first to look
         if self._in_memory or listed or taken_soon:
             self.link.need()
-        if self.link.is_due() and self._wants_link:
+        if self.link.is_due() and self._flushing.may_deliver:
             self.link.connecting()
             self._actions.append(Connect())
 
-    @property
-    def _wants_link(self) -> bool:
-        """True unless a flush would not wait for a new connection."""
-        return self._flush is None or self._may_deliver(self._flush)
-
     def _decide_messages(self, most: int) -> None:
         """Send as many messages as the window has room for."""
-        room = min(SEND_CHUNK, most, self.window.room)
-        batch = self.delivery.take(room, refused_in_memory=not self._may_store_refused)
+        room = self.suspects.room(min(SEND_CHUNK, most, self.window.room))
+        batch: list[Entry] = []
+        if self.suspects.limit is None:
+            self._fill(batch, room)
+        else:
+            self.suspects.fill(batch, room, self._fill)
         if batch:
             first_tag = self.window.send(batch)
             self.ledger.published(len(batch))
             events = [entry.event for entry in batch if entry.event is not None]
             self._actions.append(Send(first_tag, events))
+
+    def _fill(self, batch: list[Entry], room: int) -> None:
+        """Add the next messages to the batch, up to `room`."""
+        in_memory = not self._may_store_refused
+        batch += self.delivery.take(room - len(batch), refused_in_memory=in_memory)
 
     @property
     def _in_memory(self) -> bool:
@@ -416,7 +444,7 @@ class Publisher:
             self.jobs.list_chosen()
         job = self.jobs.next_purge() or self.jobs.next_length()
         if job is None and self.list.is_ready and self.jobs.may_retry:
-            stopping = self._flush is not None and self._flush.ends
+            stopping = self._flushing.ends
             more = self.link.is_up and self.list.unsent > 0
             job = self.jobs.next_trim(at_once=stopping, more=more) or self._refused_job()
             if job is None and self._should_store:
@@ -441,9 +469,8 @@ class Publisher:
     @property
     def _may_store_refused(self) -> bool:
         """True if the list of refused events takes pushes now."""
-        leaves = self._flush is not None and self._flush.mode is FlushMode.LEAVE
         ready = self._storable and self.lists.refused.is_ready
-        return ready and not leaves and self.refused.in_flight == 0
+        return ready and not self._flushing.leaves and self.refused.in_flight == 0
 
     @property
     def _storable(self) -> bool:
@@ -457,9 +484,8 @@ class Publisher:
         oldest = self.memory.oldest
         if oldest is None or not self._storable:
             return False
-        if self._flush is not None:
-            leaves = self._flush.mode is FlushMode.LEAVE
-            return not leaves and not self._may_deliver(self._flush)
+        if self.flushing:
+            return not self._flushing.leaves and not self._flushing.may_deliver
         overdue = self._clock() >= oldest.at + STORE_AFTER
         due = overdue or self.memory.unsent >= JOB_ELEMENTS
         if not self.link.is_up:
@@ -471,80 +497,7 @@ class Publisher:
             return due
         return self._pressure or stalled
 
-    # ---- the end of a flush ------------------------------------------------------
-
-    def _decide_flush(self, more: bool) -> bool:
-        """End the flush if it is done; return True if it ended."""
-        flush = self._flush
-        if flush is None or not flush.is_done(self._outlook(flush, more), self._clock()):
-            return False
-        self._flush = None
-        leftovers = self._leftovers() if flush.ends else []
-        if self._goes_to_file(flush):
-            self.ledger.found(-len(leftovers))  # the next load has them
-            self._actions.append(Flushed(flush.id, flush.mode, leftovers, flush.began))
-        else:
-            lost = len(leftovers) + (self.shelf.clear() if flush.ends else 0)
-            why = "they could be neither delivered nor stored"
-            self.ledger.dropped(Stat.DROPPED_STOPPED, lost, why)
-            self._actions.append(Flushed(flush.id, flush.mode))
-        if flush.ends:
-            self._empty_memory()
-        return True
-
-    def _outlook(self, flush: Flush, more: bool) -> Outlook:
-        to_file = self._goes_to_file(flush)
-        can_store = self.lists.writable and self._config.fallback_size >= 0 and not to_file
-        if not flush.ends and (self.list.key is None or not self.jobs.may_retry):
-            can_store = False  # no list, or a job failed: do not let the main thread wait
-        if self.ledger.lacks_memory and not self.jobs.may_push:
-            can_store = False  # nothing frees memory while the main thread waits
-        return Outlook(
-            memory=self._in_memory or more,
-            listed=bool(self.lists.others) or self.list.undelivered > 0,
-            trimmable=flush.ends and can_store and bool(self.list.done_prefix()),
-            job=self.jobs.running is not None,
-            can_store=can_store,
-            may_deliver=self._may_deliver(flush),
-            to_file=to_file,
-            answers=self._broker_answers,
-        )
-
-    def _may_deliver(self, flush: Flush) -> bool:
-        """True if a flush may still wait for the broker."""
-        if not flush.in_grace(self._clock()):
-            return False
-        if flush.mode is not FlushMode.DRAIN and self.delivery.list_comes_first:
-            return False  # the list would be sent first, and events are safe in the list
-        if self.link.is_up:
-            return self._broker_answers and not (self.refused and not self.memory)
-        opening = self.link.is_first_attempt and not self.link.is_blocked
-        return flush.ends and opening
-
-    def _goes_to_file(self, flush: Flush) -> bool:
-        """True if events that remain at the end go to the file of leftovers."""
-        no_list = flush.mode is FlushMode.DRAIN and self.list.key is None
-        wanted = (flush.mode is FlushMode.LEAVE or no_list) and self._config.fallback_size >= 0
-        return flush.ends and (wanted or self.recovery.active)  # else there is such a file already
-
-    @property
-    def _broker_answers(self) -> bool:
-        """True if the link is up and the broker confirms."""
-        return self.link.is_up and not self.window.is_stalled
-
-    def _leftovers(self) -> list[Event]:
-        """Return the events in memory that are not delivered."""
-        pushed = self.recent.take() if self.recent.wanted else []
-        self.ledger.found(len(pushed))
-        entries = [e for log in (self.refused, self.memory) for e in log if e.state is not DONE]
-        return pushed + [entry.event for entry in entries if entry.event is not None]
-
-    def _empty_memory(self) -> None:
-        for log in (self.refused, self.memory):
-            for entry in log.take_all():
-                log.uncount(entry)
-                self.window.give_up(entry)
-        self.recovery.give_up()
+    # ---- exceptions --------------------------------------------------------------
 
     def repair(self, *, job_lost: bool) -> None:
         """Make the state consistent after an exception; to be called after `link_down`.
@@ -592,6 +545,11 @@ class Publisher:
         return 2 * JOB_ELEMENTS - self.memory.unsent
 
     @property
+    def _broker_answers(self) -> bool:
+        """True if the link is up and the broker confirms."""
+        return self.link.is_up and not self.window.is_stalled
+
+    @property
     def can_only_wait(self) -> bool:
         """True if events can neither be sent nor stored now."""
         return not (self._broker_answers or self._storable or self.jobs.running is not None)
@@ -606,13 +564,13 @@ class Publisher:
     @property
     def flushing(self) -> bool:
         """True if Redis waits for a flush."""
-        return self._flush is not None
+        return self._flushing.current is not None
 
     def wake_at(self) -> float | None:
         """Return when poll has to be called again if nothing else happens; None: never."""
         times = [*self._link_times(), *self._list_times(), *self.ledger.wake_times()]
-        if self._flush is not None:
-            times.append(self._flush.wakes_at(self._clock()))
+        if self.flushing:
+            times.append(self._flushing.wakes_at)
             times.append(self.window.stalls_at)
         due = [time for time in times if time is not None]
         # If a time has already passed, the last poll could do nothing: poll a little later.
@@ -620,8 +578,10 @@ class Publisher:
 
     def _link_times(self) -> list[float | None]:
         if not self.link.is_up:
-            return [self.link.retry_at] if self.link.is_waiting and self._wants_link else []
-        times: list[float | None] = []
+            return (
+                [self.link.retry_at] if self.link.is_waiting and self._flushing.may_deliver else []
+            )
+        times: list[float | None] = [self.suspects.wakes_at]
         if self.delivery.has_refused and not self.retries.is_due:
             times.append(self.retries.due_at)
         if self.delivery.has_unsent:

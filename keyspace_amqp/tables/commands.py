@@ -139,16 +139,18 @@ COMMANDS: tuple[CommandSpec, ...] = (
         (
             "FALLBACK LEN",
             "FALLBACK PEEK [count]",
+            "FALLBACK ASIDE [count]",
             "FALLBACK DRAIN",
             "FALLBACK PURGE",
             "FALLBACK IMPORT key",
         ),
-        "Shows the fallback list, delivers it now, deletes it, or takes over the list of the older "
-        "C module",
+        "Shows the fallback list or the events that were set aside, delivers the list now, deletes "
+        "it, or takes over the list of the older C module",
         (
             _one_of(
                 _subcommand("LEN"),
                 _subcommand("PEEK", Argument("count", "INTEGER", optional=True)),
+                _subcommand("ASIDE", Argument("count", "INTEGER", optional=True)),
                 _subcommand("DRAIN"),
                 _subcommand("PURGE"),
                 _subcommand("IMPORT", _ANY_KEY),

@@ -57,6 +57,7 @@ class Stat(enum.IntEnum):
     DROPPED_TOO_LARGE = 41
     DROPPED_HANDLER_ERROR = 42
     DROPPED_NO_MEMORY = 43
+    DROPPED_SET_ASIDE = 44
 
 
 # Milliseconds. An event counts in the first of CONFIRM_MS_LE_* whose bound it does not exceed.
@@ -122,6 +123,8 @@ HELP: dict[Stat, str] = {
     Stat.DROPPED_HANDLER_ERROR: "events on which the handler failed repeatedly, see the log",
     Stat.DROPPED_NO_MEMORY: "`queue-limit` was reached, and the list took no more because Redis "
     "was near its `maxmemory`",
+    Stat.DROPPED_SET_ASIDE: "messages over which the broker closed the channel, though it took "
+    "others; KEYSPACEAMQP.FALLBACK ASIDE shows them",
     Stat.DROPPED_STOPPED: "in memory at shutdown or unload, neither delivered nor stored in time",
 }
 

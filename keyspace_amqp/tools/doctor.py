@@ -228,6 +228,10 @@ _LOSSES: dict[Stat, tuple[Level, str]] = {
         "raise maxmemory, or queue-limit, which does not count towards maxmemory",
     ),
     Stat.DROPPED_TOO_LARGE: (PROBLEM, "raise max_message_size in the broker"),
+    Stat.DROPPED_SET_ASIDE: (
+        PROBLEM,
+        "KEYSPACEAMQP.FALLBACK ASIDE shows them with the broker's words",
+    ),
 }
 
 

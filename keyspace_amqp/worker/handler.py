@@ -14,6 +14,7 @@ from ..cluster.watch import ClusterWatch
 from ..cluster.wire import Register
 from ..commands import Resume
 from ..config import Config
+from ..publisher.aside import GivenUp
 from ..publisher.publisher import Publisher
 from ..tables.stats import Stat
 from .parameters import Parameters
@@ -100,6 +101,9 @@ class Handler:
         waiting, self._need_lists = self._need_lists, []
         for resume in waiting:
             self.when_lists_known(resume)
+
+    def set_aside(self, count: int) -> Sequence[GivenUp]:
+        return self._publisher.aside.newest(count)
 
     def drain(self) -> int:
         self._publisher.drain()

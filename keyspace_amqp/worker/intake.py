@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from ..config import Config
+from ..failures import STRIKES
 from ..masks import ALL
 from ..message import EVENT_BYTES, Event
 from ..publisher.shelf import Shelf
@@ -33,8 +34,6 @@ OVERFLOW = 7 / 8
 # The bytes that an event takes as objects above those of its record, whose padding is
 # between 0 and 7 bytes.
 _OBJECT_BYTES = EVENT_BYTES - HEAD.size - 4
-# An event is dropped after so many exceptions in a row while it was parsed.
-ATTEMPTS = 3
 _NO_END = 2**63
 
 _T = TypeVar("_T")
@@ -243,13 +242,13 @@ class Intake:
         return True
 
     def _attempt(self, work: Callable[[], _T], *, shelved: bool = False) -> _T | None:
-        """Return what `work` returns. None: it has raised ATTEMPTS exceptions in a row, and
+        """Return what `work` returns. None: it has raised STRIKES exceptions in a row, and
         its first event is lost, because one event must not block all that come after it."""
         try:
             result = work()
         except Exception:
             self._failures += 1
-            if self._failures < ATTEMPTS:
+            if self._failures < STRIKES:
                 raise
             self._failed("the handler cannot parse an event")
             self._receiver.give_up(shelved=shelved)

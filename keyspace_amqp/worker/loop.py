@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import secrets
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from ..broker.target import address, target_of
 from ..cluster.peers import Peers
 from ..cluster.watch import ClusterWatch
 from ..config import Config
+from ..failures import EventError
 from ..message import Event
 from ..publisher.actions import (
     Action,
@@ -235,8 +237,12 @@ class Worker:
         """Log an exception that is a defect of the handler, and repair. The connection and
         the list may be in any state, so the connection is closed and the list read anew."""
         self._broken = True
+        error = sys.exception()
         with contextlib.suppress(Exception):
             self._status.failed("unexpected exception in the handler")
+        if isinstance(error, EventError):
+            with contextlib.suppress(Exception):
+                self._publisher.aside.failed_over(error.event, error.why)
         with contextlib.suppress(Exception):
             self._status.show()
         time.sleep(_ERROR_PAUSE)

@@ -29,13 +29,23 @@ THREE = dataclasses.replace(DEFAULTS, host="h:1,h:2,h:3")
 
 
 class Listener:
-    """Records the calls that it gets."""
+    """Records the calls that it gets. `over_message`: what the last `link_down` said."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
+        self.over_message: bool | None = None
+        self.found = 0  # messages that are too large
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments: self.heard.append((name, *arguments))
+
+    def link_down(self, reason: str, *, over_message: bool = False) -> None:
+        self.heard.append(("link_down", reason))
+        self.over_message = over_message
+
+    def too_large(self, limit: int, make_body: Any) -> int:
+        self.heard.append(("too_large", limit, make_body))
+        return self.found
 
 
 class Channel:
@@ -86,12 +96,67 @@ def test_another_connections_end_means_nothing(broker: Any) -> None:
     assert broker._listener.heard == [("link_down", "lost")]
 
 
-def test_a_message_that_is_too_large_is_named(broker: Any) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "message size 200 is larger than configured max size 100",  # RabbitMQ
+        "message size 200 larger than max size 100",  # LavinMQ
+    ],
+)
+@pytest.mark.parametrize("found", [1, 0])
+def test_a_message_that_is_too_large_is_named(broker: Any, words: str, found: int) -> None:
+    """If no message is above the limit, the text does not explain the closure."""
     broker._channel = Channel()
+    broker._listener.found = found
     broker.configure(THREE, made := Format(THREE, ""))
-    text = "PRECONDITION_FAILED - message size 200 is larger than configured max size 100"
+    text = f"PRECONDITION_FAILED - {words}"
     broker._on_channel_closed(broker._channel, pika.exceptions.ChannelClosedByBroker(406, text))
     assert broker._listener.heard == [("too_large", 100, made.body), ("link_down", f"406 {text}")]
+    assert broker._listener.over_message == (found == 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "over_message"),
+    [
+        (403, "ACCESS_REFUSED - access to topic 'a' in exchange 'e' in vhost '/' refused", True),
+        (403, "ACCESS_REFUSED - write access to topic 'a' in exchange 'e' refused", True),
+        (403, "ACCESS_REFUSED - access to exchange 'e' in vhost '/' refused", False),
+        (403, "ACCESS_REFUSED - write access to exchange 'e' in vhost '/' refused", False),
+        (403, "ACCESS_REFUSED - a plugin says no", True),
+        (406, "PRECONDITION_FAILED - invalid expiration", True),
+        (311, "CONTENT_TOO_LARGE", True),
+        (541, "INTERNAL_ERROR", True),
+        (501, "FRAME_ERROR", True),
+        (404, "NOT_FOUND - no exchange 'e' in vhost '/'", False),
+        (402, "INVALID_PATH", False),
+        (320, "CONNECTION_FORCED - broker forced connection closure", False),
+    ],
+)
+def test_closures_that_may_be_over_a_message(
+    broker: Any, code: int, text: str, over_message: bool
+) -> None:
+    broker._channel = Channel()
+    broker._on_channel_closed(broker._channel, pika.exceptions.ChannelClosedByBroker(code, text))
+    assert broker._listener.over_message == over_message
+    broker._connection = object()
+    closed = pika.exceptions.ConnectionClosedByBroker(code, text)
+    broker._on_failed(broker._connection, closed)
+    assert broker._listener.over_message == over_message
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        pika.exceptions.StreamLostError("Transport indicated EOF"),
+        pika.exceptions.AMQPHeartbeatTimeout("no heartbeat"),
+        pika.exceptions.ConnectionClosedByClient(200, "bye"),
+        TimeoutError("no channel"),
+    ],
+)
+def test_losses_that_are_over_no_message(broker: Any, reason: BaseException) -> None:
+    broker._connection = object()
+    broker._on_failed(broker._connection, reason)
+    assert broker._listener.over_message is False
 
 
 def test_a_loop_that_lacks_something_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from keyspace_amqp.cluster.wire import Register
 from keyspace_amqp.commands import CommandError, answer, encode
 from keyspace_amqp.config import Config
 from keyspace_amqp.jobs import Job, JobError, JobResult, SetParameters
+from keyspace_amqp.publisher.aside import GivenUp
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import Stat
@@ -47,6 +48,7 @@ class FakeHandler:
         self.config = Config.from_values(self.raw_config)
         self.calls: list[str] = []
         self.purged: int | JobError = 3
+        self.aside: list[GivenUp] = []
         self.topology = topology
         self.clustered = topology is not ALONE
         self.writable = True
@@ -74,6 +76,9 @@ class FakeHandler:
     def drain(self) -> int:
         self.calls.append("drain")
         return 17
+
+    def set_aside(self, count: int) -> Sequence[GivenUp]:
+        return self.aside[:count]
 
     def purge(self, done: commands.Resume) -> None:
         self.calls.append("purge")

@@ -131,6 +131,10 @@ RUNNING: list[tuple[list[bytes], Results, Any, Any]] = [
     ([FALLBACK, b"PURGE"], [], 30, 33),
     ([FALLBACK, b"PEEK", b"2"], PEEKED, ["\xff\0"], [b"a", b"\xff\0"]),
     ([FALLBACK, b"PEEK", b"1"], PEEKED, ["b"], [b"a"]),
+    ([FALLBACK, b"ASIDE", b"2"], [], [["\xff", "no", 7], ["b", "no", 9]],
+     [[b"b", b"no", 9], [b"\xff", b"no", 7]]),
+    ([FALLBACK, b"ASIDE", b"1"], [], [["a", "no", 7], ["b", "no", 9]], [[b"b", b"no", 9]]),
+    ([FALLBACK, b"ASIDE"], [], [None, "x", ["a", "no"], [None, 5, "x"]], [[b"", b"", 0]]),
     ([STATS, b"RESET"], [], "OK", "OK"),
 ]  # fmt: skip
 running_commands = pytest.mark.parametrize(

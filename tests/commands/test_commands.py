@@ -14,6 +14,7 @@ from keyspace_amqp.commands import CommandError, answer, dispatch, encode
 from keyspace_amqp.commands.fallback import PEEK_BYTES
 from keyspace_amqp.fallback import JOB_BYTES, JOB_ELEMENTS, lengths_job, peek_job
 from keyspace_amqp.jobs import Command, Job, JobError
+from keyspace_amqp.publisher.aside import GivenUp
 from keyspace_amqp.tables.commands import COMMANDS
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.parameters import INDEX, PARAMETERS
@@ -217,6 +218,7 @@ WRONG = [
     [KEYMASK, b"CLEAR", b"x"], [KEYMASK, b"TEST"], [KEYMASK, b"TEST", b"a", b"b"],
     [KEYMASK, b"\xff"], [KEYMASK, b""],
     [FALLBACK], [FALLBACK, b"LEN", b"x"], [FALLBACK, b"PEEK", b"1", b"2"],
+    [FALLBACK, b"ASIDE", b"1", b"2"],
     [FALLBACK, b"DRAIN", b"x"], [FALLBACK, b"PURGE", b"x"], [FALLBACK, b"POP"],
 ]  # fmt: skip
 
@@ -386,12 +388,31 @@ def test_fallback_peek_at_its_bounds(count: bytes) -> None:
         pytest.param(b"9" * 5000, id="5000 digits"),
     ],
 )  # fmt: skip
-def test_fallback_peek_refuses_a_count(count: bytes) -> None:
-    message = refused(FALLBACK, b"PEEK", count)
+@pytest.mark.parametrize("what", [b"PEEK", b"ASIDE"])
+def test_fallback_peek_refuses_a_count(count: bytes, what: bytes) -> None:
+    message = refused(FALLBACK, what, count)
     assert message.startswith("count: ")
     assert message.endswith("give a number from 1 to 10000")
     if count.isdigit():
         assert count[:20].decode() in message
+
+
+def test_fallback_aside() -> None:
+    handler = FakeHandler()
+    assert Run(handler, FALLBACK, b"ASIDE").reply == []
+    handler.aside = [GivenUp(b"%d" % n, f"why \udcff {n}", n) for n in range(20, 0, -1)]
+    assert Run(handler, FALLBACK, b"ASIDE", b"2").reply == [
+        [b"20", b"why \\udcff 20", 20],
+        [b"19", b"why \\udcff 19", 19],
+    ]
+    assert len(Run(handler, FALLBACK, b"aside").reply) == 10
+
+
+def test_fallback_aside_fits_into_a_message_for_a_peer() -> None:
+    handler = FakeHandler()
+    handler.aside = [GivenUp(b"x" * 300_000, "why", n) for n in range(9)]
+    for asked in (False, True):
+        assert len(Run(handler, FALLBACK, b"ASIDE", asked=asked).reply) == PEEK_BYTES // 300_003
 
 
 def test_fallback_drain() -> None:

@@ -26,6 +26,7 @@ from keyspace_amqp.publisher import (
     publisher,
     recent,
     retries,
+    suspects,
     window,
 )
 from keyspace_amqp.publisher.actions import Action, Send
@@ -65,7 +66,7 @@ def bulk(value: bytes) -> bytes:
 
 
 _LIMITED = (
-    delivery, fallback_list, list_jobs, memory, publisher, recent, retries, window,
+    delivery, fallback_list, list_jobs, memory, publisher, recent, retries, suspects, window,
 )  # fmt: skip
 
 
@@ -341,6 +342,7 @@ class SimulatedBroker:
         self.opening = False
         self.connection: Connection | None = None
         self.largest = 10**9  # bytes of a key: the broker closes the channel for a larger one
+        self.refused: set[bytes] = set()  # keys: the same, and the text has no limit
         self.arrives_at_loss = (
             0.0  # the part of what is on the way that arrives when a link is lost
         )
@@ -368,13 +370,14 @@ class SimulatedBroker:
         self.opening = False
 
     def arrive(self, count: int) -> bool:
-        """Lets this many messages arrive. Returns False if one was too large."""
+        """Lets this many messages arrive. Returns False if it closes the channel over
+        one."""
         assert self.connection is not None
         connection = self.connection
         for _ in range(min(count, len(connection.on_the_way))):
             tag = connection.on_the_way.pop(0)
             event = connection.sent[tag - 1]
-            if len(event.key) > self.largest:
+            if len(event.key) > self.largest or event.key in self.refused:
                 return False
             self.received.setdefault(number_of(event))
             connection.unanswered.append(tag)

@@ -15,6 +15,7 @@ from tests.publisher.simulated import set_limit
 from tests.publisher.worlds import (
     LIMITS,
     ClusterWorld,
+    FussyWorld,
     ImportWorld,
     LosslessWorld,
     NarrowWorld,
@@ -26,7 +27,8 @@ from tests.publisher.worlds import (
 
 
 @pytest.mark.parametrize(
-    "kind", [LosslessWorld, ClusterWorld, NarrowWorld, ImportWorld, SharedWorld, SlotsWorld]
+    "kind",
+    [LosslessWorld, ClusterWorld, NarrowWorld, FussyWorld, ImportWorld, SharedWorld, SlotsWorld],
 )
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), story=stories)

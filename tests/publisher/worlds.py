@@ -312,7 +312,8 @@ class World:
             self.cut = len(set(before) - set(after))
         if names[:1] == ["LRANGE"] and "LTRIM" in names and not self.shared:
             trimmed = set(map(number_in, before)) - {None, *map(number_in, after)}
-            dropped = self.publisher.counts[Stat.DROPPED_TOO_LARGE]
+            counts = self.publisher.counts
+            dropped = counts[Stat.DROPPED_TOO_LARGE] + counts[Stat.DROPPED_SET_ASIDE]
             assert len(trimmed - self.broker.confirmed) <= dropped, "trimmed, not confirmed"
         return True
 
@@ -358,9 +359,10 @@ class World:
 
     def arrive(self, count: int) -> None:
         if not self.broker.arrive(count):
+            self.broker.arrives_at_loss = 0.0  # nothing behind it arrives
             self.broker.lose()
-            self.publisher.too_large(self.broker.largest + 100, body)
-            self.publisher.link_down("406 PRECONDITION_FAILED")
+            explained = self.publisher.too_large(self.broker.largest + 100, body)
+            self.publisher.link_down("406 PRECONDITION_FAILED", over_message=not explained)
 
     def answer(self, place: int, *, multiple: bool, ack: bool) -> None:
         tag = self.broker.answer(place, multiple=multiple, ack=ack)
@@ -617,6 +619,69 @@ class NarrowWorld(World):
 
     def giants_come(self, chance: random.Random) -> None:
         self.outside.extend(self.new_event(b"k" * 1000) for _ in range(chance.choice([1, 3])))
+
+
+class FussyWorld(World):
+    """The broker closes the channel over certain messages, and says no more than that. All others
+    arrive in order, and these are counted, if others come to compare them with."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.bad: set[int] = set()
+        self.unjust = False
+        super().__init__(chance)
+        self.broker.refused = {b"bad"}
+
+    def steps(self) -> dict[Step, int]:
+        return super().steps() | {self.bad_ones_come: 2, self.channel_dies: 1}
+
+    def new_event(self, key: bytes = b"k") -> Event:
+        event = super().new_event(key)
+        if key == b"bad":
+            self.bad.add(number_of(event))
+        return event
+
+    def bad_ones_come(self, chance: random.Random) -> None:
+        for _ in range(chance.choice([1, 1, 3, 10])):
+            key = chance.choice([b"bad", b"k"])
+            self.outside.append(self.new_event(key))
+
+    def channel_dies(self, chance: random.Random) -> None:
+        """The broker closes the channel over no message, and says nothing of it."""
+        if self.broker.connection is not None:
+            self.unjust = True
+            self.broker.arrives_at_loss = 0.0
+            self.broker.lose()
+            self.publisher.link_down("541 INTERNAL_ERROR", over_message=True)
+
+    def check_missing(self, missing: set[int]) -> None:
+        if not (self.unjust or self.stopped):
+            assert missing <= self.bad
+        super().check_missing(missing)
+
+    def check(self) -> None:
+        super().check()
+        counts = self.publisher.counts
+        assert self.stopped or dropped_of(self.publisher) == counts[Stat.DROPPED_SET_ASIDE]
+        if not (self.unjust or self.twice):
+            assert counts[Stat.DROPPED_SET_ASIDE] <= len(self.bad)
+
+    def at_rest(self) -> bool:
+        """Nothing is left but bad ones that nothing can be compared with: then a good one comes."""
+        if super().at_rest():
+            return True
+        there = {number_of(entry.event) for entry in self.in_memory() if entry.event}
+        there |= {number for number in self.list.numbers if number is not None}
+        left = there - self.broker.received.keys()
+        if left and left <= self.bad and not self.outside:
+            self.outside.append(self.new_event())
+        return False
+
+    def heal(self) -> None:
+        super().heal()
+        counts = self.publisher.counts
+        if not (self.unjust or self.twice):
+            assert counts[Stat.DROPPED_SET_ASIDE] == len(self.bad)
+            assert list(self.broker.received) == sorted(self.born - self.bad)
 
 
 class ImportWorld(World):

@@ -8,8 +8,17 @@ import re
 import pytest
 
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
+from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import Load, delivered
-from tests.fix_servers import Mailbox, StartRedis, arguments_for, handler_copy, settled, stats
+from tests.fix_servers import (
+    Mailbox,
+    StartRedis,
+    arguments_for,
+    handler_copy,
+    list_length,
+    settled,
+    stats,
+)
 
 # Appended to worker/loop.py in a copy of the handler. While a file named `faults` is in the
 # server's directory, functions of the handler raise at a call, one function at a time, either
@@ -27,9 +36,11 @@ from keyspace_amqp.broker import (
     connection as _broker, ioloop as _ioloop, login as _login, reasons as _reasons,
 )
 from keyspace_amqp.publisher import (
-    fallback_list as _fallback_list, flush as _flush, ledger as _ledger, link as _link,
-    list_jobs as _list_jobs, lists as _lists, memory as _memory, publisher as _publisher,
-    recent as _recent, recovery as _recovery, retries as _retries, shelf as _shelf,
+    aside as _aside, delivery as _delivery, fallback_list as _fallback_list, flush as _flush,
+    flushing as _flushing,
+    ledger as _ledger, link as _link, list_jobs as _list_jobs, lists as _lists, memory as _memory,
+    publisher as _publisher, recent as _recent, recovery as _recovery, retries as _retries,
+    shelf as _shelf, suspects as _suspects,
     window as _window,
 )
 from keyspace_amqp.worker import (
@@ -48,7 +59,7 @@ _LEFT_OUT = {{
     # logging and repair
     "_count_waiting", "_keep_head", "_reread_length", "_lose_window", "_repair", "_unexpected",
     "balance", "clear", "closed", "down", "expects", "failed", "forget_head", "give_up",
-    "hand_over", "is_void_after_repair", "link_down", "link_lost", "log", "repair",
+    "hand_over", "is_void_after_repair", "link_down", "link_lost", "log", "lost", "repair",
     # counts, which plain statements change
     "confirmed", "dropped", "found", "matched",
     # calls of C
@@ -57,6 +68,7 @@ _LEFT_OUT = {{
 }}
 # These methods share a name in _LEFT_OUT, but are ordinary code.
 _NEVER_LEFT_OUT = {{
+    (_aside.Aside, "give_up"), (_suspects.Suspects, "closed"), (_suspects.Suspects, "confirmed"),
     (_job_queue.JobQueue, "submit"), (_lists.Lists, "found"), (_publisher.Publisher, "give_up"),
     (_memory.Memory, "confirmed"), (_link.Link, "confirmed"), (_recent.RecentPushes, "clear"),
 }}
@@ -95,8 +107,8 @@ def _wrap(function):
 # Modules whose classes and functions are all wrapped; of other modules, those in _OWNERS.
 _WORKER = (_batching, _cluster_io, _handler, _identity, _intake, _job_queue, _lanes, _leftover_file,
            _leftovers, _parameters, _records, _requests, _status, _throttle, bridge, _ioloop)
-_PUBLISHER = (_fallback_list, _flush, _ledger, _link, _list_jobs, _lists, _memory, _publisher,
-              _recent, _recovery, _retries, _shelf, _window)
+_PUBLISHER = (_aside, _delivery, _fallback_list, _flush, _flushing, _ledger, _link, _list_jobs, _lists,
+              _memory, _publisher, _recent, _recovery, _retries, _shelf, _suspects, _window)
 _OWNERS = [Worker, _broker.Broker, _broker, _login, _reasons, _fallback, _jobs, _message,
            *_WORKER]
 for _module in (*_WORKER, *_PUBLISHER):
@@ -212,6 +224,100 @@ _records.compile_masks = _compile
         client, mailbox, [b"a", b"b", b"c", b"d"], repeated=4, dropped=2, dropped_handler_error=2
     )
     assert numbers["handler_errors"] >= 2
+    assert "2 events lost: the handler failed on them" in server.log() or (
+        server.log().count("1 events lost: the handler failed on them") >= 1
+    )
+
+
+# Appended to worker/loop.py in a copy of the handler: a function fails over events of key `poison`.
+_POISON = """
+
+from keyspace_amqp import {module} as _module
+
+def _poisoned(event, *more, _function=_module.{name}):
+    if event.key == b"poison":
+        raise RuntimeError("broken on purpose")
+    return _function(event, *more)
+{replace}
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "there"),
+    [("message", "body", True), ("message", "body", False), ("fallback", "to_element", False)],
+    ids=["message", "message from the list", "element"],
+)
+def test_an_event_of_which_nothing_can_be_made(
+    module: str,
+    name: str,
+    there: bool,
+    own_broker: RabbitServer,
+    start_redis: StartRedis,
+    tmp_path: pathlib.Path,
+) -> None:
+    """Neither a message nor an element: it is counted and given up; the others arrive in order."""
+    mailbox = Mailbox(own_broker).keep()
+    replace = (
+        "_module.body = _poisoned"
+        if name == "body"
+        else "from keyspace_amqp.publisher import entry as _entry\n_entry.to_element = _poisoned"
+    )
+    code = _POISON.format(module=module, name=name, replace=replace)
+    server = start_faulty(
+        start_redis, "redis-7.0", tmp_path, code, arguments_for(own_broker, mailbox, "$")
+    )
+    client = server.client()
+    client.set("first", 1)
+    settled(client, confirmed=1)
+    if not there:
+        own_broker.stop()
+    keys = ["a", "b", "poison", "c", "poison", "d"]
+    with client.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.set(key, 1)
+        pipeline.execute()
+    if not there:
+        stored = 6 if name == "body" else 4
+        wait_for(lambda: list_length(client) == stored, 60)
+        own_broker.start()
+    numbers = delivered(
+        client,
+        mailbox,
+        [b"first", b"a", b"b", b"c", b"d"],
+        repeated=100,
+        dropped=2,
+        dropped_handler_error=2,
+    )
+    assert numbers["handler_errors"] == 6
+    assert "the event of key b'poison' (set, database 0) is set aside: RuntimeError" in server.log()
+    shown = client.execute_command("KEYSPACEAMQP.FALLBACK", "ASIDE")
+    assert [why for _, why, _ in shown] == [b"RuntimeError: broken on purpose"] * 2
+
+
+def test_an_element_over_which_the_handler_always_fails(
+    own_broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """It is read from the list three times; the others arrive."""
+    mailbox = Mailbox(own_broker).keep()
+    code = """
+
+from keyspace_amqp.publisher import aside as _aside
+
+def _from_element(element, _function=_aside.from_element):
+    if element.endswith(b"poison"):
+        raise RuntimeError("broken on purpose")
+    return _function(element)
+_aside.from_element = _from_element
+"""
+    server = start_faulty(
+        start_redis, "redis-7.0", tmp_path, code, arguments_for(own_broker, mailbox, "$")
+    )
+    client = server.client()
+    settled(client)
+    elements = [b"1 x-%d 1700000000000 0 $ 3 set %b" % (n, key)
+                for n, key in enumerate([b"a", b"poison", b"b", b"poison", b"c"])]  # fmt: skip
+    client.rpush(KEY, *elements)
+    delivered(client, mailbox, [b"a", b"b", b"c"], repeated=100, dropped=2, dropped_handler_error=2)
     assert "2 events lost: the handler failed on them" in server.log() or (
         server.log().count("1 events lost: the handler failed on them") >= 1
     )

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from keyspace_amqp.config import DEFAULTS, Config
+from keyspace_amqp.failures import STRIKES
 from keyspace_amqp.message import EVENT_BYTES, Event
 from keyspace_amqp.publisher.ledger import Ledger
 from keyspace_amqp.publisher.shelf import Shelf
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import records
-from keyspace_amqp.worker.intake import ATTEMPTS, Intake
+from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.leftovers import Leftovers
 from tests.worker.fakes import Failures, FakeQueue, event, keys_of
 
@@ -379,11 +380,11 @@ def test_an_event_over_which_the_handler_fails() -> None:
     """The others arrive; this one is tried again, and then dropped."""
     world = World()
     world.push("ab!c!!d")
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(STRIKES - 1):
         with pytest.raises(RuntimeError):
             world.take()
         assert (world.keys, world.receiver.given_up) == ("ab", 0)
-    for _ in range(2 * (ATTEMPTS - 1)):
+    for _ in range(2 * (STRIKES - 1)):
         with pytest.raises(RuntimeError):
             world.take()
         assert world.keys == "abc"
@@ -398,7 +399,7 @@ def test_an_event_over_which_the_sift_fails() -> None:
     world = World(space=0)
     world.receiver.can_only_wait = True
     world.push("a!b")
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(STRIKES - 1):
         with pytest.raises(RuntimeError):
             world.take()
         assert (world.receiver.shelf.count, world.receiver.given_up) == (1, 0)
@@ -417,7 +418,7 @@ def test_an_event_of_the_shelf_over_which_the_handler_fails(
     world.receiver.space = 9
     with monkeypatch.context() as patch:
         patch.setattr(records, "Event", None)
-        for _ in range(ATTEMPTS - 1):
+        for _ in range(STRIKES - 1):
             with pytest.raises(TypeError):
                 world.take()
         assert world.receiver.shelf.count == 2
@@ -432,7 +433,7 @@ def test_an_event_of_the_shelf_over_which_the_handler_fails(
 def test_failures_count_only_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     world.push("!")
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(STRIKES - 1):
         with pytest.raises(RuntimeError):
             world.take()
     monkeypatch.setattr(records, "compile_masks", lambda masks: lambda data, start, end: True)

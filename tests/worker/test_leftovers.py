@@ -17,7 +17,7 @@ from keyspace_amqp.message import Event
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import leftover_file, leftovers, records
-from keyspace_amqp.worker.intake import ATTEMPTS
+from keyspace_amqp.worker.intake import STRIKES
 from keyspace_amqp.worker.leftover_file import Writer
 from keyspace_amqp.worker.leftovers import Leftovers, store
 from tests.worker.fakes import event, keys_of, record, valued
@@ -440,7 +440,7 @@ def test_an_event_of_the_file_over_which_the_handler_fails(
 
     monkeypatch.setattr(records, "compile_masks", compiled)
     after = load()
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(STRIKES - 1):
         with pytest.raises(RuntimeError):
             after.take()
     after.take()

@@ -9,6 +9,7 @@ import pytest
 from keyspace_amqp.fallback import JOB_ELEMENTS, length_job, lengths_job
 from keyspace_amqp.jobs import Command, Failure, JobError, JobResult
 from keyspace_amqp.publisher.actions import Submit
+from keyspace_amqp.publisher.aside import Aside
 from keyspace_amqp.publisher.entry import DONE, WAITING, element_of
 from keyspace_amqp.publisher.fallback_list import FallbackList, ListState
 from keyspace_amqp.publisher.list_jobs import (
@@ -29,7 +30,7 @@ from keyspace_amqp.publisher.window import WINDOW, Window
 from keyspace_amqp.tables.keys import refused_key
 from keyspace_amqp.tables.stats import FIRST_REASON, Stat
 from tests.publisher.objects.parts import Clock, make_entries, make_ledger, numbers_of
-from tests.publisher.simulated import number_of
+from tests.publisher.simulated import BEGIN_MS, number_of
 
 KEY = b"key"
 REFUSED_KEY = refused_key(KEY)
@@ -68,6 +69,7 @@ class Bench:
             self.window,
             self.recent,
             self.ledger,
+            Aside(self.list, self.memory, self.window, self.ledger, lambda: BEGIN_MS),
             self.clock,
             self.errors.append,
         )
