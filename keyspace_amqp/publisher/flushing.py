@@ -98,6 +98,7 @@ class Flushing:
     def decide(self, *, more: bool, fallback_size: int) -> Flushed | None:
         """End the flush if it is done, and return what the worker has to do then.
 
+        If the worker ends, `empty_memory` is to be called as soon as the action is kept.
         `more`: events wait in the shim's queue. `fallback_size`: the parameter.
         """
         flush = self.current
@@ -111,15 +112,11 @@ class Flushing:
         leftovers = self._leftovers() if flush.ends else []
         if to_file:
             self._ledger.found(-len(leftovers))  # the next load has them
-            flushed = Flushed(flush.id, flush.mode, leftovers, flush.began)
-        else:
-            lost = len(leftovers) + (self._shelf.clear() if flush.ends else 0)
-            why = "they could be neither delivered nor stored"
-            self._ledger.dropped(Stat.DROPPED_STOPPED, lost, why)
-            flushed = Flushed(flush.id, flush.mode)
-        if flush.ends:
-            self._empty_memory()
-        return flushed
+            return Flushed(flush.id, flush.mode, leftovers, flush.began)
+        lost = len(leftovers) + (self._shelf.clear() if flush.ends else 0)
+        why = "they could be neither delivered nor stored"
+        self._ledger.dropped(Stat.DROPPED_STOPPED, lost, why)
+        return Flushed(flush.id, flush.mode)
 
     def _goes_to_file(self, flush: Flush, fallback_size: int) -> bool:
         """True if events that remain at the end go to the file of leftovers."""
@@ -153,7 +150,8 @@ class Flushing:
         entries = [e for log in (self._refused, self._memory) for e in log if e.state is not DONE]
         return pushed + [entry.event for entry in entries if entry.event is not None]
 
-    def _empty_memory(self) -> None:
+    def empty_memory(self) -> None:
+        """Forget the events of memory: they are in the action that `decide` has returned."""
         for log in (self._refused, self._memory):
             for entry in log.take_all():
                 log.uncount(entry)

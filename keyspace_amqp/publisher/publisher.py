@@ -373,6 +373,8 @@ class Publisher:
         flushed = self._flushing.decide(more=more, fallback_size=self._config.fallback_size)
         if flushed is not None:
             self._actions.append(flushed)
+            if flushed.mode is not FlushMode.STORE:
+                self._flushing.empty_memory()
         self.ledger.time_confirms()
         if self.recovery.ends():
             self._actions.append(Recovered())
