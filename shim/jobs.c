@@ -22,6 +22,9 @@
 #include "state.h"
 #include "worker.h"
 
+/* A list needs up to this many bytes for an element, beside those of the element. */
+#define ELEMENT_BYTES 16
+
 typedef struct command {
     struct command *next;
     enum { CALL, SET_PARAMETERS, LENGTHS, MESSAGE } kind;
@@ -30,7 +33,7 @@ typedef struct command {
     int grows;
     RedisModuleString **argv;
     size_t argc;
-    size_t size; /* bytes of the arguments */
+    size_t size; /* bytes of the arguments, as elements of a list */
     /* Arguments of which no strings are made yet. */
     char *bytes;
     size_t *lengths;
@@ -106,15 +109,17 @@ static void make_strings(command_t *command, const char *bytes, const size_t *le
 
 void job_arguments(job_t *job, const char *arguments, const size_t *lengths, size_t count) {
     command_t *command = job->last;
+    size_t size = 0;
     for (size_t i = 0; i < count; i++)
-        command->size += lengths[i];
+        size += lengths[i];
+    command->size = size + count * ELEMENT_BYTES;
     if (!command->grows || !maxmemory_is_near()) {
         make_strings(command, arguments, lengths, count);
         return;
     }
     /* Strings count towards maxmemory. So here they are made only if the command is
      * allowed. */
-    command->bytes = copy(arguments, command->size);
+    command->bytes = copy(arguments, size);
     command->lengths = copy(lengths, count * sizeof(*lengths));
     command->count = count;
 }

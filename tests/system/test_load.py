@@ -155,6 +155,7 @@ def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> Non
         "expiration": "1000",
         "deduplication-header": "on",
         "databases": "0,2-3",
+        "fallback-memory": "7",
     }
     for name, value in changed.items():
         client.config_set(f"keyspaceamqp.{name}", value)
@@ -212,6 +213,7 @@ def test_every_parameter_can_be_set_while_it_runs(
         "expiration": "60000",
         "deduplication-header": "on",
         "databases": "0",
+        "fallback-memory": "0",
     }
     server = start_redis(arguments=arguments_for(broker, mailbox))
     client = server.client()
@@ -250,6 +252,7 @@ WRONG = [
     ("masks", "a\\b", "\\\\"),
     ("queue-limit", "1", "1048576"),
     ("worker-nice", "20", "0 to 19"),
+    ("fallback-memory", "101", "0 to 100"),
 ]
 
 
