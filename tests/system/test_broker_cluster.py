@@ -96,6 +96,7 @@ def test_each_member_is_killed(
             load.more(500)
             confirmed_so_far(client, load)
             with probe(server):
+                wait_for(lambda: stats(client)["in_flight"] > 0, 30)
                 broker.kill()
                 load.more(2000)
                 broker.start()
