@@ -12,6 +12,7 @@ pytest_plugins = [
     "tests.fix_shim",
     "tests.fix_cluster",
     "tests.fix_nodes",
+    "tests.fix_rabbit_cluster",
 ]
 
 # Test processes that run side by side take their ports from different ranges.

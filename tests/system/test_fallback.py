@@ -21,6 +21,7 @@ from tests.fix_servers import (
     linked,
     list_length,
     once,
+    replicated,
     settled,
     stats,
 )
@@ -114,6 +115,31 @@ def test_the_list_outlives_redis(
     assert keys_of(mailbox.receive()) == expected
 
 
+@pytest.mark.parametrize("options", [["save 3600 1000000000"], ["appendonly yes"]])
+def test_a_long_list_outlives_redis(
+    options: list[str], broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    """Redis stops cleanly with 50,000 elements in the list, and has them when it is
+    back: their number is known soon, none goes through the file of leftovers, and they are
+    delivered in order."""
+    mailbox = Mailbox(broker)
+    server = start_redis("redis-8.2", arguments_for(free_port(), mailbox), options)
+    client = server.client()
+    count = 50_000
+    expected = write(client, 0, count)
+    wait_for(lambda: list_length(client) == count, 60)
+    assert server.stop() == 0
+    assert list(server.folder.glob("*.leftover")) == []
+    begin = time.monotonic()
+    server.start()
+    loaded = time.monotonic() - begin
+    numbers = settled(client, fallback_length=count, fallback_found=count, queue_length=0)
+    print(f"loaded in {loaded:.1f} s, known {time.monotonic() - begin - loaded:.1f} s later")
+    assert (list_length(client), numbers["events_seen"]) == (count, 0)
+    client.config_set("keyspaceamqp.port", broker.port)
+    delivered(client, mailbox, expected, timeout=120, confirmed=count, fallback_drained=count)
+
+
 def test_pushes_and_trims_are_replicated(
     family: str, broker: RabbitServer, start_redis: StartRedis
 ) -> None:
@@ -153,6 +179,46 @@ def test_a_demoted_node_hands_its_list_over(broker: RabbitServer, start_redis: S
     second.config_set("keyspaceamqp.port", broker.port)
     settled(second, fallback_length=0, confirmed=500)
     assert keys_of(mailbox.receive()) == expected
+
+
+@pytest.mark.parametrize("how", ["FAILOVER", "REPLICAOF"])
+def test_a_planned_promotion_needs_no_full_copy(
+    how: str, family: str, broker: RabbitServer, start_redis: StartRedis
+) -> None:
+    """The list is being delivered. FAILOVER has the old primary write nothing after the promotion;
+    with REPLICAOF NO ONE this takes a DISCONNECT before it."""
+    mailbox = Mailbox(broker)
+    # A ping takes its place in the stream of replication too.
+    options = ["repl-ping-replica-period 3600", "repl-diskless-sync-delay 0"]
+    first = start_redis(family, arguments_for(free_port(), mailbox), options)
+    second = start_redis(
+        family,
+        arguments_for(broker, mailbox),
+        [*options, f"replicaof 127.0.0.1 {first.port}"],
+    )
+    old, new = first.client(), second.client()
+    linked(new)
+    expected = write(old, 0, 10_000)
+    wait_for(lambda: list_length(old) == len(expected), 30)
+    old.config_set("keyspaceamqp.port", broker.port)
+    wait_for(lambda: stats(old)["confirmed"] > 0, 30)
+    before = new.info("stats")
+    if how == "FAILOVER":
+        old.execute_command("FAILOVER", "TO", "127.0.0.1", second.port)
+        wait_for(lambda: old.role()[0] == b"slave", 30)
+    else:
+        old.execute_command("KEYSPACEAMQP.DISCONNECT")
+        settled(old, in_flight=0)
+        replicated(old, new)
+        new.replicaof("NO", "ONE")
+        settled(new)
+        old.replicaof("127.0.0.1", str(second.port))
+    linked(old)
+    after = new.info("stats")
+    assert after["sync_full"] == before["sync_full"]
+    assert after["sync_partial_ok"] == before["sync_partial_ok"] + 1
+    settled(new, fallback_length=0, state="connected")
+    assert keys_of(once(mailbox.receive())) == expected
 
 
 def test_a_cap_keeps_the_newest(broker: RabbitServer, start_redis: StartRedis) -> None:

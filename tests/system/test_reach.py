@@ -3,7 +3,6 @@ several brokers, with real ones."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import json
@@ -22,6 +21,7 @@ import trustme
 from keyspace_amqp import __version__
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from tests.fix_faults import Load, delivered
+from tests.fix_rabbit_cluster import RabbitCluster
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, once, settled, stats
 
 # ---- one broker ------------------------------------------------------------
@@ -314,42 +314,29 @@ def test_hosts_are_tried_one_after_the_other(broker: RabbitServer, client: redis
     refused(client, *(f"{address}: [Errno 111] Connection refused" for address in dead))
 
 
-@dataclasses.dataclass
-class Pair:
-    """Two brokers that are a cluster."""
-
-    brokers: tuple[RabbitServer, RabbitServer]
-
-    def one_at(self, address: str) -> tuple[RabbitServer, RabbitServer]:
-        """The broker with this address, and the other one."""
-        first, second = self.brokers
-        return (first, second) if address.endswith(f":{first.port}") else (second, first)
-
-
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    with tempfile.TemporaryDirectory(prefix="keyspace-amqp-") as name, contextlib.ExitStack() as s:
-        folder = pathlib.Path(name)
-        first = s.enter_context(RabbitServer(folder / "first"))
-        second = s.enter_context(RabbitServer(folder / "second", first=first))
-        second.join()
-        yield Pair((first, second))
+def pair() -> Iterator[RabbitCluster]:
+    with (
+        tempfile.TemporaryDirectory(prefix="keyspace-amqp-") as folder,
+        RabbitCluster(pathlib.Path(folder), 2) as cluster,
+    ):
+        yield cluster
 
 
-def test_failover_between_two_brokers(pair: Pair, start_redis: StartRedis) -> None:
+def test_failover_between_two_brokers(pair: RabbitCluster, start_redis: StartRedis) -> None:
     """The broker in use dies under load. A quorum queue with a member on each broker has no
     majority until it is back: events that are not confirmed wait in the list."""
-    hosts = ",".join(f"127.0.0.1:{broker.port}" for broker in pair.brokers)
     quorum = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 2}
     mailbox = Mailbox(pair.brokers[0], **quorum)
     mailbox.keep()
     server = start_redis(
-        arguments=arguments_for(1, mailbox, "$"), options=[f"keyspaceamqp.host {hosts}"]
+        arguments=arguments_for(1, mailbox, "$"), options=[f"keyspaceamqp.host {pair.hosts}"]
     )
     client = server.client()
     with Load(server) as load:
         load.more(2000)
-        dead, left = pair.one_at(stats(client)["broker"])
+        dead = pair.at(stats(client)["broker"])
+        left = next(broker for broker in pair.brokers if broker is not dead)
         dead.kill()
         wait_for(
             lambda: (

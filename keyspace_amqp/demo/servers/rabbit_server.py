@@ -23,9 +23,9 @@ RABBITMQCTL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
 class RabbitServer(Server):
     """A RabbitMQ broker with a name, ports, data and an epmd of its own.
 
-    `options`: lines of rabbitmq.conf. `plugins`: their names. `first`: another broker, whose
-    cluster this one can join (see `join`); they share one epmd. Most likely failure: the
-    broker takes longer to start than START_TIMEOUT on a busy machine.
+    `options`: lines of rabbitmq.conf. `plugins`: their names. `first`: another broker of the
+    same cluster; they share its epmd. Most likely failure: the broker takes longer to start
+    than START_TIMEOUT on a busy machine.
     """
 
     name = "rabbitmq"
@@ -50,14 +50,6 @@ class RabbitServer(Server):
     def node(self) -> str:
         """The name of the Erlang node."""
         return f"keyspace-amqp-{self.port}@localhost"
-
-    def join(self) -> None:
-        """Make this running broker a member of the cluster of `first`."""
-        assert self._first is not None
-        self.ctl("stop_app")
-        self.ctl("join_cluster", self._first.node)
-        self.ctl("start_app")
-        self.wait_ready()
 
     def command(self) -> Sequence[str]:
         return [RABBITMQ_SERVER]
