@@ -18,6 +18,8 @@ from tests.fix_servers import Mailbox, StartRedis, arguments_for, once, settled,
 
 # A queue that elects a leader answers nobody for some seconds.
 RECOVERY = 60.0
+# Seconds from an event to its message in a queue that is well.
+SOON = 5.0
 # Seconds for which a member stands still.
 PAUSE = 5.0
 
@@ -138,3 +140,82 @@ def test_a_member_is_paused(
             confirmed_so_far(client, load)
         rabbit_cluster.whole(quorum.name)
     arrived_at_least_once(client, quorum, load.keys)
+
+
+def test_the_leader_stays_away(
+    rabbit_cluster: RabbitCluster, quorum: Mailbox, start_redis: StartRedis, probe: Probe
+) -> None:
+    """The broker in use leads the queue, is killed, and does not come back. The two others are a
+    majority. But a channel that opens before they have elected a leader refuses all messages for
+    as long as the dead one is away: it takes another one to be confirmed."""
+    server = start_redis(
+        arguments=arguments_for(1, quorum, "$"),
+        options=[f"keyspaceamqp.host {rabbit_cluster.hosts}"],
+    )
+    client = server.client()
+    leader = rabbit_cluster.named(rabbit_cluster.queue(quorum.name)["leader"])
+
+    def at_the_leader() -> bool:
+        client.execute_command("KEYSPACEAMQP.DISCONNECT")
+        client.execute_command("KEYSPACEAMQP.CONNECT")
+        wait_for(lambda: stats(client)["state"] == "connected", 30)
+        return rabbit_cluster.at(stats(client)["broker"]) is leader
+
+    wait_for(at_the_leader, 60)
+    with Load(server, batch=100, pause=0.05) as load:
+        load.more(500)
+        confirmed_so_far(client, load)
+        with probe(server):
+            leader.kill()
+            load.more(1000)
+            confirmed_so_far(client, load)
+    arrived_at_least_once(client, quorum, load.keys)
+
+
+# Messages for a queue that cannot confirm. RabbitMQ reads nothing more from a connection with
+# about 32 of them (quorum_commands_soft_limit).
+_UNCONFIRMED = 20
+
+
+def test_a_queue_without_majority_beside_a_healthy_one(
+    rabbit_cluster: RabbitCluster, quorum: Mailbox, start_redis: StartRedis, probe: Probe
+) -> None:
+    """Two of three members are down. Messages for the quorum queue get no confirm; those for a
+    classic queue on the third go on."""
+    broker, *others = rabbit_cluster.brokers
+    healthy = Mailbox(broker)
+    exchange = f"topic-{healthy.name}"
+    with broker.connection() as connection:
+        channel = connection.channel()
+        channel.exchange_declare(exchange, "topic", durable=True)
+        channel.queue_bind(quorum.name, exchange, "quorum")
+        channel.queue_bind(healthy.name, exchange, "healthy")
+    rabbit_cluster.keep()
+    arguments = arguments_for(broker, "{key:1}", "$")
+    arguments[6] = exchange
+    server = start_redis(arguments=arguments)
+    client = server.client()
+    client.set("quorum:first", 1)  # the channel knows the queue
+    settled(client, confirmed=1)
+    waiting, moving = [b"quorum:first"], []
+    try:
+        for other in others:
+            other.kill()
+        wait_for(lambda: rabbit_cluster.queue(quorum.name).get("online") == [broker.node], 60)
+        with probe(server):
+            for number in range(_UNCONFIRMED):
+                waiting.append(b"quorum:%d" % number)
+                client.set(waiting[-1], 1)
+            begin = time.monotonic()
+            for second in range(10):
+                time.sleep(max(0.0, begin + second - time.monotonic()))
+                for _ in range(100):
+                    moving.append(b"healthy:%d" % len(moving))
+                    client.set(moving[-1], 1)
+                wait_for(lambda: healthy.count() >= len(moving), SOON, "the healthy queue has them")
+        assert stats(client)["confirmed"] == 1 + len(moving)
+    finally:
+        rabbit_cluster.start()
+    settled(client, RECOVERY, fallback_length=0, queue_length=0, in_flight=0, dropped=0)
+    assert [m.event[2] for m in once(quorum.receive())] == waiting
+    assert [m.event[2] for m in once(healthy.receive())] == moving
