@@ -200,10 +200,19 @@ class Delivery:
         yield self._memory, [entry for entry in own if not entry.refused]
         yield self._refused, [entry for entry in own if entry.refused]
 
-    def link_lost(self) -> None:
-        """Make everything that was sent and not confirmed wait again, in its old place."""
+    def refuse(self, entries: Sequence[Entry]) -> None:
+        """Make entries, which were taken out of the window, refused events."""
+        self._refuse(entries)
+        self.collect()
+
+    def link_lost(self, *, renewed: bool) -> None:
+        """Make everything that was sent and not confirmed wait again, in its old place.
+
+        `renewed`: see Retries.link_lost.
+        """
         for log, own in self._by_log(self._window.close()):
             log.link_lost(own)
-        self._list.link_lost()
-        self._lists.refused.link_lost()
-        self._retries.open()
+        resend = not self._lists.refused.is_ready
+        self._list.link_lost(resend_refused=resend)
+        self._lists.refused.link_lost(resend_refused=resend)
+        self._retries.link_lost(renewed=renewed)

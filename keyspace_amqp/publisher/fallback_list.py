@@ -136,9 +136,12 @@ class FallbackList:
             sent.pop()
         return [entry for entry in sent if entry.state is SENT]
 
-    def link_lost(self) -> None:
-        """Send again what was sent, except for elements that can be trimmed."""
-        if self.refused:
+    def link_lost(self, *, resend_refused: bool) -> None:
+        """Send again what was sent, except for elements that can be trimmed.
+
+        `resend_refused`: also those that are REFUSED, because there is no list to move them to.
+        """
+        if self.refused and resend_refused:
             for entry in itertools.islice(self._head, self.trimming, None):
                 if entry.state is REFUSED:
                     entry.state = WAITING

@@ -50,6 +50,7 @@ from .lists import Lists
 from .memory import Memory
 from .recent import RecentPushes
 from .recovery import Recovery
+from .renewal import Renewal
 from .retries import Retries
 from .shelf import Shelf
 from .suspects import Suspects
@@ -63,8 +64,6 @@ SEND_CHUNK = 1000
 STORE_AFTER = 0.05
 # The state says so if a message has waited for its confirm for this many seconds.
 UNCONFIRMED_AFTER = 5.0
-# Bytes of a key that an error shows, at most.
-_KEY_SHOWN = 64
 # Seconds until the next poll if a time to wake up has passed and poll had nothing to do.
 _SOON = 0.01
 
@@ -91,6 +90,7 @@ class Publisher:
         self.ledger = Ledger(clock, wall)
         self.link = Link(clock, jitter)
         self.window = Window(clock)
+        self.renewal = Renewal(self.window, clock)
         self.retries = Retries(clock, jitter)
         self.memory = Memory()
         self.refused = Memory()
@@ -284,6 +284,7 @@ class Publisher:
             self.ledger.reconnected()
         self.link.up()
         self.window.open()
+        self.renewal.opened()
         self.suspects.opened()
 
     def attempt_failed(self, reason: str) -> None:
@@ -313,11 +314,13 @@ class Publisher:
         if self.link.unblock():
             self.window.progress()
             self.window.restart_clocks()
+            self.renewal.opened()
 
     def acked(self, below: int, tags: Sequence[int] = ()) -> None:
         """Take confirms: of all messages up to and including tag `below`, and of these `tags`."""
         self.window.progress()
         self.link.confirmed()
+        self.renewal.confirmed()
         entries = self.delivery.confirmed(below, tags)
         if self.suspects.limit is not None:
             self.suspects.confirmed(entries)
@@ -326,6 +329,7 @@ class Publisher:
         """Take the refusal of a message, or of all up to this tag (basic.nack)."""
         self.window.progress()
         if self.delivery.nacked(tag, multiple):
+            self.renewal.refused()
             self.last_error = "the broker refused a message (basic.nack)"
 
     def too_large(self, limit: int, make_body: Callable[[Event], bytes]) -> int:
@@ -350,10 +354,13 @@ class Publisher:
             self.link.closed()
             self._lose_window()
 
-    def _lose_window(self) -> None:
-        """Make everything that was sent and not confirmed wait again, in its old place."""
+    def _lose_window(self, *, renewed: bool = False) -> None:
+        """Make everything that was sent and not confirmed wait again, in its old place.
+
+        `renewed`: the connection was given up because of messages without a confirm.
+        """
         self.suspects.lost()
-        self.delivery.link_lost()
+        self.delivery.link_lost(renewed=renewed)
 
     # ---- output ------------------------------------------------------------------
 
@@ -364,7 +371,7 @@ class Publisher:
         the others can wait without harm.
         """
         self.delivery.collect()
-        self._decide_overdue()
+        self._decide_renewal()
         self._decide_link(more)
         if self.link.is_up:
             self._decide_messages(most if most is not None and self._may_wait else SEND_CHUNK)
@@ -383,20 +390,15 @@ class Publisher:
         self.has_more = any(isinstance(action, Send) for action in actions)
         return actions
 
-    def _is_overdue(self, seconds: float) -> bool:
-        """True if a message has waited for its confirm for so long."""
-        oldest = self.window.oldest
-        return oldest is not None and self._clock() >= oldest[1] + seconds
-
-    def _decide_overdue(self) -> None:
-        """Give the connection up if a message has waited for its confirm for too long."""
-        seconds, oldest = self._config.confirm_timeout, self.window.oldest
-        if not seconds or not self.link.is_up or oldest is None or not self._is_overdue(seconds):
+    def _decide_renewal(self) -> None:
+        """Give up a connection on which messages get no confirm, and open a new one."""
+        if not self.link.is_up or not (why := self.renewal.due(self._config.confirm_timeout)):
             return
-        event = oldest[0].event
-        key = ascii(event.key[:_KEY_SHOWN])[1:] if event is not None else ""
+        self.delivery.refuse(self.renewal.renew())
         self._actions.append(Close())
-        self.link_down(f"no confirm within {seconds} seconds of a message with the key {key}")
+        self.last_error = why
+        self.link.down()
+        self._lose_window(renewed=True)
 
     def _decide_link(self, more: bool) -> None:
         if not self.lists.primary and not self._in_memory:
@@ -588,11 +590,8 @@ class Publisher:
             times.append(self.retries.due_at)
         if self.delivery.has_unsent:
             times.append(self.window.probes_at)
-        if (oldest := self.window.oldest) is not None:
-            limits = (LATE_AFTER, UNCONFIRMED_AFTER, self._config.confirm_timeout)
-            due = (oldest[1] + limit for limit in limits if limit)
-            times.append(min((at for at in due if at > self._clock()), default=None))
-        return times
+        limits = (LATE_AFTER, UNCONFIRMED_AFTER, float(self._config.confirm_timeout))
+        return times + self.renewal.wake_times(limits)
 
     def _list_times(self) -> list[float | None]:
         if self.list.key is None or self.jobs.running is not None:
@@ -615,7 +614,7 @@ class Publisher:
     @property
     def state(self) -> str:
         """Return the state of the link as STATS shows it."""
-        if self.link.is_up and self._is_overdue(UNCONFIRMED_AFTER):
+        if self.link.is_up and self.renewal.waits(UNCONFIRMED_AFTER):
             return "unconfirmed"
         return self.link.word(primary=self.lists.primary)
 

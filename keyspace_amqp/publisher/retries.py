@@ -63,7 +63,15 @@ class Retries:
         self._rounds = 0
         self.due_at = self._clock()
 
-    def open(self) -> None:
-        """Start anew with a new connection: all refused messages may be sent again."""
+    def link_lost(self, *, renewed: bool) -> None:
+        """Start anew with the next connection: all refused messages may be sent again.
+
+        `renewed`: the last one was given up because of them, so they are sent one by one.
+        """
+        if renewed:
+            self.limit = 1
+            self._rounds += 1
+            self._delay()
+            return
         self.limit = WINDOW
         self.retry_now()

@@ -48,7 +48,7 @@ class Window:
         self._answered = 0  # the newest tag that was answered
         self._clock = clock
         # The time of the last answer; if nothing was in flight then, of the next message.
-        self._progress_at = clock()
+        self.progress_at = clock()
         self._probes = 0  # sent since the last answer
         self._probe_at = 0.0
 
@@ -92,12 +92,12 @@ class Window:
 
         Overtaken messages do not count.
         """
-        return bool(self.unanswered) and self._clock() >= self._progress_at + STALLED_AFTER
+        return bool(self.unanswered) and self._clock() >= self.progress_at + STALLED_AFTER
 
     @property
     def stalls_at(self) -> float | None:
         """Return the time from which on the broker is stalled; None: all are answered."""
-        return self._progress_at + STALLED_AFTER if self.unanswered else None
+        return self.progress_at + STALLED_AFTER if self.unanswered else None
 
     @property
     def probes_at(self) -> float | None:
@@ -106,7 +106,7 @@ class Window:
 
     def progress(self) -> None:
         """Note that the broker has answered."""
-        self._progress_at = self._clock()
+        self.progress_at = self._clock()
         self._probes = 0
         self._probe_at = 0.0
 
@@ -119,7 +119,7 @@ class Window:
             self._probes += 1
             self._probe_at = now + min(PROBE_MAX, STALLED_AFTER * 2.0**self._probes)
         elif not self.unanswered:
-            self._progress_at = now
+            self.progress_at = now
         first_tag = self.next_tag
         for entry in entries:
             entry.state = SENT
@@ -243,17 +243,25 @@ class Window:
                     taken.append(entry)
         return taken
 
-    def take(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Take these entries out of the window, as far as they are overtaken and late."""
-        self._set_overtaken_aside()
-        until = self._clock() - LATE_AFTER
-        wanted = set(map(id, entries))
-        tags = [
-            tag
-            for tag, (entry, sent_at) in self._overtaken.items()
-            if id(entry) in wanted and sent_at <= until and entry.state is SENT
-        ]
-        taken = [self._overtaken.pop(tag)[0] for tag in tags]
+    def take(self, entries: Sequence[Entry], *, overtaken: bool = True) -> list[Entry]:
+        """Take these entries out of the window, as far as they are in flight; return them.
+
+        `overtaken`: only those that are overtaken and late. The caller changes their state,
+        which still is SENT; their confirms will be ignored.
+        """
+        wanted = {id(entry) for entry in entries if entry.state is SENT}
+        taken: list[Entry] = []
+        if overtaken:
+            self._set_overtaken_aside()
+            until = self._clock() - LATE_AFTER
+            for tag, (entry, sent_at) in list(self._overtaken.items()):
+                if id(entry) in wanted and sent_at <= until:
+                    taken.append(self._overtaken.pop(tag)[0])
+        else:
+            for place, slot in enumerate(self._slots):
+                if slot is not None and id(slot) in wanted:
+                    taken.append(slot)
+                    self._slots[place] = None
         self.count -= len(taken)
         self.bytes -= size_of(taken)
         return taken

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from keyspace_amqp.config import DEFAULTS
@@ -10,6 +12,7 @@ from keyspace_amqp.publisher.actions import Close, Connect, FlushMode, Send
 from keyspace_amqp.publisher.backoff import FIRST as BACKOFF_FIRST
 from keyspace_amqp.publisher.list_jobs import SENT_ELEMENTS
 from keyspace_amqp.publisher.publisher import SEND_CHUNK, STORE_AFTER, UNCONFIRMED_AFTER
+from keyspace_amqp.publisher.renewal import REFUSING_AFTER, STUCK_AFTER
 from keyspace_amqp.publisher.retries import REFUSED_MAX
 from keyspace_amqp.publisher.window import LATE_AFTER, STALLED_AFTER, WINDOW
 from keyspace_amqp.tables.stats import Stat
@@ -294,9 +297,81 @@ def test_a_confirm_has_a_deadline() -> None:
     assert kinds.index(Close) < kinds.index(Connect)
     why = "no confirm within 30 seconds of a message with the key 's'"
     assert bench.publisher.last_error == why
+    assert bench.count(Stat.REFUSED_WAITING) == 1  # it does not come first again
     bench.actions.clear()
-    assert sent(bench.link_up())[0] == 1
+    queues._seen = 0
+    bench.link_up()
     assert bench.count(Stat.RECONNECTS) == 1
+    queues.silent = False
+    queues.live(REFUSED_MAX, b=1)
+    assert 1 in queues.taken
+
+
+def test_a_broker_that_answers_nothing_more_is_connected_anew() -> None:
+    """As RabbitMQ reads nothing more from a connection with some messages for a queue that is not
+    available. What seems to be the cause does not come first on the new connection."""
+    bench = connected()
+    queues = Queues(bench)
+    bench.emit(3, b"s")
+    queues.live(1, b=1)
+    bench.emit(5, b"s")  # from here on, nothing is answered
+    bench.emit(5, b"b")
+    bench.settle()
+    bench.actions.clear()
+    bench.wait(STUCK_AFTER + 0.1)
+    assert any(isinstance(action, Close) for action in bench.actions)
+    assert bench.publisher.last_error.startswith("no answer for 5 seconds")
+    assert bench.count(Stat.REFUSED_WAITING) == 3
+    bench.actions.clear()
+    again = sent(bench.link_up())
+    assert again == sorted(again)
+    assert set(again).isdisjoint({1, 2, 3})
+    assert_books_balance(bench.publisher)
+
+
+def test_the_oldest_message_is_the_cause_if_it_was_the_oldest_before() -> None:
+    """A connection that gets a message for a queue that is not available first of all may answer
+    nothing at all."""
+    bench = connected(confirm_timeout=10)
+    bench.emit(3)
+    for number in range(2):
+        bench.settle()
+        assert bench.count(Stat.REFUSED_WAITING) == 0, number
+        bench.wait(10)
+        bench.wait(1)
+        bench.actions.clear()
+        again = sent(bench.link_up())
+    assert 1 not in again
+    assert bench.count(Stat.REFUSED_WAITING) == 1
+    bench.ack(len(again), multiple=True)
+    assert bench.count(Stat.CONFIRMED) == 2
+
+
+def test_a_broker_that_refuses_everything_is_connected_anew_less_and_less_often() -> None:
+    """A channel from before the election of a leader refuses everything for as long as the old
+    leader is away."""
+    bench = connected()
+    queues = Queues(bench)
+    times = []
+    while len(times) < 4:
+        bench.actions.clear()
+        queues._seen = 0
+        queues.live(0.5, step=0.1, a=1)
+        if any(isinstance(action, Close) for action in bench.actions):
+            times.append(bench.now)
+            bench.wait(1)
+            bench.link_up()
+    gaps = [round(after - before) for before, after in itertools.pairwise(times)]
+    assert gaps == pytest.approx([10, 20, 40], abs=3)
+    assert bench.publisher.last_error.startswith("the broker has refused everything for")
+    bench.emit(1, b"b")
+    queues.turn()
+    bench.actions.clear()
+    queues._seen = 0
+    begin = bench.now
+    while not any(isinstance(action, Close) for action in bench.actions):
+        queues.live(0.2, step=0.1, a=1)
+    assert bench.now - begin == pytest.approx(REFUSING_AFTER, abs=1)
 
 
 def test_a_blocked_broker_has_time_for_its_confirms() -> None:

@@ -39,8 +39,8 @@ from keyspace_amqp.publisher import (
     aside as _aside, delivery as _delivery, fallback_list as _fallback_list, flush as _flush,
     flushing as _flushing,
     ledger as _ledger, link as _link, list_jobs as _list_jobs, lists as _lists, memory as _memory,
-    publisher as _publisher, recent as _recent, recovery as _recovery, retries as _retries,
-    shelf as _shelf, suspects as _suspects,
+    publisher as _publisher, recent as _recent, recovery as _recovery, renewal as _renewal,
+    retries as _retries, shelf as _shelf, suspects as _suspects,
     window as _window,
 )
 from keyspace_amqp.worker import (
@@ -108,7 +108,8 @@ def _wrap(function):
 _WORKER = (_batching, _cluster_io, _handler, _identity, _intake, _job_queue, _lanes, _leftover_file,
            _leftovers, _parameters, _records, _requests, _status, _throttle, bridge, _ioloop)
 _PUBLISHER = (_aside, _delivery, _fallback_list, _flush, _flushing, _ledger, _link, _list_jobs,
-              _lists, _memory, _publisher, _recent, _recovery, _retries, _shelf, _suspects, _window)
+              _lists, _memory, _publisher, _recent, _recovery, _renewal, _retries, _shelf,
+              _suspects, _window)
 _OWNERS = [Worker, _broker.Broker, _broker, _login, _reasons, _fallback, _jobs, _message,
            *_WORKER]
 for _module in (*_WORKER, *_PUBLISHER):

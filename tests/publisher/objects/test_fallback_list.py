@@ -133,7 +133,7 @@ def test_after_a_lost_link_all_but_the_confirmed_head_is_sent_again() -> None:
     bench = Bench(6, sent=5)
     bench.confirm(1, 3)
     bench.window.close()
-    bench.list.link_lost()
+    bench.list.link_lost(resend_refused=True)
     assert numbers_of(bench.list.done_prefix()) == [1]
     bench.check()
     assert bench.send(9) == [2, 4, 5, 6]
@@ -322,7 +322,7 @@ class Story(Bench):
         for entry in (*self.window.close(), *self.list.known):
             if entry.state is not DONE:
                 entry.state = WAITING
-        self.list.link_lost()
+        self.list.link_lost(resend_refused=True)
 
     def hand_over(self) -> None:
         self.gone += self.list.length

@@ -72,6 +72,9 @@ def test_a_new_connection_starts_anew() -> None:
     for _ in range(5):
         clock.now += REFUSED_MAX
         retries.refused()
-    retries.open()
+    retries.link_lost(renewed=False)
     assert retries.is_due
     assert retries.limit == WINDOW
+    retries.link_lost(renewed=True)  # because of refused messages
+    assert not retries.is_due
+    assert retries.limit == 1
