@@ -150,7 +150,9 @@ class Window:
                 taken.append(slots[tag - first])
                 slots[tag - first] = None
         newest = max(below, max(tags, default=0))
-        self._answered = max(self._answered, min(newest, end - 1))
+        if newest >= end:
+            newest = max((tag for tag in (below, *tags) if tag < end), default=0)
+        self._answered = max(self._answered, newest)
         entries = [entry for entry in taken if entry is not None and entry.state is SENT]
         self.count -= len(entries)
         self.bytes -= size_of(entries)

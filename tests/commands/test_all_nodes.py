@@ -195,8 +195,8 @@ def test_a_replica_does_not_answer_for_its_copy(arguments: list[bytes], empty: A
     assert reply == spread_over(5 if empty == 0 else [b"x"], 2)
     assert handler.calls == []
     if arguments == [b"LEN"]:
-        results = [lengths(*[1] * LOOK_KEYS) for _ in range(0, SLOTS, LOOK_KEYS)]
-        assert Run(handler, FALLBACK, b"LEN", b"LOCAL", results=results).reply == SLOTS
+        results = [lengths(*[1] * LOOK_KEYS) for _ in range(0, 2 * SLOTS, LOOK_KEYS)]
+        assert Run(handler, FALLBACK, b"LEN", b"LOCAL", results=results).reply == 2 * SLOTS
 
 
 def test_a_replica_outside_of_a_cluster_shows_its_copy() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from keyspace_amqp.cluster.lists import LOOK_KEYS
-from keyspace_amqp.cluster.slots import SLOTS, key_of
+from keyspace_amqp.cluster.slots import SLOTS, key_of, keys_of
 from keyspace_amqp.commands import CommandError, answer, dispatch, encode
 from keyspace_amqp.commands.fallback import PEEK_BYTES
 from keyspace_amqp.fallback import JOB_BYTES, JOB_ELEMENTS, lengths_job, peek_job
@@ -281,12 +281,12 @@ def test_fallback_len_where_the_lists_are_not_known() -> None:
     """On a replica, or before a primary has looked, it counts in every slot."""
     handler = clustered({})
     handler.list_keys = None
-    results = [lengths(*[0] * LOOK_KEYS) for _ in range(0, SLOTS, LOOK_KEYS)]
+    results = [lengths(*[0] * LOOK_KEYS) for _ in range(0, 2 * SLOTS, LOOK_KEYS)]
     results[3] = lengths(5, *[0] * (LOOK_KEYS - 2), 6)
     run = Run(handler, FALLBACK, b"LEN", b"LOCAL", results=results)
     assert run.reply == 11
     looked = [key for job in run.jobs for key in job.commands[0].arguments]
-    assert looked == [key_of(slot) for slot in range(SLOTS)]
+    assert looked == [key for slot in range(SLOTS) for key in keys_of(slot)]
 
 
 def test_fallback_peek() -> None:

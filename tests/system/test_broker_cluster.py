@@ -169,6 +169,7 @@ def test_the_leader_stays_away(
             leader.kill()
             load.more(1000)
             confirmed_so_far(client, load)
+    quorum.broker = next(b for b in rabbit_cluster.brokers if b is not leader)
     arrived_at_least_once(client, quorum, load.keys)
 
 

@@ -277,8 +277,8 @@ class NaiveWindow:
         return WINDOW - unanswered - max(0, overtaken - WINDOW)
 
     def settle(self, below: int, tags: list[int]) -> list[Entry]:
-        newest = max(below, max(tags, default=0))
-        self.answered = max(self.answered, min(newest, self.next_tag - 1))
+        sent = [tag for tag in (below, *tags) if tag < self.next_tag]
+        self.answered = max([self.answered, *sent])
         up_to = sorted(tag for tag in self.by_tag if below < self.next_tag and tag <= below)
         taken = [self.by_tag.pop(tag) for tag in up_to]
         return taken + [self.by_tag.pop(tag) for tag in tags if tag in self.by_tag]
