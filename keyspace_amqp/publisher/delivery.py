@@ -118,19 +118,20 @@ class Delivery:
         """
         entries = self._window.settle(below, tags)
         self._ledger.confirmed(entries)
-        memory = len(entries)
-        again: list[Entry] = []
+        others: list[Entry] = []
         for entry in entries:
             entry.state = DONE
+            if entry.place:  # not in memory, or refused before
+                others.append(entry)
+        again: list[Entry] = []
+        for entry in others:
             if entry.refused:
                 again.append(entry)
-            elif entry.listed:
+            else:
                 self._list.mark_done(entry)
-                memory -= 1
         if again:
-            memory -= len(again)
             self._confirmed_again(again)
-        self._memory.confirmed(memory)
+        self._memory.confirmed(len(entries) - len(others))
         return entries
 
     def _confirmed_again(self, entries: Sequence[Entry]) -> None:

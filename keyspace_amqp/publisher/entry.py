@@ -30,6 +30,9 @@ class State(enum.IntEnum):
 WAITING, SENT, REFUSED, DONE, HELD = State
 
 
+_LISTED, _REFUSED_EVENT = 1, 2
+
+
 class Entry:
     """An event with its state, in memory or in the known head of the list.
 
@@ -40,20 +43,35 @@ class Entry:
     it takes.
     """
 
-    __slots__ = ("at", "element", "event", "listed", "refused", "size", "state")
+    __slots__ = ("at", "element", "event", "place", "size", "state")
 
     def __init__(self, event: Event | None, at: float, element: bytes | None = None) -> None:
         self.event = event
         self.at = at
         self.element = element
         self.state = WAITING
-        self.listed = False
-        self.refused = False
+        self.place = 0  # the bits of `listed` and `refused`; one look tells that both are False
         self.size = 0
         if event is not None:
             self.size = len(event.key) + len(event.name) + EVENT_BYTES
             if event.value is not None and event.value.data is not None:
                 self.size += len(event.value.data)
+
+    @property
+    def listed(self) -> bool:
+        return self.place & _LISTED != 0
+
+    @listed.setter
+    def listed(self, listed: bool) -> None:
+        self.place = self.place | _LISTED if listed else self.place & ~_LISTED
+
+    @property
+    def refused(self) -> bool:
+        return self.place & _REFUSED_EVENT != 0
+
+    @refused.setter
+    def refused(self, refused: bool) -> None:
+        self.place = self.place | _REFUSED_EVENT if refused else self.place & ~_REFUSED_EVENT
 
 
 def size_of(entries: Iterable[Entry]) -> int:
