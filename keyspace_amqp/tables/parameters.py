@@ -203,7 +203,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         10_000_000,
         -INT64_MAX - 1,
         INT64_MAX,
-        "maximum number of elements in the fallback list; 0: no limit; negative: no list",
+        "maximum number of elements in the fallback list and the list of refused events together; "
+        "0: no limit; negative: no lists",
         accepted="a whole number: > 0 the maximum of elements, 0 no limit, < 0 no list",
         position=10,
     ),
@@ -357,8 +358,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         2,
         0,
         100,
-        "percent of `maxmemory` that the list may take when Redis is near it and can evict keys; "
-        "0: nothing",
+        "percent of `maxmemory` that the fallback list may take when Redis is near it and can "
+        "evict keys, and the same again for the list of refused events; 0: nothing",
         accepted="a number of percent from {} to {}",
     ),
 )

@@ -88,7 +88,7 @@ HELP: dict[Stat, str] = {
     Stat.NACKED: "refusals by the broker; the message is sent again",
     Stat.RETURNED: "messages that reached no queue; they count as confirmed too",
     Stat.DROPPED: "events lost, the sum of the reasons below",
-    Stat.FALLBACK_LENGTH: "events that wait in the fallback list",
+    Stat.FALLBACK_LENGTH: "events that wait in the fallback list and in the list of refused events",
     Stat.FALLBACK_PUSHED: "elements pushed to the list",
     Stat.FALLBACK_DRAINED: "elements removed from the list after their confirm",
     Stat.FALLBACK_FOUND: "elements of the list that this load of the module did not push itself, "
@@ -109,8 +109,9 @@ HELP: dict[Stat, str] = {
     },
     Stat.CONFIRM_MS_LE_INF: f"not within {CONFIRM_BOUNDS[-1]} ms",
     Stat.CONFIRM_MS_SUM: "sum of the milliseconds from the emission of events to their confirms",
-    Stat.REFUSED_WAITING: "events that the broker has refused, and that will be sent again; they "
-    "are in `fallback_length`, `queue_length` and `in_flight` too",
+    Stat.REFUSED_WAITING: "refused events, which will be sent again: the broker has refused them, "
+    "or left them without a confirm. They are in `fallback_length`, `queue_length` and `in_flight` "
+    "too",
     Stat.DROPPED_QUEUE_FULL: "`queue-limit` was reached, and the list was off or out of reach",
     Stat.DROPPED_FALLBACK_FULL: "oldest elements of a list that had reached `fallback-size`",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",
