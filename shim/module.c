@@ -127,7 +127,7 @@ __attribute__((visibility("default"))) int RedisModule_OnUnload(RedisModuleCtx *
     latency_add(ctx, MODULE_NAME "-unload", began);
     if (!stopped) {
         RedisModule_Log(ctx, "warning",
-                        "not unloaded: the handler did not stop within %d ms. The module works on "
+                        "not unloaded: the handler did not stop within %d ms. The module goes on "
                         "as soon as it can",
                         STOP_LIMIT_MS);
         return REDISMODULE_ERR;

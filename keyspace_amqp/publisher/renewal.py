@@ -68,9 +68,9 @@ class Renewal:
         if oldest is not None and confirm_timeout and self.waits(confirm_timeout):
             event = oldest[0].event
             key = ascii(event.key[:_KEY_SHOWN])[1:] if event is not None else ""
-            return f"no confirm within {confirm_timeout} seconds of a message with the key {key}"
+            return f"no confirm for {confirm_timeout} seconds for a message with the key {key}"
         if self._passed(self._stuck_at):
-            return f"no answer for {STUCK_AFTER:.0f} seconds, and older messages without a confirm"
+            return f"no answer for {STUCK_AFTER:.0f} seconds, while older messages have no confirm"
         if self._passed(self._refusing_until):
             return f"the broker has refused everything for {self._refusing_after:.0f} seconds"
         return ""

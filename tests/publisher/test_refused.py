@@ -295,7 +295,7 @@ def test_a_confirm_has_a_deadline() -> None:
     queues.live(1, b=1)
     kinds = [type(action) for action in bench.actions]
     assert kinds.index(Close) < kinds.index(Connect)
-    why = "no confirm within 30 seconds of a message with the key 's'"
+    why = "no confirm for 30 seconds for a message with the key 's'"
     assert bench.publisher.last_error == why
     assert bench.count(Stat.REFUSED_WAITING) == 1  # it does not come first again
     bench.actions.clear()
