@@ -19,6 +19,9 @@ from .memory import Memory
 from .retries import Retries
 from .window import Window
 
+# Seconds between two looks for late messages that are in the way of others.
+LOOK_EVERY = 0.25
+
 
 class Delivery:
     """See the module's docstring.
@@ -44,6 +47,7 @@ class Delivery:
         self._list = lists.current
         self._ledger = ledger
         self._clock = clock
+        self._look_at = clock()
 
     # ---- sending -----------------------------------------------------------------
 
@@ -63,10 +67,10 @@ class Delivery:
     def _take_refused(self, most: int, *, in_memory: bool) -> list[Entry]:
         if not self.may_retry:
             return []
-        room = min(most, self._retries.limit - self._refused.in_flight)
+        room = max(0, min(most, self._retries.limit - self._refused.in_flight))
         listed = self._lists.refused
         if listed.known:
-            entries = listed.take(room - listed.in_flight, self._window.bytes)
+            entries = listed.take(max(0, room - listed.in_flight), self._window.bytes)
             return [entry for entry in entries if entry.state is WAITING]
         if (listed.unread and listed.is_ready) or self._refused.storing or not in_memory:
             return []  # those are older
@@ -164,20 +168,41 @@ class Delivery:
         for log, own in self._by_log(entries):
             log.refused(own)
 
-    def collect(self) -> None:
+    def collect(self, *, careful: bool = False) -> None:
         """Move entries of memory that are REFUSED to the refused events.
 
-        Messages that are late and fill the window, or keep the list from being trimmed,
-        count as refused too.
+        Messages count as refused too if they are late, and others have to wait for them.
+        `careful`: few messages may be in flight, so those that are late take the place of others.
         """
         self._refuse(self._window.take_late())
-        if len(self._list.known) - self._list.unsent >= SENT_ELEMENTS:
-            self._refuse(self._window.take(self._list.unsettled_before_done()))
+        if self._clock() >= self._look_at:
+            self._look_at = self._clock() + LOOK_EVERY
+            self._refuse(self._window.take(self._late_in_the_way(careful=careful)))
+        stuck = self._list.refused and self._lists.refused.key is None and self._retries.is_due
+        if stuck or (self._list.refused and self._lists.refused.state is ListState.NONE):
+            self._list.resend_refused()  # there is no list to which they can move
         for log in (self._memory, self._refused):
             for_refused = log.take_refused()
             for entry in for_refused:
                 entry.state, entry.refused, entry.at = WAITING, True, self._clock()
             self._refused.add(for_refused)
+
+    def _late_in_the_way(self, *, careful: bool) -> list[Entry]:
+        """Return late messages for which others have to wait."""
+        late = self._window.late()
+        if careful:
+            return late
+        current = self._list
+        wait = len(current.known) - current.unsent >= SENT_ELEMENTS
+        others_wait = bool(self._lists.others) and not current.unsent and not current.unread
+        if wait or others_wait:
+            overtaken = set(map(id, self._window.late(overtaken=True)))
+            return [
+                entry
+                for entry in late
+                if entry.refused or (entry.listed and (others_wait or id(entry) in overtaken))
+            ]
+        return [entry for entry in late if entry.refused]
 
     def sent(self) -> list[Entry]:
         """Return the messages in flight, and the refused events, which were sent before."""

@@ -129,12 +129,14 @@ class FallbackList:
         sent = itertools.islice(self._head, self._sent)
         return list(itertools.takewhile(lambda entry: entry.state in (DONE, REFUSED), sent))
 
-    def unsettled_before_done(self) -> list[Entry]:
-        """Return the elements in flight that keep DONE elements behind them from their trim."""
-        sent = list(itertools.islice(self._head, self._sent))
-        while sent and sent[-1].state is not DONE:
-            sent.pop()
-        return [entry for entry in sent if entry.state is SENT]
+    def resend_refused(self) -> None:
+        """Make all REFUSED elements wait to be sent again, in their places."""
+        places = [place for place, entry in enumerate(self._head) if entry.state is REFUSED]
+        for place in places:
+            self._head[place].state = WAITING
+        self.refused = 0
+        self._sent = min([self._sent, *places])
+        self.unsent_bytes = size_of(itertools.islice(self._head, self._sent, None))
 
     def link_lost(self, *, resend_refused: bool) -> None:
         """Send again what was sent, except for elements that can be trimmed.

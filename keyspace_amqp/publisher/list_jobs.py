@@ -93,9 +93,10 @@ class ListJobs:
     """The job under way, the times of the next ones, and the handling of replies.
 
     `running`: the job under way. `retry_at`: no other job than reading the length is made
-    before this time. `push_at`: no push is made before this time; the other jobs go on, because
-    they free memory. `check_at`: the time to read the lengths again. `on_error`: called
-    with the text of each error that users should see.
+    before this time. `push_at`, `refused_push_at`: no push to the list is made before this time,
+    nor one to the list of refused events; the other jobs go on, because they free memory.
+    `check_at`: the time to read the lengths again. `on_error`: called with the text of each
+    error that users should see.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class ListJobs:
     ) -> None:
         self.running: Kind | None = None
         self.retry_at = clock()
-        self.push_at = clock()
+        self.push_at = self.refused_push_at = clock()
         self.check_at = clock()
         # The generations of the lists that the job is about, when it was made.
         self._generations: Sequence[tuple[FallbackList, int]] = ()
@@ -140,6 +141,11 @@ class ListJobs:
         """True if the time to wait after a failed job, or a refused push, is over."""
         return self._clock() >= max(self.retry_at, self.push_at)
 
+    @property
+    def may_push_refused(self) -> bool:
+        """True if the time to wait after a failed job is over, also for refused events."""
+        return self._clock() >= max(self.retry_at, self.refused_push_at)
+
     def check_now(self) -> None:
         """Make reading the length due now."""
         self.check_at = self._clock()
@@ -147,7 +153,7 @@ class ListJobs:
     def list_chosen(self) -> None:
         """Begin with another list: read its length first, and forget failures."""
         self._in_doubt = True
-        self.check_at = self.retry_at = self.push_at = self._clock()
+        self.check_at = self.retry_at = self.push_at = self.refused_push_at = self._clock()
 
     def purge(self, done: PurgeDone) -> None:
         """Delete all lists soon; then `done` is called with the number of elements, or an error."""
@@ -195,7 +201,9 @@ class ListJobs:
 
         `fallback_size`: the elements that both lists may have together, at most; 0: any number.
         """
-        keep = max(1, fallback_size - self._lists.refused.length) if fallback_size > 0 else 0
+        half = fallback_size // 2
+        keep = max(1, fallback_size - half, fallback_size - self._lists.refused.length)
+        keep = keep if fallback_size > 0 else 0
         return self._push(self._list, self._memory, keep)
 
     def push_refused(self, fallback_size: int) -> Submit:
@@ -351,18 +359,22 @@ class ListJobs:
         self.check_now()
         return False
 
-    def _failed(self, error: JobError) -> None:
+    def _failed(self, error: JobError, log: Memory | None = None) -> None:
         self._in_doubt = True
         # Jobs from before a demotion fail as read-only; by now the role may be another one.
         if self._lists.writable and error.failure is not Failure.READ_ONLY:
             self._on_error(f"fallback list: {error}")
         at = self._clock() + JOB_RETRY_AFTER
-        self._ledger.lacks_memory = error.failure is Failure.NO_MEMORY
-        if self._ledger.lacks_memory:
-            self._ledger.push_refused(str(error))
-            self.push_at = at
-        else:
+        if error.failure is not Failure.NO_MEMORY:
             self.retry_at = at
+            self._ledger.lacks_memory = False
+            return
+        self._ledger.push_refused(str(error))
+        if log is self._refused:  # each list has a share of its own
+            self.refused_push_at = at
+        else:
+            self.push_at = at
+            self._ledger.lacks_memory = True
 
     def _length_done(self, result: JobResult, lists: Sequence[FallbackList]) -> None:
         self._in_doubt = False
@@ -375,7 +387,7 @@ class ListJobs:
                 if one is self._list:
                     self._length_failed(length)
                 elif length.failure is Failure.WRONG_TYPE:
-                    one.set_length(0)
+                    self._lists.set_length(one, 0)
                     one.state = ListState.NONE
 
     def _length_failed(self, error: JobError) -> None:
@@ -398,10 +410,11 @@ class ListJobs:
         if not isinstance(length, int):
             log.store_failed()
             if isinstance(length, JobError):
-                self._failed(length)
+                self._failed(length, log)
                 self.check_now()
             return
-        self._ledger.lacks_memory = False
+        if log is self._memory:
+            self._ledger.lacks_memory = False
         entries = log.being_stored
         self._lists.set_length(target, length - len(entries))
         self._recent.add(entries)

@@ -51,6 +51,7 @@ class Lists:
         self.unserved_key: bytes | None = None
         self.others: dict[bytes, int] = {}  # lengths of the lists besides the current one
         self._home: bytes | None = None
+        self._refused_key: bytes | None = None  # of the list beside home
         self._reasons: dict[bytes, Stat] = {}  # of the losses that the next lengths will show
         self._ledger = ledger
 
@@ -130,11 +131,9 @@ class Lists:
 
     def _set_refused(self, key: bytes | None) -> None:
         """Work with the list of refused events under this key."""
-        if key == self.refused.key:
-            return
-        self.refused.leave()
-        if key is not None and key != self.current.key:
-            self.refused.choose(key, self.others.pop(key, 0))
+        self._refused_key = key
+        if key != self.refused.key:
+            self.refused.leave()
 
     def leave_unserved(self) -> None:
         """Leave the current list, whose slot this node does not serve; search for lists anew."""
@@ -169,11 +168,24 @@ class Lists:
         self.book_change(one.key, one.set_length(length))
 
     def choose(self) -> bool:
-        """Choose the list to work with; return True if another one than before is chosen.
+        """Choose the lists to work with; return True if another one than before is chosen.
+
+        To be called while no job is under way.
 
         The current list is kept until it is empty. Then the longest of the other lists is
         chosen, or, if all are empty, the node's own.
         """
+        chosen = self._choose_refused()
+        return self._choose_current() or chosen
+
+    def _choose_refused(self) -> bool:
+        key = self._refused_key
+        if not self.known or key is None or key in (self.refused.key, self.current.key):
+            return False
+        self.refused.choose(key, self.others.pop(key, 0))
+        return True
+
+    def _choose_current(self) -> bool:
         current = self.current
         # A key that holds something else may never become a list; the other lists do not wait
         # for it.

@@ -146,6 +146,14 @@ class Memory:
         """Remove all entries that are DONE from the log, except those being stored."""
         self._remove_done(self._first_unsent)
 
+    def remove_given_up(self) -> None:
+        """Remove all entries that are DONE, also unsent ones, except those being stored."""
+        unsent = len(self._log) - self._first_unsent
+        self._keep_head(len(self._log))
+        rest = itertools.islice(reversed(self._log), unsent)
+        waiting = sum(1 for entry in rest if entry.state is WAITING)
+        self.sent = min(self.sent, len(self._log) - min(waiting, unsent))
+
     def _remove_done(self, count: int) -> None:
         before = len(self._log)
         self._keep_head(count)

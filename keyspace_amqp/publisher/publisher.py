@@ -62,6 +62,8 @@ SEND_CHUNK = 1000
 # Seconds after which an event that cannot be sent is stored. It has to be in the list within
 # 100 ms (rule 12); the other 50 ms are for Redis' main thread to get to the job.
 STORE_AFTER = 0.05
+# The part of `queue-limit` that refused events in memory may take, if their list takes none.
+REFUSED_SHARE = 1 / 4
 # The state says so if a message has waited for its confirm for this many seconds.
 UNCONFIRMED_AFTER = 5.0
 # Seconds until the next poll if a time to wake up has passed and poll had nothing to do.
@@ -340,6 +342,7 @@ class Publisher:
         why = f"larger than the broker's limit of {limit} bytes"
         lost = [e for e in self.delivery.sent() if e.event and len(make_body(e.event)) > limit]
         self.aside.give_up(lost, Stat.DROPPED_TOO_LARGE, why)
+        self.refused.remove_given_up()
         return len(lost)
 
     def returned(self) -> None:
@@ -370,7 +373,8 @@ class Publisher:
         `more`: events wait in the shim's queue. `most`: send no more messages than this, if
         the others can wait without harm.
         """
-        self.delivery.collect()
+        self.delivery.collect(careful=self.suspects.limit is not None)
+        self._bound_refused()
         self._decide_renewal()
         self._decide_link(more)
         if self.link.is_up:
@@ -389,6 +393,12 @@ class Publisher:
         actions, self._actions = self._actions, []
         self.has_more = any(isinstance(action, Send) for action in actions)
         return actions
+
+    def _bound_refused(self) -> None:
+        """Drop the oldest refused events, if they wait in memory and take too much of it."""
+        over = self.refused.waiting_bytes - int(self._config.queue_limit * REFUSED_SHARE)
+        if over > 0 and not self._may_store_refused:
+            self.ledger.queue_full(self.refused.drop_oldest(over, 0))
 
     def _decide_renewal(self) -> None:
         """Give up a connection on which messages get no confirm, and open a new one."""
@@ -473,7 +483,8 @@ class Publisher:
     @property
     def _may_store_refused(self) -> bool:
         """True if the list of refused events takes pushes now."""
-        ready = self._storable and self.lists.refused.is_ready
+        on = self._config.fallback_size >= 0 and self.lists.writable
+        ready = on and self.lists.refused.is_ready and self.jobs.may_push_refused
         return ready and not self._flushing.leaves and self.refused.in_flight == 0
 
     @property
@@ -544,7 +555,7 @@ class Publisher:
 
     def room(self) -> int:
         """Return how many more events should be taken in now; the others wait as records."""
-        if self.memory.waiting_bytes + self.refused.waiting_bytes > WINDOW_BYTES:
+        if self.memory.waiting_bytes > WINDOW_BYTES:
             return 0
         return 2 * JOB_ELEMENTS - self.memory.unsent
 
@@ -607,8 +618,7 @@ class Publisher:
                 times.append(max(stalls_at, push_at))
         refused = self.refused.oldest
         if refused is not None and self._may_store_refused:
-            push_at = max(self.jobs.retry_at, self.jobs.push_at)
-            times.append(max(refused.at + STORE_AFTER, push_at))
+            times.append(refused.at + STORE_AFTER)
         return times
 
     @property

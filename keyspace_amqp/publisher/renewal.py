@@ -23,9 +23,14 @@ from .window import Window
 # Seconds without any answer, while a message waits that others have overtaken.
 STUCK_AFTER = 5.0
 # Seconds in which the broker refuses everything: the first time, and at most. They double each
-# time, because the reason may as well be a queue that is full for hours.
+# time, because the reason may as well be a queue that is full for hours; after twice the
+# longest time without such a renewal, they begin anew.
 REFUSING_AFTER = 5.0
 REFUSING_MAX = 300.0
+# Refusals without a confirm that are needed for that, at least.
+REFUSALS = 3
+# Seconds for which a reason has to hold.
+CERTAIN_AFTER = 0.01
 # Bytes of a key that an error shows, at most.
 _KEY_SHOWN = 64
 
@@ -38,21 +43,28 @@ class Renewal:
         self._clock = clock
         self._refused_since: float | None = None  # the first refusal after the last confirm
         self._refusing_after = REFUSING_AFTER
+        self._refusals = 0  # after the last confirm
+        self._renewed_at = clock()  # because the broker refused everything
         self._head: str | None = None  # the id of the oldest message at the last renewal
+        # `due` has found a reason at this time. An answer may wait in the socket: the reason has
+        # to hold once more, after that was read.
+        self._found_at: float | None = None
 
     def confirmed(self) -> None:
         """Note a confirm."""
         self._refused_since = self._head = None
-        self._refusing_after = REFUSING_AFTER
+        self._refusals = 0
 
     def refused(self) -> None:
         """Note a refusal."""
+        self._refusals += 1
         if self._refused_since is None:
             self._refused_since = self._clock()
 
     def opened(self) -> None:
         """Note a new connection, or that the broker is no longer blocked."""
-        self._refused_since = None
+        self._refused_since = self._found_at = None
+        self._refusals = 0
 
     def waits(self, seconds: float) -> bool:
         """True if a message has waited for its confirm for so long."""
@@ -64,6 +76,16 @@ class Renewal:
 
         `confirm_timeout`: the parameter, in seconds; 0: messages may wait for ever.
         """
+        why = self._reason(confirm_timeout)
+        if not why:
+            self._found_at = None
+        elif self._found_at is None:
+            self._found_at = self._clock()
+        elif self._clock() >= self._found_at + CERTAIN_AFTER:
+            return why
+        return ""
+
+    def _reason(self, confirm_timeout: int) -> str:
         oldest = self._window.oldest
         if oldest is not None and confirm_timeout and self.waits(confirm_timeout):
             event = oldest[0].event
@@ -87,12 +109,15 @@ class Renewal:
 
     @property
     def _refusing_until(self) -> float | None:
-        return None if self._refused_since is None else self._refused_since + self._refusing_after
+        if self._refused_since is None or self._refusals < REFUSALS:
+            return None
+        return self._refused_since + self._refusing_after
 
     def wake_times(self, seconds: tuple[float, ...]) -> list[float]:
         """Return the future times at which `due` may change, or a message waits for so long."""
         oldest, now = self._window.oldest, self._clock()
-        times = [self._stuck_at, self._refusing_until]
+        found = None if self._found_at is None else self._found_at + CERTAIN_AFTER
+        times = [self._stuck_at, self._refusing_until, found]
         if oldest is not None:
             times += [oldest[1] + limit for limit in seconds if limit]
         return [time for time in times if time is not None and time > now]
@@ -103,14 +128,18 @@ class Renewal:
         They are those that others have overtaken. If there are none, it is the oldest one, if
         it was the oldest at the last renewal too.
         """
+        self._found_at = None
         if self._passed(self._refusing_until):
-            self._refusing_after = min(REFUSING_MAX, 2 * self._refusing_after)
+            now = self._clock()
+            long_ago = now - self._renewed_at > 2 * REFUSING_MAX
+            before = REFUSING_AFTER if long_ago else self._refusing_after
+            self._refusing_after, self._renewed_at = min(REFUSING_MAX, 2 * before), now
             return []
         in_flight = self._window.in_flight()
-        causes = self._window.take(in_flight)
+        causes = self._window.take(self._window.late(overtaken=True))
         head = in_flight[0] if in_flight else None
         name = head.event.message_id if head is not None and head.event is not None else None
         if not causes and head is not None and name == self._head:
-            causes = self._window.take([head], overtaken=False)
+            causes = self._window.take([head])
         self._head = name
         return causes

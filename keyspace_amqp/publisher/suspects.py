@@ -92,7 +92,7 @@ class Suspects:
 
         Return the culprit, if it is known. To be called before `lost`.
         """
-        in_flight = self._window.in_flight()
+        in_flight = self._window.recent()
         self._ended_by_trial = False
         if not in_flight:
             self.hurry = False
@@ -168,7 +168,7 @@ class Suspects:
         """Return how many messages may be sent now, at most `room`."""
         if self.limit is None:
             return room
-        return max(0, min(room, self.limit - self._window.count))
+        return max(0, min(room, self.limit - len(self._window.recent())))
 
     def fill(self, batch: list[Entry], room: int, fill: Callable[[list[Entry], int], None]) -> None:
         """Fill the batch up to `room` with `fill`, but pass over suspects.
@@ -177,7 +177,7 @@ class Suspects:
         """
         before = None
         while room > len(batch) and before != self._unsent:
-            held = self._take_held(room, self._window.count + len(batch))
+            held = self._take_held(room, len(self._window.recent()) + len(batch))
             self._delivery.resume(held)
             batch += held
             if held or self._is_trying:

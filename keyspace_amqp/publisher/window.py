@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Sequence
 
 from .entry import DONE, SENT, WAITING, Entry, size_of
@@ -101,8 +102,12 @@ class Window:
 
     @property
     def probes_at(self) -> float | None:
-        """Return the time of the next probe; None: the broker is not stalled."""
-        return self._probe_at if self.is_stalled and self._probes < PROBES else None
+        """Return the time of the next probe; None: there is none to wait for."""
+        stalls_at = self.stalls_at
+        if stalls_at is None or self._probes >= PROBES:
+            return None
+        at = max(stalls_at, self._probe_at)
+        return at if at > self._clock() else None
 
     def progress(self) -> None:
         """Note that the broker has answered."""
@@ -140,8 +145,10 @@ class Window:
         slots, first, end = self._slots, self.next_tag - len(self._slots), self.next_tag
         taken: list[Entry | None] = []
         if self._overtaken:
-            late = [tag for tag in self._overtaken if tag <= below or tag in tags]
-            taken += [self._overtaken.pop(tag)[0] for tag in late]
+            late = [tag for tag in tags if tag in self._overtaken]
+            if below >= next(iter(self._overtaken)):
+                late = [*(tag for tag in self._overtaken if tag <= below), *late]
+            taken += [self._overtaken.pop(tag)[0] for tag in dict.fromkeys(late)]
         if first <= below < end:
             taken += [slots.popleft() for _ in range(below - first + 1)]
             first = below + 1
@@ -209,14 +216,21 @@ class Window:
 
     # ---- late messages -------------------------------------------------------------
 
+    def _last_tag_until(self, time: float) -> int:
+        """Return the last tag that was sent at this time or before; 0: none that is in a slot."""
+        return max((tag for tag, sent_at in self._sends if sent_at <= time), default=0)
+
     @property
     def oldest(self) -> tuple[Entry, float] | None:
         """Return the entry that has waited longest for its confirm, and the time of its sending."""
         for entry, sent_at in self._overtaken.values():
             if entry.state is SENT:
                 return entry, sent_at
-        head = next((e for e in self._slots if e is not None and e.state is SENT), None)
-        return (head, self._sends[0][1]) if head is not None else None
+        first = self.next_tag - len(self._slots)
+        for tag, slot in enumerate(self._slots, first):
+            if slot is not None and slot.state is SENT:
+                return slot, next(sent_at for last, sent_at in self._sends if last >= tag)
+        return None
 
     def restart_clocks(self) -> None:
         """Count the time of all messages in flight from now on: the broker was blocked."""
@@ -224,46 +238,72 @@ class Window:
         self._sends = collections.deque((tag, now) for tag, _ in self._sends)
         self._overtaken = {tag: (entry, now) for tag, (entry, _) in self._overtaken.items()}
 
+    def recent(self) -> list[Entry]:
+        """Return the entries in flight that are neither overtaken nor late.
+
+        If all that are not overtaken are late, return those.
+        """
+        first, late = self.next_tag - len(self._slots), self._last_tag_until(self._late_until)
+        new = [
+            (tag, slot)
+            for tag, slot in enumerate(self._slots, first)
+            if tag > self._answered and slot is not None and slot.state is SENT
+        ]
+        return [slot for tag, slot in new if tag > late] or [slot for _, slot in new]
+
+    @property
+    def _late_until(self) -> float:
+        return self._clock() - LATE_AFTER
+
+    def late(self, *, overtaken: bool = False) -> list[Entry]:
+        """Return the entries in flight that are late; `overtaken`: only those that are both."""
+        until = self._late_until
+        aside = [entry for entry, sent_at in self._overtaken.values() if sent_at <= until]
+        last = self._last_tag_until(until)
+        if overtaken:
+            last = min(last, self._answered)
+        count = max(0, last + 1 - (self.next_tag - len(self._slots)))
+        slots = itertools.islice(self._slots, count)
+        return [entry for entry in (*aside, *slots) if entry is not None and entry.state is SENT]
+
     def take_late(self) -> list[Entry]:
         """Take overtaken entries out of the window, oldest first, if they are late and fill it.
 
-        Then half of their room is free again. The caller changes their state, which still
-        is SENT; their confirms will be ignored.
+        Then half of their room is free again. See `take`.
         """
-        taken: list[Entry] = []
-        if self.overtaken > WINDOW or (self.overtaken and self.bytes > WINDOW_BYTES // 2):
-            self._set_overtaken_aside()
-            until = self._clock() - LATE_AFTER
-            for tag, (entry, sent_at) in list(self._overtaken.items()):
-                full = self.overtaken > WINDOW // 2 or self.bytes > WINDOW_BYTES // 4
-                if sent_at > until or not full:
-                    break
-                del self._overtaken[tag]
-                if entry.state is SENT:
-                    self.count -= 1
-                    self.bytes -= entry.size
-                    taken.append(entry)
-        return taken
+        if self.overtaken <= WINDOW and (not self.overtaken or self.bytes <= WINDOW_BYTES // 2):
+            return []
+        wanted: list[Entry] = []
+        count, size = self.overtaken, self.bytes
+        for entry in self.late(overtaken=True):
+            if count <= WINDOW // 2 and size <= WINDOW_BYTES // 4:
+                break
+            wanted.append(entry)
+            count, size = count - 1, size - entry.size
+        return self.take(wanted)
 
-    def take(self, entries: Sequence[Entry], *, overtaken: bool = True) -> list[Entry]:
+    def take(self, entries: Sequence[Entry]) -> list[Entry]:
         """Take these entries out of the window, as far as they are in flight; return them.
 
-        `overtaken`: only those that are overtaken and late. The caller changes their state,
-        which still is SENT; their confirms will be ignored.
+        The caller changes their state, which still is SENT; their confirms will be ignored.
         """
+        if not entries:
+            return []
         wanted = {id(entry) for entry in entries if entry.state is SENT}
         taken: list[Entry] = []
-        if overtaken:
-            self._set_overtaken_aside()
-            until = self._clock() - LATE_AFTER
-            for tag, (entry, sent_at) in list(self._overtaken.items()):
-                if id(entry) in wanted and sent_at <= until:
-                    taken.append(self._overtaken.pop(tag)[0])
-        else:
-            for place, slot in enumerate(self._slots):
-                if slot is not None and id(slot) in wanted:
-                    taken.append(slot)
-                    self._slots[place] = None
+        for tag, (entry, _) in list(self._overtaken.items()):
+            if id(entry) in wanted:
+                taken.append(entry)
+                del self._overtaken[tag]
+        for place, slot in enumerate(self._slots):
+            if len(taken) == len(wanted):
+                break
+            if slot is not None and id(slot) in wanted:
+                taken.append(slot)
+                self._slots[place] = None
         self.count -= len(taken)
         self.bytes -= size_of(taken)
+        if not self.count:
+            self._answered = self.next_tag - 1  # no answer is awaited any more
+        self._pop_stale()
         return taken

@@ -167,7 +167,7 @@ def test_a_server_that_may_not_write_has_no_lists() -> None:
 def test_lists_of_slots_that_went_away_are_handed_over() -> None:
     bench = working_with(NEAR, 4, far=3)
     bench.tell(serves=(HOME, NEAR))
-    assert bench.lists.keys == [NEAR, REFUSED]
+    assert bench.lists.keys == [NEAR]
     assert bench.found == 4
     bench.tell(serves=(HOME,))
     assert (bench.current.key, bench.current.state) == (None, ListState.UNKNOWN)
