@@ -149,7 +149,7 @@ class Listener:
         self.heard: list[tuple[Any, ...]] = []
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *arguments: self.heard.append((name, *arguments))
+        return lambda *arguments, **_: self.heard.append((name, *arguments))
 
 
 class Line:

@@ -155,6 +155,7 @@ def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> Non
         "expiration": "1000",
         "deduplication-header": "on",
         "databases": "0,2-3",
+        "confirm-timeout": "90",
         "fallback-memory": "7",
     }
     for name, value in changed.items():
@@ -213,6 +214,7 @@ def test_every_parameter_can_be_set_while_it_runs(
         "expiration": "60000",
         "deduplication-header": "on",
         "databases": "0",
+        "confirm-timeout": "90",
         "fallback-memory": "0",
     }
     server = start_redis(arguments=arguments_for(broker, mailbox))
