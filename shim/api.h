@@ -76,6 +76,8 @@ size_t queue_length(const queue_t *queue);
 /* Any thread. Returns the number of records pushed so far. A thread that has got this number
  * sees everything that the pushing thread did before, requests in another queue too. */
 uint64_t queue_pushed(const queue_t *queue);
+/* Any thread. Returns the number of records released so far. */
+uint64_t queue_released(const queue_t *queue);
 /* Any thread. */
 void queue_set_limit(queue_t *queue, size_t limit);
 size_t queue_get_limit(const queue_t *queue);

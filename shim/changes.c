@@ -64,7 +64,7 @@ static void send(const change_t *change) {
 }
 
 void changes_send(void) {
-    if ((all.what[0] == '\0' && count_lists == 0) || worker_request_bytes() > BEHIND) return;
+    if (all.what[0] == '\0' && count_lists == 0) return;
     const int count = count_lists;
     count_lists = 0; /* before the requests, which call this function too */
     if (all.what[0] != '\0') {
@@ -74,6 +74,10 @@ void changes_send(void) {
     }
     for (int i = 0; i < count; i++)
         send(&lists[i]);
+}
+
+void changes_send_unless_behind(void) {
+    if (worker_request_bytes() <= BEHIND) changes_send();
 }
 
 void changes_forget(void) {

@@ -7,10 +7,12 @@
 /* Notes that a list was changed. `what`: the command or event that changed it. An empty key: any
  * of the lists. */
 void changes_note(const char *what, const char *key, size_t len);
-/* Tells the worker of the changes since the last call. To be called before Redis sleeps, before
- * each other request and before the end of each job: so the worker hears of a change before it
- * reads what a later request or a job has found. */
+/* Tells the worker of the changes since the last call. To be called before each other request and
+ * before the end of each job: so the worker hears of a change before it reads what a later request
+ * or a job has found. */
 void changes_send(void);
+/* The same, unless the worker is far behind with its requests. To be called once in a turn. */
+void changes_send_unless_behind(void);
 /* Forgets all changes. */
 void changes_forget(void);
 

@@ -56,7 +56,6 @@ static void keep(int index, RedisModuleString *value) {
 /* ---- passing the values on -------------------------------------------------------- */
 
 void config_send(void) {
-    if (!unsent) return; /* on_apply is called for each parameter of a CONFIG SET */
     unsent = 0;
     queue_set_limit(shared.events, strtoull(text_of(PARAMETER_INDEX_QUEUE_LIMIT), NULL, 10));
     /* The number of events pushed so far goes with the values: new masks apply to later
@@ -76,7 +75,7 @@ void config_apply(RedisModuleCtx *ctx) {
     int with_value = strcmp(text_of(PARAMETER_INDEX_FORMAT), "text") != 0;
     values_take(ctx, with_value ? strtoul(text_of(PARAMETER_INDEX_VALUE), NULL, 10) : 0);
     main_thread.fallback_memory = atoi(text_of(PARAMETER_INDEX_FALLBACK_MEMORY));
-    config_send();
+    if (unsent) config_send(); /* on_apply is called for each parameter of a CONFIG SET */
 }
 
 int config_has_list(void) { return strtoll(text_of(PARAMETER_INDEX_FALLBACK_SIZE), NULL, 10) >= 0; }

@@ -12,9 +12,9 @@ int config_index(RedisModuleString *name);
 /* Registers the parameters and gives them their first values: `argv` has the positional
  * arguments. Returns REDISMODULE_ERR and logs the reason if one is not accepted. */
 int config_register(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
-/* Passes the parameters to the queue and to the worker. */
+/* Passes all parameters to the queue and to the worker. */
 void config_send(void);
-/* Does the same, and sets which events and values are captured. */
+/* Does the same if one has changed, and sets which events and values are captured. */
 void config_apply(RedisModuleCtx *ctx);
 /* Sets parameters, all or none; `argv` has names of parameters that exist, and values. Returns 0,
  * or -1 with a message about the first value that is refused. */

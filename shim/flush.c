@@ -31,7 +31,9 @@ int flush_worker(RedisModuleCtx *ctx, int mode) {
     long long deadline = clock_ms() + (stops ? STOP_LIMIT_MS : SAVE_LIMIT_MS);
     for (;;) {
         jobs_run(ctx);
-        if (stops ? worker_has_ended() : atomic_load(&done_id) == last_id) return 1;
+        const int ended = worker_has_ended(); /* before the look at what it has done */
+        if (stops ? ended : atomic_load(&done_id) == last_id) return 1;
+        if (ended) return 0;
         long long rest = deadline - clock_ms();
         if (rest <= 0) return 0;
         worker_wait(rest);

@@ -34,8 +34,9 @@ static int prepare(RedisModuleCtx *ctx) {
 }
 
 /* Frees all that a load has made, after the end of the worker. */
-static void release(void) {
+static void release(RedisModuleCtx *ctx) {
     worker_close();
+    stats_log_left(ctx);
     worker_release();
     jobs_release();
     config_release();
@@ -45,7 +46,7 @@ static void release(void) {
 /* Gives up a load. The reason is logged, unless it is empty because it was logged already. */
 static int refuse_load(RedisModuleCtx *ctx, const char *reason) {
     if (reason[0] != '\0') RedisModule_Log(ctx, "warning", "not loaded: %s", reason);
-    release();
+    release(ctx);
     return REDISMODULE_ERR;
 }
 
@@ -86,7 +87,7 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
      * one is no change of which clients have to hear. */
     RedisModule_SetModuleOptions(ctx, REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD |
                                           REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED);
-    release(); /* what a load that took too long had to keep */
+    release(ctx); /* what a load that took too long had to keep */
     if (prepare(ctx) != 0) return refuse_load(ctx, "no file descriptors left");
     if (config_register(ctx, argv, argc) != REDISMODULE_OK) return refuse_load(ctx, "");
     if (commands_register(ctx) != REDISMODULE_OK)
@@ -132,6 +133,6 @@ __attribute__((visibility("default"))) int RedisModule_OnUnload(RedisModuleCtx *
                         STOP_LIMIT_MS);
         return REDISMODULE_ERR;
     }
-    release();
+    release(ctx);
     return REDISMODULE_OK;
 }

@@ -96,6 +96,10 @@ uint64_t queue_pushed(const queue_t *queue) {
     return atomic_load_explicit(&queue->pushed_count, memory_order_acquire);
 }
 
+uint64_t queue_released(const queue_t *queue) {
+    return atomic_load_explicit(&queue->released_count, memory_order_acquire);
+}
+
 void queue_set_limit(queue_t *queue, size_t limit) {
     atomic_store_explicit(&queue->limit, limit, memory_order_relaxed);
 }

@@ -34,7 +34,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
     flush_saves = 0;
     life_resume(ctx);
     maxmemory_look();
-    changes_send();
+    changes_send_unless_behind();
     worker_announce_new(); /* once in a turn (rule 5) */
     jobs_run(ctx);
     stats_log_losses(ctx, 0);
@@ -98,9 +98,8 @@ static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t
     long long began = clock_us();
     if (!flush_worker(ctx, FLUSH_STORE))
         RedisModule_Log(ctx, "warning",
-                        "the save starts with events still in memory: the handler did not store "
-                        "them within %d ms",
-                        SAVE_LIMIT_MS);
+                        "the save starts with events still in memory: the handler %s",
+                        worker_has_ended() ? "has ended" : "did not store them in time");
     latency_add(ctx, MODULE_NAME "-save", began);
 }
 
@@ -116,6 +115,7 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
                      (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB)) != 0;
     if (!life_stop(ctx, has_files ? FLUSH_LEAVE : FLUSH_DRAIN))
         RedisModule_Log(ctx, "warning", "the handler did not stop within %d ms", STOP_LIMIT_MS);
+    stats_log_left(ctx);
 }
 
 /* ---- changes of the lists ------------------------------------------------------------- */

@@ -76,6 +76,13 @@ void stats_log_losses(RedisModuleCtx *ctx, int now) {
     logged_ms = main_thread.now_ms;
 }
 
+void stats_log_left(RedisModuleCtx *ctx) {
+    size_t left = shared.events != NULL ? queue_length(shared.events) : 0;
+    if (left > 0)
+        RedisModule_Log(ctx, "warning",
+                        "%zu events lost: the handler has not read them from the queue", left);
+}
+
 /* ---- texts -------------------------------------------------------------------------- */
 
 /* Worker thread. */
@@ -142,7 +149,6 @@ void stats_info(RedisModuleInfoCtx *ctx, int for_crash_report) {
 void stats_renew(void) {
     for (int i = 0; i < STATS_COUNT; i++)
         atomic_store(&stats[i], 0);
-    shim_reset_numbers();
 }
 
 void stats_prepare(void) {
@@ -150,6 +156,7 @@ void stats_prepare(void) {
     if (shown == NULL) abort();
     memset(&draft, 0, sizeof(draft));
     stats_renew();
+    shim_reset_numbers();
     logged_losses = atomic_load(&shared.queue_full);
 }
 

@@ -111,9 +111,10 @@ static void add_by_command(RedisModuleCtx *ctx, RedisModuleString *key, valued_t
     RedisModule_FreeCallReply(reply);
 }
 
-/* Returns the key's value, or NULL if it does not exist. */
-static buffer_t *find_present(RedisModuleCtx *ctx, RedisModuleString *key, const char *name,
-                              size_t len) {
+/* Returns the key's value, or NULL if it does not exist. For the event `expire` no command reads
+ * it: the time may be in the past (SET … PXAT 1), and the command would delete the key. */
+static buffer_t *find_present(RedisModuleCtx *ctx, const char *event, RedisModuleString *key,
+                              const char *name, size_t len) {
     guess_t guess;
     RedisModuleKey *open = look_at(ctx, key, NO_EFFECTS);
     if (open == NULL) return NULL;
@@ -124,7 +125,7 @@ static buffer_t *find_present(RedisModuleCtx *ctx, RedisModuleString *key, const
     /* Closed before a command: that may delete an expired key, and an open handle must not
      * outlive its key. */
     RedisModule_CloseKey(open);
-    if (head.type == REDISMODULE_KEYTYPE_STRING && bytes == NULL)
+    if (head.type == REDISMODULE_KEYTYPE_STRING && bytes == NULL && strcmp(event, "expire") != 0)
         add_by_command(ctx, key, head, name, &guess);
     return &present;
 }
@@ -138,7 +139,7 @@ static buffer_t *find_value(RedisModuleCtx *ctx, const char *event, RedisModuleS
      * delete it without an event, and replicate the deletion before the command. */
     if (RedisModule_GetOpenKeyModesAll == NULL && strcmp(event, "expire") == 0) return NULL;
     main_thread.capturing = 0; /* reading the value may emit events */
-    buffer_t *found = find_present(ctx, key, name, len);
+    buffer_t *found = find_present(ctx, event, key, name, len);
     main_thread.capturing = 1;
     return found;
 }

@@ -49,6 +49,10 @@ class Queue:
         return int(lib.queue_pushed(self._queue))
 
     @property
+    def released(self) -> int:
+        return int(lib.queue_released(self._queue))
+
+    @property
     def length(self) -> int:
         return int(lib.queue_length(self._queue))
 

@@ -88,7 +88,8 @@ class Intake:
         self._filter = config  # its masks and databases apply to the next event
         # Masks and databases that apply after so many events.
         self._changes: collections.deque[tuple[int, Config]] = collections.deque()
-        self._taken = 0  # events taken out of the queue
+        # Events taken out of the queue; some already, if this is not the load's first worker.
+        self._taken = queue.released
         self._failures = 0  # exceptions in a row over the next event
 
     def configure(self, config: Config, pushed: int) -> None:

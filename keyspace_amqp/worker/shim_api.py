@@ -22,6 +22,12 @@ class Queue(Protocol):
         ...
 
     @property
+    def released(self) -> int:
+        """Return the number of records released so far, by earlier workers of this load
+        too."""
+        ...
+
+    @property
     def length(self) -> int:
         """Return the number of records in the queue."""
         ...

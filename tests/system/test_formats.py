@@ -231,7 +231,7 @@ def test_values_before_the_end(
     client.set("a", "deleted")
     client.set("b", 77)
     client.rpush("l", 1, 2, 3)
-    client.set("d", "old")
+    client.set("d", "old text")  # long enough to prove the form of short strings
     client.delete("a")
     client.unlink("b")
     client.delete("l")
@@ -243,9 +243,9 @@ def test_values_before_the_end(
         end("del", "a", "deleted"),
         end("del", "b", "77"),
         ("del", "l", {"type": "list", "length": 3, "before": True} if keeps else None),
-        end("rename_from", "d", "old"),
-        ("rename_to", "e", string("old")),
-        end("del", "e", "old"),
+        end("rename_from", "d", "old text"),
+        ("rename_to", "e", string("old text")),
+        end("del", "e", "old text"),
         ("expire", "c", string("gone") if keeps else None),
         end("expired", "c", "gone"),
     ]

@@ -33,8 +33,8 @@ from tests.fix_servers import (
 LIMITS = {"READY": 1.0, "STOP": 1.2, "STOP_LEFTOVERS": 0.3, "STOP_GOODBYE": 0.1, "STARVED": 0.4}
 STOP_LIMIT = 2.0
 
-# Appended to worker/loop.py. `hang-NAME` in the server's directory stops the handler at a place;
-# `crash` makes it crash, by the function in the file.
+# Appended to worker/loop.py. `hang-NAME` in the server's directory stops the handler at a place,
+# `fail-NAME` makes the place fail, `crash` makes it crash, by the function in the file.
 INJECT = """
 
 import ctypes as _ctypes
@@ -50,6 +50,8 @@ def _hang(name, function):
             while _pathlib.Path(f"hang-{name}").exists():
                 time.sleep(0.01)
             log.LOGGER.info("goes on in %s", name)
+        if _pathlib.Path(f"fail-{name}").exists():
+            raise RuntimeError
         return function(*arguments, **named)
     return hang
 
@@ -62,6 +64,8 @@ def _crash(function):
                 _ctypes.string_at(0)
             elif what == "abort":
                 _os.abort()
+            elif what == "quit":
+                raise SystemExit
             elif what:
                 _signal.pthread_kill(_signal.pthread_self(), int(what))
         return function(*arguments)
@@ -255,6 +259,72 @@ def test_an_unload_that_is_refused(
     assert workers(server, 0)
 
 
+def test_a_stop_while_the_next_handler_starts(
+    impatient: pathlib.Path, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """Refused, too, and the module goes on: with all parameters, with its counters of lost events,
+    and new masks are in force at once."""
+    server = start_redis("redis-7.0", None, ["save 3600 1000000"])
+    client = server.client()
+    arguments = ["CONFIG", "keyspaceamqp.queue-limit", 1048576, "ARGS"]
+    arguments += arguments_for(broker, mailbox, "$")
+    client.execute_command("MODULE", "LOADEX", str(impatient), *arguments)
+    delivered(client, mailbox, write(client, "before", 50))
+    with Hang(server, "start") as start:
+        with Hang(server, "leave") as leave:
+            with pytest.raises(redis.exceptions.ResponseError):
+                unload(client)
+            leave.wait()
+            expected = write(client, "meanwhile", 50)
+            client.set("x" * 1048576, 1)  # never fits
+            assert stats(client)["dropped_queue_full"] == 1
+        start.wait()
+        with pytest.raises(redis.exceptions.ResponseError):
+            unload(client)
+        client.save()
+        assert "was started again" not in server.log()
+    wait_for(lambda: "was started again" in server.log(), 30)
+    delivered(client, mailbox, expected, dropped=1)
+    client.config_set("keyspaceamqp.masks", "^new:")
+    write(client, "old", 10)
+    numbers = delivered(client, mailbox, write(client, "new", 10), dropped=1)
+    assert numbers["dropped_queue_full"] == 1
+    assert numbers["events_matched"] == numbers["confirmed"] + 1 == 61
+    unload(client)
+    assert workers(server, 0)
+
+
+def test_a_next_handler_that_cannot_start(
+    impatient: pathlib.Path, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """The log says so, and another one is tried."""
+    server = start_redis("redis-7.0", None)
+    client = server.client()
+    load(client, impatient, arguments_for(broker, mailbox, "$"))
+    with Hang(server, "leave") as leave:
+        with pytest.raises(redis.exceptions.ResponseError):
+            unload(client)
+        leave.wait()
+        expected = write(client, "meanwhile", 50)
+        (server.folder / "fail-start").touch()
+    wait_for(lambda: "could not be started again" in server.log(), 30)
+    assert stats(client)["state"] == "stopping"
+    (server.folder / "fail-start").unlink()
+    wait_for(lambda: "was started again" in server.log(), 30)
+    delivered(client, mailbox, expected)
+    # A module that cannot start a handler can be unloaded, and says what is lost by that.
+    with Hang(server, "leave") as leave:
+        with pytest.raises(redis.exceptions.ResponseError):
+            unload(client)
+        leave.wait()
+        write(client, "lost", 50)
+        (server.folder / "fail-start").touch()
+    failures = server.log().count("could not be started again")
+    wait_for(lambda: server.log().count("could not be started again") > failures, 30)
+    unload(client)
+    assert "50 events lost: the handler has not read them from the queue" in server.log()
+
+
 def test_unload_as_soon_as_the_handler_has_ended(
     impatient: pathlib.Path, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
@@ -334,6 +404,23 @@ def test_saves_that_do_not_wait(
             pipeline.save()  # a save like any other
             pipeline.execute()
         assert server.log().count(waited) == 1
+
+
+def test_a_save_after_the_end_of_the_handler(
+    impatient: pathlib.Path, start_redis: StartRedis
+) -> None:
+    """It does not wait, nor does an unload, and the log says what is lost."""
+    server = start_redis("redis-7.0", None, ["save 3600 1000000"])
+    client = server.client()
+    load(client, impatient, arguments_for(free_port(), events="$"))
+    (server.folder / "crash").write_text("quit")
+    write(client, "a", 10)
+    wait_for(lambda: workers(server, 0), 30, "the thread ends")
+    write(client, "b", 10)
+    client.save()
+    assert "still in memory: the handler has ended" in server.log()
+    unload(client)
+    assert "events lost: the handler has not read them from the queue" in server.log()
 
 
 # ---- a crash ----------------------------------------------------------------------

@@ -151,6 +151,23 @@ def test_events_are_given_back_when_they_are_safe() -> None:
     assert (world.keys, world.numbers) == ("ab", [1, 2])
 
 
+def test_a_later_worker_goes_on_with_the_numbers() -> None:
+    """Its queue is that of the worker before it, so masks hold from the right event on."""
+    world = World()
+    world.push("ab")
+    world.take()
+    later = Receiver(10_000)
+    intake = Intake(world.queue, later, world.leftovers, "later", CONFIG, world.failures)
+    world.push("aabb")
+    intake.configure(with_masks(b"b"), 5)
+    intake.take(5)
+    assert keys_of(later.waiting) == [b"a", b"a", b"b"]
+    world.push("a")
+    intake.take(7)
+    assert keys_of(later.waiting) == [b"a", b"a", b"b", b"b"]
+    assert [e.message_id for e in later.waiting] == [f"later-{n}" for n in (3, 4, 5, 6)]
+
+
 # ---- masks and databases -----------------------------------------------------------------
 
 
