@@ -57,6 +57,11 @@ class Leftovers:
         """True if the file may have events that were not read yet."""
         return self._reading is not None
 
+    @property
+    def needed(self) -> bool:
+        """True if a file is there with events that may not be safe elsewhere."""
+        return self._readable
+
     def peek(self, most: int) -> tuple[list[Event], Step]:
         """Return the next events, of up to `most` elements or records, and the step behind
         them. There may be no events although the file is pending."""
@@ -144,6 +149,7 @@ def store(
     """
     waiting = collections.deque(events)
     before = len(waiting) + rest.waiting
+    cut = 0
     why = "there was no time to write them"
     try:
         if not before and not file.pending:
@@ -154,18 +160,25 @@ def store(
             try:
                 _write(writer, waiting, file, rest, is_late, failed)
             except OSError as error:
-                if file.pending:
-                    raise  # the old file has these events, and stays
+                if file.pending or (file.needed and waiting):
+                    raise  # the old file has events that the new one lacks, and stays
                 writer.rewind()
                 why = f"{file.path} could not be written: {error}"
-            writer.keep()
+            try:
+                writer.keep()
+            except OSError as error:
+                if file.needed:
+                    raise
+                cut = writer.rewind_to_disk()
+                why = f"{file.path} could not be written: {error}"
+                writer.keep()
         except BaseException:
             writer.discard()
             raise
     except OSError as error:
         sink("warning", f"{before} events lost: {file.path} could not be written: {error}")
         return
-    if lost := len(waiting) + rest.waiting:
+    if lost := len(waiting) + rest.waiting + cut:
         sink("warning", f"{lost} events lost: {why}")
     sink(
         "notice",
@@ -206,6 +219,6 @@ def _write(
             if failures < _ATTEMPTS:
                 continue
             if not waiting:
-                return
+                raise OSError("the handler cannot write them") from None
             waiting.popleft()
             failures = 0

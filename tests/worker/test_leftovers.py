@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import itertools
 import os
 import pathlib
+import random
+import resource
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -291,7 +294,7 @@ def test_an_exception_in_between_loses_nothing(
     monkeypatch.setattr(Writer, "_sync", broken)
     stop(between, between.receiver.waiting)
     after = all_of_it()
-    assert "".join(dict.fromkeys(after.keys)) == "abcdefxyz"
+    assert after.keys == "abcdefxyz"
 
 
 def test_a_file_that_cannot_be_written(path: pathlib.Path) -> None:
@@ -345,7 +348,83 @@ def test_a_disk_that_becomes_full_keeps_what_was_written(
     assert lost.startswith(f"4 events lost: {path} could not be written: [Errno 28] No space")
     assert line.startswith("5 events came too late")
     after = keys_of(all_of_it().receiver.waiting)
-    assert after[:5] == [*(event.key for event in EVENTS), b"a", b"b"]
+    assert after == [*(event.key for event in EVENTS), b"a", b"b"]
+
+
+def test_a_disk_that_becomes_full_keeps_an_old_file_that_was_read(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its events are not safe elsewhere, and the new file does not have all of them."""
+    stop(World(), EVENTS)
+    world = all_of_it()
+    world.push("a")
+    monkeypatch.setattr(leftovers, "JOB_ELEMENTS", 2)
+    with monkeypatch.context() as patch:
+        full_disk(patch, 1)
+        ((level, line),) = stop(world, world.receiver.waiting)
+    assert (level, line[:15]) == ("warning", "4 events lost: ")
+    assert all_of_it().receiver.waiting == EVENTS
+
+
+def test_a_disk_that_fails_at_the_end_keeps_what_is_on_it(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "JOB_ELEMENTS", 2)
+    with monkeypatch.context() as patch:
+        full_disk(patch, 1)
+        size = len(resp(b"RPUSH", KEY, *map(to_element, EVENTS[:2])))
+        patch.setattr(leftover_file, "_SYNC_EVERY", size)
+        (_, lost), (_, line) = stop(World(), EVENTS)
+    assert lost.startswith(f"1 events lost: {path} could not be written: [Errno 28] No space")
+    assert line.startswith("2 events came too late")
+    assert all_of_it().receiver.waiting == EVENTS[:2]
+
+
+def test_a_full_disk_keeps_what_fits(path: pathlib.Path) -> None:
+    """With a real limit of the file's size, at any byte."""
+    world = World(together=2)
+    world.push("abcdef")
+    stop(world, EVENTS)
+    size = path.stat().st_size
+    path.unlink()
+    chance = random.Random(1)
+    for limit in [1, size - 1, size, *(chance.randrange(size) for _ in range(20))]:
+        child = os.fork()
+        if child == 0:  # it leaves nothing behind but the file
+            with contextlib.suppress(BaseException):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                world = World(together=2)
+                world.push("abcdef")
+                stop(world, EVENTS)
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        keys = keys_of(all_of_it().receiver.waiting)
+        whole = [*(event.key for event in EVENTS), *(b"%c" % key for key in b"abcdef")]
+        assert keys == whole[: len(keys)]
+        head = len(resp(b"RPUSH", KEY, *map(to_element, EVENTS)))
+        command = (size - head) // 3
+        fits = 0 if limit < head else 3 + 2 * ((limit - head) // command)
+        assert len(keys) == fits, limit
+        path.unlink(missing_ok=True)
+
+
+def test_an_old_file_that_cannot_be_copied_stays(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop(World(), EVENTS)
+    world = load(space=0)
+    world.take()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "copy", broken)
+        ((level, line),) = stop(world)
+    assert (level, "the handler cannot write them" in line) == ("warning", True)
+    world.leftovers.close()
+    assert all_of_it().receiver.waiting == EVENTS
 
 
 # ---- files that cannot be read -------------------------------------------------------------
