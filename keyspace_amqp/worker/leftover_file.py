@@ -22,6 +22,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import struct
 import sys
 from array import array
 from collections.abc import Sequence
@@ -39,8 +40,11 @@ _RECORDS = b"RECORDS"
 # Bytes after which the file is synchronized with the disk, so that the last time is short.
 _SYNC_EVERY = 16 * 1024 * 1024
 _COPY_BYTES = 1024 * 1024
+_NO_LIMIT = sys.maxsize - 2  # two bytes follow a word
 # The longest line with a length: a type, 19 digits and the line's end.
 _LINE_BYTES = 22
+# The exceptions of a file that cannot be read or is damaged.
+UNREADABLE = (OSError, ValueError, OverflowError, MemoryError, struct.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,11 +261,12 @@ class _Records:
 
 
 class Reading:
-    """A file of leftovers from its beginning to its end. Methods raise OSError, and ValueError
-    if the file is damaged."""
+    """A file of leftovers from its beginning to its end. Methods raise UNREADABLE."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        # No length in it is larger. The size of a pipe is not known.
+        self._size = os.fstat(file.fileno()).st_size if file.seekable() else _NO_LIMIT
         self._left = 0  # elements of the RPUSH at hand that are not read yet
         self._block: Block = _Elements([])
         self.done = False  # true when the file was read to its end
@@ -315,7 +320,9 @@ class Reading:
         line = self._file.readline(_LINE_BYTES)
         if not line.endswith(b"\r\n") or line[:1] != tag or not line[1:-2].isdigit():
             raise ValueError("incomplete" if not line.endswith(b"\n") else "no protocol of Redis")
-        return int(line[1:-2])
+        if (length := int(line[1:-2])) > self._size:
+            raise ValueError("incomplete")
+        return length
 
     def _word(self) -> bytes:
         length = self._length(b"$")

@@ -21,7 +21,7 @@ from typing import Protocol
 from ..fallback import JOB_ELEMENTS, to_element
 from ..message import Event
 from . import log
-from .leftover_file import Reading, Step, Writer
+from .leftover_file import UNREADABLE, Reading, Step, Writer
 
 # Exceptions in a row over the same events, before they are given up.
 _ATTEMPTS = 3
@@ -68,7 +68,7 @@ class Leftovers:
         assert self._reading is not None
         try:
             return self._reading.peek(most)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             self._set_aside(error)
             return [], (0, 0)
 
@@ -85,7 +85,7 @@ class Leftovers:
             return
         try:
             move(self._reading)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             self._set_aside(error)
         else:
             if self._reading.done:
@@ -101,16 +101,21 @@ class Leftovers:
         """Rename a file that cannot be read, so that the next one does not replace it."""
         self.close()
         self._readable = False
-        text = f"{self.path} cannot be read: {error}"
+        text = f"{self.path} cannot be read: {str(error) or repr(error)}"
         with contextlib.suppress(OSError):
             text += f"; it is {self.path.replace(self.path.with_suffix('.unreadable'))} now"
         log.LOGGER.error("%s", text)
 
     def remove(self) -> None:
-        """Delete the file that was read, because its events are safe. Raises OSError."""
-        if self._readable:
+        """Delete the file that was read, because its events are safe. If that fails, log it."""
+        if not self._readable:
+            return
+        self._readable = False
+        try:
             self.path.unlink(missing_ok=True)
-            self._readable = False
+        except OSError as error:
+            text = f"{self.path} cannot be deleted: {error}; its events, which are safe, come again"
+            log.LOGGER.warning("%s at the next load", text)
 
     # ---- a stop --------------------------------------------------------------
 

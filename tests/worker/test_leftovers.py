@@ -10,6 +10,7 @@ import os
 import pathlib
 import random
 import resource
+import struct
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -228,6 +229,38 @@ def test_a_file_whose_events_are_delivered_does_not_stay(path: pathlib.Path) -> 
     assert path.exists()
     assert stop(world) == []
     assert not path.exists()
+
+
+def test_a_file_that_cannot_be_deleted(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says so, and no exception closes the connection."""
+    stop(World(), EVENTS)
+    world = all_of_it()
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "unlink", refused)
+        world.leftovers.remove()
+    assert f"{path} cannot be deleted: [Errno 13] Permission denied; its events" in caplog.text
+    assert all_of_it().receiver.waiting == EVENTS
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OverflowError(), struct.error()])
+def test_an_exception_over_the_bytes_of_a_file_sets_it_aside(
+    error: Exception, path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the module, and so the server, would not start again."""
+    stop(World(), EVENTS)
+
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(leftover_file.Reading, "fill", broken)
+    assert all_of_it().receiver.waiting == []
+    assert path.with_suffix(".unreadable").exists()
 
 
 def test_a_file_that_could_not_be_read_is_not_removed(path: pathlib.Path) -> None:
@@ -461,6 +494,9 @@ BROKEN_RECORDS = {
         (b"garbage", "incomplete"),
         (b"garbage\r\n", "no protocol of Redis"),
         (b"*2\r\n$5\r\nRPUSH\r\n$1\r\nk\r\n", "a command that a stop does not write"),
+        (b"*9999999999999999999\r\n", "incomplete"),
+        (b"*2\r\n$5\r\nRPUSH\r\n$9999999999999999999\r\n", "incomplete"),
+        (b"*2\r\n$5\r\nRPUSH\r\n$999999999999999\r\n", "incomplete"),
         (b"*1\r\n$5\r\nRPUSH\r\n", "a command that a stop does not write"),
         (resp(b"RPUSH", KEY, b"1 no event"), "b'1 no event' is no event"),
         (resp(b"RPUSH", KEY, ELEMENT)[:-3], "incomplete"),
