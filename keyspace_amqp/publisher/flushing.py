@@ -57,9 +57,9 @@ class Flushing:
         self._ledger = ledger
         self._clock = clock
 
-    def begin(self, flush_id: int, seconds: float, mode: FlushMode) -> None:
-        """Begin a flush for which Redis waits so many seconds."""
-        self.current = Flush(flush_id, mode, self._clock(), seconds)
+    def begin(self, flush_id: int, seconds: float, mode: FlushMode, began: float | None) -> None:
+        """Begin a flush for which Redis waits so many seconds, since `began` or now."""
+        self.current = Flush(flush_id, mode, self._clock(), seconds, began)
 
     @property
     def ends(self) -> bool:
