@@ -112,7 +112,7 @@ class Flushing:
         leftovers = self._leftovers() if flush.ends else []
         if to_file:
             self._ledger.found(-len(leftovers))  # the next load has them
-            return Flushed(flush.id, flush.mode, leftovers, flush.began)
+            return Flushed(flush.id, flush.mode, leftovers, flush.write_until, flush.alone_at)
         lost = len(leftovers) + (self._shelf.clear() if flush.ends else 0)
         why = "they could be neither delivered nor stored"
         self._ledger.dropped(Stat.DROPPED_STOPPED, lost, why)

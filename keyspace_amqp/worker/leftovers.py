@@ -131,7 +131,11 @@ class Leftovers:
 
 
 class Rest(Protocol):
-    """The events that the publisher does not have; see intake.py."""
+    """The events that the publisher does not have; see intake.py. `queued`: those of them that
+    are still in the shim's queue."""
+
+    @property
+    def queued(self) -> int: ...
 
     @property
     def waiting(self) -> int: ...
@@ -144,13 +148,15 @@ def store(
     events: Iterable[Event],
     rest: Rest,
     is_late: Callable[[], bool],
+    is_alone: Callable[[], bool],
     sink: log.Sink,
     failed: Callable[[str], None],
 ) -> None:
     """Make the file hold exactly the events that are not delivered, at the end of a load: these
     `events`, then those that were not read from the old file, then the rest until `is_late`.
 
-    `failed` is called in the `except` block of an exception that is a defect.
+    `is_alone`: see `log_lost`. `failed` is called in the `except` block of an exception that is
+    a defect.
     """
     waiting = collections.deque(events)
     before = len(waiting) + rest.waiting
@@ -181,15 +187,34 @@ def store(
             writer.discard()
             raise
     except OSError as error:
-        sink("warning", f"{before} events lost: {file.path} could not be written: {error}")
+        before -= rest.queued
+        why = f"{file.path} could not be written: {error}"
+        if file.needed:
+            why += "; the old file stays, and its events are not lost"
+        log_lost(before, rest.queued, why, is_alone, sink)
         return
-    if lost := len(waiting) + rest.waiting + cut:
-        sink("warning", f"{lost} events lost: {why}")
+    log_lost(len(waiting) + rest.waiting - rest.queued + cut, rest.queued, why, is_alone, sink)
     sink(
         "notice",
         f"{writer.count} events came too late for the fallback list; they are in "
         f"{file.path} for the next load",
     )
+
+
+def log_lost(
+    lost: int, queued: int, why: str, is_alone: Callable[[], bool], sink: log.Sink
+) -> None:
+    """Log how many events are lost, with those that are still in the queue.
+
+    `is_alone` tells if Redis has gone on without this worker. Then the events in the queue stay
+    there: the unload was refused, and the next worker delivers them.
+    """
+    if is_alone():
+        if queued:
+            sink("warning", f"{queued} events stay in the queue, for the next handler: {why}")
+        queued = 0
+    if lost + queued:
+        sink("warning", f"{lost + queued} events lost: {why}")
 
 
 def _write(

@@ -43,11 +43,16 @@ def never() -> bool:
     return False
 
 
-def stop(world: World, events: Iterable[Event] = (), is_late: Callable[[], bool] = never) -> Lines:
+def stop(
+    world: World,
+    events: Iterable[Event] = (),
+    is_late: Callable[[], bool] = never,
+    is_alone: Callable[[], bool] = never,
+) -> Lines:
     """Write the leftovers of a load, of which the publisher has `events`; return the log."""
     lines: Lines = []
     store(
-        world.leftovers, events, world.intake, is_late,
+        world.leftovers, events, world.intake, is_late, is_alone,
         lambda level, line: lines.append((level, line)), world.failures,
     )  # fmt: skip
     return lines
@@ -282,6 +287,27 @@ def test_what_is_too_late_is_lost_and_logged(path: pathlib.Path) -> None:
     assert keys_of(all_of_it().receiver.waiting)[1:] == [b"a", b"b", b"c", b"d"]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_stays_in_the_queue_of_a_module_that_goes_on_is_not_lost(
+    there: bool, path: pathlib.Path
+) -> None:
+    world = World(together=2)
+    world.push("abcde")
+    late = iter([False, False, True])
+    if not there:
+        path.with_suffix(".new").mkdir()
+    lines = stop(world, EVENTS[:1], lambda: next(late), lambda: True)
+    stay = f"{world.queue.length} events stay in the queue, for the next handler: "
+    if there:
+        assert lines[0] == ("warning", stay + "there was no time to write them")
+        assert lines[1:] == [("notice", LINE.format(5, path))]
+    else:
+        assert [line[: len(stay)] for _, line in lines] == [
+            stay,
+            f"1 events lost: {path} could not be written"[: len(stay)],
+        ]
+
+
 # ---- exceptions --------------------------------------------------------------------------
 
 
@@ -447,15 +473,18 @@ def test_an_old_file_that_cannot_be_copied_stays(
 ) -> None:
     stop(World(), EVENTS)
     world = load(space=0)
-    world.take()
+    world.push("a")
 
     def broken(*_: object) -> None:
         raise RuntimeError("broken on purpose")
 
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "copy", broken)
-        ((level, line),) = stop(world)
-    assert (level, "the handler cannot write them" in line) == ("warning", True)
+        ((_, line),) = stop(world)
+    assert line == (
+        f"1 events lost: {path} could not be written: the handler cannot write them; the old file "
+        "stays, and its events are not lost"
+    )
     world.leftovers.close()
     assert all_of_it().receiver.waiting == EVENTS
 
