@@ -23,9 +23,10 @@ int flush_worker(RedisModuleCtx *ctx, int mode) {
     if (!worker_is_open() || main_thread.job_running) return 1;
     const int stops = mode != FLUSH_STORE;
     struct {
+        uint64_t began;
         uint32_t id, ms;
         uint8_t mode;
-    } payload = {++last_id, stops ? STOP_MS : SAVE_MS, (uint8_t)mode};
+    } payload = {(uint64_t)clock_ms(), ++last_id, stops ? STOP_MS : SAVE_MS, (uint8_t)mode};
     worker_request(RECORD_FLUSH, (const char *)&payload, sizeof(payload));
     worker_wake();
     long long deadline = clock_ms() + (stops ? STOP_LIMIT_MS : SAVE_LIMIT_MS);

@@ -52,13 +52,15 @@ class Flushed:
     """The flush with this id is done.
 
     `leftovers`: events for the file of leftovers. The worker adds those that the publisher
-    does not have. None: nothing is to be written to a file. `began`: the time of its start.
+    does not have. None: nothing is to be written to a file. `write_until`: the time until which
+    the file may be written. `alone_at`: the time from which Redis does not wait any more.
     """
 
     id: int
     mode: FlushMode
     leftovers: Sequence[Event] | None = None
-    began: float = 0.0
+    write_until: float = 0.0
+    alone_at: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..tables.times import STOP_LEFTOVERS, STOP_LIMIT, STOP_WRITE
 from .actions import FlushMode
 
 # A flush ends this many seconds before its time is over. The worker needs them to close the
@@ -41,13 +42,29 @@ class Outlook:
 
 
 class Flush:
-    """One flush, which begins `now` (in the publisher's clock) and may take `seconds`."""
+    """One flush, which begins `now` (in the publisher's clock) and may take `seconds`.
 
-    def __init__(self, flush_id: int, mode: FlushMode, now: float, seconds: float) -> None:
+    `began`: the time at which Redis began to wait, if that was earlier. A stop leaves time for
+    the file of leftovers, even if the worker was late.
+    """
+
+    def __init__(
+        self,
+        flush_id: int,
+        mode: FlushMode,
+        now: float,
+        seconds: float,
+        began: float | None = None,
+    ) -> None:
         self.id = flush_id
         self.mode = mode
-        self.began = now
+        began = now if began is None else began
+        self.alone_at = began + STOP_LIMIT
+        # When Redis does not wait any more, there is no hurry.
+        self.write_until = (began if now < self.alone_at else now) + STOP_WRITE
         self.until = now + max(seconds - MARGIN, 0)
+        if self.ends:
+            self.until = min(self.until, self.write_until - STOP_LEFTOVERS)
         grace = now + STORE_GRACE if mode is FlushMode.STORE else self.until - STOP_RESERVE
         self._grace_until = min(grace, self.until)
 

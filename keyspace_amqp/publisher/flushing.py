@@ -57,9 +57,9 @@ class Flushing:
         self._ledger = ledger
         self._clock = clock
 
-    def begin(self, flush_id: int, seconds: float, mode: FlushMode) -> None:
-        """Begin a flush for which Redis waits so many seconds."""
-        self.current = Flush(flush_id, mode, self._clock(), seconds)
+    def begin(self, flush_id: int, seconds: float, mode: FlushMode, began: float | None) -> None:
+        """Begin a flush for which Redis waits so many seconds, since `began` or now."""
+        self.current = Flush(flush_id, mode, self._clock(), seconds, began)
 
     @property
     def ends(self) -> bool:
@@ -112,7 +112,7 @@ class Flushing:
         leftovers = self._leftovers() if flush.ends else []
         if to_file:
             self._ledger.found(-len(leftovers))  # the next load has them
-            return Flushed(flush.id, flush.mode, leftovers, flush.began)
+            return Flushed(flush.id, flush.mode, leftovers, flush.write_until, flush.alone_at)
         lost = len(leftovers) + (self._shelf.clear() if flush.ends else 0)
         why = "they could be neither delivered nor stored"
         self._ledger.dropped(Stat.DROPPED_STOPPED, lost, why)

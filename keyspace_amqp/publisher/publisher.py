@@ -261,13 +261,16 @@ class Publisher:
             self.ledger.matched(1)
         self.ledger.dropped(Stat.DROPPED_HANDLER_ERROR, 1, "the handler failed on them")
 
-    def flush(self, flush_id: int, seconds: float, mode: FlushMode) -> None:
+    def flush(
+        self, flush_id: int, seconds: float, mode: FlushMode, began: float | None = None
+    ) -> None:
         """Deliver or store all that is in memory; poll returns Flushed when that is done.
 
-        `seconds`: the time that Redis waits. Unless the mode is STORE, no events may be
+        `seconds`: the time that Redis waits. `began`: the time at which it began to, in the
+        clock; None: now. Unless the mode is STORE, no events may be
         added any more.
         """
-        self._flushing.begin(flush_id, seconds, mode)
+        self._flushing.begin(flush_id, seconds, mode, began)
 
     def reset_stats(self) -> None:
         """Reset the counters."""

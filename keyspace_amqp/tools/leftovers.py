@@ -7,7 +7,7 @@ import pathlib
 import sys
 
 from ..fallback import JOB_ELEMENTS, to_element
-from ..worker.leftover_file import Reading
+from ..worker.leftover_file import UNREADABLE, Reading
 from . import ToolError
 from .elements import to_line
 
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
                 events, step = reading.peek(JOB_ELEMENTS)
                 sys.stdout.buffer.writelines(to_line(to_element(event)) for event in events)
                 reading.advance(step)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ToolError(f"{options.file} cannot be read: {error}") from None
     finally:
         sys.stdout.flush()

@@ -104,6 +104,11 @@ class Intake:
         """Return the number of events in the queue and on the shelf."""
         return self._queue.length + self._shelf.count
 
+    @property
+    def queued(self) -> int:
+        """Return the number of events in the queue."""
+        return self._queue.length
+
     def memory(self) -> int:
         """Return the bytes that the events in the queue, on the shelf and in the publisher
         take as records."""

@@ -22,6 +22,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import struct
 import sys
 from array import array
 from collections.abc import Sequence
@@ -39,8 +40,11 @@ _RECORDS = b"RECORDS"
 # Bytes after which the file is synchronized with the disk, so that the last time is short.
 _SYNC_EVERY = 16 * 1024 * 1024
 _COPY_BYTES = 1024 * 1024
+_NO_LIMIT = sys.maxsize - 2  # two bytes follow a word
 # The longest line with a length: a type, 19 digits and the line's end.
 _LINE_BYTES = 22
+# The exceptions of a file that cannot be read or is damaged.
+UNREADABLE = (OSError, ValueError, OverflowError, MemoryError, struct.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +87,16 @@ class Writer:
         self.count = 0  # events
         self._path = path
         self._new = path.with_suffix(".new")
-        self._file = self._new.open("w+b")
+        # Without a buffer: on a full disk, its rest would fail again wherever it is written.
+        self._file = self._new.open("wb", buffering=0)
         self._end = 0  # of the last whole command
-        self._synced = 0
+        self._synced = 0  # so many bytes are on the disk
+        self._safe = (0, 0)  # of what is on the disk: the last whole command's end, the events
 
     def elements(self, elements: Sequence[bytes]) -> None:
         """Add elements of the list."""
         if elements:
-            self._command(_command(b"RPUSH", KEY, *elements))
-            self.count += len(elements)
+            self._add(len(elements), _command(b"RPUSH", KEY, *elements))
 
     def records(self, origin: Origin, numbers: Sequence[int], data: bytes) -> None:
         """Add records; `numbers` are those of their events, a range if they are consecutive."""
@@ -99,34 +104,56 @@ class Writer:
         packed = b"" if isinstance(numbers, range) else array("Q", numbers).tobytes()
         words = [_RECORDS, LAYOUT, *origin.words(), b"%d" % first, packed]
         head = b"*%d\r\n%b$%d\r\n" % (len(words) + 1, b"".join(map(_bulk, words)), len(data))
-        self._command(head, data, b"\r\n")
-        self.count += len(numbers)  # perhaps not all of them pass
+        self._add(len(numbers), head, data, b"\r\n")  # perhaps not all of them pass
 
     def copy(self, head: bytes, file: BinaryIO) -> None:
         """Add a head and the rest of another file, which are whole commands together."""
-        self._file.write(head)
+        self._write(head)
         while piece := file.read(_COPY_BYTES):
-            self._file.write(piece)
+            self._write(piece)
             self._sync(_SYNC_EVERY)
-        self._end = self._file.tell()
+        self._add(0)
 
-    def _command(self, *parts: bytes) -> None:
+    def _add(self, count: int, *parts: bytes) -> None:
+        """Add a command with so many events, or the last parts of it."""
         for part in parts:
-            self._file.write(part)
-        self._end = self._file.tell()
+            self._write(part)
         self._sync(_SYNC_EVERY)
+        self._end = self._file.tell()
+        self.count += count
+        if self._end == self._synced:
+            self._safe = self.mark
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def _sync(self, least: int) -> None:
         """Write to the disk what is not there yet, if it has at least `least` bytes."""
         if self._file.tell() - self._synced >= least:
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._synced = self._file.tell()
+            self._safe = self.mark
 
-    def rewind(self) -> None:
-        """Remove what an exception has left behind the last whole command."""
+    @property
+    def mark(self) -> tuple[int, int]:
+        """Return the place behind the last whole command, for `rewind`."""
+        return self._end, self.count
+
+    def rewind(self, mark: tuple[int, int] | None = None) -> None:
+        """Remove what an exception has left behind the last whole command, or behind a mark."""
+        self._end, self.count = mark or self.mark
+        os.ftruncate(self._file.fileno(), self._end)
         self._file.seek(self._end)
-        self._file.truncate()
+        self._synced = min(self._synced, self._end)
+        self._safe = min(self._safe, self.mark)
+
+    def rewind_to_disk(self) -> int:
+        """Remove what is perhaps not on the disk; return the number of its events."""
+        count = self.count
+        self.rewind(self._safe)
+        return count - self.count
 
     def keep(self) -> None:
         """Replace the old file, and wait until the new one is on the disk."""
@@ -234,11 +261,12 @@ class _Records:
 
 
 class Reading:
-    """A file of leftovers from its beginning to its end. Methods raise OSError, and ValueError
-    if the file is damaged."""
+    """A file of leftovers from its beginning to its end. Methods raise UNREADABLE."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        # No length in it is larger. The size of a pipe is not known.
+        self._size = os.fstat(file.fileno()).st_size if file.seekable() else _NO_LIMIT
         self._left = 0  # elements of the RPUSH at hand that are not read yet
         self._block: Block = _Elements([])
         self.done = False  # true when the file was read to its end
@@ -292,7 +320,9 @@ class Reading:
         line = self._file.readline(_LINE_BYTES)
         if not line.endswith(b"\r\n") or line[:1] != tag or not line[1:-2].isdigit():
             raise ValueError("incomplete" if not line.endswith(b"\n") else "no protocol of Redis")
-        return int(line[1:-2])
+        if (length := int(line[1:-2])) > self._size:
+            raise ValueError("incomplete")
+        return length
 
     def _word(self) -> bytes:
         length = self._length(b"$")
@@ -303,14 +333,15 @@ class Reading:
 
     def write(self, writer: Writer) -> None:
         """Write what is left to a new file. To be called before the file is done."""
-        if self._block:
-            self._block.write(writer)
-        position = self._file.tell()
+        position, mark = self._file.tell(), writer.mark
         head = b"*%d\r\n%b%b" % (self._left + 2, _bulk(b"RPUSH"), _bulk(KEY))
         try:
+            if self._block:
+                self._block.write(writer)
             writer.copy(head if self._left else b"", self._file)
         except BaseException:
             self._file.seek(position)
+            writer.rewind(mark)
             raise
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from typing import Protocol
 from ..fallback import JOB_ELEMENTS, to_element
 from ..message import Event
 from . import log
-from .leftover_file import Reading, Step, Writer
+from .leftover_file import UNREADABLE, Reading, Step, Writer
 
 # Exceptions in a row over the same events, before they are given up.
 _ATTEMPTS = 3
@@ -57,13 +57,18 @@ class Leftovers:
         """True if the file may have events that were not read yet."""
         return self._reading is not None
 
+    @property
+    def needed(self) -> bool:
+        """True if a file is there with events that may not be safe elsewhere."""
+        return self._readable
+
     def peek(self, most: int) -> tuple[list[Event], Step]:
         """Return the next events, of up to `most` elements or records, and the step behind
         them. There may be no events although the file is pending."""
         assert self._reading is not None
         try:
             return self._reading.peek(most)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             self._set_aside(error)
             return [], (0, 0)
 
@@ -80,7 +85,7 @@ class Leftovers:
             return
         try:
             move(self._reading)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             self._set_aside(error)
         else:
             if self._reading.done:
@@ -96,16 +101,21 @@ class Leftovers:
         """Rename a file that cannot be read, so that the next one does not replace it."""
         self.close()
         self._readable = False
-        text = f"{self.path} cannot be read: {error}"
+        text = f"{self.path} cannot be read: {str(error) or repr(error)}"
         with contextlib.suppress(OSError):
             text += f"; it is {self.path.replace(self.path.with_suffix('.unreadable'))} now"
         log.LOGGER.error("%s", text)
 
     def remove(self) -> None:
-        """Delete the file that was read, because its events are safe. Raises OSError."""
-        if self._readable:
+        """Delete the file that was read, because its events are safe. If that fails, log it."""
+        if not self._readable:
+            return
+        self._readable = False
+        try:
             self.path.unlink(missing_ok=True)
-            self._readable = False
+        except OSError as error:
+            text = f"{self.path} cannot be deleted: {error}; its events, which are safe, come again"
+            log.LOGGER.warning("%s at the next load", text)
 
     # ---- a stop --------------------------------------------------------------
 
@@ -121,7 +131,11 @@ class Leftovers:
 
 
 class Rest(Protocol):
-    """The events that the publisher does not have; see intake.py."""
+    """The events that the publisher does not have; see intake.py. `queued`: those of them that
+    are still in the shim's queue."""
+
+    @property
+    def queued(self) -> int: ...
 
     @property
     def waiting(self) -> int: ...
@@ -134,16 +148,19 @@ def store(
     events: Iterable[Event],
     rest: Rest,
     is_late: Callable[[], bool],
+    is_alone: Callable[[], bool],
     sink: log.Sink,
     failed: Callable[[str], None],
 ) -> None:
     """Make the file hold exactly the events that are not delivered, at the end of a load: these
     `events`, then those that were not read from the old file, then the rest until `is_late`.
 
-    `failed` is called in the `except` block of an exception that is a defect.
+    `is_alone`: see `log_lost`. `failed` is called in the `except` block of an exception that is
+    a defect.
     """
     waiting = collections.deque(events)
     before = len(waiting) + rest.waiting
+    cut = 0
     why = "there was no time to write them"
     try:
         if not before and not file.pending:
@@ -154,24 +171,50 @@ def store(
             try:
                 _write(writer, waiting, file, rest, is_late, failed)
             except OSError as error:
-                if file.pending:
-                    raise  # the old file has these events, and stays
+                if file.pending or (file.needed and waiting):
+                    raise  # the old file has events that the new one lacks, and stays
                 writer.rewind()
                 why = f"{file.path} could not be written: {error}"
-            writer.keep()
+            try:
+                writer.keep()
+            except OSError as error:
+                if file.needed:
+                    raise
+                cut = writer.rewind_to_disk()
+                why = f"{file.path} could not be written: {error}"
+                writer.keep()
         except BaseException:
             writer.discard()
             raise
     except OSError as error:
-        sink("warning", f"{before} events lost: {file.path} could not be written: {error}")
+        before -= rest.queued
+        why = f"{file.path} could not be written: {error}"
+        if file.needed:
+            why += "; the old file stays, and its events are not lost"
+        log_lost(before, rest.queued, why, is_alone, sink)
         return
-    if lost := len(waiting) + rest.waiting:
-        sink("warning", f"{lost} events lost: {why}")
+    log_lost(len(waiting) + rest.waiting - rest.queued + cut, rest.queued, why, is_alone, sink)
     sink(
         "notice",
         f"{writer.count} events came too late for the fallback list; they are in "
         f"{file.path} for the next load",
     )
+
+
+def log_lost(
+    lost: int, queued: int, why: str, is_alone: Callable[[], bool], sink: log.Sink
+) -> None:
+    """Log how many events are lost, with those that are still in the queue.
+
+    `is_alone` tells if Redis has gone on without this worker. Then the events in the queue stay
+    there: the unload was refused, and the next worker delivers them.
+    """
+    if is_alone():
+        if queued:
+            sink("warning", f"{queued} events stay in the queue, for the next handler: {why}")
+        queued = 0
+    if lost + queued:
+        sink("warning", f"{lost + queued} events lost: {why}")
 
 
 def _write(
@@ -206,6 +249,6 @@ def _write(
             if failures < _ATTEMPTS:
                 continue
             if not waiting:
-                return
+                raise OSError("the handler cannot write them") from None
             waiting.popleft()
             failures = 0

@@ -26,7 +26,6 @@ from ..cluster.peers import Peers
 from ..cluster.watch import ClusterWatch
 from ..config import Config
 from ..failures import EventError
-from ..message import Event
 from ..publisher.actions import (
     Action,
     Close,
@@ -40,7 +39,7 @@ from ..publisher.actions import (
     is_void_after_repair,
 )
 from ..publisher.publisher import Publisher
-from ..tables.times import STOP_GOODBYE, STOP_WRITE
+from ..tables.times import STOP_GOODBYE
 from . import bridge, log
 from .batching import Batching
 from .cluster_io import ClusterIO
@@ -49,7 +48,7 @@ from .identity import Identity
 from .intake import Intake
 from .job_queue import JobQueue
 from .lanes import Lane
-from .leftovers import Leftovers, store
+from .leftovers import Leftovers, log_lost, store
 from .nice import set_nice
 from .parameters import Parameters
 from .records import SetConfig, SetRole, parse_request, take_requests
@@ -194,28 +193,36 @@ class Worker:
                 self._broker.close()
             case Log(level=level, text=text):
                 self._shim.log(level, text)
-            case Flushed(id=flush_id, mode=mode, leftovers=events, began=began):
+            case Flushed():
                 try:
-                    if mode is not FlushMode.STORE:
+                    if action.mode is not FlushMode.STORE:
                         self._stopped = True
-                        self._leave(events, began + STOP_WRITE)
+                        self._leave(action)
                 finally:
-                    self._shim.flush_done(flush_id)
+                    self._shim.flush_done(action.id)
             case Recovered():
                 self._leftovers.remove()
 
-    def _leave(self, events: Sequence[Event] | None, until: float) -> None:
+    def _leave(self, stop: Flushed) -> None:
         """End the load: write the events that can no longer be stored in Redis to the file
-        of leftovers, or log that they are lost. None: write no file."""
-        if events is not None:
+        of leftovers, or log that they are lost."""
+
+        def is_late() -> bool:
+            return time.monotonic() >= stop.write_until
+
+        def is_alone() -> bool:
+            return time.monotonic() >= stop.alone_at
+
+        rest = self._intake
+        if stop.leftovers is not None:
             store(
-                self._leftovers, events, self._intake, lambda: time.monotonic() >= until,
+                self._leftovers, stop.leftovers, rest, is_late, is_alone,
                 self._shim.log, self._status.failed,
             )  # fmt: skip
-        elif lost := self._intake.waiting:
+        else:
             # Masks were not applied to these, so all are counted, as with a full queue.
-            text = f"{lost} more events lost: there was no time to read them from the queue"
-            self._shim.log("warning", text)
+            why = "there was no time to read them from the queue"
+            log_lost(rest.waiting - rest.queued, rest.queued, why, is_alone, self._shim.log)
 
     def _schedule(self) -> None:
         """Set the time at which the next turn starts at the latest."""

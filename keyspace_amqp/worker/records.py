@@ -37,7 +37,7 @@ HEAD = struct.Struct("=IIQiHBB")
 VALUED = struct.Struct("=QIBB?x")
 _LENGTH = struct.Struct("=I")
 _NUMBER = struct.Struct("=Q")
-_FLUSH = struct.Struct("=IIB")
+_FLUSH = struct.Struct("=QIIB")
 # The names that the command TYPE has for REDISMODULE_KEYTYPE_*
 _TYPES = ("none", "string", "list", "hash", "set", "zset", "module", "stream")
 # Bytes of events that are parsed at once: a few events with keys of a megabyte are a lot.
@@ -245,8 +245,10 @@ class PeerMessage:
 
 @dataclasses.dataclass(frozen=True)
 class StartFlush:
-    """The main thread wants a flush within `seconds`. `mode`: FLUSH_* in shim/api.h."""
+    """The main thread wants a flush within `seconds`. `began`: the time at which it began to
+    wait, in the clock time.monotonic. `mode`: FLUSH_* in shim/api.h."""
 
+    began: float
     id: int
     seconds: float
     mode: int
@@ -286,8 +288,8 @@ def parse_request(kind: int, payload: bytes) -> Request:
             sender, data = counted(payload)
             return PeerMessage(sender.decode("ascii", "replace"), data)
         case Kind.FLUSH:
-            flush_id, milliseconds, mode = _FLUSH.unpack_from(payload)
-            return StartFlush(flush_id, milliseconds / 1000, mode)
+            began, flush_id, milliseconds, mode = _FLUSH.unpack_from(payload)
+            return StartFlush(began / 1000, flush_id, milliseconds / 1000, mode)
         case event:
             raise ValueError(f"{event!r} is not a request")
 

@@ -77,8 +77,8 @@ class Requests:
                 self._watch.list_changed(key)
             case PeerMessage(sender=sender, data=data):
                 self._peers.received(sender, data)
-            case StartFlush(id=flush_id, seconds=seconds, mode=mode):
-                self._publisher.flush(flush_id, seconds, FlushMode(mode))
+            case StartFlush(began=began, id=flush_id, seconds=seconds, mode=mode):
+                self._publisher.flush(flush_id, seconds, FlushMode(mode), began)
 
     def _reply(self, handle: int, reply: Reply | CommandError) -> None:
         """Send the reply of a client's command."""

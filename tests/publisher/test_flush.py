@@ -11,6 +11,7 @@ from keyspace_amqp.publisher.publisher import STORE_AFTER
 from keyspace_amqp.publisher.window import STALLED_AFTER
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.tables.times import STOP_LEFTOVERS, STOP_LIMIT, STOP_WRITE
 from tests.publisher.bench import Bench, away, commands, connected, flushed, sent, texts
 from tests.publisher.simulated import NO_MEMORY, PAUSED, event_of, number_of, set_limit
 
@@ -225,6 +226,39 @@ def test_what_came_from_a_file_goes_to_a_file(mode: FlushMode) -> None:
     bench.publisher.flush(7, 5.0, mode)
     (done,) = flushed(bench.settle())
     assert [number_of(event) for event in done.leftovers or ()] == [1]
+
+
+def test_a_stop_that_the_worker_sees_late_leaves_time_for_the_file() -> None:
+    """Redis has waited since before, and does not wait longer for that."""
+    bench = away()
+    bench.list.trouble = PAUSED
+    bench.emit(2)
+    bench.settle()
+    began = bench.now - 4.0
+    bench.publisher.flush(7, 5.0, FlushMode.DRAIN, began)
+    assert bench.seconds_until(Flushed) <= STOP_WRITE - STOP_LEFTOVERS - 4.0 + 0.01
+    bench.publisher.flush(8, 5.0, FlushMode.LEAVE, began)
+    (done,) = flushed(bench.settle())
+    assert (done.write_until, done.alone_at) == (began + STOP_WRITE, began + STOP_LIMIT)
+
+
+def test_a_stop_for_which_redis_does_not_wait_any_more_has_its_time() -> None:
+    """The unload was refused, and the list is off: the broker gets the events."""
+    bench = connected(fallback_size=-1)
+    bench.emit(2)
+    began = bench.now - STOP_LIMIT
+    bench.publisher.flush(7, 5.0, FlushMode.LEAVE, began)
+    assert not flushed(bench.settle())
+    assert flushed(bench.ack(2, multiple=True))
+
+
+def test_a_save_that_the_worker_sees_late_has_its_time() -> None:
+    bench = away()
+    bench.emit(2)
+    bench.publisher.flush(7, 2.0, FlushMode.STORE, bench.now - 6.9)
+    assert not flushed(bench.poll())
+    assert flushed(bench.settle())
+    assert bench.stored == [1, 2]
 
 
 @pytest.mark.parametrize("mode", [FlushMode.LEAVE, FlushMode.DRAIN])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import itertools
 import os
 import pathlib
+import random
+import resource
+import struct
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -39,11 +43,16 @@ def never() -> bool:
     return False
 
 
-def stop(world: World, events: Iterable[Event] = (), is_late: Callable[[], bool] = never) -> Lines:
+def stop(
+    world: World,
+    events: Iterable[Event] = (),
+    is_late: Callable[[], bool] = never,
+    is_alone: Callable[[], bool] = never,
+) -> Lines:
     """Write the leftovers of a load, of which the publisher has `events`; return the log."""
     lines: Lines = []
     store(
-        world.leftovers, events, world.intake, is_late,
+        world.leftovers, events, world.intake, is_late, is_alone,
         lambda level, line: lines.append((level, line)), world.failures,
     )  # fmt: skip
     return lines
@@ -227,6 +236,38 @@ def test_a_file_whose_events_are_delivered_does_not_stay(path: pathlib.Path) -> 
     assert not path.exists()
 
 
+def test_a_file_that_cannot_be_deleted(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says so, and no exception closes the connection."""
+    stop(World(), EVENTS)
+    world = all_of_it()
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "unlink", refused)
+        world.leftovers.remove()
+    assert f"{path} cannot be deleted: [Errno 13] Permission denied; its events" in caplog.text
+    assert all_of_it().receiver.waiting == EVENTS
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OverflowError(), struct.error()])
+def test_an_exception_over_the_bytes_of_a_file_sets_it_aside(
+    error: Exception, path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the module, and so the server, would not start again."""
+    stop(World(), EVENTS)
+
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(leftover_file.Reading, "fill", broken)
+    assert all_of_it().receiver.waiting == []
+    assert path.with_suffix(".unreadable").exists()
+
+
 def test_a_file_that_could_not_be_read_is_not_removed(path: pathlib.Path) -> None:
     path.mkdir()
     path.with_suffix(".unreadable").write_bytes(b"in the way")
@@ -244,6 +285,27 @@ def test_what_is_too_late_is_lost_and_logged(path: pathlib.Path) -> None:
         ("notice", LINE.format(5, path)),
     ]
     assert keys_of(all_of_it().receiver.waiting)[1:] == [b"a", b"b", b"c", b"d"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_stays_in_the_queue_of_a_module_that_goes_on_is_not_lost(
+    there: bool, path: pathlib.Path
+) -> None:
+    world = World(together=2)
+    world.push("abcde")
+    late = iter([False, False, True])
+    if not there:
+        path.with_suffix(".new").mkdir()
+    lines = stop(world, EVENTS[:1], lambda: next(late), lambda: True)
+    stay = f"{world.queue.length} events stay in the queue, for the next handler: "
+    if there:
+        assert lines[0] == ("warning", stay + "there was no time to write them")
+        assert lines[1:] == [("notice", LINE.format(5, path))]
+    else:
+        assert [line[: len(stay)] for _, line in lines] == [
+            stay,
+            f"1 events lost: {path} could not be written"[: len(stay)],
+        ]
 
 
 # ---- exceptions --------------------------------------------------------------------------
@@ -291,7 +353,7 @@ def test_an_exception_in_between_loses_nothing(
     monkeypatch.setattr(Writer, "_sync", broken)
     stop(between, between.receiver.waiting)
     after = all_of_it()
-    assert "".join(dict.fromkeys(after.keys)) == "abcdefxyz"
+    assert after.keys == "abcdefxyz"
 
 
 def test_a_file_that_cannot_be_written(path: pathlib.Path) -> None:
@@ -345,7 +407,86 @@ def test_a_disk_that_becomes_full_keeps_what_was_written(
     assert lost.startswith(f"4 events lost: {path} could not be written: [Errno 28] No space")
     assert line.startswith("5 events came too late")
     after = keys_of(all_of_it().receiver.waiting)
-    assert after[:5] == [*(event.key for event in EVENTS), b"a", b"b"]
+    assert after == [*(event.key for event in EVENTS), b"a", b"b"]
+
+
+def test_a_disk_that_becomes_full_keeps_an_old_file_that_was_read(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its events are not safe elsewhere, and the new file does not have all of them."""
+    stop(World(), EVENTS)
+    world = all_of_it()
+    world.push("a")
+    monkeypatch.setattr(leftovers, "JOB_ELEMENTS", 2)
+    with monkeypatch.context() as patch:
+        full_disk(patch, 1)
+        ((level, line),) = stop(world, world.receiver.waiting)
+    assert (level, line[:15]) == ("warning", "4 events lost: ")
+    assert all_of_it().receiver.waiting == EVENTS
+
+
+def test_a_disk_that_fails_at_the_end_keeps_what_is_on_it(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "JOB_ELEMENTS", 2)
+    with monkeypatch.context() as patch:
+        full_disk(patch, 1)
+        size = len(resp(b"RPUSH", KEY, *map(to_element, EVENTS[:2])))
+        patch.setattr(leftover_file, "_SYNC_EVERY", size)
+        (_, lost), (_, line) = stop(World(), EVENTS)
+    assert lost.startswith(f"1 events lost: {path} could not be written: [Errno 28] No space")
+    assert line.startswith("2 events came too late")
+    assert all_of_it().receiver.waiting == EVENTS[:2]
+
+
+def test_a_full_disk_keeps_what_fits(path: pathlib.Path) -> None:
+    """With a real limit of the file's size, at any byte."""
+    world = World(together=2)
+    world.push("abcdef")
+    stop(world, EVENTS)
+    size = path.stat().st_size
+    path.unlink()
+    chance = random.Random(1)
+    for limit in [1, size - 1, size, *(chance.randrange(size) for _ in range(20))]:
+        child = os.fork()
+        if child == 0:  # it leaves nothing behind but the file
+            with contextlib.suppress(BaseException):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                world = World(together=2)
+                world.push("abcdef")
+                stop(world, EVENTS)
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        keys = keys_of(all_of_it().receiver.waiting)
+        whole = [*(event.key for event in EVENTS), *(b"%c" % key for key in b"abcdef")]
+        assert keys == whole[: len(keys)]
+        head = len(resp(b"RPUSH", KEY, *map(to_element, EVENTS)))
+        command = (size - head) // 3
+        fits = 0 if limit < head else 3 + 2 * ((limit - head) // command)
+        assert len(keys) == fits, limit
+        path.unlink(missing_ok=True)
+
+
+def test_an_old_file_that_cannot_be_copied_stays(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop(World(), EVENTS)
+    world = load(space=0)
+    world.push("a")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "copy", broken)
+        ((_, line),) = stop(world)
+    assert line == (
+        f"1 events lost: {path} could not be written: the handler cannot write them; the old file "
+        "stays, and its events are not lost"
+    )
+    world.leftovers.close()
+    assert all_of_it().receiver.waiting == EVENTS
 
 
 # ---- files that cannot be read -------------------------------------------------------------
@@ -382,6 +523,9 @@ BROKEN_RECORDS = {
         (b"garbage", "incomplete"),
         (b"garbage\r\n", "no protocol of Redis"),
         (b"*2\r\n$5\r\nRPUSH\r\n$1\r\nk\r\n", "a command that a stop does not write"),
+        (b"*9999999999999999999\r\n", "incomplete"),
+        (b"*2\r\n$5\r\nRPUSH\r\n$9999999999999999999\r\n", "incomplete"),
+        (b"*2\r\n$5\r\nRPUSH\r\n$999999999999999\r\n", "incomplete"),
         (b"*1\r\n$5\r\nRPUSH\r\n", "a command that a stop does not write"),
         (resp(b"RPUSH", KEY, b"1 no event"), "b'1 no event' is no event"),
         (resp(b"RPUSH", KEY, ELEMENT)[:-3], "incomplete"),

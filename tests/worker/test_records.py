@@ -189,7 +189,7 @@ def test_an_exception_ends_the_sift_before_it(poison: None) -> None:
         (Kind.LIST_CHANGED, counted(b"del", b"list"), ListChanged(b"del", b"list")),
         (Kind.LIST_CHANGED, counted(b"flushdb", b""), ListChanged(b"flushdb", b"")),
         (Kind.MESSAGE, counted(b"ab\xff", b"\xfftext"), PeerMessage("ab\ufffd", b"\xfftext")),
-        (Kind.FLUSH, struct.pack("=IIB", 9, 1500, 2), StartFlush(9, 1.5, 2)),
+        (Kind.FLUSH, struct.pack("=QIIB", 8500, 9, 1500, 2), StartFlush(8.5, 9, 1.5, 2)),
     ],
 )
 def test_requests(kind: Kind, payload: bytes, request_: object) -> None:

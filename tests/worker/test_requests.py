@@ -123,8 +123,8 @@ def test_a_message_of_another_node(world: World) -> None:
 
 
 def test_a_flush(world: World) -> None:
-    heard = world.request(Kind.FLUSH, struct.pack("=IIB", 5, 2500, 1))
-    assert heard == [("publisher.flush", 5, 2.5, FlushMode.LEAVE)]
+    heard = world.request(Kind.FLUSH, struct.pack("=QIIB", 8500, 5, 2500, 1))
+    assert heard == [("publisher.flush", 5, 2.5, FlushMode.LEAVE, 8.5)]
 
 
 def test_a_command(world: World) -> None:
