@@ -232,3 +232,30 @@ def test_with_the_list_off_events_wait_in_memory() -> None:
     assert set(commands(bench.wait(60))) <= {"LLEN"}
     assert bench.count(Stat.QUEUE_LENGTH) == 5
     assert bench.publisher.can_only_wait
+
+
+def test_what_is_confirmed_is_not_pushed_behind_an_older_one_that_is_not() -> None:
+    bench = connected()
+    bench.emit(100)
+    bench.settle()
+    for tag in range(2, 101):
+        bench.publisher.acked(0, [tag])
+    bench.lose_link()
+    bench.wait(STORE_AFTER)
+    assert bench.stored == [1]
+    assert bench.count(Stat.CONFIRMED) == 99
+    assert bench.count(Stat.FALLBACK_PUSHED) == 1
+
+
+def test_nor_while_the_link_is_up() -> None:
+    """The broker answers nothing more; the entries before it are stored."""
+    bench = connected()
+    bench.emit(100)
+    bench.settle()
+    for tag in range(2, 101):
+        bench.publisher.acked(0, [tag])
+    bench.emit(1)
+    bench.settle()
+    bench.wait(STALLED_AFTER)
+    assert bench.stored == [1, 101]
+    assert bench.count(Stat.FALLBACK_PUSHED) == 2
