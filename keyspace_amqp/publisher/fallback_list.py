@@ -238,7 +238,7 @@ class FallbackList:
         self._head.clear()
         self._sent = 0
         self._ledger.found(self.done)
-        self.done = self.done_bytes = self.refused = self.unsent_bytes = 0
+        self.done = self.done_bytes = self.refused = self.trimming = self.unsent_bytes = 0
         self.generation += 1
 
     def hand_over(self) -> None:

@@ -535,7 +535,6 @@ class ListJobs:
             self.running = None
         for one in (self._list, self._lists.refused):
             one.hand_over()
-            one.trimming = 0 if self.running is None else one.trimming
         self._reread_lengths()
         for log in (self._memory, self._refused):
             pushing = isinstance(self.running, Push) and self.running.log is log

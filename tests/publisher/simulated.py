@@ -259,6 +259,10 @@ class SimulatedSlots(SimulatedList):
             found[refused_key(key)] = len(self.here[key].refused)
         return {key: length for key, length in found.items() if length}
 
+    def elements_of(self, key: bytes) -> list[bytes]:
+        there = self.here[fallback_key(key)]
+        return there.elements if key == fallback_key(key) else there.refused
+
     def serves(self, key: bytes) -> bool:
         return fallback_key(key) in self.served
 
@@ -286,9 +290,8 @@ class SimulatedSlots(SimulatedList):
         """True if Redis runs a command for this key. In a slot that migrates it does so only if the
         key is here: else it may be on the other node."""
         slot = fallback_key(key)
-        there = self.here[slot]
-        elements = there.elements if key == slot else there.refused
-        return slot in self.served and (slot not in self.migrating or bool(elements))
+        present = slot not in self.migrating or bool(self.elements_of(key))
+        return slot in self.served and present
 
 
 class Watched(Publisher):
