@@ -123,17 +123,13 @@ class Lists:
         self._home = home
         for key in [key for key in self.others if not serves(key)]:
             self._ledger.found(-self.others.pop(key))
-        self._set_refused(None if home is None else refused_key(home))
+        self._refused_key = None if home is None else refused_key(home)
+        if self.refused.key is not None and not serves(self.refused.key):
+            self.refused.leave()
         if self.current.key is not None and not serves(self.current.key):
             self.current.leave()
             if home is None and not self.others:
                 self.current.state = ListState.NONE
-
-    def _set_refused(self, key: bytes | None) -> None:
-        """Work with the list of refused events under this key."""
-        self._refused_key = key
-        if key != self.refused.key:
-            self.refused.leave()
 
     def leave_unserved(self) -> None:
         """Leave the current list, whose slot this node does not serve; search for lists anew."""
@@ -182,6 +178,10 @@ class Lists:
         key = self._refused_key
         if not self.known or key is None or key in (self.refused.key, self.current.key):
             return False
+        if self.refused.key is not None:  # the one before is delivered as any other list
+            before, length = self.refused.key, self.refused.length
+            self.refused.leave()
+            self.found({before: length})
         self.refused.choose(key, self.others.pop(key, 0))
         return True
 

@@ -195,7 +195,7 @@ class SlotsBench(Bench):
 
     def leave(self, key: bytes) -> None:
         """The slot moves to another node, with its list."""
-        self.list.away[key] = self.list.empty(key)
+        self.list.take_away(key)
         self.list.served.discard(key)
 
     def keys_of_jobs(self, actions: Iterable[Action]) -> set[bytes]:

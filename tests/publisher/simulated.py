@@ -266,12 +266,18 @@ class SimulatedSlots(SimulatedList):
     def serves(self, key: bytes) -> bool:
         return fallback_key(key) in self.served
 
-    def empty(self, key: bytes) -> list[bytes]:
-        """Empties both lists of a slot; returns what was in them."""
+    def take_away(self, key: bytes) -> None:
+        """Both lists of a slot go to another node."""
         there = self.here[key]
-        elements = there.everywhere
+        self.away.setdefault(key, []).extend(there.elements)
+        self.away.setdefault(refused_key(key), []).extend(there.refused)
         there.elements, there.refused = [], []
-        return elements
+
+    def bring_back(self, key: bytes) -> None:
+        """Both lists of a slot come back as they are."""
+        there = self.here[key]
+        there.elements[:0] = self.away.pop(key, [])
+        there.refused[:0] = self.away.pop(refused_key(key), [])
 
     def look(self, key: bytes) -> int:
         return self.here[fallback_key(key)].look(key)

@@ -36,7 +36,7 @@ from keyspace_amqp.publisher.actions import (
 )
 from keyspace_amqp.publisher.entry import Entry, State
 from keyspace_amqp.publisher.recent import PUSHED_RECENTLY
-from keyspace_amqp.tables.keys import KEY
+from keyspace_amqp.tables.keys import KEY, REFUSED_SUFFIX, refused_key
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.simulated import (
     CLUSTER_DOWN,
@@ -226,6 +226,9 @@ class World:
             assert numbers == sorted(set(numbers))
 
     def check(self) -> None:
+        in_lane = (entry.event for entry in self.publisher.refused)
+        self.refused |= {number_of(event) for event in in_lane if event is not None}
+        self.refused |= {n for n in map(number_in, self.list.refused) if n is not None}
         assert_books_balance(self.publisher)
         self.check_gauges()
         if self.result is None:  # else its changes are not counted yet
@@ -306,8 +309,11 @@ class World:
             pushed = len(after) - len(before)
             self.cut = len(set(before) - set(after)) + max(0, -pushed)
             assert pushed <= list_jobs.JOB_ELEMENTS
+            (push, *_) = job.commands
+            refused = push.arguments[0].endswith(REFUSED_SUFFIX)
             if self.job_keep > 0 and self.result.reply(1) == b"OK":
-                assert len(self.list.elements) <= self.job_keep
+                pushed_to = self.list.refused if refused else self.list.elements
+                assert len(pushed_to) <= self.job_keep
         if "UNLINK" in names:
             self.cut = len(set(before) - set(after))
         if names[:1] == ["LRANGE"] and "LTRIM" in names and not self.shared:
@@ -889,12 +895,12 @@ class SlotsWorld(World):
 
     def move(self, key: bytes) -> None:
         self.take(key)
-        self.list.away.setdefault(key, []).extend(self.list.empty(key))
+        self.list.take_away(key)
 
     def migration_is_taken_back(self, chance: random.Random) -> None:
         if self.list.migrating:
             key = chance.choice(sorted(self.list.migrating))
-            self.list.here[key].elements[:0] = self.list.away.pop(key, [])
+            self.list.bring_back(key)
             self.list.migrating.discard(key)
 
     def slot_leaves(self, chance: random.Random) -> None:
@@ -921,6 +927,7 @@ class SlotsWorld(World):
         stream = len(self.foreign) + 1
         self.foreign |= {number_of(event): stream for event in theirs}
         self.list.here[key].elements = [*elements[count:], *map(to_element, theirs)]
+        self.list.here[key].refused = self.list.away.pop(refused_key(key), [])
         self.list.served.add(key)
 
     # How it ends
@@ -928,8 +935,8 @@ class SlotsWorld(World):
     def heal(self) -> None:
         """The slots of this node stay; if it has none, one arrives."""
         self.list.migrating.clear()
-        for key in self.list.away.keys() & self.list.served:
-            self.list.here[key].elements[:0] = self.list.away.pop(key)
+        for key in sorted(self.list.served):
+            self.list.bring_back(key)
         if not self.list.served:
             self.slot_arrives(random.Random(0))
         while self.job or self.result or self.looks_later:
