@@ -167,9 +167,10 @@ def test_unload_counts_what_there_was_no_time_for(
     client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
     lost = sum(int(n) for n in re.findall(r"(\d+) (?:more )?events lost", server.log()))
     assert lost > 0
-    # Messages in flight at the end count as lost, and may have arrived.
+    # Messages in flight at the end count as lost, and may have arrived: a window, and as many
+    # that newer confirms have overtaken.
     arrived = len(mailbox.receive())
-    assert count <= arrived + lost <= count + WINDOW, (arrived, lost)
+    assert count <= arrived + lost <= count + 2 * WINDOW, (arrived, lost)
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
