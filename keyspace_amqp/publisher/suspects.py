@@ -71,6 +71,7 @@ class Suspects:
         self._strikes = Strikes()
         self._ids: dict[str, None] = {}  # of the suspects, oldest suspicion first
         self._closures = 0  # in a row, without a confirm
+        self._in_vain = 0  # trials of suspects in a row, without a confirm
         self._confirms = 0  # since the last closure
         self._aware_until = clock()
         self._ended_by_trial = False  # the last connection
@@ -114,6 +115,7 @@ class Suspects:
                 self._ids[name] = None
             return None
         if self._confirmed_at is None:  # nothing new is known
+            self._in_vain += 1
             self.hurry = False
             return None
         del self._ids[name]
@@ -148,7 +150,7 @@ class Suspects:
         assert self.limit is not None
         if not entries:
             return
-        self._closures = self._skip = 0
+        self._closures = self._skip = self._in_vain = 0
         if self._confirmed_at is None:
             self._confirmed_at = self._clock()
         for entry in entries if self._ids else ():
@@ -215,8 +217,11 @@ class Suspects:
         while count < min(room, len(self._held)) and not self._is_suspect(self._held[count]):
             count += 1
         if count == 0 and not in_flight:
-            count = 1
-            self._tried = self._held[0]
+            # If nothing is known of any of them, each is tried in turn: a good one may be
+            # among them, and nothing else might ever be confirmed.
+            place = self._in_vain % len(self._held) if self._confirmed_at is None else 0
+            self._tried = self._held.pop(place)
+            return [self._tried]
         taken, self._held = self._held[:count], self._held[count:]
         return taken
 

@@ -640,6 +640,7 @@ class FussyWorld(World):
     def __init__(self, chance: random.Random) -> None:
         self.bad: set[int] = set()
         self.unjust = False
+        self.next_good_at = 1000.0 + 600  # no story takes as long before it heals
         super().__init__(chance)
         self.broker.refused = {b"bad"}
 
@@ -678,15 +679,17 @@ class FussyWorld(World):
             assert counts[Stat.DROPPED_SET_ASIDE] <= len(self.bad)
 
     def at_rest(self) -> bool:
-        """Nothing is left but bad ones that nothing can be compared with: then a good one comes."""
+        """Nothing is left but suspects that nothing can be compared with: then a good one comes."""
         if super().at_rest():
             return True
         there = {number_of(entry.event) for entry in self.in_memory() if entry.event}
         listed = map(number_in, self.list.everywhere)
         there |= {number for number in listed if number is not None}
         left = there - self.broker.received.keys()
-        if left and left <= self.bad and not self.outside:
+        waits = left <= self.bad or self.now > self.next_good_at
+        if left and waits and not self.outside:
             self.outside.append(self.new_event())
+            self.next_good_at = self.now + 60
         return False
 
     def heal(self) -> None:
