@@ -87,30 +87,24 @@ class Memory:
         entries = list(itertools.islice(self._log, self.sent, self.sent + most))
         del entries[fitting(entries, size, WINDOW_BYTES) :]
         self.sent += len(entries)
-        self._count_in_flight(entries)
+        self.send_again(entries)
         return entries
 
-    def _count_in_flight(self, entries: Sequence[Entry]) -> None:
+    def send_again(self, entries: Sequence[Entry]) -> None:
+        """Count entries of this log, which were counted as waiting, as in flight."""
         self.waiting -= len(entries)
         self.waiting_bytes -= size_of(entries)
         self.in_flight += len(entries)
 
     def refused(self, entries: Sequence[Entry]) -> None:
         """Make entries of this log, which were in flight, REFUSED."""
-        self._count_waiting(entries)
+        self.put_back(entries)
         self._refused += len(entries)
         for entry in entries:
             entry.state = REFUSED
 
     def put_back(self, entries: Sequence[Entry]) -> None:
-        """Count entries of this log, which were taken to be sent, as waiting."""
-        self._count_waiting(entries)
-
-    def send_again(self, entries: Sequence[Entry]) -> None:
-        """Count entries that were put back as in flight."""
-        self._count_in_flight(entries)
-
-    def _count_waiting(self, entries: Sequence[Entry]) -> None:
+        """Count entries of this log, which were counted as in flight, as waiting."""
         self.in_flight -= len(entries)
         self.waiting += len(entries)
         self.waiting_bytes += size_of(entries)
@@ -164,7 +158,7 @@ class Memory:
 
         `in_flight`: the entries of this log that are in the window.
         """
-        self._count_waiting(in_flight)
+        self.put_back(in_flight)
         if self._refused:
             self._refused = 0
             for entry in itertools.islice(self._log, self.sent):

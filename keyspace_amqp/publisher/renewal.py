@@ -87,7 +87,7 @@ class Renewal:
 
     def _reason(self, confirm_timeout: int) -> str:
         oldest = self._window.oldest
-        if oldest is not None and confirm_timeout and self.waits(confirm_timeout):
+        if oldest is not None and confirm_timeout and self._passed(oldest[1] + confirm_timeout):
             event = oldest[0].event
             key = ascii(event.key[:_KEY_SHOWN])[1:] if event is not None else ""
             return f"no confirm for {confirm_timeout} seconds for a message with the key {key}"
