@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from keyspace_amqp.publisher.actions import Action, Close, Connect, Send
 from keyspace_amqp.tables.stats import Stat
-from tests.publisher.bench import Bench, texts
+from tests.publisher.bench import Bench, connected, texts
 from tests.publisher.simulated import dropped_of, number_of
 
 REASON = "403 ACCESS_REFUSED"
@@ -201,3 +201,24 @@ def test_users_see_which_ones_were_set_aside() -> None:
     assert oldest.element.endswith(b" del bad:0")
     assert oldest.why == REASON
     assert bench.publisher.aside.newest(2) == shown[:2]
+
+
+def test_a_good_message_among_suspects_alone_is_tried_too() -> None:
+    """Nothing else comes with which they could be compared."""
+    bench = connected()
+    bench.emit(1, b"bad")
+    bench.emit(1, b"good")
+    suspects = bench.publisher.suspects
+    suspects.limit = 1
+    suspects._ids = {"t-1": None, "t-2": None}
+    for _ in range(6):
+        bench.settle()
+        (entry,) = bench.publisher.window.in_flight()
+        assert entry.event is not None
+        if entry.event.key == b"good":
+            break
+        bench.publisher.link_down("403 refused", over_message=True)
+        bench.wait(10)
+        bench.publisher.link_up()
+    assert entry.event.key == b"good"
+    assert bench.count(Stat.DROPPED_SET_ASIDE) == 0

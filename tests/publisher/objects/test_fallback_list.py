@@ -353,3 +353,15 @@ def test_the_counts_say_what_the_entries_say(
     for step, *arguments in steps:
         step(story, *arguments)
         story.check()
+
+
+def test_a_trim_under_way_is_forgotten_with_the_known_head() -> None:
+    """Else the first elements that are read anew would count as sent after a lost link."""
+    fallback = FallbackList(Window(Clock()), make_ledger())
+    fallback.choose(b"key", 0)
+    fallback.set_length(3)
+    fallback.trimming = 2
+    fallback.forget_head()
+    fallback.read(make_entries(3))
+    fallback.link_lost(resend_refused=False)
+    assert numbers_of(fallback.take(9, 0)) == [1, 2, 3]
