@@ -172,9 +172,13 @@ class SimulatedList:
         return self._execute(command), 0
 
     def _execute(self, command: Command) -> bytes:
-        key, *arguments = command.arguments
-        name = "refused" if key.endswith(REFUSED_SUFFIX) else "elements"
+        refused = command.arguments[0].endswith(REFUSED_SUFFIX)
+        return self.execute_on("refused" if refused else "elements", command)
+
+    def execute_on(self, name: str, command: Command) -> bytes:
+        """Run a command on `elements` or `refused`, whatever its key."""
         elements: list[bytes] = list(getattr(self, name))
+        arguments = command.arguments[1:]
         if command.most:
             return self._read(elements, *map(int, arguments), command.most)
         run: Callable[..., bytes] = getattr(self, "_" + command.name.lower())
