@@ -15,8 +15,10 @@ PYTEST_ARGS ?=
 # process (--dist loadfile), because they share servers.
 PYTEST_JOBS ?= 2
 MINUTES ?= 10
+SYSTEM ?= trixie
+REACH_ARGS ?=
 
-.PHONY: help setup venv build demo demo-cluster test test-pika test-containers soak bench bench-quick lint format clean
+.PHONY: help setup venv build demo demo-cluster test test-pika test-reach test-containers soak bench bench-quick lint format clean
 
 help: ## print this text
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
@@ -35,6 +37,9 @@ test-pika: setup ## test the newest release of pika, which is installed apart fr
 	@$(VENV)/python -m pip install --quiet --no-deps --target build/pika pika
 	@PYTHONPATH=build/pika $(VENV)/python -c 'import pika; print("pika", pika.__version__)'
 	PYTHONPATH=build/pika $(VENV)/python -m pytest $(PYTEST_ARGS) tests/broker
+
+test-reach: ## run the tests on another Debian: SYSTEM=trixie, sid or bookworm; REACH_ARGS for pytest
+	tests/systems/reach $(SYSTEM) 'make test PYTEST_ARGS="$(REACH_ARGS)"'
 
 test-containers: setup ## test the image, and a cluster of containers; needs Docker
 	tests/containers/base_images
