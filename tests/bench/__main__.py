@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from keyspace_amqp.demo.servers import ServerError
-from tests.fix_servers import FAMILIES, MODULE
+from tests.fix_servers import MODULE
+from tests.servers import ALL, REDIS
 
 from . import draw, items, measure
 from .items import FULL, QUICK, Plan
@@ -55,7 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=ITEMS, metavar="NAME",
                         help=f"only these of {', '.join(ITEMS)}")  # fmt: skip
     parser.add_argument("--rounds", type=int, help="rounds of each item that has rounds")
-    parser.add_argument("--server", choices=FAMILIES, default="redis-7.0")
+    parser.add_argument("--server", choices=ALL, default=REDIS)
     parser.add_argument("--json", type=pathlib.Path, default=measure.ROOT / "build/bench.json")
     parser.add_argument("--svg", type=pathlib.Path, help="default: beside the JSON")
     options = parser.parse_args()

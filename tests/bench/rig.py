@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 from keyspace_amqp.demo.servers import POLL, RabbitServer, RedisServer, free_port
-from tests.fix_servers import EXCHANGE, FAMILIES, MODULE, arguments_for, balance, stats
+from tests.fix_servers import EXCHANGE, MODULE, arguments_for, balance, stats
+from tests.servers import program
 
 from . import measure
 from .measure import BUILT, LostEvents
@@ -57,7 +58,7 @@ class Rig:
         self, name: str, module: Sequence[Any] = (), options: Sequence[str] = ()
     ) -> RedisServer:
         """Return a new Redis, which is not started; the caller starts and stops it."""
-        binary = FAMILIES[self._family]()
+        binary = program(self._family)
         return RedisServer(self._folder / name, binary, [str(word) for word in module], options)
 
     def _start(self, server: S) -> S:

@@ -15,6 +15,7 @@ from keyspace_amqp.demo.servers import RabbitServer, as_text, wait_for
 from keyspace_amqp.publisher.window import WINDOW
 from tests.fix_cluster import Bench, StartCluster, Writer
 from tests.fix_servers import replicated, settled, stats
+from tests.servers import NEW_REDIS, NEW_VALKEY, REDIS, VALKEY
 
 
 def lists_of(bench: Bench) -> dict[int, set[bytes]]:
@@ -27,7 +28,7 @@ def lists_of(bench: Bench) -> dict[int, set[bytes]]:
     return found
 
 
-@pytest.mark.parametrize("family", ["redis-7.0", "valkey-8.1"])
+@pytest.mark.parametrize("family", [REDIS, VALKEY])
 def test_ten_thousand_writes_arrive_once(
     family: str, broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
@@ -42,7 +43,7 @@ def test_ten_thousand_writes_arrive_once(
             assert (stats(client)["confirmed"] == 0) is (bench.role(node) == "replica")
 
 
-@pytest.mark.parametrize("family", ["redis-7.0", "valkey-8.1"])
+@pytest.mark.parametrize("family", [REDIS, VALKEY])
 def test_a_primary_dies_while_the_broker_is_away(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
@@ -74,7 +75,7 @@ def test_a_primary_dies_while_the_broker_is_away(
     bench.checked()
 
 
-@pytest.mark.parametrize("family", ["redis-7.0", "valkey-8.1"])
+@pytest.mark.parametrize("family", [REDIS, VALKEY])
 def test_failovers_by_command_while_the_broker_is_away(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
@@ -109,7 +110,7 @@ def test_failovers_by_command_while_the_broker_is_away(
 def test_a_primary_dies_under_load(own_broker: RabbitServer, start_cluster: StartCluster) -> None:
     """The broker is there: all that Redis itself has kept is delivered. Redis loses what it had not
     replicated, key and event alike; so each key that is still there must have its event."""
-    bench = start_cluster("redis-7.0", own_broker)
+    bench = start_cluster(REDIS, own_broker)
     with Writer(bench) as writer:
         wait_for(lambda: len(bench.written) > 1000)
         dead = bench.cluster.primaries()[0]
@@ -132,9 +133,9 @@ def test_a_primary_dies_under_load(own_broker: RabbitServer, start_cluster: Star
     assert len(maybe - {message.event[2] for message in bench.messages}) <= 1
 
 
-# For Redis 7.0 see test_a_node_comes_and_goes. SETSLOT of Valkey waits for the replicas, so that
-# 5461 slots take most of a minute.
-@pytest.mark.parametrize("family", ["redis-8.2"])
+# For an older Redis see test_a_node_comes_and_goes. SETSLOT of Valkey waits for the replicas, so
+# that 5461 slots take most of a minute.
+@pytest.mark.parametrize("family", [NEW_REDIS])
 def test_all_slots_of_a_node_move_while_the_broker_is_away(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
@@ -165,7 +166,7 @@ def test_all_slots_of_a_node_move_while_the_broker_is_away(
     bench.checked(in_order=False)
 
 
-@pytest.mark.parametrize("family", ["redis-7.0", "valkey-8.1"])
+@pytest.mark.parametrize("family", [REDIS, VALKEY])
 def test_a_slot_stays_on_its_way(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
@@ -197,7 +198,7 @@ def test_a_slot_stays_on_its_way(
     bench.checked(in_order=False)
 
 
-@pytest.mark.parametrize("family", ["redis-8.2", "valkey-8.1"])
+@pytest.mark.parametrize("family", [NEW_REDIS, NEW_VALKEY])
 def test_a_flush_beside_a_key_of_another_slot(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
@@ -226,7 +227,7 @@ def test_a_node_comes_and_goes_while_the_broker_is_away(
 ) -> None:
     """A new primary takes slots, one of them with a list. Its slots move away again, and it leaves:
     no event leaves with it."""
-    bench = start_cluster("redis-7.0", own_broker, ["cluster-allow-replica-migration no"])
+    bench = start_cluster(REDIS, own_broker, ["cluster-allow-replica-migration no"])
     own_broker.kill()
     bench.write(300)
     bench.waits_for(fallback_length=300)
@@ -259,7 +260,7 @@ def test_a_primary_without_slots_still_delivers(
     own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
     """A node delivers its memory after its last slot has left."""
-    bench = start_cluster("redis-7.0", own_broker, ["cluster-require-full-coverage no"])
+    bench = start_cluster(REDIS, own_broker, ["cluster-require-full-coverage no"])
     source = bench.cluster.primaries()[0]
     with source.client() as client:
         # Without a slot it has no list, only memory.
@@ -277,9 +278,7 @@ def test_a_cluster_that_is_down(own_broker: RabbitServer, start_cluster: StartCl
     """Two primaries and their replicas are gone: Redis takes no commands, but keys
     expire. The events wait in memory, and go to the list when the cluster is up. Those
     that come back find their lists in their files."""
-    bench = start_cluster(
-        "redis-7.0", own_broker, ["appendonly yes", "appendfsync always"], events="$x"
-    )
+    bench = start_cluster(REDIS, own_broker, ["appendonly yes", "appendfsync always"], events="$x")
     own_broker.kill()
     bench.write(300)
     bench.waits_for(fallback_length=300)

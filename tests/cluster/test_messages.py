@@ -15,6 +15,7 @@ from keyspace_amqp.cluster.wire import MAGIC, VERSION, pack, unpack
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
 from tests.fix_nodes import SOON, Nodes, as_map, everybody, started, sums, write
 from tests.fix_servers import _SERVERS, Mailbox, handler_copy, once, settled, stats
+from tests.servers import REDIS
 from tests.system.test_secrets import found, shown
 
 # Appended to worker/loop.py in a copy of the handler. A node sends the messages in a file named
@@ -72,7 +73,7 @@ def talking_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]
     module = handler_copy(folder / "environment")
     with (module.parent / "worker" / "loop.py").open("a") as file:
         file.write(TALK)
-    with started(Nodes(folder, "redis-7.0", module)) as nodes:
+    with started(Nodes(folder, REDIS, module)) as nodes:
         yield nodes
 
 

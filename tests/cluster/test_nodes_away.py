@@ -23,6 +23,7 @@ from tests.fix_nodes import (
     started,
 )
 from tests.fix_servers import _SERVERS, stats
+from tests.servers import REDIS
 
 
 @ONE_FAMILY
@@ -179,7 +180,7 @@ def test_both_sides_of_a_partition_change_parameters(
 ) -> None:
     """The newest change of each parameter wins, wherever it was made."""
     with contextlib.ExitStack() as stack:
-        cluster = Nodes(tmp_path, "redis-7.0", replicas=0, primaries=5)
+        cluster = Nodes(tmp_path, REDIS, replicas=0, primaries=5)
         request.node.stash.setdefault(_SERVERS, []).extend(cluster.nodes)
         proxies = []
         sides = cluster.nodes[:3], cluster.nodes[3:]

@@ -37,7 +37,6 @@ from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wai
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import PROBE_BOUND, Notifications, Probe, Proxy
 from tests.fix_servers import (
-    FAMILIES,
     MODULE,
     Mailbox,
     Message,
@@ -46,6 +45,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
+from tests.servers import ALL, program
 from tests.system.test_events import random_commands
 
 ROUND = 60.0  # seconds of faults
@@ -155,9 +155,9 @@ class Round:
     def __init__(self, folder: pathlib.Path, broker: RabbitServer, seed: int) -> None:
         self.seed = seed
         self.folder = folder
-        # Six rounds in a row have each of them.
-        self.family = list(FAMILIES)[seed % 3]
-        self.persistence = list(PERSISTENCE)[seed // 3 % 2]
+        # Rounds in a row have each of them.
+        self.family = ALL[seed % len(ALL)]
+        self.persistence = list(PERSISTENCE)[seed // len(ALL) % 2]
         source = random.Random(seed)
         self._broker_source = random.Random(source.random())
         self._redis_source = random.Random(source.random())
@@ -206,7 +206,7 @@ class Round:
         for number in range(2):
             server = RedisServer(
                 self.folder / f"redis-{number}",
-                FAMILIES[self.family](),
+                program(self.family),
                 list(map(str, self._module())),
                 PERSISTENCE[self.persistence],
             )

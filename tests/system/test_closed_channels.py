@@ -12,6 +12,7 @@ from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import delivered
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, once, settled, stats
+from tests.servers import REDIS
 
 # Seconds within which the messages behind bad ones arrive, on a busy machine.
 SOON = 60
@@ -34,7 +35,7 @@ class Topics:
         """Allow only topics that this expression matches."""
         self.broker.ctl("set_topic_permissions", "guest", self.exchange, topics, ".*")
 
-    def start(self, start_redis: StartRedis, family: str = "redis-7.0") -> RedisServer:
+    def start(self, start_redis: StartRedis, family: str = REDIS) -> RedisServer:
         arguments = arguments_for(self.broker, self.mailbox, "$")
         arguments[6:8] = [self.exchange, "{key:1}"]
         return start_redis(family, arguments)

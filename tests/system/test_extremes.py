@@ -24,6 +24,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
+from tests.servers import NEW_REDIS, NEW_VALKEY, REDIS
 
 MIB = 1024 * 1024
 QUEUE_LIMIT = 64 * MIB  # the default
@@ -408,7 +409,7 @@ def take_keys(mailbox: Mailbox, count: int) -> list[bytes]:
 
 @pytest.mark.parametrize(
     ("family", "count"),
-    [("redis-7.0", 1_000_000), ("redis-8.2", 100_000), ("valkey-8.1", 100_000)],
+    [(REDIS, 1_000_000), (NEW_REDIS, 100_000), (NEW_VALKEY, 100_000)],
 )
 def test_a_burst(
     family: str, count: int, broker: RabbitServer, start_redis: StartRedis, probe: Probe
@@ -585,7 +586,7 @@ def test_every_source_of_events(
 
 
 @pytest.mark.parametrize(
-    ("family", "count"), [("redis-7.0", 100_000), ("redis-8.2", 20_000), ("valkey-8.1", 20_000)]
+    ("family", "count"), [(REDIS, 100_000), (NEW_REDIS, 20_000), (NEW_VALKEY, 20_000)]
 )
 def test_many_keys_expire_at_once(
     family: str, count: int, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis

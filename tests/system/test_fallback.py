@@ -25,6 +25,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
+from tests.servers import NEW_REDIS
 
 
 def write(client: redis.Redis, first: int, count: int) -> list[bytes]:
@@ -123,7 +124,7 @@ def test_a_long_list_outlives_redis(
     back: their number is known soon, none goes through the file of leftovers, and they are
     delivered in order."""
     mailbox = Mailbox(broker)
-    server = start_redis("redis-8.2", arguments_for(free_port(), mailbox), options)
+    server = start_redis(NEW_REDIS, arguments_for(free_port(), mailbox), options)
     client = server.client()
     count = 50_000
     expected = write(client, 0, count)

@@ -13,7 +13,16 @@ from cloudevents.core.bindings.amqp import AMQPMessage, from_binary
 from cloudevents.core.formats.json import JSONFormat
 
 from keyspace_amqp.demo.servers import RabbitServer, wait_for
-from tests.fix_servers import Mailbox, Message, StartRedis, arguments_for, linked, settled
+from tests.fix_servers import (
+    EVERY_FAMILY,
+    Mailbox,
+    Message,
+    StartRedis,
+    arguments_for,
+    linked,
+    settled,
+)
+from tests.servers import at_least
 
 
 # frames.py finds the places of a size, an id and a time in an example message by their values. The
@@ -138,6 +147,7 @@ def test_databases(broker: RabbitServer, mailbox: Mailbox, start_redis: StartRed
     assert [message.event[0] for message in mailbox.receive(4)] == [0, 2, 3, 1]
 
 
+@EVERY_FAMILY
 def test_classes_that_are_not_in_A(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
@@ -151,7 +161,7 @@ def test_classes_that_are_not_in_A(
     client.xadd("s", {"f": 1})
     names = [message.event[1] for message in mailbox.receive(5)]
     assert names == [b"keymiss", b"new", b"set", b"new", b"xadd"]
-    if family != "redis-8.2":
+    if not at_least(family, redis="8.2"):
         with pytest.raises(redis.ResponseError, match="no class o"):
             client.config_set("keyspaceamqp.events", "o")
         return
@@ -217,13 +227,18 @@ def test_values_that_an_event_leaves(
     assert client.object("encoding", "a") == b"embstr"
 
 
+@EVERY_FAMILY
 def test_values_before_the_end(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
     """Redis 7.2 and later tell what a key held that is deleted, expires or is evicted."""
     server = start_redis(family, arguments_for(broker, mailbox, "gxe"), options=VALUE)
     client = server.client()
-    keeps = family != "redis-7.0"
+    keeps = at_least(family, redis="7.2", valkey="7.2")
+    # Valkey 9 keeps short strings in a form that the module does not know; and no command reads
+    # the key of `expire`.
+    known = not at_least(family, valkey="9.0")
+    no_data = {"type": "string", "length": 4, "before": False}
 
     def end(name: str, key: str, text: str) -> tuple[str, str, Any]:
         return name, key, string(text, before=True) if keeps else None
@@ -246,7 +261,7 @@ def test_values_before_the_end(
         end("rename_from", "d", "old text"),
         ("rename_to", "e", string("old text")),
         end("del", "e", "old text"),
-        ("expire", "c", string("gone") if keeps else None),
+        ("expire", "c", (string("gone") if known else no_data) if keeps else None),
         end("expired", "c", "gone"),
     ]
     client.set("f", "evicted")
@@ -257,6 +272,7 @@ def test_values_before_the_end(
     assert valued(mailbox, 1) == [end("evicted", "f", "evicted")]
 
 
+@EVERY_FAMILY
 def test_a_deletion_by_a_time_that_is_over(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
@@ -275,11 +291,11 @@ def test_a_deletion_by_a_time_that_is_over(
     assert client.exists("k", "e") == 0
     wait_for(lambda: copy.dbsize() == client.dbsize() == 1)
     told = [("set", "k"), ("expire", "k"), ("set", "e"), ("del", "e"), ("set", "end")]
-    if family == "valkey-8.1":  # tells of such keys in class x, or not at all
+    if at_least(family, valkey="8.1"):  # tells of such keys in class x, or not at all
         told = [("set", "e"), ("set", "end")]
     found = valued(mailbox, len(told))
     assert [(name, key) for name, key, _ in found] == told
-    if family == "redis-8.2":
+    if at_least(family, redis="7.2"):
         assert found[3][2] == string("v", before=True)
 
 

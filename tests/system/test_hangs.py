@@ -19,7 +19,6 @@ import redis
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from tests.fix_faults import delivered
 from tests.fix_servers import (
-    FAMILIES,
     MODULE,
     Mailbox,
     StartRedis,
@@ -28,6 +27,7 @@ from tests.fix_servers import (
     copy_sources,
     stats,
 )
+from tests.servers import REDIS, at_least, program
 
 # Seconds; see tables/times.py.
 LIMITS = {"READY": 1.0, "STOP": 1.2, "STOP_LEFTOVERS": 0.3, "STOP_GOODBYE": 0.1, "STARVED": 0.4}
@@ -264,7 +264,7 @@ def test_a_stop_while_the_next_handler_starts(
 ) -> None:
     """Refused, too, and the module goes on: with all parameters, with its counters of lost events,
     and new masks are in force at once."""
-    server = start_redis("redis-7.0", None, ["save 3600 1000000"])
+    server = start_redis(REDIS, None, ["save 3600 1000000"])
     client = server.client()
     arguments = ["CONFIG", "keyspaceamqp.queue-limit", 1048576, "ARGS"]
     arguments += arguments_for(broker, mailbox, "$")
@@ -298,7 +298,7 @@ def test_a_next_handler_that_cannot_start(
     impatient: pathlib.Path, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
     """The log says so, and another one is tried."""
-    server = start_redis("redis-7.0", None)
+    server = start_redis(REDIS, None)
     client = server.client()
     load(client, impatient, arguments_for(broker, mailbox, "$"))
     with Hang(server, "leave") as leave:
@@ -330,7 +330,7 @@ def test_unload_as_soon_as_the_handler_has_ended(
 ) -> None:
     """Refused, and given again in the same moment in which the handler ends: what was captured in
     between is there at the next load."""
-    server = start_redis("redis-7.0", None)
+    server = start_redis(REDIS, None)
     client = server.client()
     load(client, impatient, arguments_for(free_port(), mailbox, "$"))
     expected = write(client, "before", 50)
@@ -410,7 +410,7 @@ def test_a_save_after_the_end_of_the_handler(
     impatient: pathlib.Path, start_redis: StartRedis
 ) -> None:
     """It does not wait, nor does an unload, and the log says what is lost."""
-    server = start_redis("redis-7.0", None, ["save 3600 1000000"])
+    server = start_redis(REDIS, None, ["save 3600 1000000"])
     client = server.client()
     load(client, impatient, arguments_for(free_port(), events="$"))
     (server.folder / "crash").write_text("quit")
@@ -436,7 +436,7 @@ def test_a_crash_of_the_worker_is_reported(
     arguments = [str(impatient), *map(str, arguments_for(free_port()))]
     # The test of memory takes long and tells nothing here.
     options = ["crash-memcheck-enabled no"]
-    server = RedisServer(tmp_path / "server", FAMILIES[family](), arguments, options)
+    server = RedisServer(tmp_path / "server", program(family), arguments, options)
     with server, server.client() as client:
         (server.folder / "crash").write_text(how)
         with contextlib.suppress(redis.exceptions.ConnectionError):
@@ -446,7 +446,8 @@ def test_a_crash_of_the_worker_is_reported(
     log = server.log()
     assert "crashed by signal" in log
     stack = log.partition("STACK TRACE")[2].partition("REGISTERS")[0]
-    if family != "redis-7.0":  # it shows the stack of each thread, and marks the one that crashed
+    # It shows the stack of each thread, and marks the one that crashed.
+    if at_least(family, redis="7.2", valkey="8.0"):
         assert "keyspace-amqp *" in stack
         assert "timed out" not in log
     assert MODULE.name in stack

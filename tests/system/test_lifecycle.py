@@ -32,6 +32,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
+from tests.servers import REDIS
 
 
 def resources(server: RedisServer) -> tuple[int, int]:
@@ -55,7 +56,7 @@ def test_many_unloads_under_load(
     client = server.client()
     client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
     arguments = arguments_for(broker.port if there else free_port(), mailbox, "$")
-    cycles = 200 if family == "redis-7.0" else 40
+    cycles = 200 if family == REDIS else 40
     measured = []
     with Load(server) as load:
         for cycle in range(cycles):
@@ -85,7 +86,7 @@ def test_a_life_that_is_over_takes_no_memory(
 ) -> None:
     """Python collects garbage seldom; an unload does not wait for that. Debian's Redis has one
     allocator for itself and for the module, which counts each byte in use."""
-    client = start_redis("redis-7.0").client()
+    client = start_redis(REDIS).client()
     client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
     arguments = arguments_for(broker, mailbox, "$")
     measured = []
@@ -416,7 +417,7 @@ def test_forks_under_load(
     family: str, there: bool, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
     """BGSAVE and BGREWRITEAOF: no deadlock, nothing lost, nothing repeated."""
-    forks = 500 if family == "redis-7.0" and there else 20
+    forks = 500 if family == REDIS and there else 20
     port = broker.port if there else free_port()
     server = start_redis(
         family, arguments_for(port, mailbox, "$"), ["appendonly yes", "save 3600 1000000", "hz 200"]

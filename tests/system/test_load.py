@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from keyspace_amqp import __version__
 from keyspace_amqp.demo.servers import RedisServer
 from keyspace_amqp.tables.parameters import PARAMETERS
 from tests.fix_servers import (
-    FAMILIES,
+    EVERY_FAMILY,
     MODULE,
     Mailbox,
     StartRedis,
@@ -25,10 +26,10 @@ from tests.fix_servers import (
     copy_sources,
     handler_copy,
     installed_copy,
-    old_server,
     settled,
     site_packages,
 )
+from tests.servers import old_program, program
 
 DEFAULTS = {parameter.name: parameter.default for parameter in PARAMETERS}
 GIVEN = ["$x", "localhost", "1234", "user", "secret", "20", "my-exchange", "my.key", "2", "0"]
@@ -49,6 +50,7 @@ def loaded(client: redis.Redis) -> bool:
     return b"keyspaceamqp" in [module[b"name"] for module in client.module_list()]
 
 
+@EVERY_FAMILY
 def test_defaults(family: str, start_redis: StartRedis) -> None:
     server = start_redis(family)
     assert parameters(server.client()) == DEFAULTS
@@ -71,6 +73,7 @@ def test_masks_are_the_rest_of_the_arguments(family: str, start_redis: StartRedi
     assert parameters(client)["masks"] == r"^a\x20b$ c\\d ^x.*y$"
 
 
+@EVERY_FAMILY
 def test_every_way_to_load(family: str, start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     server = start_redis(family, arguments=None)
     client = server.client()
@@ -98,7 +101,7 @@ def test_every_way_to_load(family: str, start_redis: StartRedis, tmp_path: pathl
     assert client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST") == [b"^a", b"^b"]
     with pytest.raises(redis.exceptions.ResponseError):
         client.execute_command("MODULE", "LOAD", str(MODULE))  # loaded twice
-    command_line = RedisServer(tmp_path / "command-line", FAMILIES[family]())
+    command_line = RedisServer(tmp_path / "command-line", program(family))
     command_line.write_config()
     arguments = [*command_line.command(), "--loadmodule", str(MODULE), "s"]
     command_line.command = lambda: arguments  # type: ignore[method-assign]
@@ -116,6 +119,7 @@ def test_named_parameters_in_the_configuration_file(family: str, start_redis: St
     assert client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST") == [b"^a", b"^b"]
 
 
+@EVERY_FAMILY
 def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> None:
     server = start_redis(family, GIVEN)
     client = server.client()
@@ -315,7 +319,7 @@ def load_fails(server: RedisServer, path: pathlib.Path) -> str:
 
 
 def test_a_server_that_is_too_old(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
-    server = RedisServer(tmp_path / "old", old_server())
+    server = RedisServer(tmp_path / "old", old_program())
     server.config_path.write_text(f"port {server.port}\nbind 127.0.0.1\n")
     with server:
         log = load_fails(server, MODULE)
@@ -408,23 +412,26 @@ os.execvp(sys.argv[1], sys.argv[1:])
 def test_a_filter_on_system_calls(
     family: str, broker: Any, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    server = start_redis(family, arguments_for(broker, mailbox), start=False)
+    other = os.getpriority(os.PRIO_PROCESS, 0) + 1
+    options = [f"keyspaceamqp.worker-nice {other}"]
+    server = start_redis(family, arguments_for(broker, mailbox), options, start=False)
     command = [sys.executable, "-c", UNDER_A_FILTER, *server.command()]
     server.command = lambda: command  # type: ignore[method-assign]
     server.start()
-    assert "worker-nice 5 could not be set: a filter" in server.log()
+    assert f"worker-nice {other} could not be set: a filter" in server.log()
     server.client().set("a", 1)
     assert mailbox.receive(1)[0].event == (0, b"set", b"a")
 
 
 def test_the_worker_is_nice(start_redis: StartRedis) -> None:
-    server = start_redis()
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    server = start_redis(options=[f"keyspaceamqp.worker-nice {ours + 5}"])
     values = []
     for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
         name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
         values.append((name, int(fields.split()[16])))
-    assert ("keyspace-amqp", 5) in values
-    assert {value for name, value in values if name != "keyspace-amqp"} == {0}
+    assert ("keyspace-amqp", ours + 5) in values
+    assert {value for name, value in values if name != "keyspace-amqp"} == {ours}
 
 
 def test_only_the_entry_points_are_exported() -> None:

@@ -17,6 +17,7 @@ from tests.fix_servers import (
     site_packages,
     stats,
 )
+from tests.servers import REDIS
 
 
 def renamed(folder: pathlib.Path, name: str) -> None:
@@ -42,7 +43,7 @@ def test_a_pika_of_another_form(
     shutil.copytree(source, link, ignore=shutil.ignore_patterns("__pycache__"))
     renamed(link, "_output_marshaled_frames")
     mailbox = Mailbox(own_broker).keep()
-    server = start_redis("redis-7.0", None, start=False)
+    server = start_redis(REDIS, None, start=False)
     server.module = [str(path), *map(str, arguments_for(own_broker, mailbox, "$"))]
     server.start()
     client = server.client()

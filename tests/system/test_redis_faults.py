@@ -23,7 +23,6 @@ from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import Notifications, Probe, delivered
 from tests.fix_servers import (
-    FAMILIES,
     Mailbox,
     Message,
     StartRedis,
@@ -34,6 +33,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
+from tests.servers import program
 from tests.system.test_events import random_commands
 
 RDB = ["save 3600 1000000"]
@@ -641,7 +641,7 @@ def test_sentinel(
     nodes = [first]
     for _ in range(2):
         nodes.append(start_replica(start_redis, family, arguments, first, options))
-    with Sentinel(tmp_path / "sentinel", FAMILIES[family]()).watch(first) as sentinel:
+    with Sentinel(tmp_path / "sentinel", program(family)).watch(first) as sentinel:
         with sentinel.client() as client:
             wait_for(lambda: len(client.execute_command("SENTINEL", "REPLICAS", "here")) == 2, 30)
         with Writer(sentinel.primary) as load:

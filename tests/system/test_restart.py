@@ -10,6 +10,7 @@ from redis.retry import Retry
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from tests.fix_faults import delivered
 from tests.fix_servers import MODULE, Mailbox, StartRedis, arguments_for, settled, stats
+from tests.servers import NEW_REDIS
 
 # Records of so many events, of 48 bytes each, fit into the queue. As objects, a third would.
 EVENTS = 20_000
@@ -53,7 +54,7 @@ def test_a_stop_while_the_file_is_read(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
     """The list cannot be written, so the file stays, and grows with each stop."""
-    server = start_redis("redis-8.2", arguments_for(free_port(), mailbox, "$", size=0), LIMIT)
+    server = start_redis(NEW_REDIS, arguments_for(free_port(), mailbox, "$", size=0), LIMIT)
     expected = write_and_stop(server, "first")
     server.options = [*LIMIT, "keyspaceamqp.fallback-size -1"]
     for part in ("second", "third"):

@@ -29,11 +29,12 @@ from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wai
 from keyspace_amqp.tables.parameters import PARAMETERS
 from tests.fix_faults import Proxy, delivered
 from tests.fix_servers import MODULE, ROOT, Mailbox, StartRedis, arguments_for, settled
+from tests.servers import NEW_REDIS, REDIS
 
 BUILD = ROOT / "build" / "sanitized"
 FLAGS = ["-std=gnu11", "-O2", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 # Valkey opens modules with RTLD_DEEPBIND, and AddressSanitizer refuses that.
-SERVERS = ["redis-7.0", "redis-8.2"]
+SERVERS = [REDIS, NEW_REDIS]
 # What a sanitizer prints if it has found an error.
 _FOUND = re.compile(r"ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error:|fatal error")
 _CALLER = re.compile(r"\(.*/(?:(libredis_keyspace_amqp)|[^/)]*python)[^/)]*\)")

@@ -19,7 +19,8 @@ import redis
 
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.tables.commands import COMMANDS
-from tests.fix_servers import FAMILIES, MODULE, ROOT, StartRedis, settled, stats
+from tests.fix_servers import EVERY_FAMILY, MODULE, ROOT, StartRedis, settled, stats
+from tests.servers import at_least, program
 from tests.system.test_load import installed_copy, parameters, site_packages
 
 SECRET = re.compile(r"secret-\w+")
@@ -163,7 +164,7 @@ def ended(server: RedisServer) -> int:
 
 def test_a_configuration_file_with_a_wrong_password(family: str, tmp_path: pathlib.Path) -> None:
     server = RedisServer(
-        tmp_path / "redis", FAMILIES[family](), [str(MODULE)], [CONF + "x" * 2000, "loglevel debug"]
+        tmp_path / "redis", program(family), [str(MODULE)], [CONF + "x" * 2000, "loglevel debug"]
     )
     server.spawn()
     assert ended(server) == 1
@@ -175,7 +176,7 @@ def test_a_crash_shows_no_password(family: str, tmp_path: pathlib.Path) -> None:
     """The report has the server's INFO, the client's command, and more."""
     # Without a test of the machine's memory, which would take seconds.
     options = [*OPTIONS, "crash-memcheck-enabled no"]
-    server = RedisServer(tmp_path / "redis", FAMILIES[family](), [str(MODULE), "A"], options)
+    server = RedisServer(tmp_path / "redis", program(family), [str(MODULE), "A"], options)
     for kind in ("SEGFAULT", "PANIC", "ASSERT"):
         with server:
             client = server.client()
@@ -285,6 +286,7 @@ def allowed(server: RedisServer, user: str, password: str = "secret") -> list[tu
     return may
 
 
+@EVERY_FAMILY
 def test_categories(family: str, start_redis: StartRedis) -> None:
     """From 7.2 on a module's commands have categories; also for users that were made before the
     module was loaded."""
@@ -300,7 +302,7 @@ def test_categories(family: str, start_redis: StartRedis) -> None:
     for user, rules in users.items():
         client.execute_command("ACL", "SETUSER", user, "on", ">secret", *rules)
     client.execute_command("MODULE", "LOAD", str(MODULE))
-    has_them = family != "redis-7.0"
+    has_them = at_least(family, redis="7.2", valkey="7.2")
     assert allowed(server, "all") == READING + ADMIN
     assert allowed(server, "reader") == (READING if has_them else [])
     assert allowed(server, "admin") == (ADMIN if has_them else [])
@@ -316,6 +318,7 @@ def test_categories(family: str, start_redis: StartRedis) -> None:
         assert sorted(listed) == (sorted(table) if has_them else [])
 
 
+@EVERY_FAMILY
 def test_the_lines_of_the_readme(family: str, start_redis: StartRedis) -> None:
     """Each of its users may give the commands that it says, and no other of the module."""
     text = (ROOT / "docs/commands.md").read_text().partition("### Access control")[2]
@@ -327,7 +330,10 @@ def test_the_lines_of_the_readme(family: str, start_redis: StartRedis) -> None:
     client = server.client()
     made = []
     for version, (_, lines) in zip(versions, parts, strict=True):
-        if version in ("any version", "7.0" if family == "redis-7.0" else "7.2 or later"):
+        if version in (
+            "any version",
+            "7.2 or later" if at_least(family, redis="7.2", valkey="7.2") else "7.0",
+        ):
             for line in lines.splitlines():
                 client.execute_command(*line.split())
                 made.append(line.split()[2])

@@ -34,6 +34,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
+from tests.servers import REDIS
 
 BINARY = [b"plain", b"\0\n\xff", b"\xc3\xa9", b"\xe2\x80\xa8", b"", b'"\\\t', bytes(range(256))]
 
@@ -285,7 +286,7 @@ def test_a_cluster(
     broker: RabbitServer, start_cluster: StartCluster, tmp_path: pathlib.Path
 ) -> None:
     """The lists of all primaries into one file; back into one list."""
-    bench = start_cluster("redis-7.0", broker, primaries=3, replicas=0)
+    bench = start_cluster(REDIS, broker, primaries=3, replicas=0)
     first, *_, last = bench.cluster.nodes
     with first.client() as client:
         client.execute_command("KEYSPACEAMQP.DISCONNECT")

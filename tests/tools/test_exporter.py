@@ -27,6 +27,7 @@ from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.tools import exporter
 from tests.fix_cluster import StartCluster
 from tests.fix_servers import ROOT, Mailbox, StartRedis, arguments_for, settled
+from tests.servers import REDIS
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -164,7 +165,7 @@ def test_a_cluster_of_which_nodes_come_and_go(
     """All nodes are there, by the addresses of the cluster; a new node is there at the next scrape.
     A paused or dead node is down, also the one that --redis names, and the others are read in
     time."""
-    bench = start_cluster("redis-7.0", broker)
+    bench = start_cluster(REDIS, broker)
     bench.write(200)
     nodes = bench.cluster.nodes
     addresses = [f"127.0.0.1:{node.port}" for node in nodes]

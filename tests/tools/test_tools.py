@@ -36,10 +36,10 @@ from tests.fix_servers import (
     arguments_for,
     handler_copy,
     linked,
-    old_server,
     settled,
     stats,
 )
+from tests.servers import NEW_REDIS, REDIS, old_program
 
 ALL_TOOLS = ("status", "tail", "doctor")
 # Bounds against hangs.
@@ -361,7 +361,7 @@ def test_a_cluster(
     tmp_path: pathlib.Path,
 ) -> None:
     """All three tools see all nodes; a node that is down and one that hangs do not stop them."""
-    bench = start_cluster("redis-7.0", broker, options=["unixsocket redis.sock"])
+    bench = start_cluster(REDIS, broker, options=["unixsocket redis.sock"])
     primary = bench.cluster.primaries()[0]
     with tailing(tmp_path, "--redis", url(primary), "--count", "300") as tail:
         bench.write(300)
@@ -725,7 +725,7 @@ def test_doctor_without_the_module(
     _, bad, good = findings(run, server)
     assert any("enable-module-command is no" in line for line in bad)
     assert "exchange" not in good
-    old = RedisServer(tmp_path / "old", old_server())
+    old = RedisServer(tmp_path / "old", old_program())
     (tmp_path / "old" / "redis.conf").write_text(f"port {old.port}\nbind 127.0.0.1\n")
     with old:
         code, bad, _ = findings(run, old)
@@ -773,7 +773,7 @@ def test_doctor_on_a_replica(broker: RabbitServer, start_redis: StartRedis, run:
 def test_doctor_knows_of_the_defect_of_valkey(
     broker: RabbitServer, start_redis: StartRedis, run: Run
 ) -> None:
-    for family in ("redis-8.2", "valkey-8.1"):
+    for family in (NEW_REDIS, "valkey-8.1"):
         server = start_redis(family, arguments_for(broker, events="g$"))
         _, bad, _ = findings(run, server)
         assert ("MOVE and COPY" in str(bad)) is (family == "valkey-8.1")

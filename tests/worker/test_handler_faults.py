@@ -19,6 +19,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
+from tests.servers import REDIS
 
 # Appended to worker/loop.py in a copy of the handler. While a file named `faults` is in the
 # server's directory, functions of the handler raise at a call, one function at a time, either
@@ -168,7 +169,7 @@ def test_exceptions_anywhere(
     mailbox = Mailbox(own_broker).keep()
     code = INJECT.format(seed=seed)
     server = start_faulty(
-        start_redis, "redis-7.0", tmp_path, code, arguments_for(own_broker, mailbox, "$")
+        start_redis, REDIS, tmp_path, code, arguments_for(own_broker, mailbox, "$")
     )
     client = server.client()
     client.set("first", 1)
@@ -213,9 +214,7 @@ def _compile(masks, _compile=_records.compile_masks):
     return poisoned
 _records.compile_masks = _compile
 """
-    server = start_faulty(
-        start_redis, "redis-7.0", tmp_path, code, arguments_for(broker, mailbox, "$")
-    )
+    server = start_faulty(start_redis, REDIS, tmp_path, code, arguments_for(broker, mailbox, "$"))
     client = server.client()
     with client.pipeline(transaction=False) as pipeline:
         for key in ("a", "b", "poison", "c", "poison", "d"):
@@ -265,7 +264,7 @@ def test_an_event_of_which_nothing_can_be_made(
     )
     code = _POISON.format(module=module, name=name, replace=replace)
     server = start_faulty(
-        start_redis, "redis-7.0", tmp_path, code, arguments_for(own_broker, mailbox, "$")
+        start_redis, REDIS, tmp_path, code, arguments_for(own_broker, mailbox, "$")
     )
     client = server.client()
     client.set("first", 1)
@@ -311,7 +310,7 @@ def _from_element(element, _function=_aside.from_element):
 _aside.from_element = _from_element
 """
     server = start_faulty(
-        start_redis, "redis-7.0", tmp_path, code, arguments_for(own_broker, mailbox, "$")
+        start_redis, REDIS, tmp_path, code, arguments_for(own_broker, mailbox, "$")
     )
     client = server.client()
     settled(client)

