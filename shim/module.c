@@ -1,4 +1,4 @@
-/* Load and unload of the module.
+/* Load and unload of the module, for the loader.
  *
  * Main thread. The library stays in the process when the module is unloaded, and so do its
  * variables. So each load begins by resetting them (prepare).
@@ -11,6 +11,7 @@
 #include "jobs.h"
 #include "latency.h"
 #include "life.h"
+#include "module.h"
 #include "python.h"
 #include "redis_api.h"
 #include "server.h"
@@ -75,7 +76,7 @@ static int check_server(RedisModuleCtx *ctx) {
 }
 
 /* Entry point: MODULE LOAD, MODULE LOADEX, and `loadmodule` in redis.conf. */
-__attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ctx,
+__attribute__((visibility("default"))) int keyspace_amqp_load(RedisModuleCtx *ctx,
                                                               RedisModuleString **argv, int argc) {
     char error[4096];
     long long began = clock_us();
@@ -115,7 +116,7 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
 /* Entry point: MODULE UNLOAD. The worker delivers the captured events or writes them to
  * the file of leftovers, and ends. If it does not end in time, the module stays and goes on.
  * As long as it hangs, another unload is refused without a wait. */
-__attribute__((visibility("default"))) int RedisModule_OnUnload(RedisModuleCtx *ctx) {
+__attribute__((visibility("default"))) int keyspace_amqp_unload(RedisModuleCtx *ctx) {
     if (worker_is_ending() && !worker_has_ended()) {
         RedisModule_Log(ctx, "warning", "not unloaded: the handler still hangs");
         return REDISMODULE_ERR;

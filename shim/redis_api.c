@@ -5,10 +5,10 @@
 REDIS_API(REDIS_API_DEFINE)
 
 const char *redis_api_load(void *ctx) {
-    int (*get_api)(const char *, void *) = *(int (**)(const char *, void *))ctx;
     const char *missing = NULL;
 #define REDIS_API_LOOK_UP(since, name, result, parameters)                                         \
-    if (get_api("RedisModule_" #name, (void *)&RedisModule_##name) != REDISMODULE_OK) {            \
+    if (redis_api_find(ctx, "RedisModule_" #name, (void *)&RedisModule_##name) !=                  \
+        REDISMODULE_OK) {                                                                          \
         RedisModule_##name = NULL;                                                                 \
         if (since <= 700 && missing == NULL) missing = #name;                                      \
     }

@@ -281,6 +281,13 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
 REDIS_API(REDIS_API_DECLARE)
 #undef REDIS_API_DECLARE
 
+/* Main thread, at load. Looks up one function by its whole name, and stores its address at
+ * `function`. Returns REDISMODULE_OK, or REDISMODULE_ERR if the server has none. */
+static inline int redis_api_find(void *ctx, const char *name, void **function) {
+    int (*get_api)(const char *, void *) = *(int (**)(const char *, void *))ctx;
+    return get_api(name, (void *)function);
+}
+
 /* Main thread, at load, before any other function of the server. Looks all functions up.
  * Returns NULL, or the name of the first missing one that each server of the supported
  * versions has. */

@@ -28,11 +28,14 @@ import redis
 from keyspace_amqp.demo.books import balance
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
 from keyspace_amqp.tables.keys import KEY
+from keyspace_amqp.tools.path import CORE_FILE, MODULE_FILE
 from keyspace_amqp.tools.replies import stats
 from tests import servers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODULE = ROOT / "build" / "libredis_keyspace_amqp.so"
+MODULE = ROOT / "build" / MODULE_FILE
+# What the module opens: everything but its first few lines.
+CORE = MODULE.with_name(CORE_FILE)
 EXCHANGE = "amq.direct"
 
 # Signs of a crash in a server's log.
@@ -234,6 +237,7 @@ def installed_copy(prefix: pathlib.Path) -> pathlib.Path:
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     shutil.copy(MODULE, package)
+    shutil.copy(CORE, package)
     return package / MODULE.name
 
 

@@ -1,4 +1,4 @@
-"""The built module as an extension module of plain Python.
+"""The built core as an extension module of plain Python.
 
 Inside Redis the shim starts Python; here Python loads the shim. So tests of the queue and of
 the checks of parameters need no server.
@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 
 import pytest
 
-BUILT = pathlib.Path(__file__).resolve().parents[1] / "build" / "libredis_keyspace_amqp.so"
+BUILT = pathlib.Path(__file__).resolve().parents[1] / "build" / "libredis_keyspace_amqp_core.so"
 # test_sanitizers.py names another build than that of `make build`.
 MODULE = pathlib.Path(os.environ.get("KEYSPACE_AMQP_SHIM", BUILT))
 NAME = "_keyspace_amqp"

@@ -8,6 +8,8 @@ import pathlib
 from . import ToolError
 
 MODULE_FILE = "libredis_keyspace_amqp.so"
+# What the module's file opens, from its own folder.
+CORE_FILE = "libredis_keyspace_amqp_core.so"
 
 
 def module_path() -> pathlib.Path:
@@ -15,11 +17,12 @@ def module_path() -> pathlib.Path:
     ToolError."""
     package = pathlib.Path(__file__).resolve().parents[1]
     for folder in (package, package.parent / "build"):
-        if (folder / MODULE_FILE).is_file():
+        if all((folder / name).is_file() for name in (MODULE_FILE, CORE_FILE)):
             return folder / MODULE_FILE
     raise ToolError(
-        f"{MODULE_FILE} is neither in {package} nor in {package.parent / 'build'}; "
-        "run `make build` in a source checkout, or install the package again with pip"
+        f"{MODULE_FILE} and {CORE_FILE} are neither in {package} nor in "
+        f"{package.parent / 'build'}; run `make build` in a source checkout, or install the "
+        "package again with pip"
     )
 
 

@@ -19,7 +19,7 @@ import redis
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from tests.fix_faults import delivered
 from tests.fix_servers import (
-    MODULE,
+    CORE,
     Mailbox,
     StartRedis,
     arguments_for,
@@ -450,6 +450,6 @@ def test_a_crash_of_the_worker_is_reported(
     if at_least(family, redis="7.2", valkey="8.0"):
         assert "keyspace-amqp *" in stack
         assert "timed out" not in log
-    assert MODULE.name in stack
+    assert CORE.name in stack
     assert "events_seen" not in log  # the module's part of INFO is left out
     assert "BUG REPORT END" in log

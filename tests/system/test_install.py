@@ -17,7 +17,7 @@ import pytest
 
 from keyspace_amqp import __version__
 from keyspace_amqp.demo.servers import RedisServer
-from keyspace_amqp.tools.path import MODULE_FILE
+from keyspace_amqp.tools.path import CORE_FILE, MODULE_FILE
 from tests.fix_servers import ROOT, Mailbox, settled
 
 PRINT_FACTS = """
@@ -157,7 +157,7 @@ def test_wheel(
         names = {n for n in archive.namelist() if ".dist-info/" not in n}
     with tarfile.open(source_distribution) as source:
         package = {m.name.partition("/")[2] for m in source if "/keyspace_amqp/" in m.name}
-    assert names == package | {f"keyspace_amqp/{MODULE_FILE}"}
+    assert names == package | {f"keyspace_amqp/{MODULE_FILE}", f"keyspace_amqp/{CORE_FILE}"}
     subprocess.run([*pip, "install", wheel], check=True)
     works(environment, python.library, mailbox, tmp_path)
 

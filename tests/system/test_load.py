@@ -17,6 +17,7 @@ from keyspace_amqp import __version__
 from keyspace_amqp.demo.servers import RedisServer
 from keyspace_amqp.tables.parameters import PARAMETERS
 from tests.fix_servers import (
+    CORE,
     EVERY_FAMILY,
     MODULE,
     Mailbox,
@@ -372,13 +373,67 @@ def test_what_the_build_used_is_gone(start_redis: StartRedis, tmp_path: pathlib.
 
 def test_libpython_is_missing(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     server = start_redis(arguments=None)
-    path = tmp_path / MODULE.name
-    name = "libpython{}.{}.so".format(*sys.version_info).encode()
-    path.write_bytes(MODULE.read_bytes().replace(name, name.replace(b"python", b"pythom")))
-    path.chmod(0o755)
-    log = load_fails(server, path)
-    assert "libpythom" in log
-    assert "cannot open shared object file" in log
+    path = pathlib.Path(shutil.copy(MODULE, tmp_path))
+    name = "libpython{}.{}".format(*sys.version_info)
+    library = CORE.read_bytes().replace(name.encode(), name.replace("python", "pythom").encode())
+    (tmp_path / CORE.name).write_bytes(library)
+    (line,) = (line for line in load_fails(server, path).splitlines() if "libpythom" in line)
+    assert "keyspace-amqp not loaded: libpythom" in line
+    assert "cannot open shared object file: No such file" in line
+    assert f"It needs the {name} that it was built with" in line
+
+
+def test_a_copy_without_the_core(
+    family: str, start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """One line of the log says which file is missing. It is looked for beside the real file only,
+    and not in the folder of a link or where libraries are searched for."""
+    server = start_redis(family, arguments=None, start=False)
+    search = {**os.environ, "LD_LIBRARY_PATH": str(CORE.parent)}
+    server.environment = lambda: search  # type: ignore[method-assign]
+    server.start()
+    (tmp_path / "copy").mkdir()
+    path = pathlib.Path(shutil.copy(MODULE, tmp_path / "copy"))
+    link = tmp_path / "link.so"
+    link.symlink_to(path)
+    (tmp_path / CORE.name).symlink_to(CORE)
+    for loaded_path in (path, link):
+        before = len(server.log())
+        log = load_fails(server, loaded_path)[before:]
+        (line,) = (line for line in log.splitlines() if CORE.name in line)
+        assert f"keyspace-amqp not loaded: {path.with_name(CORE.name)}: cannot open" in line
+        assert "keyspace-amqp path prints its place" in line
+    server.client().execute_command("MODULE", "LOAD", str(MODULE))
+
+
+def test_the_core_is_no_module(family: str, start_redis: StartRedis) -> None:
+    """It is refused, and leaves nothing in the process: libpython must not stay with the symbols
+    that a server gives to a module."""
+    server = start_redis(family, arguments=None)
+    assert "OnLoad" in load_fails(server, CORE)
+    maps = pathlib.Path(f"/proc/{server.pid}/maps")
+    assert "libpython" not in maps.read_text()
+    server.client().execute_command("MODULE", "LOAD", str(MODULE))
+    assert "libpython" in maps.read_text()
+
+
+def test_one_module_by_several_paths(
+    family: str, start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """A link is the same module; a copy of both files is another one, which needs a process of
+    its own."""
+    server = start_redis(family, arguments=None)
+    client = server.client()
+    link = tmp_path / "link.so"
+    link.symlink_to(MODULE)
+    for _ in range(2):
+        client.execute_command("MODULE", "LOAD", str(link))
+        assert "a module named keyspaceamqp is loaded already" in load_fails(server, MODULE)
+        client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    copy = handler_copy(tmp_path / "copy")
+    assert "another build of this module" in load_fails(server, copy)
+    client.execute_command("MODULE", "LOAD", str(MODULE))
+    settled(client, state="idle")
 
 
 def test_an_error_in_the_handler(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
@@ -434,11 +489,17 @@ def test_the_worker_is_nice(start_redis: StartRedis) -> None:
     assert {value for name, value in values if name != "keyspace-amqp"} == {ours}
 
 
-def test_only_the_entry_points_are_exported() -> None:
+EXPORTED = {
+    MODULE: {"RedisModule_OnLoad", "RedisModule_OnUnload"},
+    CORE: {"keyspace_amqp_load", "keyspace_amqp_unload", "PyInit__keyspace_amqp"},
+}
+
+
+@pytest.mark.parametrize("path", EXPORTED, ids=lambda path: path.stem)
+def test_only_the_entry_points_are_exported(path: pathlib.Path) -> None:
     """redis-server exports thousands of symbols; the module must not use one of them in place of
     its own."""
     listed = subprocess.run(
-        ["nm", "-D", "--defined-only", str(MODULE)], check=True, capture_output=True, text=True
+        ["nm", "-D", "--defined-only", str(path)], check=True, capture_output=True, text=True
     ).stdout
-    names = {line.split()[-1] for line in listed.splitlines()}
-    assert names == {"RedisModule_OnLoad", "RedisModule_OnUnload", "PyInit__keyspace_amqp"}
+    assert {line.split()[-1] for line in listed.splitlines()} == EXPORTED[path]

@@ -28,7 +28,7 @@ import redis
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.tables.parameters import PARAMETERS
 from tests.fix_faults import Proxy, delivered
-from tests.fix_servers import MODULE, ROOT, Mailbox, StartRedis, arguments_for, settled
+from tests.fix_servers import CORE, MODULE, ROOT, Mailbox, StartRedis, arguments_for, settled
 from tests.servers import NEW_REDIS, REDIS
 
 BUILD = ROOT / "build" / "sanitized"
@@ -125,7 +125,7 @@ def test_the_queue_and_the_checks_of_parameters(
             ],
         ],
         cwd=ROOT,
-        env=options | {"KEYSPACE_AMQP_SHIM": str(sanitized)},
+        env=options | {"KEYSPACE_AMQP_SHIM": str(sanitized.with_name(CORE.name))},
         capture_output=True,
         text=True,
     )

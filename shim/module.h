@@ -1,0 +1,11 @@
+/* The entry points of the core, which the loader finds by name and calls. Main thread. */
+#ifndef KEYSPACE_AMQP_MODULE_H
+#define KEYSPACE_AMQP_MODULE_H
+#include "redis_api.h"
+
+/* What RedisModule_OnLoad is to do, and its result. */
+int keyspace_amqp_load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
+/* What RedisModule_OnUnload is to do, and its result. */
+int keyspace_amqp_unload(RedisModuleCtx *ctx);
+
+#endif
