@@ -42,6 +42,12 @@ def with_environment(server: RedisServer, **variables: str) -> None:
     server.start()
 
 
+def libraries(server: RedisServer) -> set[str]:
+    """The files that a server has opened as code."""
+    maps = pathlib.Path(f"/proc/{server.pid}/maps").read_text()
+    return {os.path.realpath(path) for path in re.findall(r"r-xp .* (/.+)", maps)}
+
+
 @pytest.mark.parametrize("family", [name for name in ALL if kind_of(name) == "valkey"])
 def test_a_malloc_of_the_server(
     family: str, own_broker: RabbitServer, start_redis: StartRedis
@@ -84,6 +90,8 @@ def test_whose_symbols_are_used(
 ) -> None:
     """As the dynamic linker reports: all files in the process use one malloc. And of what comes
     with the module, nothing uses one of the server's thousands of symbols instead of its own."""
+    bare = start_redis(family, None, start=False)
+    with_environment(bare, LD_PRELOAD=preload)
     # The linker names the program by its first word, which the server would replace by a title.
     server = start_redis(family, [], ["set-proc-title no"], start=False)
     with_environment(
@@ -98,11 +106,10 @@ def test_whose_symbols_are_used(
     owners = {owner for _, owner, name in used if name in MALLOC and owner != server.binary}
     assert len(owners) == 1, owners
     assert not preload or preload in owners.pop()
-    # Everything before the module was bound when the server started.
-    users = [user for user, _, _ in used]
-    used = used[users.index(str(MODULE)) :]
-    for name in (str(CORE), "libpython", "_cffi_backend"):
-        assert any(name in user for user in users)
+    added = libraries(server) - libraries(bare)
+    used = [row for row in used if os.path.realpath(row[0]) in added]
+    for name in (str(MODULE), str(CORE), "libpython", "_cffi_backend"):
+        assert any(name in user for user, _, _ in used), name
     # A program may stand for variables and functions of libc: then all files use them by its copy.
     libc = ctypes.CDLL("libc.so.6")
     own = [row for row in used if row[1] == server.binary]
