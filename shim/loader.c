@@ -62,8 +62,9 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
                 ? "This file belongs beside the one that is loaded, and the server's user must be "
                   "able to read it. Load the module where pip installed it (keyspace-amqp path "
                   "prints its place), or make a symbolic link to it"
-                : "It needs the " LIBPYTHON " that it was built with: install that (Debian's "
-                  "package has this name), or install keyspace-amqp again");
+                : "It needs the " LIBPYTHON " that it was built with, where the server's user can "
+                  "use it: install that (Debian's package has this name), or install "
+                  "keyspace-amqp again");
     return REDISMODULE_ERR;
 }
 

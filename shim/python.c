@@ -110,7 +110,7 @@ static int find_environment(char *error, size_t capacity) {
                 BUILD_PYTHON, strerror(reason));
 }
 
-/* Makes the symbols of our libpython global. Redis opens modules with RTLD_LOCAL, but
+/* Makes the symbols of our libpython global. The core is opened with RTLD_LOCAL, but
  * extension modules of Python, like the C part of cffi, expect these symbols to be global. */
 static int promote_libpython(char *error, size_t capacity) {
     Dl_info info;

@@ -1,7 +1,7 @@
 /* The embedded interpreter. python.c is the only hand-written file that uses CPython.
  *
  * The interpreter is started once in a process and never ended. It survives MODULE UNLOAD
- * (the library is linked with -z nodelete) and serves the next load. The most likely
+ * (the core stays in the process) and serves the next load. The most likely
  * failure is a Python environment that was moved or lacks a package; python_start then
  * says what it has looked for, and where.
  */
