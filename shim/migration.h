@@ -11,11 +11,14 @@
 #include "state.h"
 
 /* At load, before the options of the module are set. */
-void migration_prepare(void);
+void migration_prepare(RedisModuleCtx *ctx);
 /* The option by which the module declares that it copes with these migrations; 0 if the server
  * does not ask for it. */
 int migration_option(void);
 void migration_subscribe(RedisModuleCtx *ctx);
+/* After a data set was loaded: asks the server which imports are under way. The data set may have
+ * brought them along. */
+void migration_read(RedisModuleCtx *ctx);
 /* Once in each turn of the event loop. */
 void migration_turn_ends(void);
 /* True if slots have left this node in this turn by such a migration. */
@@ -25,7 +28,7 @@ int migration_hides_slot_of(RedisModuleString *key);
 
 /* True if an event of this key is part of a migration, and is not captured. */
 static inline int migration_hides(RedisModuleString *key) {
-    return __builtin_expect(main_thread.hidden_slots != 0, 0) && migration_hides_slot_of(key);
+    return __builtin_expect(main_thread.watches_slots, 0) && migration_hides_slot_of(key);
 }
 
 #endif

@@ -30,7 +30,7 @@ static int prepare(RedisModuleCtx *ctx) {
     capture_prepare();
     values_prepare();
     server_prepare(ctx);
-    migration_prepare();
+    migration_prepare(ctx);
     jobs_prepare();
     return worker_prepare(ctx);
 }

@@ -34,6 +34,7 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 #define REDISMODULE_CTX_FLAGS_RDB (1 << 7)
 #define REDISMODULE_CTX_FLAGS_LOADING (1 << 13)
 #define REDISMODULE_CTX_FLAGS_DENY_BLOCKING (1 << 21)
+#define REDISMODULE_CTX_FLAGS_SERVER_STARTUP (1 << 24) /* since 7.2 */
 
 /* Keys */
 #define REDISMODULE_READ (1 << 0)
@@ -52,6 +53,7 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 
 /* Types of replies */
 #define REDISMODULE_REPLY_INTEGER 2
+#define REDISMODULE_REPLY_ARRAY 3
 #define REDISMODULE_REPLY_NULL 4
 
 /* Cluster */
@@ -306,6 +308,8 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, Call, RedisModuleCallReply *, (RedisModuleCtx *, const char *, const char *, ...))      \
     X(700, CallReplyType, int, (RedisModuleCallReply *))                                           \
     X(700, CallReplyInteger, long long, (RedisModuleCallReply *))                                  \
+    X(700, CallReplyLength, size_t, (RedisModuleCallReply *))                                      \
+    X(700, CallReplyArrayElement, RedisModuleCallReply *, (RedisModuleCallReply *, size_t))        \
     X(700, CallReplyProto, const char *, (RedisModuleCallReply *, size_t *))                       \
     X(700, FreeCallReply, void, (RedisModuleCallReply *))
 

@@ -64,12 +64,12 @@ static void on_role_changed(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_
 
 /* Loading a data set repeats old changes: none of them is captured (rule 14). */
 static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
-    (void)ctx;
     (void)event;
     (void)data;
     loading = subevent != REDISMODULE_SUBEVENT_LOADING_ENDED &&
               subevent != REDISMODULE_SUBEVENT_LOADING_FAILED;
     flush_saves = 0; /* the databases were emptied for this load */
+    if (!loading) migration_read(ctx);
     server_send_role();
 }
 
@@ -197,6 +197,6 @@ void server_subscribe(RedisModuleCtx *ctx) {
     };
     for (size_t i = 0; i < sizeof(SUBSCRIPTIONS) / sizeof(SUBSCRIPTIONS[0]); i++)
         RedisModule_SubscribeToServerEvent(ctx, SUBSCRIPTIONS[i].event, SUBSCRIPTIONS[i].callback);
-    if (clustered) migration_subscribe(ctx);
+    migration_subscribe(ctx);
     if (clustered) RedisModule_RegisterClusterMessageReceiver(ctx, MESSAGE_TYPE, on_message);
 }
