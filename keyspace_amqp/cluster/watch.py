@@ -42,6 +42,8 @@ class Keeper(Protocol):
 
     def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None: ...
 
+    def leave(self, serves: Callable[[bytes], bool]) -> None: ...
+
 
 class ClusterWatch:
     """Reads the topology, looks at the lists, and reports to the keeper.
@@ -96,6 +98,7 @@ class ClusterWatch:
             return
         self._job_is_old = self._job_running
         self._lists.slots_left(slots)
+        self._keeper.leave(self._lists.serves)
         if self._keeper.known:
             self._keeper.set_lists(self._lists.home, self._lists.serves)
 
