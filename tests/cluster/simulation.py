@@ -377,8 +377,8 @@ class Simulation:
         return set(chance.sample(slots, chance.randint(1, len(slots)))) if slots else set()
 
     def slots_are_handed_over(self, chance: random.Random) -> None:
-        """An atomic migration ends: all of its slots, with both lists of each, are served by the new
-        node at once."""
+        """An atomic migration ends: all of its slots, with both lists of each, are served by the
+        new node at once."""
         source, target = chance.sample(self.primaries(), 2)
         slots = self.free_slots(source, chance)
         if not slots or source.loading or source.paused:
@@ -402,8 +402,8 @@ class Simulation:
         self.changes += 1
 
     def slots_come_back_at_once(self, chance: random.Random) -> None:
-        """Atomic migrations to a node elsewhere and back, before the worker reads the topology. That
-        node has delivered some elements, and stored others."""
+        """Atomic migrations to a node elsewhere and back, before the worker reads the topology.
+        That node has delivered some elements, and stored others."""
         member = chance.choice(self.primaries())
         slots = self.free_slots(member, chance)
         if not slots or member.loading or member.paused:
