@@ -25,7 +25,10 @@ enum {
      * (empty: any of the lists), both counted */
     RECORD_LIST_CHANGED = 5,
     RECORD_MESSAGE = 6, /* from another node: its id and the text, both counted */
-    RECORD_VALUED = 7   /* an event with its key's value: valued_t, the key, the data */
+    RECORD_VALUED = 7,  /* an event with its key's value: valued_t, the key, the data */
+    /* Slots were handed over at once (migration.h): u8 whether they came to this node or have
+     * left it, then the first and the last slot of each range, u16 */
+    RECORD_SLOTS_MOVED = 8
 };
 
 /* The modes of a flush. STORE: a save follows, so the events go into the list. The others

@@ -10,6 +10,7 @@
 
 #include "changes.h"
 #include "keys.h"
+#include "migration.h"
 #include "state.h"
 #include "values.h"
 #include "worker.h"
@@ -22,7 +23,7 @@
 static int own_classes, subscribed_classes;
 
 static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModuleString *key) {
-    if (!main_thread.capturing) return REDISMODULE_OK;
+    if (!main_thread.capturing || migration_hides(key)) return REDISMODULE_OK;
     size_t len;
     const char *name = RedisModule_StringPtrLen(key, &len);
     if (is_own_key(name, len)) { /* never captured (rule 15) */

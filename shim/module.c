@@ -11,6 +11,7 @@
 #include "jobs.h"
 #include "latency.h"
 #include "life.h"
+#include "migration.h"
 #include "module.h"
 #include "python.h"
 #include "redis_api.h"
@@ -30,6 +31,7 @@ static int prepare(RedisModuleCtx *ctx) {
     capture_prepare();
     values_prepare();
     server_prepare(ctx);
+    migration_prepare(ctx);
     jobs_prepare();
     return worker_prepare(ctx);
 }
@@ -82,14 +84,15 @@ __attribute__((visibility("default"))) int keyspace_amqp_load(RedisModuleCtx *ct
     long long began = clock_us();
     if (check_server(ctx) != 0) return REDISMODULE_ERR;
     RedisModule_SetModuleAttribs(ctx, MODULE_NAME, MODULE_VERSION_NUMBER, REDISMODULE_APIVER_1);
+    release(ctx); /* what a load that took too long had to keep */
+    if (prepare(ctx) != 0) return refuse_load(ctx, "no file descriptors left");
     /* With repl-diskless-load swapdb a replica loads a new data set while it serves the old
      * one. Redis refuses that unless each module allows it; this one keeps nothing about
      * keys, so it can. And the module only looks at the keys that it opens (look.h), so closing
      * one is no change of which clients have to hear. */
     RedisModule_SetModuleOptions(ctx, REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD |
-                                          REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED);
-    release(ctx); /* what a load that took too long had to keep */
-    if (prepare(ctx) != 0) return refuse_load(ctx, "no file descriptors left");
+                                          REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED |
+                                          migration_option());
     if (config_register(ctx, argv, argc) != REDISMODULE_OK) return refuse_load(ctx, "");
     if (commands_register(ctx) != REDISMODULE_OK)
         return refuse_load(ctx, "another module has a command or an INFO section of this name");

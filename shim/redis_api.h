@@ -34,6 +34,7 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 #define REDISMODULE_CTX_FLAGS_RDB (1 << 7)
 #define REDISMODULE_CTX_FLAGS_LOADING (1 << 13)
 #define REDISMODULE_CTX_FLAGS_DENY_BLOCKING (1 << 21)
+#define REDISMODULE_CTX_FLAGS_SERVER_STARTUP (1 << 24) /* since 7.2 */
 
 /* Keys */
 #define REDISMODULE_READ (1 << 0)
@@ -52,6 +53,7 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 
 /* Types of replies */
 #define REDISMODULE_REPLY_INTEGER 2
+#define REDISMODULE_REPLY_ARRAY 3
 #define REDISMODULE_REPLY_NULL 4
 
 /* Cluster */
@@ -60,6 +62,7 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 /* Module options */
 #define REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED (1 << 1)
 #define REDISMODULE_OPTIONS_HANDLE_REPL_ASYNC_LOAD (1 << 2)
+#define VALKEYMODULE_OPTIONS_HANDLE_ATOMIC_SLOT_MIGRATION (1 << 5) /* since Valkey 9.0 */
 
 /* Parameters */
 #define REDISMODULE_CONFIG_DEFAULT 0
@@ -92,6 +95,10 @@ typedef struct {
 #define REDISMODULE_SUBEVENT_KEY_EXPIRED 1
 #define REDISMODULE_SUBEVENT_KEY_EVICTED 2
 
+/* Both servers have the events 18 and 19, but not for the same things. */
+#define REDISMODULE_EVENT_CLUSTER_SLOT_MIGRATION 18 /* since Redis 8.4 */
+#define VALKEYMODULE_EVENT_ATOMIC_SLOT_MIGRATION 19 /* since Valkey 9.0 */
+
 typedef struct {
     uint64_t version;
     int32_t sync;
@@ -108,6 +115,32 @@ typedef struct {
     uint64_t version;
     RedisModuleKey *key; /* open for reading */
 } RedisModuleKeyInfo;
+
+typedef struct {
+    int32_t num_ranges;
+    struct {
+        uint16_t start;
+        uint16_t end; /* the last slot */
+    } ranges[];
+} RedisModuleSlotRangeArray;
+
+typedef struct {
+    uint64_t version;
+    char source_node_id[REDISMODULE_NODE_ID_LEN + 1];
+    char destination_node_id[REDISMODULE_NODE_ID_LEN + 1];
+    const char *task_id;
+    RedisModuleSlotRangeArray *slots;
+} RedisModuleClusterSlotMigrationInfo;
+
+typedef struct {
+    uint64_t version;
+    char job_name[REDISMODULE_NODE_ID_LEN + 1];
+    struct {
+        int start;
+        int end; /* the last slot */
+    } *slot_ranges;
+    uint32_t num_slot_ranges;
+} ValkeyModuleAtomicSlotMigrationInfo;
 
 /* COMMAND DOCS */
 typedef enum {
@@ -231,6 +264,9 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
       (RedisModuleCtx *, const char *, RedisModuleCmdFunc, const char *, int, int, int))           \
     X(700, GetCommand, RedisModuleCommand *, (RedisModuleCtx *, const char *))                     \
     X(700, SetCommandInfo, int, (RedisModuleCommand *, const RedisModuleCommandInfo *))            \
+    X(702, GetModuleOptionsAll, int, (void))                                                       \
+    X(800, ClusterKeySlot, unsigned int, (RedisModuleString *))                                    \
+    X(804, ClusterCanAccessKeysInSlot, int, (int))                                                 \
     X(702, GetOpenKeyModesAll, int, (void))                                                        \
     X(702, SetCommandACLCategories, int, (RedisModuleCommand *, const char *))                     \
     X(700, RedactClientCommandArgument, int, (RedisModuleCtx *, int))                              \
@@ -272,6 +308,8 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, Call, RedisModuleCallReply *, (RedisModuleCtx *, const char *, const char *, ...))      \
     X(700, CallReplyType, int, (RedisModuleCallReply *))                                           \
     X(700, CallReplyInteger, long long, (RedisModuleCallReply *))                                  \
+    X(700, CallReplyLength, size_t, (RedisModuleCallReply *))                                      \
+    X(700, CallReplyArrayElement, RedisModuleCallReply *, (RedisModuleCallReply *, size_t))        \
     X(700, CallReplyProto, const char *, (RedisModuleCallReply *, size_t *))                       \
     X(700, FreeCallReply, void, (RedisModuleCallReply *))
 
@@ -287,6 +325,9 @@ static inline int redis_api_find(void *ctx, const char *name, void **function) {
     int (*get_api)(const char *, void *) = *(int (**)(const char *, void *))ctx;
     return get_api(name, (void *)function);
 }
+
+/* True if the server is a Valkey: only it hands its functions out under its own name too. */
+extern __attribute__((visibility("hidden"))) int redis_api_of_valkey;
 
 /* Main thread, at load, before any other function of the server. Looks all functions up.
  * Returns NULL, or the name of the first missing one that each server of the supported

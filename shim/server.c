@@ -9,6 +9,7 @@
 #include "latency.h"
 #include "life.h"
 #include "maxmemory.h"
+#include "migration.h"
 #include "state.h"
 #include "stats.h"
 #include "tables.h"
@@ -32,6 +33,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
         return;
     }
     flush_saves = 0;
+    migration_turn_ends();
     life_resume(ctx);
     maxmemory_look();
     changes_send_unless_behind();
@@ -44,8 +46,10 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
 
 void server_send_role(void) {
     main_thread.capturing = primary && !loading;
-    /* Before a demotion to which it has agreed, a primary pauses writes. */
-    char payload[3] = {(char)primary, (char)loading, (char)RedisModule_AvoidReplicaTraffic()};
+    /* Before a demotion to which it has agreed, a primary pauses writes. One whose last slots
+     * were handed over may be a replica of the new owner at once. */
+    int agreed = RedisModule_AvoidReplicaTraffic() || migration_has_left();
+    char payload[3] = {(char)primary, (char)loading, (char)agreed};
     worker_request(RECORD_ROLE, payload, sizeof(payload));
 }
 
@@ -60,12 +64,12 @@ static void on_role_changed(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_
 
 /* Loading a data set repeats old changes: none of them is captured (rule 14). */
 static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent, void *data) {
-    (void)ctx;
     (void)event;
     (void)data;
     loading = subevent != REDISMODULE_SUBEVENT_LOADING_ENDED &&
               subevent != REDISMODULE_SUBEVENT_LOADING_FAILED;
     flush_saves = 0; /* the databases were emptied for this load */
+    if (!loading) migration_read(ctx);
     server_send_role();
 }
 
@@ -193,5 +197,6 @@ void server_subscribe(RedisModuleCtx *ctx) {
     };
     for (size_t i = 0; i < sizeof(SUBSCRIPTIONS) / sizeof(SUBSCRIPTIONS[0]); i++)
         RedisModule_SubscribeToServerEvent(ctx, SUBSCRIPTIONS[i].event, SUBSCRIPTIONS[i].callback);
+    migration_subscribe(ctx);
     if (clustered) RedisModule_RegisterClusterMessageReceiver(ctx, MESSAGE_TYPE, on_message);
 }

@@ -35,6 +35,7 @@
 extern struct main_thread {
     _Alignas(64) int capturing; /* this server is a primary and loads nothing (rule 14) */
     long long now_ms;           /* Unix time at the start of this turn of the event loop */
+    int watches_slots;          /* events of some slots are not captured now (migration.h) */
     int wanted_classes;         /* of keyspace events: bits of REDISMODULE_NOTIFY_* */
     int job_running;            /* a job of the worker runs now */
     int fallback_memory;        /* percent of maxmemory that the list may take near it */

@@ -12,6 +12,7 @@ are to be read come out.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
@@ -74,6 +75,12 @@ class Lists:
             # First, because on most servers home is the only list.
             own = dict.fromkeys(keys_of(slot_of(home)))
             self._keys_to_look_at = own | self._keys_to_look_at
+
+    def slots_left(self, slots: Set[int]) -> None:
+        """Note that this node does not serve these slots any more."""
+        if self._topology is not None:
+            served = self._topology.served - slots
+            self.set_topology(dataclasses.replace(self._topology, served=served))
 
     def serves(self, key: bytes) -> bool:
         """True if this node serves the key's slot."""

@@ -9,7 +9,7 @@ lists that were found are reported to their keeper, the publisher.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Protocol
 
 from ..fallback import lengths_job
@@ -42,12 +42,15 @@ class Keeper(Protocol):
 
     def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None: ...
 
+    def leave(self, serves: Callable[[bytes], bool]) -> None: ...
+
 
 class ClusterWatch:
     """Reads the topology, looks at the lists, and reports to the keeper.
 
-    Servers announce no change of the topology. So it is read regularly, and soon after
-    the keeper has found that this node does not serve a slot any more.
+    Servers announce no change of the topology, except for atomic slot migrations. So it is
+    read regularly, and soon after the keeper has found that this node does not serve a slot any
+    more.
     """
 
     def __init__(self, keeper: Keeper, clock: Callable[[], float], *, clustered: bool) -> None:
@@ -65,6 +68,7 @@ class ClusterWatch:
         self._reported = False  # the lists in the present topology
         # The job under way, and its keys. Its token is None if it reads the topology.
         self._job_running = False
+        self._job_is_old = False  # slots have moved since: its result is ignored
         self._token: int | None = None
         self._keys: Sequence[bytes] = ()
 
@@ -83,9 +87,24 @@ class ClusterWatch:
         self._lists.list_changed(key)
         self._read_at = min(self._read_at, self._last_read + READ_AGAIN)
 
+    def slots_moved(self, slots: Set[int], *, came: bool) -> None:
+        """Note that slots were handed over at once, to this node (`came`) or by it.
+
+        Lists in slots that have left are left at once, because the slots may be back before the
+        topology is read: then the lists are others', which another node has changed.
+        """
+        self._read_at = self._clock()
+        if came:
+            return
+        self._job_is_old = self._job_running
+        self._lists.slots_left(slots)
+        self._keeper.leave(self._lists.serves)
+        if self._keeper.known:
+            self._keeper.set_lists(self._lists.home, self._lists.serves)
+
     def repair(self) -> None:
         """Start again after an exception: the job under way is lost."""
-        self._job_running = False
+        self._job_running = self._job_is_old = False
         self._read_at = self._clock()
 
     def poll(self) -> Job | None:
@@ -144,7 +163,10 @@ class ClusterWatch:
 
     def done(self, result: JobResult) -> None:
         """Take the replies of the job that `poll` returned."""
-        self._job_running = False
+        is_old = self._job_is_old
+        self._job_running = self._job_is_old = False
+        if is_old:
+            return
         if self._token is not None:
             lengths = self._lists.look_result(self._token, self._keys, _lengths(result, 0))
             self._keeper.found(lengths)

@@ -121,15 +121,18 @@ class Lists:
             return
         self.known = True
         self._home = home
+        self._refused_key = None if home is None else refused_key(home)
+        self.leave(serves)
+        if self.current.key is None and home is None and not self.others:
+            self.current.state = ListState.NONE
+
+    def leave(self, serves: Callable[[bytes], bool]) -> None:
+        """Leave the lists in slots that this node does not serve any more."""
         for key in [key for key in self.others if not serves(key)]:
             self._ledger.found(-self.others.pop(key))
-        self._refused_key = None if home is None else refused_key(home)
-        if self.refused.key is not None and not serves(self.refused.key):
-            self.refused.leave()
-        if self.current.key is not None and not serves(self.current.key):
-            self.current.leave()
-            if home is None and not self.others:
-                self.current.state = ListState.NONE
+        for one in (self.current, self.refused):
+            if one.key is not None and not serves(one.key):
+                one.leave()
 
     def leave_unserved(self) -> None:
         """Leave the current list, whose slot this node does not serve; search for lists anew."""

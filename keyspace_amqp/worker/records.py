@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Protocol
 
 from ..config import parse_databases
@@ -29,6 +29,7 @@ class Kind(enum.IntEnum):
     LIST_CHANGED = 5
     MESSAGE = 6
     VALUED = 7
+    SLOTS_MOVED = 8
 
 
 # record_t in shim/api.h
@@ -38,6 +39,7 @@ VALUED = struct.Struct("=QIBB?x")
 _LENGTH = struct.Struct("=I")
 _NUMBER = struct.Struct("=Q")
 _FLUSH = struct.Struct("=QIIB")
+_SLOTS = struct.Struct("=HH")
 # The names that the command TYPE has for REDISMODULE_KEYTYPE_*
 _TYPES = ("none", "string", "list", "hash", "set", "zset", "module", "stream")
 # Bytes of events that are parsed at once: a few events with keys of a megabyte are a lot.
@@ -236,6 +238,14 @@ class ListChanged:
 
 
 @dataclasses.dataclass(frozen=True)
+class SlotsMoved:
+    """Slots were handed over at once. `came`: to this node; otherwise from it."""
+
+    came: bool
+    slots: Set[int]
+
+
+@dataclasses.dataclass(frozen=True)
 class PeerMessage:
     """A message from a peer."""
 
@@ -254,7 +264,7 @@ class StartFlush:
     mode: int
 
 
-Request = RunCommand | SetConfig | SetRole | ListChanged | PeerMessage | StartFlush
+Request = RunCommand | SetConfig | SetRole | ListChanged | SlotsMoved | PeerMessage | StartFlush
 
 
 def take_requests(queue: Queue) -> Iterator[tuple[int, bytes]]:
@@ -284,6 +294,10 @@ def parse_request(kind: int, payload: bytes) -> Request:
             return SetRole(*map(bool, payload))
         case Kind.LIST_CHANGED:
             return ListChanged(*counted(payload))
+        case Kind.SLOTS_MOVED:
+            ranges = _SLOTS.iter_unpack(payload[1:])
+            slots = {slot for first, last in ranges for slot in range(first, last + 1)}
+            return SlotsMoved(bool(payload[0]), slots)
         case Kind.MESSAGE:
             sender, data = counted(payload)
             return PeerMessage(sender.decode("ascii", "replace"), data)

@@ -23,6 +23,7 @@ from .records import (
     RunCommand,
     SetConfig,
     SetRole,
+    SlotsMoved,
     StartFlush,
     parse_request,
     take_requests,
@@ -75,6 +76,8 @@ class Requests:
             case ListChanged(what=what, key=key):
                 self._publisher.list_changed(what, key)
                 self._watch.list_changed(key)
+            case SlotsMoved(came=came, slots=slots):
+                self._watch.slots_moved(slots, came=came)
             case PeerMessage(sender=sender, data=data):
                 self._peers.received(sender, data)
             case StartFlush(began=began, id=flush_id, seconds=seconds, mode=mode):

@@ -8,6 +8,7 @@ other, and no node has counted a list as lost that only went elsewhere.
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import errno
 import itertools
@@ -51,6 +52,15 @@ class Migration:
     done: bool = False
 
 
+@dataclasses.dataclass
+class Handover:
+    """Slots were handed over at once, with their lists. The old node, whose writes are paused, does
+    not know that yet, and still has its copies of the lists."""
+
+    source: Member
+    slots: Set[int]
+
+
 class Told:
     """The lists of a publisher, and which slots it was told are its own."""
 
@@ -78,6 +88,10 @@ class Told:
         self._lists.set_lists(home, serves)
         self.slots = frozenset(slot for slot in SLOTS_IN_PLAY if serves(key_of(slot)))
 
+    def leave(self, serves: Callable[[bytes], bool]) -> None:
+        self._lists.leave(serves)
+        self.slots = frozenset(slot for slot in self.slots if serves(key_of(slot)))
+
 
 class Member:
     """A server of the cluster with its worker: a watch and a publisher, whose broker is
@@ -87,7 +101,7 @@ class Member:
         self.id = name
         self.sim = sim
         self.data = data
-        self.primary = self.loading = False
+        self.primary = self.loading = self.paused = False
         self.served: set[int] = set()
         self.migrating: set[int] = set()
         self.publisher = Publisher(DEFAULTS, lambda: sim.now, lambda: 1.0)
@@ -111,6 +125,18 @@ class Member:
 
     def touch(self, key: bytes) -> None:
         self.requests.append(lambda: self.watch.list_changed(key))
+
+    def get_slots(self, slots: Set[int]) -> None:
+        """The end of an atomic migration at its target."""
+        self.served |= slots
+        self.requests.append(lambda: self.watch.slots_moved(slots, came=True))
+
+    def lose_slots(self, slots: Set[int]) -> None:
+        """The end of an atomic migration at its source."""
+        self.served -= slots
+        for key in itertools.chain.from_iterable(map(keys_of, slots)):
+            self.data.pop(key, None)
+        self.requests.append(lambda: self.watch.slots_moved(slots, came=False))
 
     def has(self, key: bytes) -> bool:
         return key in self.data and bool(self.data[key].elements)
@@ -142,6 +168,8 @@ class Member:
             return b"$%d\r\n%b\r\n" % (len(text), text), 0
         if command.write and not (self.primary and not self.loading):
             return None, errno.EROFS
+        if command.write and self.paused:
+            return None, errno.EBUSY
         key = command.arguments[0]
         if self.sim.down:
             return None, errno.ENETDOWN
@@ -187,6 +215,8 @@ class Simulation:
         self.numbers = itertools.count(1)
         self.shards: list[list[Member]] = []
         self.migrations: dict[int, Migration] = {}
+        self.handovers: list[Handover] = []
+        self.delivered: list[bytes] = []  # elements that a node elsewhere has delivered
         self.unheard: set[bytes] = set()  # lists that came back unexpectedly
         for number in range(chance.choice([2, 3])):
             data: dict[bytes, SimulatedList] = {}
@@ -242,6 +272,9 @@ class Simulation:
             self.list_moves: 8,
             self.migration_ends: 8,
             self.migration_is_taken_back: 4,
+            self.slots_are_handed_over: 8,
+            self.handover_is_heard_of: 8,
+            self.slots_come_back_at_once: 4,
             self.shard_fails_over: 4,
             self.data_set_loads: 2,
             self.cluster_goes_down_or_up: 1,
@@ -273,7 +306,7 @@ class Simulation:
     def migration_begins(self, chance: random.Random) -> None:
         slot = chance.choice(SLOTS_IN_PLAY)
         source = next((member for member in self.primaries() if slot in member.served), None)
-        if source is None or slot in self.migrations:
+        if source is None or slot in self.busy:
             return
         target = chance.choice([member for member in self.primaries() if member is not source])
         source.migrating.add(slot)
@@ -333,11 +366,73 @@ class Simulation:
         source.migrating.discard(slot)
         self.changes += 1
 
+    @property
+    def busy(self) -> set[int]:
+        """The slots that take part in a migration."""
+        return set(self.migrations).union(*(handover.slots for handover in self.handovers))
+
+    def free_slots(self, member: Member, chance: random.Random) -> set[int]:
+        """Some slots of a node that take part in nothing else."""
+        slots = sorted(member.served - self.busy)
+        return set(chance.sample(slots, chance.randint(1, len(slots)))) if slots else set()
+
+    def slots_are_handed_over(self, chance: random.Random) -> None:
+        """An atomic migration ends: all of its slots, with both lists of each, are served by the
+        new node at once."""
+        source, target = chance.sample(self.primaries(), 2)
+        slots = self.free_slots(source, chance)
+        if not slots or source.loading or source.paused:
+            return
+        for key in itertools.chain.from_iterable(map(keys_of, slots)):
+            if source.has(key):
+                target.data[key] = copy.deepcopy(source.data[key])
+        target.get_slots(slots)
+        source.paused = True
+        self.handovers.append(Handover(source, slots))
+        self.changes += 1
+
+    def handover_is_heard_of(self, chance: random.Random) -> None:
+        if self.handovers:
+            self.hear_of(chance.choice(self.handovers))
+
+    def hear_of(self, handover: Handover) -> None:
+        self.handovers.remove(handover)
+        handover.source.paused = False
+        handover.source.lose_slots(handover.slots)
+        self.changes += 1
+
+    def slots_come_back_at_once(self, chance: random.Random) -> None:
+        """Atomic migrations to a node elsewhere and back, before the worker reads the topology.
+        That node has delivered some elements, and stored others."""
+        member = chance.choice(self.primaries())
+        slots = self.free_slots(member, chance)
+        if not slots or member.loading or member.paused:
+            return
+        lists = {
+            key: member.data[key] for slot in slots for key in keys_of(slot) if member.has(key)
+        }
+        member.lose_slots(slots)
+        if chance.random() < 0.3:
+            member.run_job()
+        if chance.random() < 0.3:
+            member.turn()
+        for key, there in lists.items():
+            count = chance.randint(0, len(there.elements))
+            self.delivered += there.elements[:count]
+            del there.elements[:count]
+            member.data[key] = there
+            if chance.random() < 0.5:
+                self.fill(member, key, chance.randint(1, 3))
+        member.get_slots(slots)
+        self.changes += 2
+
     def shard_fails_over(self, chance: random.Random) -> None:
         """The new primary knows nothing of the migrations of the old one; they are taken back or
         ended later."""
         shard = chance.choice(self.shards)
         old, new = sorted(shard, key=lambda member: not member.primary)
+        for handover in [handover for handover in self.handovers if handover.source is old]:
+            self.hear_of(handover)  # the others knew that when they elected
         for slot, migration in list(self.migrations.items()):
             if migration.target is old:
                 migration.target = new
@@ -363,6 +458,8 @@ class Simulation:
 
     def rest(self) -> None:
         self.down = False
+        for handover in list(self.handovers):
+            self.hear_of(handover)
         for slot, migration in list(self.migrations.items()):
             if migration.done:
                 migration.source.served.discard(slot)
@@ -425,4 +522,4 @@ class Simulation:
             if entry.event is not None
         ]
         born = [to_element(event_of(number)) for number in range(1, next(self.numbers))]
-        assert sorted(stored + memory) == sorted(born)
+        assert sorted(stored + memory + self.delivered) == sorted(born)

@@ -167,6 +167,7 @@ class Noted:
         self.unserved_key: bytes | None = None
         self.lengths: dict[bytes, int] = {}
         self.homes: list[bytes | None] = []
+        self.served: set[int] = set()
 
     def found(self, lengths: Mapping[bytes, int]) -> None:
         self.lengths |= lengths
@@ -174,6 +175,9 @@ class Noted:
     def set_lists(self, home: bytes | None, serves: Callable[[bytes], bool]) -> None:
         self.homes.append(home)
         self.known = True
+
+    def leave(self, serves: Callable[[bytes], bool]) -> None:
+        self.served = {slot for slot in range(SLOTS) if serves(key_of(slot))}
 
 
 class Watching:
@@ -295,6 +299,64 @@ def test_what_a_replica_has_asked_is_not_told_of_the_primary() -> None:
     watching.text = f"{WHOLE} 5-7"
     watching.settle()
     assert watching.keeper.homes == [key_of(7)]
+
+
+def test_slots_that_were_handed_over_are_left_at_once() -> None:
+    """Before the topology is read again, and also if an older reading still shows them."""
+    watching = Watching()
+    watching.there = {key_of(6): 4}
+    watching.watch.set_role(writable=True)
+    watching.settle()
+    watching.now += READ_EVERY
+    job = watching.watch.poll()
+    assert job is not None
+    result = watching.run(job)
+    watching.keeper.lengths.clear()
+    watching.watch.slots_moved({6, 7, 9}, came=False)
+    assert watching.keeper.served == {5}
+    assert watching.keeper.homes[-1] == key_of(5)
+    watching.watch.done(result)
+    watching.text = f"{WHOLE} 5"
+    watching.settle()
+    assert set(watching.keeper.homes[1:]) == {key_of(5)}
+    assert key_of(6) not in watching.keeper.lengths
+
+
+def test_slots_that_leave_during_the_search_are_left_too() -> None:
+    watching = Watching()
+    watching.watch.set_role(writable=True)
+    job = watching.watch.poll()
+    assert job is not None
+    watching.watch.done(watching.run(job))
+    watching.watch.slots_moved({7}, came=False)
+    assert watching.keeper.served == {5, 6}
+    assert watching.keeper.homes == []
+    watching.text = f"{WHOLE} 5-6"
+    watching.settle()
+    assert watching.keeper.homes == [key_of(6)]
+
+
+def test_slots_that_came_are_looked_at_at_once() -> None:
+    watching = Watching()
+    watching.watch.set_role(writable=True)
+    watching.settle()
+    watching.text, watching.there = f"{WHOLE} 5-8", {key_of(8): 3}
+    watching.watch.slots_moved({8}, came=True)
+    watching.settle()
+    assert watching.keeper.lengths == {key_of(8): 3}
+    assert watching.keeper.homes == [key_of(7), key_of(8)]
+
+
+def test_slots_of_a_list_that_left_and_came_back_are_looked_at_again() -> None:
+    """Another node may have put a list there meanwhile."""
+    watching = Watching()
+    watching.watch.set_role(writable=True)
+    watching.settle()
+    watching.there = {key_of(6): 3}
+    watching.watch.slots_moved({6}, came=False)
+    watching.watch.slots_moved({6}, came=True)
+    watching.settle()
+    assert watching.keeper.lengths == {key_of(6): 3}
 
 
 def test_while_redis_is_busy_it_does_not_wake_up() -> None:

@@ -19,6 +19,7 @@ from keyspace_amqp.worker.records import (
     RunCommand,
     SetConfig,
     SetRole,
+    SlotsMoved,
     StartFlush,
     first_records,
     parse_request,
@@ -190,6 +191,12 @@ def test_an_exception_ends_the_sift_before_it(poison: None) -> None:
         (Kind.LIST_CHANGED, counted(b"flushdb", b""), ListChanged(b"flushdb", b"")),
         (Kind.MESSAGE, counted(b"ab\xff", b"\xfftext"), PeerMessage("ab\ufffd", b"\xfftext")),
         (Kind.FLUSH, struct.pack("=QIIB", 8500, 9, 1500, 2), StartFlush(8.5, 9, 1.5, 2)),
+        (Kind.SLOTS_MOVED, b"\0", SlotsMoved(came=False, slots=set())),
+        (
+            Kind.SLOTS_MOVED,
+            struct.pack("=B4H", 1, 3, 5, 16383, 16383),
+            SlotsMoved(came=True, slots={3, 4, 5, 16383}),
+        ),
     ],
 )
 def test_requests(kind: Kind, payload: bytes, request_: object) -> None:
@@ -199,7 +206,7 @@ def test_requests(kind: Kind, payload: bytes, request_: object) -> None:
 @pytest.mark.parametrize(
     ("kind", "payload"),
     [(Kind.EVENT, b"key"), (Kind.VALUED, b"key"), (99, b""), (Kind.COMMAND, b"short"),
-     (Kind.MESSAGE, counted(b"alone"))],
+     (Kind.MESSAGE, counted(b"alone")), (Kind.SLOTS_MOVED, b"\1\0")],
 )  # fmt: skip
 def test_what_is_no_request(kind: int, payload: bytes) -> None:
     with pytest.raises((ValueError, struct.error)):

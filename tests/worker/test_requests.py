@@ -117,6 +117,12 @@ def test_a_list_that_was_changed(world: World) -> None:
     ]
 
 
+def test_slots_that_have_moved(world: World) -> None:
+    assert world.request(Kind.SLOTS_MOVED, struct.pack("=B4H", 1, 3, 5, 7, 7)) == [
+        ("watch.slots_moved", {3, 4, 5, 7}, {"came": True})
+    ]
+
+
 def test_a_message_of_another_node(world: World) -> None:
     heard = world.request(Kind.MESSAGE, counted(b"abc", b"text"))
     assert heard == [("peers.received", "abc", b"text")]

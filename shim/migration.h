@@ -1,0 +1,34 @@
+/* Atomic slot migrations: CLUSTER MIGRATESLOTS of Valkey 9, CLUSTER MIGRATION of Redis 8.4.
+ *
+ * Such a migration copies the keys of slots to another node while the old one goes on serving
+ * them, and then hands all of the slots over at once. The commands that copy the keys, and those
+ * that remove them where they are not served, have keyspace events. But the data does not change
+ * by them, so these events are none of this node's: the node that has answered the client has
+ * captured the change. Main thread, all of it. */
+#ifndef KEYSPACE_AMQP_MIGRATION_H
+#define KEYSPACE_AMQP_MIGRATION_H
+#include "redis_api.h"
+#include "state.h"
+
+/* At load, before the options of the module are set. */
+void migration_prepare(RedisModuleCtx *ctx);
+/* The option by which the module declares that it copes with these migrations; 0 if the server
+ * does not ask for it. */
+int migration_option(void);
+void migration_subscribe(RedisModuleCtx *ctx);
+/* After a data set was loaded: asks the server which imports are under way. The data set may have
+ * brought them along. */
+void migration_read(RedisModuleCtx *ctx);
+/* Once in each turn of the event loop. */
+void migration_turn_ends(void);
+/* True if slots have left this node in this turn by such a migration. */
+int migration_has_left(void);
+/* See migration_hides. */
+int migration_hides_slot_of(RedisModuleString *key);
+
+/* True if an event of this key is part of a migration, and is not captured. */
+static inline int migration_hides(RedisModuleString *key) {
+    return __builtin_expect(main_thread.watches_slots, 0) && migration_hides_slot_of(key);
+}
+
+#endif
