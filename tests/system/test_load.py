@@ -30,7 +30,7 @@ from tests.fix_servers import (
     settled,
     site_packages,
 )
-from tests.servers import old_program, program
+from tests.servers import old_program, program, version_of
 
 DEFAULTS = {parameter.name: parameter.default for parameter in PARAMETERS}
 GIVEN = ["$x", "localhost", "1234", "user", "secret", "20", "my-exchange", "my.key", "2", "0"]
@@ -163,6 +163,9 @@ def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> Non
         "confirm-timeout": "90",
         "fallback-memory": "7",
     }
+    if version_of(program(family)) in ("8.1.0", "8.1.1"):
+        # Valkey has this defect: docs/operations.md.
+        changed |= {"password": "p w", "masks": "^a ALL"}
     for name, value in changed.items():
         client.config_set(f"keyspaceamqp.{name}", value)
     assert parameters(client) == changed
