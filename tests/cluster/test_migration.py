@@ -15,6 +15,7 @@ from keyspace_amqp.cluster.slots import slot_of
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.message import Event
+from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import refused_key
 from tests.fix_cluster import Bench, StartCluster, Writer
 from tests.fix_migration import BOTH, Migration, commands_run, slow_down
@@ -277,3 +278,22 @@ def test_all_slots_of_a_node_move(
     assert bench.waiting() == len(bench.written)
     own_broker.start()
     bench.checked(in_order=False)
+
+
+@BOTH
+def test_lists_move_while_they_are_delivered(
+    family: str, own_broker: RabbitServer, start_cluster: StartCluster
+) -> None:
+    """There and back. What is in flight, or confirmed and not trimmed yet, comes once more."""
+    bench = start_cluster(family, own_broker, replicas=0)
+    source, target, _ = bench.cluster.primaries()
+    slots = most_slots(bench, source)
+    own_broker.kill()
+    bench.write(2000)
+    bench.waits_for(fallback_length=2000)
+    own_broker.start()
+    with Writer(bench, pause=0.005):
+        for nodes in [(source, target), (target, source)] * 2:
+            Migration(bench.cluster, *nodes, *slots).wait()
+    bench.cluster.wait_settled()
+    bench.checked(repeated=4 * WINDOW, in_order=False)
