@@ -10,7 +10,7 @@ import redis
 
 from .ports import free_port
 from .process import START_TIMEOUT, ServerError, wait_for
-from .redis_server import RedisServer
+from .redis_server import ANSWER_TIMEOUT, RedisServer
 
 # Characters of redis-cli's output that an error quotes.
 _OUTPUT = 2000
@@ -87,7 +87,9 @@ class RedisCluster:
         ]
 
     def client(self, **options: Any) -> redis.RedisCluster:
-        """Return a new client of the whole cluster; replies are bytes."""
+        """Return a new client of the whole cluster, which waits for late answers; replies are
+        bytes."""
+        options.setdefault("socket_timeout", ANSWER_TIMEOUT)
         port = next(node.port for node in self.nodes if node.running)
         return redis.RedisCluster(host="127.0.0.1", port=port, **options)
 
