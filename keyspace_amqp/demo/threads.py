@@ -192,6 +192,9 @@ class Witness(Thread):
             with self._server.client(retry=Retry(NoBackoff(), 0)) as client:
                 client.publish(FENCE, b"")
         super().end()
+        if not self.is_alive():
+            self._pubsub.close()
+            self._client.close()
 
     def work(self) -> None:
         for message in self._pubsub.listen():

@@ -36,14 +36,14 @@ def test_a_condition_without_a_name_is_named_by_its_code() -> None:
 
 def test_a_late_answer_does_not_repeat_the_command(start_redis: StartRedis) -> None:
     server = start_redis(arguments=None)
-    hasty = server.client(socket_timeout=0.2)
-    hasty.ping()
     goes_on = threading.Timer(1, server.signal, [signal.SIGCONT])
-    server.signal(signal.SIGSTOP)
-    goes_on.start()
-    with contextlib.suppress(redis.TimeoutError):
-        hasty.incr("n")
-    goes_on.join()
+    with server.client(socket_timeout=0.2) as hasty:
+        hasty.ping()
+        server.signal(signal.SIGSTOP)
+        goes_on.start()
+        with contextlib.suppress(redis.TimeoutError):
+            hasty.incr("n")
+        goes_on.join()
     client = server.client()
     for _ in range(10):  # connections and commands that were sent before come first
         client.ping()
@@ -60,6 +60,7 @@ def test_the_witness_does_not_connect_anew(start_redis: StartRedis) -> None:
     wait_for(lambda: witness.events == [b"0\nset\na"])
     client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     witness.join(30)
+    witness.end()
     assert isinstance(witness.error, redis.ConnectionError)
 
 
