@@ -42,6 +42,11 @@ class Package:
         return name_of(self.program.rpartition("/")[2], self.version)
 
     @property
+    def glibc(self) -> str:
+        """The oldest glibc that the server runs with."""
+        return ".".join(self.platform.split("_")[1:])
+
+    @property
     def folder(self) -> pathlib.Path:
         """The folder that the package is unpacked into."""
         cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -51,12 +56,10 @@ class Package:
     def runs_here(self) -> bool:
         """True if this system's glibc is new enough, and its processor the one of the wheels."""
         system, version = platform.libc_ver()
-        needed = re.fullmatch(r"manylinux_(\d+)_(\d+)", self.platform)
-        assert needed is not None
         return (
             platform.machine() == "x86_64"
             and system == "glibc"
-            and _numbers(version) >= tuple(map(int, needed.groups()))
+            and _numbers(version) >= _numbers(self.glibc)
         )
 
 
