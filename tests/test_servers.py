@@ -69,6 +69,12 @@ def test_a_server_in_path_is_known_by_its_version(
     servers.here.cache_clear()
 
 
+def test_the_tests_of_ci_are_there() -> None:
+    for system in servers.SYSTEMS.values():
+        for path in system.short:
+            assert (pathlib.Path(__file__).parents[1] / path).exists()
+
+
 def test_what_is_no_server(tmp_path: pathlib.Path) -> None:
     program = tmp_path / "redis-server"
     with pytest.raises(servers.MissingServer, match="cannot be run"):

@@ -48,7 +48,8 @@ class ClusterDemo(Demo):
         self._cluster = RedisCluster(
             lambda options: RedisServer(
                 next(names), module=[str(workshop.module), *self._arguments], options=options
-            )
+            ),
+            node_timeout_ms=RedisCluster.LONG_NODE_TIMEOUT_MS,
         )
         self._stack.callback(self._end_nodes)
         self._clients: dict[int, Any] = {node.port: node.client() for node in self.servers()}

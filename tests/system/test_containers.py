@@ -42,8 +42,9 @@ from tests.fix_servers import _SERVERS, ROOT, Mailbox, list_length, once, settle
 
 pytestmark = pytest.mark.containers
 
-# What tests/containers/base_images provides.
-BASES = "keyspace-amqp-base"
+# What tests/containers/base_images provides, for a release of Debian.
+RELEASE = os.environ.get("BASE_RELEASE", "bookworm")
+BASES = f"keyspace-amqp-base-{RELEASE}"
 CONF = "/opt/keyspace-amqp/redis.conf"
 USER = "events"  # of RabbitMQ; its password is the same
 SLOTS = 16384
@@ -62,7 +63,7 @@ def engine() -> docker.DockerClient:
 
 def built(base: str) -> str:
     """The image of the Dockerfile on one of the bases; its tag."""
-    tag = f"keyspace-amqp-test:{base}"
+    tag = f"keyspace-amqp-test-{RELEASE}:{base}"
     DockerImage(
         ROOT,
         tag=tag,

@@ -26,14 +26,18 @@ class RedisCluster:
 
     # After this time a node that does not answer counts as failing. Short: all nodes are near.
     NODE_TIMEOUT_MS = 2000
+    # For a machine that may stand still for a while: no node fails then.
+    LONG_NODE_TIMEOUT_MS = 5000
 
     def __init__(
         self,
         make: Callable[[Sequence[str]], RedisServer],
         primaries: int = 3,
         replicas: int = 1,
+        node_timeout_ms: int = NODE_TIMEOUT_MS,
     ) -> None:
         self._make = make
+        self._node_timeout_ms = node_timeout_ms
         self._replicas = replicas
         self.nodes = [self.make_node() for _ in range(primaries * (1 + replicas))]
 
@@ -43,7 +47,7 @@ class RedisCluster:
             [
                 "cluster-enabled yes",
                 f"cluster-port {free_port()}",
-                f"cluster-node-timeout {self.NODE_TIMEOUT_MS}",
+                f"cluster-node-timeout {self._node_timeout_ms}",
                 "cluster-config-file nodes.conf",
                 "repl-diskless-sync-delay 0",
             ]
