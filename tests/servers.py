@@ -138,8 +138,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def version_of(program: str | os.PathLike[str]) -> str:
     """Return the version that a server says it has, as 8.2.3. Raises MissingServer."""
+    # Not with the libraries of a sanitizer, which some servers do not bear.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     try:
-        said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+        said = subprocess.run(
+            [program, "--version"], env=environment, capture_output=True, text=True
+        ).stdout
     except OSError as error:
         raise MissingServer(f"{program} cannot be run: {error}") from None
     found = re.search(r"\bv=(\d+\.\d+\.\d+)", said)
