@@ -18,6 +18,11 @@ MINUTES ?= 10
 SYSTEM ?= trixie
 REACH_ARGS ?=
 
+# After an upgrade of the system, the Python of .venv may be gone or another one: set it up anew.
+ifneq ($(wildcard .venv/.*),)
+$(shell $(VENV)/python -c 'import _cffi_backend' 2>/dev/null || rm -f .venv/.build .venv/.demo .venv/.dev)
+endif
+
 .PHONY: help setup venv build demo demo-cluster test test-pika test-reach test-containers soak bench bench-quick lint format clean
 
 help: ## print this text
@@ -78,9 +83,10 @@ venv: .venv/.dev
 .venv/.%: pyproject.toml .ci/setup
 	@.ci/setup $* $(PYTHON)
 	@echo "Installing Python packages into .venv: the group $*"
-	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
+	@test -x $(VENV)/python || $(PYTHON) -m venv --clear .venv
 	@$(VENV)/python -m pip install --quiet 'pip>=25.1'
 	@$(VENV)/python -m pip install --quiet --group $*
+	@rm -f build/CMakeCache.txt
 	@touch $@
 
 $(MODULE): .venv/.build CMakeLists.txt $(C_FILES) shim/generate.py shim/exports.map \

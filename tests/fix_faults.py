@@ -176,8 +176,8 @@ class Proxy:
     `port`: where clients connect to. `links`: the number of links so far. `deaf`: while it is
     true, nothing is read or written on any link, as if every packet were dropped; the kernel
     still accepts new links. `lose`: makes the present links deaf for ever; new links work.
-    `cut`: ends all links with a reset, after so many more bytes from the client. Most likely
-    failure: fewer bytes go through than `cut` waits for.
+    `cut`: ends all links with a reset, after so many more bytes from the client; `deafen`: makes
+    the proxy deaf after so many. Most likely failure: fewer bytes go through than they wait for.
     """
 
     def __init__(self, target: int) -> None:
@@ -187,6 +187,7 @@ class Proxy:
         self.links = 0
         self.deaf = False
         self._cut_after: int | None = None
+        self._deafens = False  # instead of a cut
         self._cut_done = threading.Event()
         self._selector = selectors.DefaultSelector()
         self._peers: dict[socket.socket, socket.socket] = {}
@@ -221,6 +222,14 @@ class Proxy:
         self._cut_after = after
         assert self._cut_done.wait(timeout), "not so many bytes went through"
 
+    def deafen(self, after: int, timeout: float = 60) -> None:
+        """Hear until so many more bytes went to the broker, and be deaf then."""
+        self._deafens = True
+        self._cut_done.clear()
+        self._cut_after = after
+        self.deaf = False
+        assert self._cut_done.wait(timeout), "not so many bytes went through"
+
     def _run(self) -> None:
         while not self._stop:
             if self.deaf:
@@ -234,9 +243,14 @@ class Proxy:
                 self._clients.clear()
                 self._lose.clear()
             if self._cut_after is not None and self._cut_after <= 0:
-                self._drop_all()
+                if self._deafens:
+                    self.deaf = True
+                    self._deafens = False
+                else:
+                    self._drop_all()
                 self._cut_after = None
                 self._cut_done.set()
+                continue
             for key, _ in self._selector.select(0.01):
                 link = key.fileobj
                 assert isinstance(link, socket.socket)

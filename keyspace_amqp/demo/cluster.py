@@ -48,7 +48,8 @@ class ClusterDemo(Demo):
         self._cluster = RedisCluster(
             lambda options: RedisServer(
                 next(names), module=[str(workshop.module), *self._arguments], options=options
-            )
+            ),
+            node_timeout_ms=RedisCluster.LONG_NODE_TIMEOUT_MS,
         )
         self._stack.callback(self._end_nodes)
         self._clients: dict[int, Any] = {node.port: node.client() for node in self.servers()}
@@ -86,7 +87,11 @@ class ClusterDemo(Demo):
         self._open_queue()
         self._killed, self._source, self._target = self._cluster.primaries()
         self._promoted = self._cluster.replica_of(self._killed)
-        self._wait(lambda: len(self._nodes()) == len(self.servers()), "the nodes know each other")
+        self._wait(
+            lambda: len(self._nodes()) == len(self.servers()),
+            f"a node knows all {len(self.servers())} nodes",
+            lambda: f"KEYSPACEAMQP.CLUSTER says {self._nodes()}",
+        )
         self._screen.say(
             f"Ready after {time.monotonic() - start:.1f} s. The line in redis.conf of each node:\n"
         )
@@ -97,7 +102,8 @@ class ClusterDemo(Demo):
         self._run_everywhere("KEYSPACEAMQP.CONNECT")
         self._wait(
             lambda: [row["state"] for row in self._nodes()].count("connected") == 3,
-            "the primaries are connected",
+            "the three primaries are connected to RabbitMQ",
+            lambda: f"KEYSPACEAMQP.CLUSTER says {self._nodes()}",
         )
         self._screen.say(
             "\nThe command has reached all nodes. Replicas do not connect. KEYSPACEAMQP.CLUSTER:\n"
@@ -125,7 +131,11 @@ class ClusterDemo(Demo):
             start = time.perf_counter()
             client.set(key, "Ada")
             self._events.append(b"0\nset\n" + key.encode())
-            self._wait(lambda: len(messages) >= len(self._events), "a message for each event")
+            self._wait(
+                lambda: len(messages) >= len(self._events),
+                f"a message for each of {len(self._events)} events",
+                lambda: f"{len(messages)} came",
+            )
             message = messages[-1]
             table.add_row(
                 Text(f"SET {key} Ada"),
@@ -200,7 +210,9 @@ class ClusterDemo(Demo):
             )
 
         self._screen.say_happening("the writes stop until the replica has the list", "yellow")
-        self._wait(replicated, "the replica has the list")
+        self._wait(
+            replicated, "the replica has the list", lambda: f"its primary has {self._last_stats}"
+        )
         primaries = (self._killed, self._source, self._target)
         self._wrong["a primary had no list"] = not all(map(self._length, primaries))
         self._killed.kill()
@@ -234,7 +246,11 @@ class ClusterDemo(Demo):
     def _show_books(self) -> bool:
         self._screen.title("5. The books")
         asked = self._clients[self._target.port]
-        self._wait(lambda: at_rest(stats(asked, "CLUSTER")), "everything is delivered")
+        self._wait(
+            lambda: at_rest(stats(asked, "CLUSTER")),
+            "the modules have delivered everything",
+            lambda: f"STATS CLUSTER is {stats(asked, 'CLUSTER')}",
+        )
         self._fence_consumer()
         for writer in self._writers:
             self._events += writer.events()

@@ -24,6 +24,11 @@ from .screen import Screen
 from .servers import ServerError
 from .standalone import StandaloneDemo
 
+_TOO_SLOW = (
+    "On a machine that is very slow or busy this may happen: end what else runs there, and try "
+    "again. If it happens again, something is wrong; the last lines of the module's log are:"
+)
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Exceptions that end a demo with a message instead of a traceback.
 _EXPECTED = (ServerError, TimeoutError, redis.RedisError, pika.exceptions.AMQPError)
@@ -53,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
                     demo.keep()
             except _EXPECTED as error:
                 screen.say(f"\nThe demo cannot go on: {error}", "bold red")
+                if isinstance(error, TimeoutError):
+                    screen.say(_TOO_SLOW)
                 for line in demo.log():
                     screen.say(line)
                 return 1

@@ -68,6 +68,7 @@ class StandaloneDemo(Demo):
         )
         self._stack.callback(self._redis.stop)
         self._client: Any = self._redis.client()  # redis-py types only some of its methods
+        self._fences = 0  # sent to the witness
 
     def run(self) -> bool:
         """Run all parts. True if nothing was lost, unexpected or out of order."""
@@ -100,9 +101,15 @@ class StandaloneDemo(Demo):
         self._redis.start()
         self._open_queue()
         self._client.execute_command("KEYSPACEAMQP.CONNECT")
-        self._wait(lambda: self._stats()["state"] == "connected", "the module is connected")
-        self._witness = self._start_thread(Witness(self._redis.client()))
-        self._wait(lambda: self._client.publish(FENCE, b""), "the witness listens")
+        self._wait(
+            lambda: self._stats()["state"] == "connected",
+            "the module is connected to RabbitMQ",
+            lambda: "STATS has state {state}, last_error {last_error}".format(**self._stats()),
+        )
+        self._witness = self._start_thread(Witness(self._redis))
+        # Its subscription is under way. A message that nobody gets does not count.
+        self._wait(self._publish_fence, "Redis has the witness as a subscriber")
+        self._fence_witness()
         version = self._client.info("server")["redis_version"]
         self._screen.say(
             f"Ready after {time.monotonic() - start:.1f} s: Redis {version} on port "
@@ -118,7 +125,11 @@ class StandaloneDemo(Demo):
         self._screen.title("2. Each event of Redis, and the message that arrived for it")
         rows = self._run_commands()
         events, messages = self._witness.events, self._consumer.messages
-        self._wait(lambda: len(messages) >= len(events), "a message for each event")
+        self._wait(
+            lambda: len(messages) >= len(events),
+            f"a message for each of {len(events)} events",
+            lambda: f"{len(messages)} came, the last was {messages[-1:]}",
+        )
         table = plain_table()
         table.add_column("Redis command")
         table.add_column("event", style="cyan")
@@ -154,7 +165,11 @@ class StandaloneDemo(Demo):
                 (command if n == len(rows) else "", start) for n in range(len(rows), len(events))
             ]
         # Only Redis knows when it expired the key, so its event has no time to measure from.
-        self._wait(lambda: EXPIRED in events, "the key expires")
+        self._wait(
+            lambda: EXPIRED in events,
+            f"Redis expires the key {SESSION}",
+            lambda: f"its last event was {events[-1]!r}",
+        )
         self._fence_witness()
         return rows + [("(a moment later)", None)] * (len(events) - len(rows))
 
@@ -187,7 +202,11 @@ class StandaloneDemo(Demo):
     def _show_books(self) -> bool:
         self._screen.title("4. The books")
         self._fence_witness()
-        self._wait(lambda: at_rest(self._stats()), "the module has delivered everything")
+        self._wait(
+            lambda: at_rest(self._stats()),
+            "the module has delivered everything",
+            lambda: f"STATS are {self._stats()}",
+        )
         self._fence_consumer()
         events, messages = self._witness.events, self._consumer.messages
         result = compare(events, [message.body for message in messages])
@@ -232,9 +251,18 @@ class StandaloneDemo(Demo):
 
     def _fence_witness(self) -> None:
         """Wait until the witness has seen every event so far."""
-        before = self._witness.fences
-        self._client.publish(FENCE, b"")
-        self._wait(lambda: self._witness.fences > before, "the witness hears")
+        self._publish_fence()
+        self._wait(
+            lambda: self._witness.fences >= self._fences,
+            f"the witness gets message {self._fences} of the channel {FENCE.decode()}",
+            lambda: f"it has {self._witness.fences}, and {len(self._witness.events)} events",
+        )
+
+    def _publish_fence(self) -> int:
+        """Send the witness a fence. Return the number of subscribers that get it: 1, or 0."""
+        sent = int(self._client.publish(FENCE, b""))
+        self._fences += sent
+        return sent
 
     def _stats(self) -> dict[str, Any]:
         return stats(self._client)

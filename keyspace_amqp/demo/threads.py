@@ -3,6 +3,7 @@ takes long."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import threading
@@ -11,9 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pika
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ..tables.keys import KEY
-from .servers import RabbitServer
+from .servers import RabbitServer, RedisServer
 
 EXCHANGE = "amq.direct"
 QUEUE = ROUTING_KEY = "redis_keyspace_events"
@@ -23,8 +27,11 @@ QUEUE = ROUTING_KEY = "redis_keyspace_events"
 WRITES_PER_SECOND = 500
 # The prefix of the keys that the writer sets.
 READING = "reading:"
-# Seconds for an arrival, a reconnection or the end of a thread: far more than they take.
-PATIENCE = 20.0
+# Seconds for an arrival or a reconnection: far more than they take, because a machine may be
+# slow, or stand still for a while, and nothing is wrong then.
+PATIENCE = 120.0
+# Seconds for the end of a thread.
+END_TIMEOUT = 20.0
 # The text of a fence. A demo sends a fence to the consumer's queue or to the witness'
 # channel; when the fence arrives, everything before it has arrived too.
 FENCE = b"keyspace-amqp-demo"
@@ -54,7 +61,7 @@ class Thread(threading.Thread):
         """Tell the thread to end, and wait for it."""
         self.ending.set()
         if self.is_alive():
-            self.join(PATIENCE)
+            self.join(END_TIMEOUT)
 
 
 class Task(Thread):
@@ -157,27 +164,43 @@ class Writer(Thread):
 
 class Witness(Thread):
     """Listens to Redis' own notifications. Redis loses none for a subscriber that stays
-    connected.
+    connected, so it must not connect anew: a lost connection, and only that, ends the thread with
+    a redis.RedisError.
 
-    `events`: the notifications, as bodies of messages. Those of the fallback list are left
-    out, because the module does not forward events of its own keys. Most likely failure:
-    Redis disconnects it, and a redis.RedisError ends the thread.
+    `server`: the Redis. `events`: the notifications, as bodies of messages. Those of the fallback
+    list are left out, because the module does not forward events of its own keys. `fences`: the
+    number of fences that came.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, server: RedisServer) -> None:
         super().__init__()
         self.events: list[bytes] = []
         self.fences = 0
-        # Kept: a client that is thrown away closes all its connections, also this one.
-        self._client = client
-        self._pubsub = client.pubsub()
+        self._server = server
+        # Without a time limit: with one, redis-py may take a message that comes in two pieces for
+        # a broken connection, and open another without a word. Kept, because a client that is
+        # thrown away closes all its connections.
+        retry = Retry(NoBackoff(), 0)
+        self._client: Any = server.client(socket_timeout=None, retry=retry)
+        self._pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]
         self._pubsub.psubscribe("__keyevent@*__:*")
         self._pubsub.subscribe(FENCE)
 
+    def end(self) -> None:
+        self.ending.set()
+        with contextlib.suppress(redis.RedisError):  # it has ended, and the connection with it
+            with self._server.client(retry=Retry(NoBackoff(), 0)) as client:
+                client.publish(FENCE, b"")
+        super().end()
+        if not self.is_alive():
+            self._pubsub.close()
+            self._client.close()
+
     def work(self) -> None:
-        while not self.ending.is_set():
-            message = self._pubsub.get_message(timeout=0.2)
-            if message is None or message["type"] not in ("message", "pmessage"):
+        for message in self._pubsub.listen():
+            if self.ending.is_set():
+                return
+            if message["type"] not in ("message", "pmessage"):
                 continue
             channel, data = message["channel"], message["data"]
             if channel == FENCE:

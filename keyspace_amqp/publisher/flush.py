@@ -27,8 +27,8 @@ class Outlook:
     `memory`: events are in memory or in the shim's queue. `listed`: elements of a list are
     not delivered. `trimmable`: confirmed elements can be removed from the list. `job`: a job
     is under way. `can_store`: the list takes pushes, or will. `may_deliver`: it is worth
-    waiting for the broker. `to_file`: what is left at the end goes to a file. `answers`: the
-    link is up, and the broker confirms.
+    waiting for the broker. `to_file`: what is left at the end goes to a file. `connected`:
+    the link is up, even if the broker has confirmed nothing for a while.
     """
 
     memory: bool
@@ -38,7 +38,7 @@ class Outlook:
     can_store: bool
     may_deliver: bool
     to_file: bool
-    answers: bool
+    connected: bool
 
 
 class Flush:
@@ -90,4 +90,5 @@ class Flush:
             return True
         if outlook.can_store or outlook.job or outlook.may_deliver:
             return False
-        return not (self.ends and not outlook.to_file and outlook.answers)
+        # The rest would be lost, so a broker that is slow or silent gets all the time.
+        return not (self.ends and not outlook.to_file and outlook.connected)

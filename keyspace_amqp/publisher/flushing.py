@@ -140,7 +140,7 @@ class Flushing:
             can_store=can_store,
             may_deliver=self.may_deliver,
             to_file=to_file,
-            answers=self._broker_answers,
+            connected=self._link.is_up,
         )
 
     def _leftovers(self) -> list[Event]:

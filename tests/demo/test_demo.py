@@ -16,7 +16,7 @@ from keyspace_amqp.tables.parameters import PARAMETERS
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def command_line(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def command_line(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "keyspace_amqp.cli", *words],
         cwd=ROOT,
@@ -46,7 +46,7 @@ def test_the_demo(options: tuple[str, ...]) -> None:
             env=os.environ | {"TMPDIR": folder},
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=900,
             check=False,
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr

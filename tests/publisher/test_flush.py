@@ -149,6 +149,22 @@ def test_what_a_silent_broker_does_not_confirm_is_left() -> None:
     assert [number_of(event) for event in done.leftovers] == [1, 2]
 
 
+def test_with_the_list_off_a_stop_waits_for_a_slow_broker() -> None:
+    """What it does not confirm would be lost, so silence is no reason to end before the time."""
+    bench = connected(fallback_size=-1)
+    bench.emit(2)
+    bench.publisher.flush(7, 5.0, FlushMode.LEAVE)
+    assert not flushed(bench.settle())
+    bench.now += 5 * STALLED_AFTER
+    assert not flushed(bench.settle())
+    assert flushed(bench.ack(2, multiple=True))
+    assert bench.count(Stat.DROPPED_STOPPED) == 0
+    bench.emit(2)
+    bench.publisher.flush(8, 5.0, FlushMode.LEAVE)
+    assert bench.seconds_until(Flushed) == pytest.approx(5.0 - MARGIN, abs=0.02)
+    assert bench.count(Stat.DROPPED_STOPPED) == 2
+
+
 def test_with_the_list_off_nothing_is_left() -> None:
     bench = away(fallback_size=-1)
     bench.emit(2)

@@ -107,7 +107,7 @@ def works(environment: pathlib.Path, library: str, mailbox: Mailbox, folder: pat
         assert str(environment) in server.log()
         maps = pathlib.Path(f"/proc/{server.pid}/maps").read_text()
         assert client.info("keyspaceamqp")["keyspaceamqp_version"] == __version__
-        (module,) = client.module_list()
+        (module,) = (m for m in client.module_list() if m[b"name"] == b"keyspaceamqp")
         major, minor, patch = (int(part) for part in __version__.split("."))
         assert module[b"ver"] == major * 10000 + minor * 100 + patch
     assert library.partition(".so")[0] in maps

@@ -21,7 +21,7 @@ from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wai
 from keyspace_amqp.fallback import from_element
 from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import KEY
-from tests.fix_faults import Notifications, Probe, delivered
+from tests.fix_faults import Notifications, Probe, Proxy, delivered
 from tests.fix_servers import (
     Mailbox,
     Message,
@@ -242,30 +242,38 @@ def test_killed_with_the_broker_away(
     assert max(ages) < LATE
 
 
+# Fewer than a message takes on its way to the broker, with its frames.
+MESSAGE_BYTES = 150
+
+
 def test_killed_while_the_list_is_drained(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
     """kill -9 during the delivery: nothing is lost, and only events that were not trimmed yet come
     again."""
-    server = start_redis(
-        arguments=arguments_for(broker, mailbox, "$", masks=("^load",)),
-        options=["appendonly yes", "appendfsync always"],
-    )
-    client = server.client()
-    client.config_set("keyspaceamqp.port", free_port())
-    with Writer(server, batch=1000) as load:
-        load.more(20_000)
-    count = len(load.keys)
-    settled(client, fallback_length=count)
-    for _ in range(3):
-        before = list_length(client)
-        client.config_set("keyspaceamqp.port", broker.port)
-        wait_for(lambda n=before: list_length(client) < n - 2000, 30)
-        # redis.conf has the broker's port, so the delivery begins at once.
-        server.kill()
-        server.start()
-    wait_for(lambda: list_length(client) == 0, 30)
-    delivered(client, mailbox, load.keys, repeated=3 * (WINDOW + fallback.JOB_ELEMENTS))
+    with Proxy(broker.port) as proxy:
+        proxy.deaf = True
+        server = start_redis(
+            arguments=arguments_for(proxy.port, mailbox, "$", masks=("^load",)),
+            options=["appendonly yes", "appendfsync always"],
+        )
+        client = server.client()
+        with Writer(server, batch=1000) as load:
+            load.more(40_000)
+        settled(client, fallback_length=len(load.keys))
+        for _ in range(3):
+            before = list_length(client)
+            # More than a window, so the first of them are confirmed and trimmed; and far from all
+            # that is in the list.
+            proxy.deafen(after=10_000 * MESSAGE_BYTES)
+            wait_for(lambda n=before: list_length(client) < n, 60, "elements are trimmed")
+            server.kill()
+            server.start()
+            assert 0 < list_length(client) < before
+        proxy.deaf = False
+        wait_for(lambda: list_length(client) == 0, 120, "the list is delivered")
+        repeated = 3 * (WINDOW + fallback.JOB_ELEMENTS)
+        delivered(client, mailbox, load.keys, repeated=repeated)
 
 
 @pytest.mark.parametrize("persistence", [RDB, ["appendonly yes"]], ids=["rdb", "aof"])

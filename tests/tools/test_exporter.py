@@ -102,7 +102,8 @@ def test_the_numbers_are_those_of_stats(
         client.set(f"k{number}", 1)
     client.set("other", 1)
     client.rpush("keyspaceamqp:{0}:fallback", "garbage")
-    numbers = settled(client, confirmed=20, dropped=1, fallback_drained=1, queue_length=0)
+    # (With a slow broker, events go through the list, so more may be drained than the garbage.)
+    numbers = settled(client, confirmed=20, dropped=1, fallback_length=0, queue_length=0)
     found = scrape(exporter.Nodes(url(server)))
     node = f"127.0.0.1:{server.port}"
     assert up(found) == {node: 1}

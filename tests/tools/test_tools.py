@@ -30,6 +30,7 @@ from keyspace_amqp.tools import amqp, doctor, nodes, replies
 from tests.fix_cluster import StartCluster
 from tests.fix_faults import Proxy
 from tests.fix_servers import (
+    EVERY_FAMILY,
     ROOT,
     Mailbox,
     StartRedis,
@@ -39,7 +40,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
-from tests.servers import NEW_REDIS, REDIS, old_program
+from tests.servers import REDIS, old_program
 
 ALL_TOOLS = ("status", "tail", "doctor")
 # Bounds against hangs.
@@ -624,7 +625,6 @@ NO_MODULE = "is not loaded → put `loadmodule /.*libredis_keyspace_amqp.so`"
         ([], "warning persistence neither RDB saves nor .* the list ends with the process"),
         (["maxmemory 100mb", "maxmemory-policy allkeys-lru"], "warning memory .*allkeys-lru can"),
         (["maxmemory 100mb"], "warning list it may take another 800.0 MB, and Redis has 1"),
-        (["maxmemory 1mb"], r"warning memory \d+% of maxmemory 1.0 MB is used"),
         (["keyspaceamqp.fallback-size 0", "maxmemory 1gb"], "warning list it has no limit"),
         (["keyspaceamqp.fallback-size -1"], "warning list there is none: .*queue-limit"),
         (["min-replicas-to-write 1"], "problem role 0 replicas, .* writes are refused"),
@@ -643,6 +643,17 @@ def test_doctor_finds_in_the_settings(
     server = start_redis(arguments=arguments, options=options)
     _, bad, _ = findings(run, server)
     assert any(re.search(f"^{expected}", line) for line in bad), bad
+
+
+def test_doctor_finds_that_memory_is_nearly_used_up(
+    broker: RabbitServer, start_redis: StartRedis, run: Run
+) -> None:
+    server = start_redis(arguments=arguments_for(broker))
+    with server.client() as client:
+        client.config_set("maxmemory", client.info("memory")["used_memory"])
+        _, bad, _ = findings(run, server)
+    found = [line for line in bad if re.search(r"^warning memory \d+% of maxmemory \S+ MB", line)]
+    assert found, bad
 
 
 def test_doctor_finds_what_was_lost(
@@ -773,13 +784,36 @@ def test_doctor_on_a_replica(broker: RabbitServer, start_redis: StartRedis, run:
 def test_doctor_knows_of_the_defect_of_valkey(
     broker: RabbitServer, start_redis: StartRedis, run: Run
 ) -> None:
-    for family in (NEW_REDIS, "valkey-8.1"):
-        server = start_redis(family, arguments_for(broker, events="g$"))
-        _, bad, _ = findings(run, server)
-        assert ("MOVE and COPY" in str(bad)) is (family == "valkey-8.1")
+    server = start_redis("valkey-8.1", arguments_for(broker, events="g$"))
+    assert "MOVE and COPY" in str(findings(run, server)[1])
     with server.client() as client:
         client.config_set("keyspaceamqp.events", "$")
     assert "MOVE and COPY" not in str(findings(run, server)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "has_it"),
+    [("valkey", version, True) for version in ("8.1.0", "8.1.1", "8.1.8", "9.0.3", "9.1.0")]
+    + [("valkey", version, False) for version in ("7.2.9", "8.0.5", "8.1.9", "9.1.1", "9.10.0")]
+    + [("redis", "8.1.8", False)],
+)
+def test_doctor_knows_which_versions_have_the_defect(name: str, version: str, has_it: bool) -> None:
+    info = {"server_name": name, f"{name}_version": version}
+    found = list(doctor.server(doctor.Facts(info, parameters={"events": "g"})))
+    assert ("MOVE and COPY" in str(found)) is has_it
+
+
+@EVERY_FAMILY
+def test_the_defect_itself(family: str, start_redis: StartRedis) -> None:
+    """The doctor says it of each server that has it, and of no other."""
+    server = start_redis(family, arguments_for(free_port(), events="g"))
+    with server.client(single_connection_client=True) as client:
+        client.set("a", 1)
+        client.execute_command("MOVE", "a", 1)
+        moved = int(client.client_info()["db"]) != 0
+        info = client.info("server")
+    found = list(doctor.server(doctor.Facts(info, parameters={"events": "g"})))
+    assert ("MOVE and COPY" in str(found)) is moved
 
 
 def test_doctor_with_few_rights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import pathlib
 import signal
@@ -24,10 +25,17 @@ class ServerError(Exception):
     """A server is missing, or did not start. The text ends with the last lines of its log."""
 
 
-def wait_for(condition: Callable[[], Any], timeout: float = START_TIMEOUT, what: str = "") -> Any:
+def wait_for(
+    condition: Callable[[], Any],
+    timeout: float = START_TIMEOUT,
+    what: str = "",
+    seen: Callable[[], str] | None = None,
+) -> Any:
     """Call `condition` until its result is true, and return that result.
 
-    `what` names the condition in the error. Raises TimeoutError after `timeout` seconds.
+    Raises TimeoutError after `timeout` seconds. It says what was awaited, what there is instead,
+    and how busy the machine is. `what` names the condition there, else its line of code does;
+    `seen` tells what there is, else it is the last result.
     """
     until = time.monotonic() + timeout
     while True:
@@ -35,8 +43,21 @@ def wait_for(condition: Callable[[], Any], timeout: float = START_TIMEOUT, what:
         if value:
             return value
         if time.monotonic() > until:
-            raise TimeoutError(f"not within {timeout} seconds: {what or condition}")
+            there = seen() if seen is not None else f"the last result was {value!r}"
+            raise TimeoutError(
+                f"not within {timeout:g} s: {what or _code_of(condition)}; {there} "
+                f"(load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors)"
+            )
         time.sleep(POLL)
+
+
+def _code_of(condition: Callable[[], Any]) -> str:
+    """Return the place and the line of code of a function."""
+    code = getattr(condition, "__code__", None)
+    if code is None:
+        return repr(condition)
+    line = linecache.getline(code.co_filename, code.co_firstlineno).strip()
+    return f"{code.co_filename}:{code.co_firstlineno}: {line}"
 
 
 class Server:

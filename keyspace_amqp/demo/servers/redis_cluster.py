@@ -10,7 +10,7 @@ import redis
 
 from .ports import free_port
 from .process import START_TIMEOUT, ServerError, wait_for
-from .redis_server import RedisServer
+from .redis_server import ANSWER_TIMEOUT, RedisServer
 
 # Characters of redis-cli's output that an error quotes.
 _OUTPUT = 2000
@@ -26,14 +26,18 @@ class RedisCluster:
 
     # After this time a node that does not answer counts as failing. Short: all nodes are near.
     NODE_TIMEOUT_MS = 2000
+    # For a machine that may stand still for a while: no node fails then.
+    LONG_NODE_TIMEOUT_MS = 5000
 
     def __init__(
         self,
         make: Callable[[Sequence[str]], RedisServer],
         primaries: int = 3,
         replicas: int = 1,
+        node_timeout_ms: int = NODE_TIMEOUT_MS,
     ) -> None:
         self._make = make
+        self._node_timeout_ms = node_timeout_ms
         self._replicas = replicas
         self.nodes = [self.make_node() for _ in range(primaries * (1 + replicas))]
 
@@ -43,7 +47,7 @@ class RedisCluster:
             [
                 "cluster-enabled yes",
                 f"cluster-port {free_port()}",
-                f"cluster-node-timeout {self.NODE_TIMEOUT_MS}",
+                f"cluster-node-timeout {self._node_timeout_ms}",
                 "cluster-config-file nodes.conf",
                 "repl-diskless-sync-delay 0",
             ]
@@ -87,7 +91,9 @@ class RedisCluster:
         ]
 
     def client(self, **options: Any) -> redis.RedisCluster:
-        """Return a new client of the whole cluster; replies are bytes."""
+        """Return a new client of the whole cluster, which waits for late answers; replies are
+        bytes."""
+        options.setdefault("socket_timeout", ANSWER_TIMEOUT)
         port = next(node.port for node in self.nodes if node.running)
         return redis.RedisCluster(host="127.0.0.1", port=port, **options)
 

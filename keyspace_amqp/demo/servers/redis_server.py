@@ -8,10 +8,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.retry import Retry
 
 from ...config import quoted
 from .ports import free_port
 from .process import Server
+
+# Seconds. A server on a machine that stands still for a while answers late, but it answers.
+ANSWER_TIMEOUT = 120.0
+# Seconds between two attempts to connect, the number of attempts, and how long one may take.
+_RETRY_AFTER, _RETRY_AFTER_AT_MOST, _RETRIES = 0.01, 1.0, 10
+_CONNECT_TIMEOUT = 30.0
+
+
+def patient() -> dict[str, Any]:
+    """Return options for clients. A late answer is waited for: with its own defaults, which differ
+    between its versions, redis-py gives up after 5 seconds and sends the command once more, so
+    that it runs twice. A lost connection is opened anew."""
+    backoff = ExponentialBackoff(_RETRY_AFTER_AT_MOST, _RETRY_AFTER)
+    return {
+        "socket_timeout": ANSWER_TIMEOUT,
+        "socket_connect_timeout": _CONNECT_TIMEOUT,
+        "retry": Retry(backoff, _RETRIES, supported_errors=(redis.ConnectionError,)),
+    }
 
 
 class RedisServer(Server):
@@ -61,12 +81,12 @@ class RedisServer(Server):
         self.config_path.write_text("\n".join(lines) + "\n")
 
     def ready(self) -> bool:
-        with self.client() as client:
+        with self.client(socket_timeout=5, retry=Retry(NoBackoff(), 0)) as client:
             try:
                 return bool(client.ping())
             except redis.exceptions.RedisError:
                 return False
 
     def client(self, **options: Any) -> redis.Redis:
-        """Return a new client; replies are bytes."""
-        return redis.Redis(host="127.0.0.1", port=self.port, **options)
+        """Return a new client with the options of `patient` and these; replies are bytes."""
+        return redis.Redis(host="127.0.0.1", port=self.port, **(patient() | options))

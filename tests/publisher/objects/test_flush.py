@@ -65,18 +65,18 @@ def test_the_time_for_confirms_ends_with_the_flush(mode: FlushMode) -> None:
 TABLE = [
     # Nothing left to do.
     ("STORE LEAVE DRAIN", "", True),
-    ("STORE LEAVE DRAIN", "can_store may_deliver answers", True),
-    ("STORE LEAVE", "listed may_deliver answers", True),  # safe in the list
+    ("STORE LEAVE DRAIN", "can_store may_deliver connected", True),
+    ("STORE LEAVE", "listed may_deliver connected", True),  # safe in the list
     # Memory is stored, delivered or left for the file.
     ("STORE LEAVE DRAIN", "memory can_store", False),
     ("STORE LEAVE DRAIN", "memory may_deliver", False),
     ("STORE LEAVE DRAIN", "memory job", False),
     ("STORE LEAVE DRAIN", "memory", True),
     ("LEAVE DRAIN", "memory to_file", True),
-    # A stop that would lose what is in memory waits for a broker that confirms.
-    ("LEAVE DRAIN", "memory answers", False),
-    ("LEAVE DRAIN", "memory answers to_file", True),
-    ("STORE", "memory answers", True),
+    # A stop that would lose what is in memory waits for the broker.
+    ("LEAVE DRAIN", "memory connected", False),
+    ("LEAVE DRAIN", "memory connected to_file", True),
+    ("STORE", "memory connected", True),
     # A job under way may be a push; its replies are waited for.
     ("STORE LEAVE DRAIN", "job", False),
     # Confirmed elements are removed before the list is left to the next load.
@@ -85,7 +85,7 @@ TABLE = [
     # Nothing keeps the list.
     ("DRAIN", "listed may_deliver", False),
     ("DRAIN", "listed", True),
-    ("DRAIN", "listed answers", True),
+    ("DRAIN", "listed connected", True),
 ]
 
 
