@@ -13,6 +13,7 @@ from cloudevents.core.bindings.amqp import AMQPMessage, from_binary
 from cloudevents.core.formats.json import JSONFormat
 
 from keyspace_amqp.demo.servers import RabbitServer, wait_for
+from tests.fix_brokers import message_limit
 from tests.fix_servers import (
     EVERY_FAMILY,
     Mailbox,
@@ -326,15 +327,10 @@ def test_too_large_is_what_the_message_is(
         options=["keyspaceamqp.format json", "keyspaceamqp.value 10000"],
     )
     client = server.client()
-    size = "application:{}(rabbit, max_message_size{})."
-    before = broker.ctl("eval", "{ok, N} = application:get_env(rabbit, max_message_size), N.")
-    broker.ctl("eval", size.format("set_env", ", 3000"))
-    try:
+    with message_limit(broker, 3000):
         client.set("big", "x" * 5000)
         client.set("b", 2)
         settled(client, confirmed=1, dropped_too_large=1, fallback_length=0)
-    finally:
-        broker.ctl("eval", size.format("set_env", f", {int(before)}"))
     assert valued(mailbox, 1) == [("set", "b", string("2"))]
 
 

@@ -116,7 +116,8 @@ class RabbitServer(Server):
 
     def keep(self) -> None:
         """Have the broker write its queues and bindings to disk. A broker that is killed
-        forgets those of its last seconds."""
+        forgets those of its last seconds, unless it keeps them in Khepri, which writes at once
+        (since RabbitMQ 4.2)."""
         self.ctl("eval", "mnesia:sync_log().")
 
     @contextlib.contextmanager
