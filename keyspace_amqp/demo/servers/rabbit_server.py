@@ -105,14 +105,18 @@ class RabbitServer(Server):
         return code
 
     def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl and return its output. Raises CalledProcessError."""
-        return subprocess.run(
-            [RABBITMQCTL, *arguments],
-            env=dict(self.environment()),
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        """Run rabbitmqctl and return its output. Raises CalledProcessError, with what it said."""
+        try:
+            return subprocess.run(
+                [RABBITMQCTL, *arguments],
+                env=dict(self.environment()),
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        except subprocess.CalledProcessError as error:
+            error.add_note(f"{error.stdout}\n{error.stderr}".strip())
+            raise
 
     def keep(self) -> None:
         """Have the broker write its queues and bindings to disk. A broker that is killed
