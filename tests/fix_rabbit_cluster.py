@@ -18,8 +18,9 @@ from tests.fix_servers import _SERVERS
 
 
 class RabbitCluster:
-    """Brokers that are members of one cluster. Used in a `with`. They start side by side, and
-    find each other by their configuration.
+    """Brokers that are members of one cluster. Used in a `with`. The first starts alone, and the
+    others join it, as their configuration says: if all look for each other while they start, and
+    the machine is slow, each may make a cluster of its own.
 
     Most likely failure: a member takes longer to start than START_TIMEOUT on a busy machine.
     """
@@ -28,18 +29,19 @@ class RabbitCluster:
         first = RabbitServer(folder / "0")
         others = [RabbitServer(folder / str(n), first=first) for n in range(1, count)]
         self.brokers = [first, *others]
-        # Members that start side by side would each make a secret of their own.
+        # Each member would make a secret of its own.
         cookie = first.folder / ".erlang.cookie"
         cookie.write_text(secrets.token_hex(10).upper())
         cookie.chmod(0o400)
-        lines = ["cluster_formation.peer_discovery_backend = classic_config"]
-        for number, broker in enumerate(self.brokers, 1):
-            lines.append(f"cluster_formation.classic_config.nodes.{number} = {broker.node}")
         for broker in self.brokers:
+            lines = ["cluster_formation.peer_discovery_backend = classic_config"]
+            for number, member in enumerate([first] if broker is first else [first, broker], 1):
+                lines.append(f"cluster_formation.classic_config.nodes.{number} = {member.node}")
             (broker.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
 
     def __enter__(self) -> RabbitCluster:
         try:
+            self.brokers[0].start()
             self.start()
         except BaseException:
             self.__exit__()

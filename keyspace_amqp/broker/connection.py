@@ -44,8 +44,12 @@ _TOO_LARGE = re.compile(
 # Codes with which the broker closes the channel or the connection over no single message (AMQP
 # 0-9-1, 1.8.2): a normal close, an operator's, a virtual host or an exchange that is missing.
 _OVER_NO_MESSAGE = frozenset({200, 320, 402, 404})
-# The text of 403 if all messages are refused. If a topic is, the text names the topic.
-_ALL_REFUSED = re.compile(r"access to exchange '")
+# Parts of texts, of RabbitMQ and of LavinMQ, with which all messages are refused: the user may not
+# write to the exchange, clients may not write to it, the disk is full. Each has a space, which no
+# routing key made of a Redis key has: if a topic is refused, the text has the routing key.
+_ALL_REFUSED = re.compile(
+    r" to exchange '| to internal exchange '|' is internal|Server low on disk space"
+)
 
 
 class Listener(Protocol):

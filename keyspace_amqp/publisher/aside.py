@@ -23,6 +23,9 @@ from .window import Window
 # Events that are kept, at most: their number, and the bytes of their elements. The oldest go.
 KEPT = 1000
 KEPT_BYTES = 4 * 1024 * 1024
+# Bytes of an element that is kept, at most. Of a longer one only its description is kept: it
+# would push out all the others, and no reply has room for it.
+ELEMENT_KEPT = 256 * 1024
 # Bytes of an element that a line of the log shows, at most.
 ELEMENT_SHOWN = 200
 
@@ -39,7 +42,8 @@ _WHY = {
 class GivenUp:
     """An event that was given up: as an element of the list, why, and when.
 
-    `at_ms`: Unix time in milliseconds. `element` is empty if none can be made of the event.
+    `at_ms`: Unix time in milliseconds. `element` is empty if none can be made of the event, or
+    if it is longer than ELEMENT_KEPT; then `why` names the event.
     """
 
     element: bytes
@@ -107,12 +111,15 @@ class Aside:
             element = element_of(entry)
         except EventError:
             element = b""
-        text = f"{shown(entry.event)} is set aside: {why}"
+        what = shown(entry.event)
+        text = f"{what} is set aside: {why}"
         self._ledger.note(text)
-        self._keep_element(element, why)
+        self._keep_element(element, why, what)
         return text
 
-    def _keep_element(self, element: bytes, why: str) -> None:
+    def _keep_element(self, element: bytes, why: str, what: str) -> None:
+        if not element or len(element) > ELEMENT_KEPT:
+            element, why = b"", f"{what}, {why}"
         self._kept.append(GivenUp(element, why, self._wall()))
         self._bytes += len(element)
         while len(self._kept) > KEPT or self._bytes > KEPT_BYTES:
@@ -178,7 +185,7 @@ class Aside:
             hopeless.counted = True
             self._ledger.dropped(reason, 1, _WHY[reason])
             self._ledger.note(f"{what} is set aside: {hopeless.why}")
-            self._keep_element(element, hopeless.why)
+            self._keep_element(element, hopeless.why, what)
 
     # ---- for users -----------------------------------------------------------
 

@@ -85,6 +85,12 @@ def end_after(connection: Any, seconds: float) -> None:
     link._adapter_call_later(seconds, end)
 
 
+def product(connection: Any) -> str:
+    """Return the broker's name and version, as it says them."""
+    said = connection._impl.server_properties or {}
+    return f"{said.get('product', 'unknown')} {said.get('version', '')}".rstrip()
+
+
 def explain(error: Exception) -> str:
     """Return the description of an error of the broker, for people."""
     if isinstance(error, connection_workflow.AMQPConnectorStackTimeout):

@@ -1,7 +1,7 @@
 """`keyspace-amqp doctor`: finds problems, and gives advice.
 
-Changes nothing in Redis. It sends the broker one message with an invalid property. The broker
-checks first who may publish, and then refuses the message, so no queue gets it.
+Changes nothing in Redis. It sends the broker one message in a transaction, and rolls that back.
+The broker checks whether the user may publish the message, and no queue gets it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ _NEARLY = 0.9
 _NAMED = 3
 # Characters of a line in a pipe: no line is broken there.
 _PIPE_WIDTH = 1000
+# Codes with which the broker closes a channel (AMQP 0-9-1, 1.8.2).
+_ACCESS_REFUSED, _NOT_FOUND = 403, 404
 # Parameters of the server itself.
 _REDIS_CONFIG = (
     "save",
@@ -393,8 +395,12 @@ def broker(target: amqp.Target, *, connected: bool, remote: bool) -> Iterator[Fi
         return
     try:
         amqp.end_after(connection, amqp.TIMEOUT)
-        yield Finding("broker", OK, f"{target.shown} accepts the login")
-        yield from _exchange(connection, target)
+        text = f"{target.shown} accepts the login ({amqp.product(connection)})"
+        yield Finding("broker", OK, text)
+        exchange = list(_exchange(connection, target))
+        yield from exchange
+        if all(finding.level is OK for finding in exchange):
+            yield from _publishing(connection, target)
     except pika.exceptions.AMQPError as error:
         advice = "it blocks publishers when it lacks memory or disk space: see its alarms"
         yield Finding("broker", PROBLEM, f"{target.shown}: {amqp.explain(error)}", advice)
@@ -403,32 +409,58 @@ def broker(target: amqp.Target, *, connected: bool, remote: bool) -> Iterator[Fi
 
 
 def _exchange(connection: Any, target: amqp.Target) -> Iterator[Finding]:
-    """Check that the exchange exists, and that the user may publish to it."""
-    name, (key, *_) = target.exchange, target.routing_keys
-    shown = f"{name!r}" if name else f"the default one, queue {key!r}"
+    """Check that the exchange exists; of the default one, that the queue does."""
+    name, key = target.exchange, target.routing_keys[0]
     channel = connection.channel()
     try:
         if name:
             channel.exchange_declare(name, passive=True)
         elif "{" not in key:  # the default exchange routes to the queue with this name
             channel.queue_declare(key, passive=True)
-        yield Finding("exchange", OK, shown)
     except pika.exceptions.ChannelClosed as error:
-        advice = "declare it in the broker, or change keyspaceamqp.exchange"
-        yield Finding("exchange", PROBLEM, amqp.explain(error), advice)
+        if error.reply_code == _NOT_FOUND:
+            yield _missing(error)
+        # Else this user may not look, and RabbitMQ 4.3 asks for a permission for that. What the
+        # module needs shows when a message is sent.
         return
+    yield Finding("exchange", OK, f"{name!r}" if name else f"the default one, queue {key!r}")
+
+
+def _missing(error: pika.exceptions.ChannelClosed) -> Finding:
+    advice = "declare it in the broker, or change keyspaceamqp.exchange"
+    return Finding("exchange", PROBLEM, amqp.explain(error), advice)
+
+
+def _publishing(connection: Any, target: amqp.Target) -> Iterator[Finding]:
+    """Check that the user may publish, with a message that is taken back."""
+    name, key = target.exchange, target.routing_keys[0]
     channel = connection.channel()
-    channel.confirm_delivery()
     try:
-        # RabbitMQ checks the user's permissions, and then refuses an expiration that is no
-        # number.
-        channel.basic_publish(name, key, b"", pika.BasicProperties(expiration="none"))
+        channel.tx_select()
+        channel.basic_publish(name, key, b"")
+        channel.tx_rollback()
     except pika.exceptions.ChannelClosed as error:
-        if error.reply_code == 403:
-            advice = f"`rabbitmqctl set_permissions` has to let {target.user} write to it"
-            yield Finding("publishing", PROBLEM, amqp.explain(error), advice)
-            return
-    yield Finding("publishing", OK, f"{target.user} may publish")
+        yield _not_published(error, target.user, template="{" in key)
+    else:
+        yield Finding("publishing", OK, f"{target.user} may publish")
+
+
+def _not_published(error: pika.exceptions.ChannelClosed, user: str, *, template: bool) -> Finding:
+    """Return the finding about a message that the broker does not take. `template`: its routing
+    key depends on the event."""
+    text = amqp.explain(error)
+    if error.reply_code == _NOT_FOUND:
+        return _missing(error)
+    if error.reply_code != _ACCESS_REFUSED:
+        return Finding("publishing", PROBLEM, text, "see the broker's log")
+    if "topic '" not in text:
+        advice = f"`rabbitmqctl set_permissions` has to let {user} write to it"
+        return Finding("publishing", PROBLEM, text, advice)
+    advice = f"`rabbitmqctl set_topic_permissions` has to let {user} write to "
+    if template:
+        text = f"whether {user} may publish depends on the routing key of each event"
+        return Finding("publishing", WARNING, text, advice + "the topics of all events")
+    return Finding("publishing", PROBLEM, text, advice + "this topic")
 
 
 # ---- all together --------------------------------------------------------------------

@@ -122,7 +122,13 @@ def test_a_message_that_is_too_large_is_named(broker: Any, words: str, found: in
         (403, "ACCESS_REFUSED - write access to topic 'a' in exchange 'e' refused", True),
         (403, "ACCESS_REFUSED - access to exchange 'e' in vhost '/' refused", False),
         (403, "ACCESS_REFUSED - write access to exchange 'e' in vhost '/' refused", False),
+        (403, "ACCESS_REFUSED - cannot publish to internal exchange 'e' in vhost '/'", False),
+        (403, "ACCESS_REFUSED - User 'u' not allowed to publish to exchange 'e'", False),  # LavinMQ
+        (403, "ACCESS_REFUSED - Exchange 'e' in vhost '/' is internal", False),  # LavinMQ
         (403, "ACCESS_REFUSED - a plugin says no", True),
+        (406, "PRECONDITION_FAILED - Server low on disk space", False),  # LavinMQ
+        (406, "PRECONDITION_FAILED - Expiration not a number", True),  # LavinMQ
+        (506, "RESOURCE_ERROR - no reason", True),
         (406, "PRECONDITION_FAILED - invalid expiration", True),
         (311, "CONTENT_TOO_LARGE", True),
         (541, "INTERNAL_ERROR", True),

@@ -173,6 +173,26 @@ def test_too_large_is_dropped_and_the_others_go() -> None:
     assert bench.count(Stat.DROPPED_TOO_LARGE) == 1
 
 
+def test_too_large_to_be_kept_is_named_and_the_others_are_kept() -> None:
+    """The broker's limit is often above what is kept for users to look at."""
+    bench = connected()
+    bench.emit(1, key=b"k" * 1000)
+    bench.settle()
+    bench.publisher.too_large(500, body)
+    bench.lose_link()
+    bench.link_up()
+    bench.emit(1, key=b"big:" + b"k" * 5_000_000)
+    bench.settle()
+    bench.publisher.too_large(4_000_000, body)
+    newest, oldest = bench.publisher.aside.newest(10)
+    assert newest.element == b""
+    assert newest.why.startswith("the event of key b'big:kkk")
+    assert newest.why.endswith("(del, database 0), larger than the broker's limit of 4000000 bytes")
+    assert len(newest.why) < 300
+    assert oldest.element.endswith(b"k" * 1000)
+    assert oldest.why == "larger than the broker's limit of 500 bytes"
+
+
 def test_too_large_leaves_the_list_too() -> None:
     bench = away()
     bench.emit(1, key=b"k" * 1000)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import signal
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import pytest
 import redis
 
 from keyspace_amqp.demo.servers import wait_for
+from tests.fix_brokers import displaced, mailbox_of, read
 from tests.fix_faults import Load, Probe
 from tests.fix_rabbit_cluster import RabbitCluster
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, once, settled, stats
@@ -22,15 +22,6 @@ RECOVERY = 60.0
 SOON = 5.0
 # Seconds for which a member stands still.
 PAUSE = 5.0
-
-
-def displaced(numbers: Sequence[int]) -> int:
-    """Return how many numbers have to be taken out, at least, so that the others ascend."""
-    ends: list[int] = []  # the smallest end of an ascending row of each length
-    for number in numbers:
-        place = bisect.bisect_left(ends, number)
-        ends[place : place + 1] = [number]
-    return len(numbers) - len(ends)
 
 
 def confirmed_so_far(client: redis.Redis, load: Load) -> None:
@@ -220,3 +211,66 @@ def test_a_queue_without_majority_beside_a_healthy_one(
     settled(client, RECOVERY, fallback_length=0, queue_length=0, in_flight=0, dropped=0)
     assert [m.event[2] for m in once(quorum.receive())] == waiting
     assert [m.event[2] for m in once(healthy.receive())] == moving
+
+
+def test_the_leader_of_a_stream_is_killed(
+    rabbit_cluster: RabbitCluster, start_redis: StartRedis, probe: Probe
+) -> None:
+    """The two other members are a majority, and go on. Nothing that was confirmed is missing."""
+    brokers = rabbit_cluster.brokers
+    stream = mailbox_of(brokers[0], "stream")
+    rabbit_cluster.keep()
+    leader = rabbit_cluster.named(rabbit_cluster.whole(stream.name))
+    stream.broker = other = next(b for b in brokers if b is not leader)
+    server = start_redis(arguments=arguments_for(other, stream, "$"))
+    client = server.client()
+    with Load(server, batch=100, pause=0.05) as load, probe(server):
+        load.more(500)
+        confirmed_so_far(client, load)
+        leader.kill()
+        load.more(1000)
+        confirmed_so_far(client, load)
+    at_rest = {"fallback_length": 0, "queue_length": 0, "in_flight": 0, "dropped": 0}
+    settled(client, RECOVERY, **at_rest)
+    client.set("last", 1)
+    numbers = settled(client, RECOVERY, confirmed=len(load.keys) + 1, **at_rest)
+    assert (numbers["returned"], numbers["handler_errors"]) == (0, 0)
+    messages = read(stream, "stream", b"last")
+    arrived = [message.event[2] for message in once(messages)]
+    place = {key: number for number, key in enumerate([*load.keys, b"last"])}
+    assert set(arrived) == set(place)
+    print(f"{len(messages) - len(arrived)} repeated, {numbers['nacked']} refused")
+    assert displaced([place[key] for key in arrived]) <= numbers["nacked"]
+
+
+def test_the_broker_of_a_classic_queue_is_away(
+    rabbit_cluster: RabbitCluster, start_redis: StartRedis
+) -> None:
+    """Other members know the queue, and cannot reach it. Each message is refused, until the broker
+    is back, or confirmed and returned: then the broker has thrown it away."""
+    home, other, _ = rabbit_cluster.brokers
+    classic = mailbox_of(home, "classic")
+    rabbit_cluster.keep()
+    server = start_redis(arguments=arguments_for(other, classic, "$"))
+    client = server.client()
+    client.set("before", 1)
+    settled(client, confirmed=1)
+    home.kill()
+    try:
+        keys = [b"meanwhile:%d" % number for number in range(20)]
+        for key in keys:
+            client.set(key, 1)
+        wait_for(
+            lambda: stats(client)["returned"] + stats(client)["refused_waiting"] >= len(keys),
+            RECOVERY,
+            "all are returned or refused",
+        )
+    finally:
+        rabbit_cluster.start()
+    numbers = settled(
+        client, RECOVERY, fallback_length=0, queue_length=0, in_flight=0, dropped=0, confirmed=21
+    )
+    print(f"{numbers['returned']} returned, {numbers['nacked']} refused")
+    arrived = {message.event[2] for message in classic.receive()}
+    assert arrived <= {b"before", *keys}
+    assert len(arrived) + numbers["returned"] >= 21

@@ -102,7 +102,15 @@ def _stop_application(broker: RabbitServer) -> Callable[[], object]:
     return lambda: broker.ctl("start_app")
 
 
-@pytest.mark.parametrize(("stop", "runs"), [(_stop_process, 1), (_stop_application, 3)])
+def _maintenance(broker: RabbitServer) -> Callable[[], object]:
+    """`rabbitmq-upgrade drain`: the listeners are closed, and then the connections."""
+    broker.ctl("eval", "rabbit_maintenance:drain().")
+    return lambda: broker.ctl("eval", "rabbit_maintenance:revive().")
+
+
+@pytest.mark.parametrize(
+    ("stop", "runs"), [(_stop_process, 1), (_stop_application, 3), (_maintenance, 3)]
+)
 def test_stopped_and_started_under_load(
     stop: Callable[[RabbitServer], Callable[[], object]],
     runs: int,
@@ -405,8 +413,21 @@ def test_cut_in_the_middle_of_frames(
 # ---- the broker refuses ----------------------------------------------------
 
 
-def test_memory_alarm_under_load(
-    own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
+@pytest.mark.parametrize(
+    ("command", "low", "normal"),
+    [
+        ("set_vm_memory_high_watermark", "0", "0.4"),
+        ("set_disk_free_limit", "1000000GB", "50MB"),
+    ],
+    ids=["memory", "disk"],
+)
+def test_alarms_under_load(
+    command: str,
+    low: str,
+    normal: str,
+    own_broker: RabbitServer,
+    start_redis: StartRedis,
+    probe: Probe,
 ) -> None:
     """The broker says `blocked`: events go to the list until it takes them again."""
     mailbox = Mailbox(own_broker)
@@ -416,14 +437,14 @@ def test_memory_alarm_under_load(
         for _ in range(3):
             with probe(server):
                 load.more(200)
-                own_broker.ctl("set_vm_memory_high_watermark", "0")
+                own_broker.ctl(command, low)
                 try:
                     wait_for(lambda: stats(client)["state"] == "blocked", 30)
                     assert "blocked by the broker" in stats(client)["last_error"]
                     load.more(500)
                     all_stored(client, load)
                 finally:
-                    own_broker.ctl("set_vm_memory_high_watermark", "0.4")
+                    own_broker.ctl(command, normal)
                 wait_for(lambda: is_back(client), 60)
     numbers = delivered(client, mailbox, load.keys, repeated=3 * WINDOW)
     assert numbers["reconnects"] == 0

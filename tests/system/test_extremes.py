@@ -14,6 +14,7 @@ import redis
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.fallback import JOB_ELEMENTS
 from keyspace_amqp.tables.keys import KEY
+from tests.fix_brokers import message_limit
 from tests.fix_faults import Load, Notifications, Probe, delivered
 from tests.fix_servers import (
     Mailbox,
@@ -312,11 +313,18 @@ def test_keys_of_a_megabyte(
     wait_for(given_back, 30)
 
 
-def test_keys_as_large_as_the_queue(broker: RabbitServer, start_redis: StartRedis) -> None:
+@pytest.fixture
+def any_size(broker: RabbitServer) -> Iterator[RabbitServer]:
+    """The session's broker, which takes messages of any size meanwhile."""
+    with message_limit(broker, 512 * MIB):
+        yield broker
+
+
+def test_keys_as_large_as_the_queue(any_size: RabbitServer, start_redis: StartRedis) -> None:
     """A key of nearly queue-limit arrives whole; a larger one is counted, and arrives with a larger
     limit. Afterwards the memory is free again."""
-    mailbox = Mailbox(broker)
-    server = start_redis(arguments=arguments_for(broker, mailbox, "$"))
+    mailbox = Mailbox(any_size)
+    server = start_redis(arguments=arguments_for(any_size, mailbox, "$"))
     client = server.client(socket_timeout=60)
     client.set("first", 1)
     settled(client, confirmed=1)
@@ -338,7 +346,7 @@ def test_keys_as_large_as_the_queue(broker: RabbitServer, start_redis: StartRedi
     go(client, free_port())
     expected.append(emit(QUEUE_LIMIT - 1024))
     settled(client, fallback_length=1, queue_length=0)
-    go(client, broker.port)
+    go(client, any_size.port)
     settled(client, fallback_length=0, confirmed=3)
     back_to_normal()
 
@@ -356,7 +364,7 @@ def test_keys_as_large_as_the_queue(broker: RabbitServer, start_redis: StartRedi
     go(client, free_port())
     expected += [emit(QUEUE_LIMIT), emit(QUEUE_LIMIT)]
     settled(client, fallback_length=2, queue_length=0)
-    go(client, broker.port)
+    go(client, any_size.port)
     delivered(client, mailbox, expected, dropped=1)
     back_to_normal()
 

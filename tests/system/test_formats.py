@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import pathlib
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ from cloudevents.core.bindings.amqp import AMQPMessage, from_binary
 from cloudevents.core.formats.json import JSONFormat
 
 from keyspace_amqp.demo.servers import RabbitServer, wait_for
+from tests.fix_brokers import message_limit
 from tests.fix_servers import (
     EVERY_FAMILY,
     Mailbox,
@@ -318,20 +318,20 @@ def test_a_value_is_left_out_rather_than_its_event(
     assert valued(mailbox, 2) == [("set", "big", None), ("set", "small", string("x"))]
 
 
-def test_too_large_is_what_the_message_is(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+def test_too_large_is_what_the_message_is(
+    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
     """The broker's limit is one for the body that it gets, in whatever form."""
-    with RabbitServer(tmp_path / "rabbitmq", ["max_message_size = 3000"]) as broker:
-        mailbox = Mailbox(broker)
-        server = start_redis(
-            arguments=arguments_for(broker, mailbox),
-            options=["keyspaceamqp.format json", "keyspaceamqp.value 10000"],
-        )
-        client = server.client()
+    server = start_redis(
+        arguments=arguments_for(broker, mailbox),
+        options=["keyspaceamqp.format json", "keyspaceamqp.value 10000"],
+    )
+    client = server.client()
+    with message_limit(broker, 3000):
         client.set("big", "x" * 5000)
         client.set("b", 2)
         settled(client, confirmed=1, dropped_too_large=1, fallback_length=0)
-        found = valued(mailbox, 1)
-    assert found == [("set", "b", string("2"))]
+    assert valued(mailbox, 1) == [("set", "b", string("2"))]
 
 
 def test_values_wait_in_the_list(

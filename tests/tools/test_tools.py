@@ -612,6 +612,7 @@ def test_doctor_finds_nothing(
         assert mailbox.count() == 1
         channel.exchange_delete("tools-all")
     code, out, _ = run("doctor", "--redis", url(server))
+    assert re.search(r"^ok +broker .* accepts the login \(RabbitMQ \d+\.\d+", out, re.MULTILINE)
     assert re.search(r"^problem +exchange .*404", out, re.MULTILINE)
     assert out.rstrip().splitlines()[-1].startswith("1 problem, 0 warnings")
 
@@ -715,11 +716,48 @@ def test_doctor_is_refused_where_the_module_is_not(
         assert "s3cret" not in str(bad)
         monkeypatch.setenv("AMQP_PASSWORD", "s3cret")
         assert f"ok publishing {user} may" in findings(run, server)[2]
+        broker.ctl("set_permissions", user, "", ".*", "")  # all that the module needs
+        assert f"ok publishing {user} may" in findings(run, server)[2]
         broker.ctl("set_permissions", user, ".*", "", ".*")
         _, bad, _ = findings(run, server)
         assert any(re.search("^problem publishing 403 .*set_permissions", x) for x in bad), bad
     finally:
         broker.ctl("delete_user", user)
+
+
+@pytest.mark.parametrize(
+    ("routing_key", "topics", "expected"),
+    [
+        ("tmp.1", "^tmp", "ok publishing guest may publish"),
+        ("tmp.1", "^user", "problem publishing 403 .* topic 'tmp.1' .*set_topic_permissions"),
+        ("{key:1}", "^user", "warning publishing .* depends on the routing key .*topic"),
+        ("{key:1}", ".*", "ok publishing guest may publish"),
+    ],
+)
+def test_doctor_and_permissions_of_topics(
+    routing_key: str,
+    topics: str,
+    expected: str,
+    broker: RabbitServer,
+    mailbox: Mailbox,
+    start_redis: StartRedis,
+    run: Run,
+) -> None:
+    """Nobody gets the message, even if it may be published."""
+    exchange = f"tools-{mailbox.name}"
+    with broker.connection() as connection:
+        connection.channel().exchange_declare(exchange, "topic")
+        connection.channel().queue_bind(mailbox.name, exchange, "#")
+        broker.ctl("set_topic_permissions", "guest", exchange, topics, ".*")
+        try:
+            server = start_redis(arguments=[*arguments_for(broker)[:6], exchange, routing_key])
+            _, bad, good = findings(run, server)
+        finally:
+            broker.ctl("clear_topic_permissions", "guest", exchange)
+            connection.channel().exchange_delete(exchange)
+    found = [*bad, *good.splitlines()]
+    assert any(re.search(f"^{expected}", line) for line in found), found
+    assert mailbox.count() == 0
 
 
 def test_doctor_without_the_module(

@@ -105,18 +105,23 @@ class RabbitServer(Server):
         return code
 
     def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl and return its output. Raises CalledProcessError."""
-        return subprocess.run(
-            [RABBITMQCTL, *arguments],
-            env=dict(self.environment()),
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        """Run rabbitmqctl and return its output. Raises CalledProcessError, with what it said."""
+        try:
+            return subprocess.run(
+                [RABBITMQCTL, *arguments],
+                env=dict(self.environment()),
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        except subprocess.CalledProcessError as error:
+            error.add_note(f"{error.stdout}\n{error.stderr}".strip())
+            raise
 
     def keep(self) -> None:
         """Have the broker write its queues and bindings to disk. A broker that is killed
-        forgets those of its last seconds."""
+        forgets those of its last seconds, unless it keeps them in Khepri, which writes at once
+        (since RabbitMQ 4.2)."""
         self.ctl("eval", "mnesia:sync_log().")
 
     @contextlib.contextmanager
