@@ -12,6 +12,7 @@
 #include "keys.h"
 #include "migration.h"
 #include "state.h"
+#include "tables.h"
 #include "values.h"
 #include "worker.h"
 
@@ -20,7 +21,17 @@
 /* The classes of the events that say why a fallback list was removed: expired, evicted. */
 #define OWN_CLASSES "xe"
 
-static int own_classes, subscribed_classes;
+static int available;   /* the classes that this server has */
+static int own_classes; /* those of OWN_CLASSES */
+
+/* The subscriptions: each has classes of its own, because one with a class of another would
+ * get each of its events twice. */
+static struct {
+    int masks[32];
+    int count;
+    int all;  /* their classes together */
+    int wish; /* the classes that are needed */
+} subscribed;
 
 static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModuleString *key) {
     if (!main_thread.capturing || migration_hides(key)) return REDISMODULE_OK;
@@ -48,14 +59,70 @@ static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModul
     return REDISMODULE_OK;
 }
 
-void capture_prepare(void) { main_thread.wanted_classes = subscribed_classes = 0; }
+/* ---- classes ---------------------------------------------------------------------------- */
 
-/* Redis does not unsubscribe a module from a class before it is unloaded. So this
- * function only adds subscriptions; on_event ignores the classes that are not wanted. */
-void capture_classes(RedisModuleCtx *ctx, int classes) {
+/* Returns the classes of this server that the module knows, and logs that there are others.
+ *
+ * What an unknown class means only its server knows: of the five classes that Redis has added
+ * since 7.0, four are none of `A`, and the events of one are no changes of the data. So `A` leaves
+ * unknown classes out. Valkey has none of the classes that Redis has added; if it has their bits,
+ * they mean something else. */
+static int find_available(RedisModuleCtx *ctx) {
+    RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "server");
+    int is_valkey = RedisModule_ServerInfoGetFieldC(info, "valkey_version") != NULL;
+    RedisModule_FreeServerInfo(ctx, info);
+    int bits = RedisModule_GetKeyspaceNotificationFlagsAll();
+    int known = is_valkey ? EVENT_BITS_EVERYWHERE : EVENT_BITS;
+    int meaningless = is_valkey ? EVENT_BITS_OTHER & 0x7fff : EVENT_BITS_OTHER;
+    if (bits & ~(known | meaningless))
+        RedisModule_Log(ctx, "notice",
+                        "this server has classes of events that version %s does not know, and "
+                        "does not capture (0x%x in its mask)",
+                        MODULE_VERSION, bits & ~(known | meaningless));
+    return bits & known;
+}
+
+int capture_available(void) { return available; }
+
+/* ---- subscriptions ------------------------------------------------------------------------ */
+
+static void subscribe(RedisModuleCtx *ctx, int classes) {
+    if (classes == 0) return;
+    RedisModule_SubscribeToKeyspaceEvents(ctx, classes, on_event);
+    subscribed.masks[subscribed.count++] = classes;
+    subscribed.all |= classes;
+}
+
+static void unsubscribe(RedisModuleCtx *ctx) {
+    /* The server finds a subscription by its exact classes. */
+    while (subscribed.count > 0)
+        RedisModule_UnsubscribeFromKeyspaceEvents(ctx, subscribed.masks[--subscribed.count],
+                                                  on_event);
+    subscribed.all = 0;
+}
+
+void capture_prepare(RedisModuleCtx *ctx) {
+    available = find_available(ctx);
     own_classes = parameters_classes(OWN_CLASSES, strlen(OWN_CLASSES));
-    int missing = (classes | own_classes) & ~subscribed_classes;
-    if (missing) RedisModule_SubscribeToKeyspaceEvents(ctx, missing, on_event);
-    subscribed_classes |= missing;
-    main_thread.wanted_classes = classes;
+    main_thread.wanted_classes = 0;
+    subscribed.count = subscribed.all = subscribed.wish = 0;
+}
+
+void capture_classes(RedisModuleCtx *ctx, int classes) {
+    main_thread.wanted_classes = classes & available;
+    subscribed.wish = main_thread.wanted_classes | own_classes;
+    subscribe(ctx, subscribed.wish & ~subscribed.all);
+}
+
+/* A subscription is ended here and not in capture_classes: that may run in the callback of
+ * another module, by CONFIG SET, while the server iterates over its list of subscriptions. */
+void capture_tidy(RedisModuleCtx *ctx) {
+    if (subscribed.all == subscribed.wish || RedisModule_UnsubscribeFromKeyspaceEvents == NULL)
+        return;
+    unsubscribe(ctx);
+    subscribe(ctx, subscribed.wish);
+}
+
+void capture_end(RedisModuleCtx *ctx) {
+    if (RedisModule_UnsubscribeFromKeyspaceEvents != NULL) unsubscribe(ctx);
 }

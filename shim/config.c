@@ -35,8 +35,7 @@ static const char *text_of(int index) { return RedisModule_StringPtrLen(values[i
 static int check(int index, RedisModuleString *value, char *error, size_t capacity) {
     size_t len;
     const char *bytes = RedisModule_StringPtrLen(value, &len);
-    return parameters_check(index, bytes, len, RedisModule_GetKeyspaceNotificationFlagsAll(), error,
-                            capacity);
+    return parameters_check(index, bytes, len, capture_available(), error, capacity);
 }
 
 /* Keeps a copy of a value that was checked. */
@@ -134,7 +133,7 @@ static int add_mask(char *masks, size_t *used, size_t capacity, const char *mask
 /* Checks the positional arguments and joins the masks among them into one value of `masks`;
  * the caller frees it. Returns NULL and logs if one is not accepted. */
 static char *check_arguments(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
-    int classes = RedisModule_GetKeyspaceNotificationFlagsAll();
+    int classes = capture_available();
     char error[ERROR_BYTES];
     size_t capacity = 16, used = 0, len;
     for (int i = PARAMETER_INDEX_MASKS; i < argc; i++) {

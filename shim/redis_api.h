@@ -284,6 +284,8 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, InfoAddFieldCString, int, (RedisModuleInfoCtx *, const char *, const char *))           \
     X(700, InfoAddFieldLongLong, int, (RedisModuleInfoCtx *, const char *, long long))             \
     X(700, SubscribeToKeyspaceEvents, int, (RedisModuleCtx *, int, RedisModuleNotificationFunc))   \
+    X(802, UnsubscribeFromKeyspaceEvents, int,                                                     \
+      (RedisModuleCtx *, int, RedisModuleNotificationFunc))                                        \
     X(700, SubscribeToServerEvent, int,                                                            \
       (RedisModuleCtx *, RedisModuleEvent, RedisModuleEventCallback))                              \
     X(700, RegisterClusterMessageReceiver, void,                                                   \

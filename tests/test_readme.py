@@ -17,6 +17,7 @@ import pytest
 from keyspace_amqp import cli, masks
 from keyspace_amqp.config import parse_masks
 from keyspace_amqp.tables.commands import COMMANDS
+from keyspace_amqp.tables.events import EVENT_CLASSES
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import HELP, TEXT_HELP, Stat, Text
 
@@ -64,6 +65,20 @@ def parameters() -> str:
     return _table(("position", "name", "default", "accepted", "meaning"), *rows)
 
 
+def classes() -> str:
+    rows = [
+        (
+            f"`{c.letter}`",
+            f"`{c.name}`",
+            _cell(c.events),
+            "yes" if c.in_all else "",
+            f"Redis {c.since}" if c.since else "",
+        )
+        for c in EVENT_CLASSES
+    ]
+    return _table(("letter", "class", "events", "in `A`", "only since"), *rows)
+
+
 def commands() -> str:
     rows = [
         (
@@ -84,6 +99,7 @@ def stats() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "parameters": parameters,
+    "classes": classes,
     "commands": commands,
     "stats": stats,
 }

@@ -143,9 +143,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         "xe",
         1,
         64,
-        "letters of g $ l s h z x e A, and t d m n o c where the server has them",
-        "classes of keyspace events, as in notify-keyspace-events; `A` is `g$lshzxe` and the "
-        "server's `t` and `d`",
+        "letters of A g $ l s h z x e t d m n, and a o c where the server has them",
+        "classes of keyspace events, see below; `A`: all but `m`, `n`, `o` and `c`",
         position=1,
     ),
     _text(
