@@ -8,10 +8,10 @@
 void capture_prepare(RedisModuleCtx *ctx);
 /* Returns the classes of events (REDISMODULE_NOTIFY_*) that can be captured here. */
 int capture_available(void);
-/* Captures events of these classes from now on, and no others. Classes that the server does not
- * have are left out. */
-void capture_classes(RedisModuleCtx *ctx, int classes);
-/* Ends the subscriptions of classes that are not wanted any more; once in a turn of the event
+/* Captures events of these classes from now on, and no others, with so many of their subkeys at
+ * most. Classes that the server does not have are left out. */
+void capture_classes(RedisModuleCtx *ctx, int classes, int subkeys);
+/* Ends the subscriptions that are not wanted any more; once in a turn of the event
  * loop. A server before Redis 8.2 cannot: there the callback ignores these events. */
 void capture_tidy(RedisModuleCtx *ctx);
 /* At unload: ends all subscriptions. */

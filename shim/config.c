@@ -69,10 +69,11 @@ void config_send(void) {
 
 void config_apply(RedisModuleCtx *ctx) {
     const char *classes = text_of(PARAMETER_INDEX_EVENTS);
-    capture_classes(ctx, parameters_classes(classes, strlen(classes)));
-    /* A message in the format `text` has no value. */
-    int with_value = strcmp(text_of(PARAMETER_INDEX_FORMAT), "text") != 0;
-    values_take(ctx, with_value ? strtoul(text_of(PARAMETER_INDEX_VALUE), NULL, 10) : 0);
+    /* A message in the format `text` has no value and no subkeys. */
+    int is_text = strcmp(text_of(PARAMETER_INDEX_FORMAT), "text") == 0;
+    capture_classes(ctx, parameters_classes(classes, strlen(classes)),
+                    is_text ? 0 : atoi(text_of(PARAMETER_INDEX_SUBKEYS)));
+    values_take(ctx, is_text ? 0 : strtoul(text_of(PARAMETER_INDEX_VALUE), NULL, 10));
     main_thread.fallback_memory = atoi(text_of(PARAMETER_INDEX_FALLBACK_MEMORY));
     if (unsent) config_send(); /* on_apply is called for each parameter of a CONFIG SET */
 }

@@ -26,6 +26,7 @@ from keyspace_amqp.tables.parameters import (  # noqa: E402
     INT64_MAX,
     MASK_BYTES,
     PARAMETERS,
+    SUBKEYS_BYTES,
     Kind,
     Parameter,
 )
@@ -87,6 +88,7 @@ def defines() -> str:
         "OWN_KEY_SUFFIX": quoted(keys.SUFFIX.decode()),
         "OWN_KEY_REFUSED_SUFFIX": quoted(keys.REFUSED_SUFFIX.decode()),
         "MASK_BYTES": MASK_BYTES,
+        "SUBKEYS_BYTES": SUBKEYS_BYTES,
         "PARAMETERS_COUNT": len(PARAMETERS),
         "EVENT_CLASSES_COUNT": len(classes()),
         "EVENT_BITS": hex(sum(1 << c.bit for c in EVENT_CLASSES)),

@@ -5,8 +5,10 @@
 #include "../../shim/api.h"
 #include "../../shim/capture.h"
 #include "../../shim/changes.h"
+#include "../../shim/migration.h"
 #include "../../shim/redis_api.h"
 #include "../../shim/state.h"
+#include "../../shim/subkeys.h"
 #include "../../shim/values.h"
 #include "../../shim/worker.h"
 
@@ -16,28 +18,50 @@ struct shared shared;
 static struct {
     int classes;
     RedisModuleNotificationFunc callback;
+    RedisModuleNotificationWithSubkeysFunc with_subkeys;
 } subscriptions[64];
 static int count_subscriptions, flags, is_valkey;
-int calls, captured, captured_bit, logged;
+int calls, captured, captured_bit, captured_subkeys, logged;
 
 /* ---- the server's functions ---- */
 
 static int subscribe(RedisModuleCtx *ctx, int classes, RedisModuleNotificationFunc callback) {
     (void)ctx;
     subscriptions[count_subscriptions].classes = classes;
+    subscriptions[count_subscriptions].with_subkeys = NULL;
     subscriptions[count_subscriptions++].callback = callback;
     return REDISMODULE_OK;
 }
 
+static int subscribe_with_subkeys(RedisModuleCtx *ctx, int classes, int event_flags,
+                                  RedisModuleNotificationWithSubkeysFunc callback) {
+    subscribe(ctx, classes, NULL);
+    subscriptions[count_subscriptions - 1].with_subkeys = callback;
+    return event_flags == REDISMODULE_NOTIFY_FLAG_NONE ? REDISMODULE_OK : REDISMODULE_ERR;
+}
+
 /* As Redis 8.2 and later do: only subscriptions with exactly these classes. */
-static int unsubscribe(RedisModuleCtx *ctx, int classes, RedisModuleNotificationFunc callback) {
-    (void)ctx;
+static int end_subscription(int classes, RedisModuleNotificationFunc callback,
+                            RedisModuleNotificationWithSubkeysFunc with_subkeys) {
     int kept = 0, before = count_subscriptions;
     for (int i = 0; i < before; i++)
-        if (subscriptions[i].classes != classes || subscriptions[i].callback != callback)
+        if (subscriptions[i].classes != classes || subscriptions[i].callback != callback ||
+            subscriptions[i].with_subkeys != with_subkeys)
             subscriptions[kept++] = subscriptions[i];
     count_subscriptions = kept;
     return kept < before ? REDISMODULE_OK : REDISMODULE_ERR;
+}
+
+static int unsubscribe(RedisModuleCtx *ctx, int classes, RedisModuleNotificationFunc callback) {
+    (void)ctx;
+    return end_subscription(classes, callback, NULL);
+}
+
+static int unsubscribe_with_subkeys(RedisModuleCtx *ctx, int classes, int event_flags,
+                                    RedisModuleNotificationWithSubkeysFunc callback) {
+    (void)ctx;
+    (void)event_flags;
+    return end_subscription(classes, NULL, callback);
 }
 
 static int all_flags(void) { return flags; }
@@ -90,19 +114,34 @@ int values_push(RedisModuleCtx *ctx, const record_t *head, const char *event,
     (void)len;
     return queue_push(NULL, head, event, name);
 }
+int subkeys_push(RedisModuleCtx *ctx, const record_t *head, const char *event,
+                 RedisModuleString *key, const char *name, size_t len, RedisModuleString **subkeys,
+                 int total) {
+    (void)subkeys;
+    captured_subkeys = total;
+    return values_push(ctx, head, event, key, name, len);
+}
 void changes_note(const char *what, const char *key, size_t len) {
     (void)what;
     (void)key;
     (void)len;
 }
 void worker_announce(void) {}
+int migration_hides_slot_of(RedisModuleString *key) {
+    (void)key;
+    return 0;
+}
 
 /* ---- what the test calls ---- */
 
-/* Starts a server with these bits, which can end subscriptions or not, and loads the module. */
-void server_start(int bits, int can_unsubscribe, int valkey) {
+/* Starts a server with these bits, which can end subscriptions or not, and tell subkeys or not;
+ * and loads the module. */
+void server_start(int bits, int can_unsubscribe, int has_subkeys, int valkey) {
     RedisModule_SubscribeToKeyspaceEvents = subscribe;
     RedisModule_UnsubscribeFromKeyspaceEvents = can_unsubscribe ? unsubscribe : NULL;
+    RedisModule_SubscribeToKeyspaceEventsWithSubkeys = has_subkeys ? subscribe_with_subkeys : NULL;
+    RedisModule_UnsubscribeFromKeyspaceEventsWithSubkeys =
+        has_subkeys ? unsubscribe_with_subkeys : NULL;
     RedisModule_GetKeyspaceNotificationFlagsAll = all_flags;
     RedisModule_GetServerInfo = info_of;
     RedisModule_FreeServerInfo = free_info;
@@ -119,11 +158,15 @@ void server_start(int bits, int can_unsubscribe, int valkey) {
 /* Emits an event of a class; returns how often the module was called. */
 int server_emit(int bit) {
     static char key[] = "key";
-    calls = captured = 0;
+    RedisModuleString *subkeys[] = {(RedisModuleString *)key, (RedisModuleString *)key};
+    calls = captured = captured_subkeys = 0;
     for (int i = 0; i < count_subscriptions; i++)
         if (subscriptions[i].classes & (1 << bit)) {
             calls++;
-            subscriptions[i].callback(NULL, 1 << bit, "event", (RedisModuleString *)key);
+            if (subscriptions[i].callback)
+                subscriptions[i].callback(NULL, 1 << bit, "event", subkeys[0]);
+            else
+                subscriptions[i].with_subkeys(NULL, 1 << bit, "event", subkeys[0], subkeys, 2);
         }
     return calls;
 }

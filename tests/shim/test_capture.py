@@ -32,12 +32,19 @@ class Server:
     def __init__(self, lib: ctypes.CDLL) -> None:
         self.lib = lib
 
-    def start(self, bits: int, *, unsubscribes: bool = True, valkey: bool = False) -> None:
-        self.lib.server_start(bits, unsubscribes, valkey)
+    def start(
+        self,
+        bits: int,
+        *,
+        unsubscribes: bool = True,
+        has_subkeys: bool = True,
+        valkey: bool = False,
+    ) -> None:
+        self.lib.server_start(bits, unsubscribes, has_subkeys, valkey)
 
-    def set_events(self, events: str) -> None:
+    def set_events(self, events: str, subkeys: int = 0) -> None:
         value = events.encode()
-        self.lib.capture_classes(None, self.lib.parameters_classes(value, len(value)))
+        self.lib.capture_classes(None, self.lib.parameters_classes(value, len(value)), subkeys)
 
     def tidy(self) -> None:
         self.lib.capture_tidy(None)
@@ -46,6 +53,11 @@ class Server:
         """Emit an event; return how often the module was called, and how often it took it."""
         calls = self.lib.server_emit(bit)
         return calls, ctypes.c_int.in_dll(self.lib, "captured").value
+
+    @property
+    def subkeys(self) -> int:
+        """The subkeys of the event that was emitted last."""
+        return ctypes.c_int.in_dll(self.lib, "captured_subkeys").value
 
     @property
     def available(self) -> int:
@@ -70,16 +82,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
 events = st.text(st.sampled_from(["A", *BITS]), min_size=1, max_size=6)
 
 
-@given(changes=st.lists(st.tuples(events, st.booleans()), min_size=1, max_size=8),
-       version=st.sampled_from(list(MASKS)), unsubscribes=st.booleans())  # fmt: skip
+@given(changes=st.lists(st.tuples(events, st.sampled_from([0, 9]), st.booleans()),
+                        min_size=1, max_size=8),
+       version=st.sampled_from(list(MASKS)))  # fmt: skip
 def test_each_wanted_event_once(
-    server: Server, changes: list[tuple[str, bool]], version: str, unsubscribes: bool
+    server: Server, changes: list[tuple[str, int, bool]], version: str
 ) -> None:
-    """Whatever was wanted before. `unsubscribes`: the server can end subscriptions."""
-    server.start(MASKS[version], unsubscribes=unsubscribes)
+    """Whatever was wanted before, with subkeys or without."""
+    unsubscribes = version != "7.0"
+    server.start(MASKS[version], unsubscribes=unsubscribes, has_subkeys=version == "8.10")
     has = {letter for letter, bit in BITS.items() if MASKS[version] >> bit & 1}
-    for value, turn_ends in changes:
-        server.set_events(value)
+    for value, subkeys, turn_ends in changes:
+        server.set_events(value, subkeys)
         if turn_ends:
             server.tidy()
         wanted = {c for letter in value for c in (IN_ALL if letter == "A" else {letter})} & has
@@ -87,7 +101,8 @@ def test_each_wanted_event_once(
             letters = {letter for letter in wanted if BITS[letter] == bit}
             calls, captured = server.emit(bit)
             assert captured == len(letters)
-            assert calls <= 1
+            assert server.subkeys == (2 if captured and subkeys and version == "8.10" else 0)
+            assert calls <= (1 if version != "8.10" else 2)
             if turn_ends and unsubscribes:
                 assert calls == len({BITS[letter] for letter in wanted | OWN} & {bit})
 
@@ -116,9 +131,19 @@ def test_an_older_server_keeps_its_subscriptions(server: Server) -> None:
     server.lib.capture_end(None)  # the server ends them itself
 
 
+def test_a_server_that_tells_no_subkeys(server: Server) -> None:
+    """The log says so, once for each change from none."""
+    server.start(MASKS["8.4"], has_subkeys=False)
+    server.set_events("A", 9)
+    server.set_events("h", 10)
+    assert server.emit(BITS["h"]) == (1, 1)
+    assert (server.subkeys, server.logged) == (0, 1)
+
+
 def test_an_unload_ends_all_subscriptions(server: Server) -> None:
     server.start(MASKS["8.10"])
     server.set_events("x")
+    server.set_events("A", 9)
     server.set_events("A")
     server.lib.capture_end(None)
     assert server.lib.server_subscriptions() == 0

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from keyspace_amqp.demo.servers import RabbitServer
-from tests.fix_servers import Mailbox, StartRedis, arguments_for, settled, stats
+from tests.fix_servers import EVERY_FAMILY, Mailbox, StartRedis, arguments_for, settled, stats
 
 # The letters of the classes that not all servers have.
 NEWER = "aoc"
@@ -29,6 +29,7 @@ def names(mailbox: Mailbox, count: int) -> list[str]:
     return [message.event[1].decode() for message in mailbox.receive(count)]
 
 
+@EVERY_FAMILY
 def test_the_module_has_the_classes_of_its_server(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
@@ -45,6 +46,7 @@ def test_the_module_has_the_classes_of_its_server(
         assert set(given) == set("Ag$lshzxetdmn") | has
 
 
+@EVERY_FAMILY
 def test_a_follows_the_server(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
@@ -72,6 +74,7 @@ def test_a_follows_the_server(
     assert "does not know" not in server.log()
 
 
+@EVERY_FAMILY
 def test_events_become_fewer_and_more_again(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:

@@ -162,6 +162,7 @@ def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> Non
         "databases": "0,2-3",
         "confirm-timeout": "90",
         "fallback-memory": "7",
+        "subkeys": "7",
     }
     for name, value in changed.items():
         client.config_set(f"keyspaceamqp.{name}", value)
@@ -221,6 +222,7 @@ def test_every_parameter_can_be_set_while_it_runs(
         "databases": "0",
         "confirm-timeout": "90",
         "fallback-memory": "0",
+        "subkeys": "10000",
     }
     server = start_redis(arguments=arguments_for(broker, mailbox))
     client = server.client()
@@ -260,6 +262,7 @@ WRONG = [
     ("queue-limit", "1", "1048576"),
     ("worker-nice", "20", "0 to 19"),
     ("fallback-memory", "101", "0 to 100"),
+    ("subkeys", "10001", "10000"),
 ]
 
 
