@@ -58,6 +58,7 @@ class Config:
     databases: str
     confirm_timeout: int
     fallback_memory: int
+    subkeys: int
 
     @classmethod
     def from_values(cls, values: Sequence[bytes]) -> Config:

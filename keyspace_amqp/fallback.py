@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .jobs import Command, Job, JobError, JobResult, Lengths
-from .message import Event, Value
+from .message import Event, Subkeys, Value
 from .tables.parameters import SHORT_STRING
 
 # Limits of one job that pushes, reads or trims. The element with which it reaches the limit
@@ -106,8 +106,9 @@ def read_elements(result: JobResult) -> Iterator[bytes]:
 
 # ---- elements ---------------------------------------------------------------------------
 
-# The first word of an element names its form: without a value, or with one.
-_PLAIN, _VALUED = b"1", b"2"
+# The first word of an element names its form: without a value, with one, or with subkeys before
+# one of the other forms.
+_PLAIN, _VALUED, _SUBKEYED = b"1", b"2", b"3"
 
 
 def to_element(event: Event) -> bytes:
@@ -115,9 +116,19 @@ def to_element(event: Event) -> bytes:
 
     Without a value: `1 id time_ms db class name_length name key`. With a value:
     `2 id time_ms db class name_length key_length type length before data_length name key
-    data`, where a data_length of -1 means that the value has no data. Blanks make
-    elements readable for people; the lengths make them binary-safe.
+    data`, where a data_length of -1 means that the value has no data. With subkeys: `3 total
+    count`, as many times `length:subkey`, and one of the other forms. Blanks make elements
+    readable for people; the lengths make them binary-safe.
     """
+    if event.subkeys is None:
+        return _to_element(event)
+    names, total = event.subkeys.names, event.subkeys.total
+    listed = b"".join([b"%d:%b " % (len(name), name) for name in names])
+    return b"%b %d %d %b%b" % (_SUBKEYED, total, len(names), listed, _to_element(event))
+
+
+def _to_element(event: Event) -> bytes:
+    """Return the event as an element without its subkeys."""
     value = event.value
     head = b"%b %d %d %b %d " % (
         event.message_id.encode(),
@@ -147,7 +158,10 @@ def from_element(element: bytes) -> Event | None:
 
     Anybody can push to the list. Every event that is returned can be sent by pika.
     """
+    subkeys = None
     try:
+        if element.startswith(_SUBKEYED + b" "):
+            subkeys, element = _from_subkeyed(element)
         version, message_id, time_ms, db, letter, name_length, rest = element.split(b" ", 6)
         length = int(name_length)
         value = None
@@ -163,6 +177,7 @@ def from_element(element: bytes) -> Event | None:
             rest[:length],
             rest[length + 1 :],
             value,
+            subkeys,
         )
     except ValueError:
         return None
@@ -176,6 +191,30 @@ def from_element(element: bytes) -> Event | None:
         and rest[length : length + 1] == b" "
     )
     return event if valid else None
+
+
+def _from_subkeyed(element: bytes) -> tuple[Subkeys, bytes]:
+    """Return the subkeys of an element, and the element without them. Raises ValueError."""
+    _, total, count, rest = element.split(b" ", 3)
+    names = []
+    at = 0
+    for _ in range(_number(count)):
+        colon = rest.index(b":", at)
+        end = colon + 1 + _number(rest[at:colon])
+        if rest[end : end + 1] != b" ":
+            raise ValueError("no subkey")
+        names.append(rest[colon + 1 : end])
+        at = end + 1
+    if _number(total) < len(names):
+        raise ValueError("too many subkeys")
+    return Subkeys(tuple(names), int(total)), rest[at:]
+
+
+def _number(digits: bytes) -> int:
+    """Return the number in these digits. Raises ValueError."""
+    if not digits.isdigit():
+        raise ValueError("no number")
+    return int(digits)
 
 
 def _from_valued(rest: bytes) -> tuple[Value, int, bytes]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .config import Config, raw
@@ -28,6 +28,8 @@ CLASS_LETTERS = "".join(_LETTERS.get(bit, UNKNOWN_CLASS) for bit in range(max(_L
 _CLASS_NAMES = {event_class.letter: event_class.name for event_class in EVENT_CLASSES}
 # The approximate memory of an event in bytes, without its key and its name.
 EVENT_BYTES = 256
+# The same of a subkey.
+_SUBKEY_BYTES = 48
 # The longest key, in bytes, that becomes the header `subject`: all headers of a message
 # have to fit into one frame, which RabbitMQ limits to 128 KiB.
 _SUBJECT_BYTES = 1024
@@ -55,6 +57,18 @@ class Value:
 
 
 @dataclasses.dataclass(slots=True)
+class Subkeys:
+    """The parts of its key that an event is about: the fields of a hash.
+
+    `names`: the first of them, in the server's order; one may come twice. `total`: the number of
+    all.
+    """
+
+    names: tuple[bytes, ...]
+    total: int
+
+
+@dataclasses.dataclass(slots=True)
 class Event:
     """A keyspace event with the identity that it keeps through all retries.
 
@@ -69,6 +83,17 @@ class Event:
     name: bytes
     key: bytes
     value: Value | None = None
+    subkeys: Subkeys | None = None
+
+    @property
+    def more_bytes(self) -> int:
+        """The approximate memory of its value and its subkeys in bytes."""
+        size = 0
+        if self.value is not None and self.value.data is not None:
+            size = len(self.value.data)
+        if self.subkeys is not None:
+            size += sum(map(len, self.subkeys.names)) + _SUBKEY_BYTES * len(self.subkeys.names)
+        return size
 
 
 class Format:
@@ -155,6 +180,9 @@ class Format:
             "node": self._node,
             "id": event.message_id,
         }
+        if event.subkeys is not None:
+            names, total = event.subkeys.names, event.subkeys.total
+            item["subkeys"] = {**_named("names", names), "total": total, "cut": len(names) < total}
         value = event.value
         if value is not None:
             shown: dict[str, Any] = {"type": value.type, "length": value.length}
@@ -190,6 +218,15 @@ def named(name: str, data: bytes) -> dict[str, str]:
     if text is not None:
         return {name: text}
     return {f"{name}_base64": base64.b64encode(data).decode()}
+
+
+def _named(name: str, texts: Sequence[bytes]) -> dict[str, list[str]]:
+    """Return several of them, all as text or all in base64."""
+    decoded = [_decoded(text) for text in texts]
+    found = [text for text in decoded if text is not None]
+    if len(found) == len(texts):
+        return {name: found}
+    return {f"{name}_base64": [base64.b64encode(text).decode() for text in texts]}
 
 
 def _whole_characters(data: bytes) -> bytes:

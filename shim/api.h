@@ -13,8 +13,8 @@
 
 /* ---- queue.c: records from Redis' main thread to the worker --------------- */
 
-/* The kinds of records. EVENT and VALUED are keyspace events; the others are requests to
- * the worker, whose arguments are in the payload. */
+/* The kinds of records. EVENT, VALUED and SUBKEYED are keyspace events; the others are requests
+ * to the worker, whose arguments are in the payload. */
 enum {
     RECORD_EVENT = 0,
     RECORD_COMMAND = 1, /* u64 handle, then counted arguments */
@@ -28,7 +28,10 @@ enum {
     RECORD_VALUED = 7,  /* an event with its key's value: valued_t, the key, the data */
     /* Slots were handed over at once (migration.h): u8 whether they came to this node or have
      * left it, then the first and the last slot of each range, u16 */
-    RECORD_SLOTS_MOVED = 8
+    RECORD_SLOTS_MOVED = 8,
+    /* An event with its subkeys: subkeyed_t, the subkeys (counted), then the payload of an EVENT
+     * or a VALUED */
+    RECORD_SUBKEYED = 9
 };
 
 /* The modes of a flush. STORE: a save follows, so the events go into the list. The others
@@ -58,6 +61,14 @@ typedef struct {
     uint8_t has_data; /* 1 for a string */
     uint8_t padding;
 } valued_t;
+
+/* The head of a SUBKEYED's payload. */
+typedef struct {
+    uint32_t total; /* subkeys of the event; not all of them may follow */
+    uint32_t bytes; /* of the subkeys that follow, with their lengths */
+    uint8_t kind;   /* of the payload behind them: RECORD_EVENT or RECORD_VALUED */
+    uint8_t padding[7];
+} subkeyed_t;
 
 typedef struct queue queue_t;
 

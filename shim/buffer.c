@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A buffer with more memory gives it back before its next use. */
+#define LARGE ((size_t)4 * 1024 * 1024)
+
 void buffer_add(buffer_t *buffer, const void *data, size_t len) {
     if (buffer->len + len > buffer->capacity) {
         buffer->capacity = (buffer->len + len) * 2;
@@ -13,6 +16,14 @@ void buffer_add(buffer_t *buffer, const void *data, size_t len) {
     }
     if (len) memcpy(buffer->data + buffer->len, data, len);
     buffer->len += len;
+}
+
+void buffer_empty(buffer_t *buffer) {
+    if (buffer->capacity > LARGE) {
+        free(buffer->data);
+        *buffer = (buffer_t){0};
+    }
+    buffer->len = 0;
 }
 
 void buffer_add_counted(buffer_t *buffer, const void *data, size_t len) {

@@ -12,6 +12,8 @@ typedef struct {
     size_t len, capacity;
 } buffer_t;
 
+/* Empties a buffer that is used again. */
+void buffer_empty(buffer_t *buffer);
 /* Appends bytes. */
 void buffer_add(buffer_t *buffer, const void *data, size_t len);
 /* Appends a u32 with the length, then the bytes: "counted" in api.h. */

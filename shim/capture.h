@@ -3,9 +3,18 @@
 #define KEYSPACE_AMQP_CAPTURE_H
 #include "redis_api.h"
 
-/* Forgets the subscriptions of an earlier load. */
-void capture_prepare(void);
-/* Captures events of these classes (REDISMODULE_NOTIFY_*) from now on, and no others. */
-void capture_classes(RedisModuleCtx *ctx, int classes);
+/* At load: forgets the subscriptions of an earlier one, and finds the classes that the server
+ * has. */
+void capture_prepare(RedisModuleCtx *ctx);
+/* Returns the classes of events (REDISMODULE_NOTIFY_*) that can be captured here. */
+int capture_available(void);
+/* Captures events of these classes from now on, and no others, with so many of their subkeys at
+ * most. Classes that the server does not have are left out. */
+void capture_classes(RedisModuleCtx *ctx, int classes, int subkeys);
+/* Ends the subscriptions that are not wanted any more; once in a turn of the event
+ * loop. A server before Redis 8.2 cannot: there the callback ignores these events. */
+void capture_tidy(RedisModuleCtx *ctx);
+/* At unload: ends all subscriptions. */
+void capture_end(RedisModuleCtx *ctx);
 
 #endif

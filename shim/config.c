@@ -35,8 +35,7 @@ static const char *text_of(int index) { return RedisModule_StringPtrLen(values[i
 static int check(int index, RedisModuleString *value, char *error, size_t capacity) {
     size_t len;
     const char *bytes = RedisModule_StringPtrLen(value, &len);
-    return parameters_check(index, bytes, len, RedisModule_GetKeyspaceNotificationFlagsAll(), error,
-                            capacity);
+    return parameters_check(index, bytes, len, capture_available(), error, capacity);
 }
 
 /* Keeps a copy of a value that was checked. */
@@ -70,10 +69,11 @@ void config_send(void) {
 
 void config_apply(RedisModuleCtx *ctx) {
     const char *classes = text_of(PARAMETER_INDEX_EVENTS);
-    capture_classes(ctx, parameters_classes(classes, strlen(classes)));
-    /* A message in the format `text` has no value. */
-    int with_value = strcmp(text_of(PARAMETER_INDEX_FORMAT), "text") != 0;
-    values_take(ctx, with_value ? strtoul(text_of(PARAMETER_INDEX_VALUE), NULL, 10) : 0);
+    /* A message in the format `text` has no value and no subkeys. */
+    int is_text = strcmp(text_of(PARAMETER_INDEX_FORMAT), "text") == 0;
+    capture_classes(ctx, parameters_classes(classes, strlen(classes)),
+                    is_text ? 0 : atoi(text_of(PARAMETER_INDEX_SUBKEYS)));
+    values_take(ctx, is_text ? 0 : strtoul(text_of(PARAMETER_INDEX_VALUE), NULL, 10));
     main_thread.fallback_memory = atoi(text_of(PARAMETER_INDEX_FALLBACK_MEMORY));
     if (unsent) config_send(); /* on_apply is called for each parameter of a CONFIG SET */
 }
@@ -134,7 +134,7 @@ static int add_mask(char *masks, size_t *used, size_t capacity, const char *mask
 /* Checks the positional arguments and joins the masks among them into one value of `masks`;
  * the caller frees it. Returns NULL and logs if one is not accepted. */
 static char *check_arguments(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
-    int classes = RedisModule_GetKeyspaceNotificationFlagsAll();
+    int classes = capture_available();
     char error[ERROR_BYTES];
     size_t capacity = 16, used = 0, len;
     for (int i = PARAMETER_INDEX_MASKS; i < argc; i++) {

@@ -21,11 +21,12 @@ import cffi  # noqa: E402  # after the path is set
 import keyspace_amqp  # noqa: E402
 from keyspace_amqp.tables import keys, times  # noqa: E402
 from keyspace_amqp.tables.commands import COMMANDS, Argument, CommandSpec  # noqa: E402
-from keyspace_amqp.tables.events import ALL_CLASSES, EVENT_CLASSES  # noqa: E402
+from keyspace_amqp.tables.events import EVENT_CLASSES, OTHER_BITS  # noqa: E402
 from keyspace_amqp.tables.parameters import (  # noqa: E402
     INT64_MAX,
     MASK_BYTES,
     PARAMETERS,
+    SUBKEYS_BYTES,
     Kind,
     Parameter,
 )
@@ -87,8 +88,12 @@ def defines() -> str:
         "OWN_KEY_SUFFIX": quoted(keys.SUFFIX.decode()),
         "OWN_KEY_REFUSED_SUFFIX": quoted(keys.REFUSED_SUFFIX.decode()),
         "MASK_BYTES": MASK_BYTES,
+        "SUBKEYS_BYTES": SUBKEYS_BYTES,
         "PARAMETERS_COUNT": len(PARAMETERS),
         "EVENT_CLASSES_COUNT": len(classes()),
+        "EVENT_BITS": hex(sum(1 << c.bit for c in EVENT_CLASSES)),
+        "EVENT_BITS_EVERYWHERE": hex(sum(1 << c.bit for c in EVENT_CLASSES if not c.since)),
+        "EVENT_BITS_OTHER": hex(sum(1 << bit for bit in OTHER_BITS)),
         "STATS_COUNT": len(Stat),
         "TEXTS_COUNT": len(Text),
         "STAT_FIRST_REASON": FIRST_REASON.value,
@@ -127,7 +132,7 @@ def parameter_row(parameter: Parameter) -> str:
 def classes() -> list[str]:
     """Return the rows of EVENT_CLASSES."""
     bits = {event_class.letter: 1 << event_class.bit for event_class in EVENT_CLASSES}
-    bits["A"] = sum(bits[letter] for letter in ALL_CLASSES)
+    bits = {"A": sum(1 << c.bit for c in EVENT_CLASSES if c.in_all)} | bits
     return [f"{{'{letter}', {value:#x}}}" for letter, value in bits.items()]
 
 

@@ -28,7 +28,7 @@ struct shared shared;
 /* Returns 0, or -1 if no file descriptor is left. */
 static int prepare(RedisModuleCtx *ctx) {
     stats_prepare();
-    capture_prepare();
+    capture_prepare(ctx);
     values_prepare();
     server_prepare(ctx);
     migration_prepare(ctx);
@@ -137,6 +137,7 @@ __attribute__((visibility("default"))) int keyspace_amqp_unload(RedisModuleCtx *
                         STOP_LIMIT_MS);
         return REDISMODULE_ERR;
     }
+    capture_end(ctx);
     release(ctx);
     return REDISMODULE_OK;
 }

@@ -34,6 +34,12 @@ int parameters_classes(const char *value, size_t len) {
     return bits;
 }
 
+/* True if a server with these classes has the one with this letter. It may lack some that `A`
+ * stands for. */
+static int is_accepted(char letter, int classes) {
+    return letter == 'A' || (class_bits(letter) & classes) != 0;
+}
+
 int parameters_is_url(const char *value, size_t len) {
     return memmem(value, len, "://", 3) != NULL && memchr(value, '@', len) != NULL;
 }
@@ -59,6 +65,18 @@ static int refuse(const parameter_t *parameter, const char *value, size_t len, c
              hidden ? "this value" : "'", hidden ? "" : shown, hidden ? "" : "'",
              wrong[0] ? ": " : "", wrong, parameter->accepted);
     return -1;
+}
+
+/* Refuses a value of `events`, with the letters that are accepted on this server. */
+static int refuse_events(const parameter_t *parameter, const char *value, size_t len, int classes,
+                         const char *wrong, char *error, size_t capacity) {
+    char accepted[64] = "letters of";
+    parameter_t here = *parameter;
+    for (int i = 0; i < EVENT_CLASSES_COUNT; i++)
+        if (is_accepted(EVENT_CLASSES[i].letter, classes))
+            snprintf(accepted + strlen(accepted), 3, " %c", EVENT_CLASSES[i].letter);
+    here.accepted = accepted;
+    return refuse(&here, value, len, wrong, error, capacity);
 }
 
 static int check_integer(const parameter_t *parameter, const char *value, size_t len) {
@@ -134,16 +152,14 @@ int parameters_check(int index, const char *value, size_t len, int classes, char
         return 0;
     case PARAMETER_EVENTS:
         if (len == 0 || (long long)len > parameter->maximum)
-            return refuse(parameter, value, len, wrong, error, capacity);
+            return refuse_events(parameter, value, len, classes, wrong, error, capacity);
         for (size_t i = 0; i < len; i++) {
-            int bits = class_bits(value[i]);
-            if (bits == 0 || (value[i] != 'A' && (bits & classes) == 0)) {
-                if (bits == 0)
-                    snprintf(wrong, sizeof(wrong), "no event class has this letter");
-                else
-                    snprintf(wrong, sizeof(wrong), "this server has no class %c", value[i]);
-                return refuse(parameter, value, len, wrong, error, capacity);
-            }
+            if (is_accepted(value[i], classes)) continue;
+            if (class_bits(value[i]) == 0)
+                snprintf(wrong, sizeof(wrong), "no event class has this letter");
+            else
+                snprintf(wrong, sizeof(wrong), "this server has no class %c", value[i]);
+            return refuse_events(parameter, value, len, classes, wrong, error, capacity);
         }
         return 0;
     case PARAMETER_MASKS:

@@ -152,7 +152,8 @@ static chunk_t *queue_grow(queue_t *queue, size_t size) {
 int queue_push(queue_t *queue, const record_t *head, const char *name, const char *payload) {
     size_t size = sizeof(*head) + head->name_len + head->payload_len;
     size = (size + ALIGNMENT - 1) & ~(size_t)(ALIGNMENT - 1);
-    if (head->kind == RECORD_EVENT || head->kind == RECORD_VALUED) {
+    if (head->kind == RECORD_EVENT || head->kind == RECORD_VALUED ||
+        head->kind == RECORD_SUBKEYED) {
         size_t limit = queue_get_limit(queue);
         if (limit != 0 && queue_bytes(queue) + size > limit) return -1;
     }

@@ -71,6 +71,9 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 /* Event loop */
 #define REDISMODULE_EVENTLOOP_READABLE 1
 
+/* Events with subkeys: those without any come too. */
+#define REDISMODULE_NOTIFY_FLAG_NONE 0
+
 /* Server events: {id, version of its data} */
 typedef struct {
     uint64_t id;
@@ -223,6 +226,10 @@ typedef struct {
 typedef int (*RedisModuleCmdFunc)(RedisModuleCtx *, RedisModuleString **, int);
 typedef int (*RedisModuleNotificationFunc)(RedisModuleCtx *, int, const char *,
                                            RedisModuleString *);
+/* The last two: the subkeys and their number, which may be 0. */
+typedef void (*RedisModuleNotificationWithSubkeysFunc)(RedisModuleCtx *, int, const char *,
+                                                       RedisModuleString *, RedisModuleString **,
+                                                       int);
 typedef void (*RedisModuleEventCallback)(RedisModuleCtx *, RedisModuleEvent, uint64_t, void *);
 typedef void (*RedisModuleEventLoopFunc)(int, void *, int);
 typedef void (*RedisModuleInfoFunc)(RedisModuleInfoCtx *, int);
@@ -284,6 +291,12 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, InfoAddFieldCString, int, (RedisModuleInfoCtx *, const char *, const char *))           \
     X(700, InfoAddFieldLongLong, int, (RedisModuleInfoCtx *, const char *, long long))             \
     X(700, SubscribeToKeyspaceEvents, int, (RedisModuleCtx *, int, RedisModuleNotificationFunc))   \
+    X(802, UnsubscribeFromKeyspaceEvents, int,                                                     \
+      (RedisModuleCtx *, int, RedisModuleNotificationFunc))                                        \
+    X(808, SubscribeToKeyspaceEventsWithSubkeys, int,                                              \
+      (RedisModuleCtx *, int, int, RedisModuleNotificationWithSubkeysFunc))                        \
+    X(808, UnsubscribeFromKeyspaceEventsWithSubkeys, int,                                          \
+      (RedisModuleCtx *, int, int, RedisModuleNotificationWithSubkeysFunc))                        \
     X(700, SubscribeToServerEvent, int,                                                            \
       (RedisModuleCtx *, RedisModuleEvent, RedisModuleEventCallback))                              \
     X(700, RegisterClusterMessageReceiver, void,                                                   \

@@ -2,6 +2,7 @@
 #include "server.h"
 
 #include "api.h"
+#include "capture.h"
 #include "changes.h"
 #include "config.h"
 #include "flush.h"
@@ -35,6 +36,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
     flush_saves = 0;
     migration_turn_ends();
     life_resume(ctx);
+    capture_tidy(ctx);
     maxmemory_look();
     changes_send_unless_behind();
     worker_announce_new(); /* once in a turn (rule 5) */

@@ -37,9 +37,13 @@ extern struct main_thread {
     long long now_ms;           /* Unix time at the start of this turn of the event loop */
     int watches_slots;          /* events of some slots are not captured now (migration.h) */
     int wanted_classes;         /* of keyspace events: bits of REDISMODULE_NOTIFY_* */
-    int job_running;            /* a job of the worker runs now */
-    int fallback_memory;        /* percent of maxmemory that the list may take near it */
-    size_t value_bytes;         /* most bytes of a key's value to add to its event; 0: none */
+    /* The same by the callback that captures them: wanted_classes in one of these, 0 in the other.
+     */
+    int wanted_plain, wanted_subkeyed;
+    int job_running;     /* a job of the worker runs now */
+    int fallback_memory; /* percent of maxmemory that the list may take near it */
+    int subkeys;         /* most subkeys to add to an event; 0: none */
+    size_t value_bytes;  /* most bytes of a key's value to add to its event; 0: none */
 } main_thread;
 
 /* ---- shared ---- */

@@ -14,8 +14,6 @@
 #include "peek.h"
 #include "state.h"
 
-/* A buffer that has grown beyond this is freed before its next use. */
-#define LARGE_BUFFER ((size_t)4 * 1024 * 1024)
 /* Flags for look_at: an expired key is not deleted. */
 #define NO_EFFECTS (REDISMODULE_OPEN_KEY_NOEXPIRE | REDISMODULE_OPEN_KEY_NOEFFECTS)
 
@@ -49,11 +47,7 @@ static valued_t make_head(RedisModuleKey *open, size_t key_len, int before) {
 static void write_payload(buffer_t *payload, valued_t head, const char *key, const char *data,
                           size_t data_len) {
     head.has_data = data != NULL;
-    if (payload->capacity > LARGE_BUFFER) {
-        free(payload->data);
-        *payload = (buffer_t){0};
-    }
-    payload->len = 0;
+    buffer_empty(payload);
     buffer_add(payload, &head, sizeof(head));
     buffer_add(payload, key, head.key_len);
     buffer_add(payload, data, data_len);
@@ -130,9 +124,7 @@ static buffer_t *find_present(RedisModuleCtx *ctx, const char *event, RedisModul
     return &present;
 }
 
-/* Returns the payload for an event, or NULL if it has no value. The buffer is valid until
- * the next event. */
-static buffer_t *find_value(RedisModuleCtx *ctx, const char *event, RedisModuleString *key,
+const buffer_t *values_find(RedisModuleCtx *ctx, const char *event, RedisModuleString *key,
                             const char *name, size_t len) {
     if (removes_key(event)) return find_removed(ctx, name, len);
     /* `expire` may set a time in the past (SET … PXAT 1). Opening such a key makes Redis 7.0
@@ -146,7 +138,7 @@ static buffer_t *find_value(RedisModuleCtx *ctx, const char *event, RedisModuleS
 
 int values_push(RedisModuleCtx *ctx, const record_t *head, const char *event,
                 RedisModuleString *key, const char *name, size_t len) {
-    buffer_t *payload = find_value(ctx, event, key, name, len);
+    const buffer_t *payload = values_find(ctx, event, key, name, len);
     if (payload != NULL) {
         record_t valued = *head;
         valued.kind = RECORD_VALUED;

@@ -17,6 +17,7 @@ import pytest
 from keyspace_amqp import cli, masks
 from keyspace_amqp.config import parse_masks
 from keyspace_amqp.tables.commands import COMMANDS
+from keyspace_amqp.tables.events import EVENT_CLASSES
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import HELP, TEXT_HELP, Stat, Text
 from tests.servers import PACKAGES, SYSTEMS, kind_of
@@ -65,6 +66,20 @@ def parameters() -> str:
         for s in PARAMETERS
     ]
     return _table(("position", "name", "default", "accepted", "meaning"), *rows)
+
+
+def classes() -> str:
+    rows = [
+        (
+            f"`{c.letter}`",
+            f"`{c.name}`",
+            _cell(c.events),
+            "yes" if c.in_all else "",
+            f"Redis {c.since}" if c.since else "",
+        )
+        for c in EVENT_CLASSES
+    ]
+    return _table(("letter", "class", "events", "in `A`", "only since"), *rows)
 
 
 def commands() -> str:
@@ -134,6 +149,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tested": versions,
     "systems": systems,
     "parameters": parameters,
+    "classes": classes,
     "commands": commands,
     "stats": stats,
 }

@@ -54,8 +54,8 @@ class Entry:
         self.size = 0
         if event is not None:
             self.size = len(event.key) + len(event.name) + EVENT_BYTES
-            if event.value is not None and event.value.data is not None:
-                self.size += len(event.value.data)
+            if event.value is not None or event.subkeys is not None:
+                self.size += event.more_bytes
 
     @property
     def listed(self) -> bool:

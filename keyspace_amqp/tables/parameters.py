@@ -59,6 +59,10 @@ MASK_BYTES = 1024
 PATH_BYTES = 4096
 # A limit, because Redis' main thread copies the part of a value that goes into a message.
 VALUE_BYTES = 1024 * 1024
+# Limits on the subkeys of one event, because Redis' main thread copies them: their number, and
+# their bytes with 4 more for each.
+SUBKEYS = 10_000
+SUBKEYS_BYTES = 64 * 1024
 
 # ---- patterns of texts ------------------------------------------------------------------
 
@@ -143,9 +147,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         "xe",
         1,
         64,
-        "letters of g $ l s h z x e A, and t d m n o c where the server has them",
-        "classes of keyspace events, as in notify-keyspace-events; `A` is `g$lshzxe` and the "
-        "server's `t` and `d`",
+        "letters of A g $ l s h z x e t d m n, and a o c where the server has them",
+        "classes of keyspace events, see below; `A`: all but `m`, `n`, `o` and `c`",
         position=1,
     ),
     _text(
@@ -361,6 +364,15 @@ PARAMETERS: tuple[Parameter, ...] = (
         "percent of `maxmemory` that the fallback list may take when Redis is near it and can "
         "evict keys, and the same again for the list of refused events; 0: nothing",
         accepted="a number of percent from {} to {}",
+    ),
+    _integer(
+        "subkeys",
+        0,
+        0,
+        SUBKEYS,
+        "maximum number of subkeys in a message, in the formats `json` and `cloudevents`: the "
+        "fields of a hash that the event is about; Redis 8.8 or later, elsewhere none",
+        accepted="a number from {} (off) to {}",
     ),
 )
 INDEX = {parameter.name: index for index, parameter in enumerate(PARAMETERS)}

@@ -15,12 +15,13 @@ from collections.abc import Mapping
 
 from ..config import format_masks, quoted
 from ..masks import EXCLUDES
+from ..tables.events import EVENT_CLASSES
 from ..tables.parameters import PARAMETERS, Kind, Parameter
 from . import ToolError
 from .path import module_path
 
 # All letters of any server. Only the module knows which of them its server has.
-_EVENT_LETTERS = frozenset("g$lshzxeAtdmnoc")
+_EVENT_LETTERS = frozenset({"A", *(event_class.letter for event_class in EVENT_CLASSES)})
 _INTEGER = re.compile(r"-?[0-9]+")
 _ACCEPTED_MASK = "a mask, with ! before it one that excludes, or ALL for every key"
 

@@ -29,7 +29,12 @@ def _check_layouts() -> None:
         names.remove(name)
     if names:
         raise ImportError(f"records.py does not know {', '.join(sorted(names))} of shim/api.h")
-    for struct, layout in (("record_t", records.HEAD), ("valued_t", records.VALUED)):
+    layouts = {
+        "record_t": records.HEAD,
+        "valued_t": records.VALUED,
+        "subkeyed_t": records.SUBKEYED,
+    }
+    for struct, layout in layouts.items():
         if ffi.sizeof(struct) != layout.size:
             raise ImportError(f"{struct} in shim/api.h has another size than in records.py")
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ..config import parse_databases
 from ..masks import ALL, compile_masks
-from ..message import CLASS_LETTERS, Event, Value
+from ..message import CLASS_LETTERS, Event, Subkeys, Value
 from .shim_api import Queue
 
 
@@ -30,12 +30,15 @@ class Kind(enum.IntEnum):
     MESSAGE = 6
     VALUED = 7
     SLOTS_MOVED = 8
+    SUBKEYED = 9
 
 
 # record_t in shim/api.h
 HEAD = struct.Struct("=IIQiHBB")
 # valued_t in shim/api.h: length, the key's length, type, before, has_data
 VALUED = struct.Struct("=QIBB?x")
+# subkeyed_t in shim/api.h: the number of all, the bytes of those that follow, the kind behind them
+SUBKEYED = struct.Struct("=IIB7x")
 _LENGTH = struct.Struct("=I")
 _NUMBER = struct.Struct("=Q")
 _FLUSH = struct.Struct("=QIIB")
@@ -87,7 +90,7 @@ class Reader:
         """
         events: list[Event] = []
         matches, wants_db, prefix = self._matches, self._wants_db, self._prefix
-        unpack, head, valued = HEAD.unpack_from, HEAD.size, _VALUED_KIND
+        unpack, head, plain = HEAD.unpack_from, HEAD.size, _EVENT
         stop = min(len(data), PARSE_BYTES)
         at = count = 0
         try:
@@ -98,14 +101,21 @@ class Reader:
                 name_at = at + head
                 key_at = name_at + name_len
                 end = key_at + key_len
-                value = None
-                if kind == valued:
-                    value, key_at, end = _read_value(data, key_at, end)
+                value = subkeys = None
+                if kind != plain:
+                    value, subkeys, key_at, end = _read_more(kind, data, key_at, end)
                 if (wants_db is None or wants_db(db)) and matches(data, key_at, end):
                     letter, name = CLASS_LETTERS[bit], data[name_at : name_at + name_len]
                     events.append(
                         Event(
-                            f"{prefix}{number}", time_ms, db, letter, name, data[key_at:end], value
+                            f"{prefix}{number}",
+                            time_ms,
+                            db,
+                            letter,
+                            name,
+                            data[key_at:end],
+                            value,
+                            subkeys,
                         )
                     )
                 at += total
@@ -121,7 +131,7 @@ class Reader:
         kept: list[bytes] = []
         kept_numbers: list[int] = []
         matches, wants_db = self._matches, self._wants_db
-        unpack, head, valued = HEAD.unpack_from, HEAD.size, _VALUED_KIND
+        unpack, head, plain = HEAD.unpack_from, HEAD.size, _EVENT
         stop = min(len(data), PARSE_BYTES)
         at = start = count = 0  # the records from `start` on pass, and are not kept yet
         try:
@@ -131,10 +141,8 @@ class Reader:
                 total, key_len, _, db, name_len, kind, _ = unpack(data, at)
                 key_at = at + head + name_len
                 end = key_at + key_len
-                if kind == valued:
-                    (key_len,) = _LENGTH.unpack_from(data, key_at + _NUMBER.size)
-                    key_at += VALUED.size
-                    end = key_at + key_len
+                if kind != plain:
+                    key_at, end = _find_key(kind, data, key_at, end)
                 if (wants_db is None or wants_db(db)) and matches(data, key_at, end):
                     kept_numbers.append(number)
                 else:
@@ -149,7 +157,8 @@ class Reader:
         return b"".join(kept), kept_numbers, at, count
 
 
-_VALUED_KIND = int(Kind.VALUED)  # a member of an enum costs more to compare
+# Members of an enum cost more to compare.
+_EVENT, _VALUED, _SUBKEYED = int(Kind.EVENT), int(Kind.VALUED), int(Kind.SUBKEYED)
 
 
 def first_records(data: bytes, size: int, most: int) -> tuple[int, int]:
@@ -171,11 +180,8 @@ def check_records(data: bytes) -> int:
         while at < len(data):
             total, payload_len, _, _, name_len, kind, bit = HEAD.unpack_from(data, at)
             room = total - HEAD.size - name_len - payload_len
-            if kind == Kind.VALUED:
-                key_len = VALUED.unpack_from(data, at + HEAD.size + name_len)[1]
-                room = min(room, payload_len - VALUED.size - key_len)
-            elif kind != Kind.EVENT:
-                raise ValueError
+            payload_at = at + HEAD.size + name_len
+            _check_payload(kind, data[payload_at : payload_at + payload_len])
             at += total
             count += 1
             if room < 0 or at > len(data) or bit >= len(CLASS_LETTERS):
@@ -183,6 +189,51 @@ def check_records(data: bytes) -> int:
     except (struct.error, ValueError):
         raise ValueError("a record is damaged") from None
     return count
+
+
+def _check_payload(kind: int, payload: bytes) -> None:
+    """Raise ValueError or struct.error if this is not the payload of an event."""
+    if kind == _SUBKEYED:
+        _, size, kind = SUBKEYED.unpack_from(payload)
+        end = SUBKEYED.size + size
+        at = SUBKEYED.size
+        while at < end:
+            at += _LENGTH.size + _LENGTH.unpack_from(payload, at)[0]
+        if at != end or end > len(payload):
+            raise ValueError
+        payload = payload[end:]
+    if kind == _VALUED:
+        if len(payload) < VALUED.size + VALUED.unpack_from(payload)[1]:
+            raise ValueError
+    elif kind != _EVENT:
+        raise ValueError
+
+
+def _find_key(kind: int, data: bytes, at: int, end: int) -> tuple[int, int]:
+    """Return the start and the end of the key in the payload of an event."""
+    if kind == _SUBKEYED:
+        _, size, kind = SUBKEYED.unpack_from(data, at)
+        at += SUBKEYED.size + size
+    if kind == _EVENT:
+        return at, end
+    (key_len,) = _LENGTH.unpack_from(data, at + _NUMBER.size)
+    return at + VALUED.size, at + VALUED.size + key_len
+
+
+def _read_more(
+    kind: int, data: bytes, at: int, end: int
+) -> tuple[Value | None, Subkeys | None, int, int]:
+    """Read the payload of a VALUED or SUBKEYED record: what the event has more, then the start and
+    end of the key."""
+    value = subkeys = None
+    if kind == _SUBKEYED:
+        total, size, kind = SUBKEYED.unpack_from(data, at)
+        at += SUBKEYED.size
+        subkeys = Subkeys(tuple(counted(data[at : at + size])), total)
+        at += size
+    if kind == _VALUED:
+        value, at, end = _read_value(data, at, end)
+    return value, subkeys, at, end
 
 
 def _read_value(data: bytes, at: int, end: int) -> tuple[Value, int, int]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.fallback import from_element, to_element
-from keyspace_amqp.message import Event, Format, Value
+from keyspace_amqp.message import Event, Format, Subkeys, Value
 
 PLAIN = dataclasses.replace(DEFAULTS, events="A")
 
@@ -79,22 +79,31 @@ values = st.one_of(
         before=st.booleans(),
     ),
 )
-words = st.one_of(st.binary(max_size=50), st.sampled_from([b"", b" ", b"1 2 3", b" \n "]))
+words = st.one_of(
+    st.binary(max_size=50), st.sampled_from([b"", b" ", b"1 2 3", b" \n ", b"1:a ", b"3 1 1 1:a "])
+)
+subkeys = st.one_of(
+    st.none(), st.builds(Subkeys, names=st.lists(words, max_size=4).map(tuple),
+                         total=st.integers(4, 2**31)),
+)  # fmt: skip
 
 
-@given(words, words, values)
-def test_an_element_keeps_all_of_an_event(name: bytes, key: bytes, value: Value | None) -> None:
-    whole = event(key, name, value=value)
+@given(words, words, values, subkeys)
+def test_an_element_keeps_all_of_an_event(
+    name: bytes, key: bytes, value: Value | None, subkeys: Subkeys | None
+) -> None:
+    whole = event(key, name, value=value, subkeys=subkeys)
     element = to_element(whole)
     assert from_element(element) == whole
-    assert element.startswith(b"1 " if value is None else b"2 ")
+    form = b"1" if value is None else b"2"
+    assert element.split()[0] == (form if subkeys is None else b"3")
 
 
-@given(words, words, values, st.data())
+@given(words, words, values, subkeys, st.data())
 def test_a_damaged_element_is_an_event_or_none(
-    name: bytes, key: bytes, value: Value | None, data: st.DataObject
+    name: bytes, key: bytes, value: Value | None, subkeys: Subkeys | None, data: st.DataObject
 ) -> None:
-    element = bytearray(to_element(event(key, name, value=value)))
+    element = bytearray(to_element(event(key, name, value=value, subkeys=subkeys)))
     place = data.draw(st.integers(0, len(element) - 1))
     element[place] = data.draw(st.integers(0, 255))
     found = from_element(bytes(element))
@@ -116,6 +125,7 @@ def test_a_damaged_element_is_an_event_or_none(
         (b" 9 0 4 ", b" 3 0 4 "),
         (b" 9 0 4 ", b" 9 0 99 "),
         (b"2 a1-7", b"3 a1-7"),
+        (b"2 a1-7", b"4 a1-7"),
     ],
 )
 def test_lengths_of_an_element_that_do_not_agree(right: bytes, wrong: bytes) -> None:
@@ -166,3 +176,67 @@ def test_a_cut_text_is_still_text() -> None:
     binary = Value("string", 9, b"a\xff\xfe", before=True)
     item = json.loads(form(format="json").body(event(value=binary)))
     assert base64.b64decode(item["value"]["data_base64"]) == b"a\xff\xfe"
+
+
+# ---- subkeys ---------------------------------------------------------------------
+
+
+PLAIN_ELEMENT = b"1 a1-7 1 3 h 4 hset key"
+
+
+def test_an_element_with_subkeys_can_be_read_by_a_person() -> None:
+    whole = event(b"user:42", b"hset", subkeys=Subkeys((b"name", b"e mail"), 5))
+    assert to_element(whole).startswith(b"3 5 2 4:name 6:e mail 1 ")
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"3 2 2 1:a " + PLAIN_ELEMENT,  # a subkey is missing
+        b"3 1 1 2:a " + PLAIN_ELEMENT,
+        b"3 1 1 9999:a " + PLAIN_ELEMENT,
+        b"3 1 1 -1:a " + PLAIN_ELEMENT,
+        b"3 1 1 +1:a " + PLAIN_ELEMENT,
+        b"3 1 -1 1:a " + PLAIN_ELEMENT,
+        b"3 1 2 1:a 1:b " + PLAIN_ELEMENT,  # more than there are
+        b"3 x 1 1:a " + PLAIN_ELEMENT,
+        b"3 1 999999999999 1:a " + PLAIN_ELEMENT,
+        b"3 1 1 1:a",
+        b"3 1 1 1:a ",
+        b"3 1 1",
+        b"3 ",
+        b"3 1 1 1:a 3 1 1 1:b " + PLAIN_ELEMENT,
+    ],
+)
+def test_subkeys_of_an_element_that_do_not_agree(damaged: bytes) -> None:
+    found = from_element(b"3 1 1 1:a " + PLAIN_ELEMENT)
+    assert found is not None
+    assert (found.key, found.subkeys) == (b"key", Subkeys((b"a",), 1))
+    assert from_element(damaged) is None
+
+
+@pytest.mark.parametrize("shape", ["json", "cloudevents"])
+@pytest.mark.parametrize(
+    ("names", "total", "shown"),
+    [
+        ([b"a", b"b"], 2, {"names": ["a", "b"], "total": 2, "cut": False}),
+        ([b"a", b"a"], 9, {"names": ["a", "a"], "total": 9, "cut": True}),
+        ([b"", "ä\n".encode()], 2, {"names": ["", "ä\n"], "total": 2, "cut": False}),
+        ([b"a", b"\xff"], 2, {"names_base64": ["YQ==", "/w=="], "total": 2, "cut": False}),
+        ([], 3, {"names": [], "total": 3, "cut": True}),
+    ],
+)
+def test_subkeys_in_json(shape: str, names: list[bytes], total: int, shown: Any) -> None:
+    whole = event(b"k", b"hset", subkeys=Subkeys(tuple(names), total))
+    assert json.loads(form(format=shape).body(whole))["subkeys"] == shown
+    assert "subkeys" not in json.loads(form(format=shape).body(event(b"k")))
+    assert form().body(whole) == b"3\nhset\nk"
+
+
+def test_the_memory_of_subkeys_and_values() -> None:
+    """The bytes of the names, and something for each of them."""
+    names = Subkeys((b"a" * 100, b"b" * 200), 2)
+    whole = event(b"k", b"hset", value=Value("string", 50, b"v" * 50, before=False), subkeys=names)
+    assert 350 < whole.more_bytes < 600
+    assert dataclasses.replace(whole, subkeys=None).more_bytes == 50
+    assert event(b"k").more_bytes == 0

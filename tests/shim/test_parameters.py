@@ -26,6 +26,7 @@ BITS = {
     "g": 1 << 2, "$": 1 << 3, "l": 1 << 4, "s": 1 << 5, "h": 1 << 6, "z": 1 << 7,
     "x": 1 << 8, "e": 1 << 9, "t": 1 << 10, "m": 1 << 11, "d": 1 << 13, "n": 1 << 14,
     "o": 1 << 15, "c": 1 << 16,  # of Redis 8.2
+    "a": 1 << 23,  # of Redis 8.8
 }  # fmt: skip
 EVERY_CLASS = sum(BITS.values())
 # The classes of a server's own `A`: all but misses and new keys.
@@ -62,8 +63,8 @@ def check(shim: Shim) -> Check:
 VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
     "events": (
         [b"g", b"$", b"l", b"s", b"h", b"z", b"x", b"e", b"A", b"t", b"d", b"m", b"n",
-         b"xe", b"g$lshzxe", b"A" * 64, b"xxx", b"Amn"],
-        [b"", b"K", b"E", b"KEA", b"a", b"X", b"x e", b"xe ", b"x,e", b"\xff", b"x\n", b"0", b"?"],
+         b"o", b"c", b"a", b"xe", b"g$lshzxe", b"A" * 64, b"xxx", b"Amn"],
+        [b"", b"K", b"E", b"KEA", b"q", b"X", b"x e", b"xe ", b"x,e", b"\xff", b"x\n", b"0", b"?"],
     ),
     "host": (
         [b"h", b"127.0.0.1", b"::1", b"broker.example", b"h" * 255, b"a,b:5671", b"a:1,[::1]:65535",
@@ -142,6 +143,7 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
     ),
     "confirm-timeout": ([b"0", b"60", b"86400"], [b"", b"-1", b"86401", b"1s"]),
     "fallback-memory": ([b"0", b"2", b"100"], [b"", b"-1", b"101", b"5%", b"1.5"]),
+    "subkeys": ([b"0", b"1", b"10000"], [b"", b"-1", b"10001", b"all"]),
 }
 # fmt: on
 
@@ -271,7 +273,8 @@ def test_a_refusal_names_the_parameter_the_value_and_what_is_accepted(
         message = check(name, value)
         assert message is not None
         assert message.startswith(f"{name}: ")
-        assert message.endswith(f"; give {parameter.accepted}")
+        if name != "events":  # the letters are those of the server
+            assert message.endswith(f"; give {parameter.accepted}")
         assert len(message) < CUT
         if parameter.sensitive:
             continue
@@ -327,7 +330,7 @@ def test_huge_values_are_refused_in_few_words(check: Check, name: str) -> None:
 def test_a_message_keeps_to_its_room(shim: Shim, capacity: int, value: bytes) -> None:
     ffi = shim.ffi
     room = ffi.new("char[]", b"\x7f" * 400)
-    code = shim.lib.parameters_check(INDEX["host"], value, len(value), 0, room, capacity)
+    code = shim.lib.parameters_check(INDEX["port"], value, len(value), 0, room, capacity)
     assert code == -1
     assert bytes(ffi.buffer(room, 400))[capacity:] == b"\x7f" * (400 - capacity)
     assert len(ffi.string(room)) < capacity
@@ -370,6 +373,16 @@ def test_a_class_that_the_server_lacks(check: Check, letter: str) -> None:
 def test_a_is_accepted_whatever_it_means_to_the_server(check: Check) -> None:
     assert check("events", b"A", sum(BITS[letter] for letter in "g$lshzxe")) is None
     assert check("events", b"A", BITS["n"]) is None
+
+
+def test_the_error_names_the_letters_of_this_server(check: Check) -> None:
+    old = "g $ l s h z x e t d m n"
+    for classes, letters in ((EVERY_CLASS, old[:-4] + " a m n o c"),
+                             (0x7FFF, old), (BITS["g"], "g"), (0, "")):  # fmt: skip
+        for value in (b"K", b""):
+            message = check("events", value, classes)
+            assert message is not None
+            assert message.endswith(f"give letters of {f'A {letters}'.strip()}")
 
 
 def test_a_letter_of_no_class_is_told_from_one_the_server_lacks(check: Check) -> None:

@@ -70,6 +70,7 @@ GOOD = {
     "databases": [b"ALL", b"0", b"9-3,1", b"0-999999999"],
     "confirm-timeout": [b"0", b"1", b"60", b"86400"],
     "fallback-memory": [b"0", b"2", b"100"],
+    "subkeys": [b"0", b"1", b"10000"],
 }
 # All that a refusal may say. Each text names what is accepted.
 REASON = re.compile(

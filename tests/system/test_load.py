@@ -162,6 +162,7 @@ def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> Non
         "databases": "0,2-3",
         "confirm-timeout": "90",
         "fallback-memory": "7",
+        "subkeys": "7",
     }
     if version_of(program(family)) in ("8.1.0", "8.1.1"):
         # Valkey has this defect: docs/operations.md.
@@ -224,6 +225,7 @@ def test_every_parameter_can_be_set_while_it_runs(
         "databases": "0",
         "confirm-timeout": "90",
         "fallback-memory": "0",
+        "subkeys": "10000",
     }
     server = start_redis(arguments=arguments_for(broker, mailbox))
     client = server.client()
@@ -263,6 +265,7 @@ WRONG = [
     ("queue-limit", "1", "1048576"),
     ("worker-nice", "20", "0 to 19"),
     ("fallback-memory", "101", "0 to 100"),
+    ("subkeys", "10001", "10000"),
 ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from keyspace_amqp.jobs import Job, JobResult
 from keyspace_amqp.tables.stats import Stat, Text
-from keyspace_amqp.worker.records import HEAD, VALUED, Kind
+from keyspace_amqp.worker.records import HEAD, SUBKEYED, VALUED, Kind
 
 
 def record(
@@ -38,6 +38,16 @@ def valued(key: bytes, length: int, data: bytes | None, *, kind: int = 1, before
     """The record of an event with what its key holds."""
     head = VALUED.pack(length, len(key), kind, before, data is not None)
     return record(Kind.VALUED, head + key + (data or b""), name=b"set", bit=3)
+
+
+def subkeyed(inner: bytes, names: Sequence[bytes], total: int | None = None) -> bytes:
+    """The record of the event in another record, with these subkeys."""
+    _, payload_len, time_ms, db, name_len, kind, bit = HEAD.unpack_from(inner)
+    at = HEAD.size + name_len
+    listed = counted(*names)
+    head = SUBKEYED.pack(len(names) if total is None else total, len(listed), kind)
+    return record(Kind.SUBKEYED, head + listed + inner[at : at + payload_len],
+                  name=inner[HEAD.size : at], time_ms=time_ms, db=db, bit=bit)  # fmt: skip
 
 
 def counted(*arguments: bytes) -> bytes:

@@ -6,11 +6,14 @@ import dataclasses
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keyspace_amqp.config import DEFAULTS
-from keyspace_amqp.message import Event, Value
+from keyspace_amqp.message import Event, Subkeys, Value
 from keyspace_amqp.worker import records
 from keyspace_amqp.worker.records import (
+    HEAD,
     PARSE_BYTES,
     Kind,
     ListChanged,
@@ -21,11 +24,12 @@ from keyspace_amqp.worker.records import (
     SetRole,
     SlotsMoved,
     StartFlush,
+    check_records,
     first_records,
     parse_request,
     take_requests,
 )
-from tests.worker.fakes import FakeQueue, counted, event, keys_of, record, valued
+from tests.worker.fakes import FakeQueue, counted, event, keys_of, record, subkeyed, valued
 
 
 def reader(*masks: bytes, databases: str = "ALL") -> Reader:
@@ -133,6 +137,36 @@ def test_the_first_records(size: int, most: int, count: int) -> None:
     assert first_records(data, size, most) == (32 * count, count)
 
 
+some = st.binary(max_size=9)
+
+
+@given(st.lists(some, max_size=5), st.integers(0, 2**20), some, st.none() | some, st.booleans())
+def test_subkeys(
+    names: list[bytes], more: int, key: bytes, data: bytes | None, plain: bool
+) -> None:
+    inner = event(key, db=3, time_ms=9) if plain else valued(key, 10, data)
+    whole = subkeyed(inner, names, len(names) + more)
+    (found, without), _, _ = Reader("run").parse(whole + inner, [1, 2])
+    assert found.subkeys == Subkeys(tuple(names), len(names) + more)
+    assert dataclasses.replace(found, subkeys=None, message_id="run-2") == without
+    assert check_records(whole + inner) == 2
+
+
+@given(st.data())
+def test_a_damaged_record_with_subkeys_is_found_or_can_be_read(data: st.DataObject) -> None:
+    """The file of leftovers may be damaged: no byte of it may have other records read wrongly."""
+    whole = bytearray(subkeyed(valued(b"key", 5, b"da"), [b"one", b"two"], 4))
+    place = data.draw(st.integers(HEAD.size, len(whole) - 1))
+    whole[place] = data.draw(st.integers(0, 255))
+    try:
+        check_records(bytes(whole))
+    except ValueError:
+        return
+    (found,), size, _ = Reader("run").parse(bytes(whole), [1])
+    assert size == len(whole)
+    assert found.subkeys is None or len(found.subkeys.names) <= 4
+
+
 def test_without_a_filter_all_events_pass() -> None:
     data = event(b"a", db=7) + event(b"b")
     events, size, count = Reader("run").parse(data, [3, 9])
@@ -143,12 +177,14 @@ def test_without_a_filter_all_events_pass() -> None:
 # ---- records that stay records ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("most", [0, 1, 2, 5, 100])
+@pytest.mark.parametrize("most", [0, 1, 2, 5, 9, 100])
 @pytest.mark.parametrize("databases", ["ALL", "0"])
 def test_sifted_records_become_the_events_that_pass(most: int, databases: str) -> None:
     raw = [
         event(b"a1"), event(b"b"), valued(b"a2", 5, b"b data"), event(b"a3", db=1),
         valued(b"b2", 5, b"a"), event(b"b3"), valued(b"a4", 2, None), event(b"a5"),
+        subkeyed(event(b"a6"), [b"b"]), subkeyed(event(b"b"), [b"a", b""]),
+        subkeyed(valued(b"a7", 2, b"b"), [b"b"], 7), subkeyed(valued(b"b", 2, b"a"), [b"a"]),
     ]  # fmt: skip
     data, numbers = b"".join(raw), range(10, 10 + most)
     sifts = reader(b"^a", databases=databases)
