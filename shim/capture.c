@@ -92,12 +92,9 @@ static void on_event_with_subkeys(RedisModuleCtx *ctx, int type, const char *eve
  * unknown classes out. Valkey has none of the classes that Redis has added; if it has their bits,
  * they mean something else. */
 static int find_available(RedisModuleCtx *ctx) {
-    RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "server");
-    int is_valkey = RedisModule_ServerInfoGetFieldC(info, "valkey_version") != NULL;
-    RedisModule_FreeServerInfo(ctx, info);
     int bits = RedisModule_GetKeyspaceNotificationFlagsAll();
-    int known = is_valkey ? EVENT_BITS_EVERYWHERE : EVENT_BITS;
-    int meaningless = is_valkey ? EVENT_BITS_OTHER & 0x7fff : EVENT_BITS_OTHER;
+    int known = redis_api_of_valkey ? EVENT_BITS_EVERYWHERE : EVENT_BITS;
+    int meaningless = redis_api_of_valkey ? EVENT_BITS_OTHER & 0x7fff : EVENT_BITS_OTHER;
     if (bits & ~(known | meaningless))
         RedisModule_Log(ctx, "notice",
                         "this server has classes of events that version %s does not know, and "
