@@ -20,7 +20,7 @@ static struct {
     RedisModuleNotificationFunc callback;
     RedisModuleNotificationWithSubkeysFunc with_subkeys;
 } subscriptions[64];
-static int count_subscriptions, flags, is_valkey;
+static int count_subscriptions, flags;
 int calls, captured, captured_bit, captured_subkeys, logged;
 
 /* ---- the server's functions ---- */
@@ -65,19 +65,6 @@ static int unsubscribe_with_subkeys(RedisModuleCtx *ctx, int classes, int event_
 }
 
 static int all_flags(void) { return flags; }
-static RedisModuleServerInfoData *info_of(RedisModuleCtx *ctx, const char *section) {
-    (void)ctx;
-    (void)section;
-    return NULL;
-}
-static void free_info(RedisModuleCtx *ctx, RedisModuleServerInfoData *info) {
-    (void)ctx;
-    (void)info;
-}
-static const char *field_of(RedisModuleServerInfoData *info, const char *name) {
-    (void)info;
-    return is_valkey && strcmp(name, "valkey_version") == 0 ? "9.9.9" : NULL;
-}
 static void log_line(RedisModuleCtx *ctx, const char *level, const char *format, ...) {
     (void)ctx;
     (void)level;
@@ -143,14 +130,11 @@ void server_start(int bits, int can_unsubscribe, int has_subkeys, int valkey) {
     RedisModule_UnsubscribeFromKeyspaceEventsWithSubkeys =
         has_subkeys ? unsubscribe_with_subkeys : NULL;
     RedisModule_GetKeyspaceNotificationFlagsAll = all_flags;
-    RedisModule_GetServerInfo = info_of;
-    RedisModule_FreeServerInfo = free_info;
-    RedisModule_ServerInfoGetFieldC = field_of;
     RedisModule_Log = log_line;
     RedisModule_StringPtrLen = string_of;
     RedisModule_GetSelectedDb = selected_db;
     flags = bits;
-    is_valkey = valkey;
+    redis_api_of_valkey = valkey;
     count_subscriptions = logged = 0;
     capture_prepare(NULL);
 }
