@@ -1,9 +1,10 @@
 /* See peek.h. In all versions that are known, an open key begins with {context, database, name,
- * object}, and an object with {type and encoding in four bits each, other bits, pointer or
- * number}. */
+ * object}, and an object with {type and encoding in four bits each, other bits, number or
+ * something else}. A short string is in the memory of its object, but not always at the same
+ * place: in Valkey 9, the key may stand before it. It is read by a function of the server. */
 #include "peek.h"
 
-#include <stdint.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -16,13 +17,14 @@ enum { NAME_WORD = 2, OBJECT_WORD = 3 };
 /* The first byte of an object: encoding and type. The type of strings is 0. */
 enum { RAW_STRING_BYTE = 0x00, NUMBER_BYTE = 0x10, SHORT_STRING_BYTE = 0x80 };
 
+/* Before a short string stand three bytes: its length, the length that there is room for, and
+ * this, which says that both are one byte each. */
+enum { LENGTH_IN_A_BYTE = 1, HEADER_BYTES = 3 };
+
 typedef struct {
     unsigned char type_and_encoding;
     char more[7];
-    union {
-        const char *pointer;
-        long number;
-    };
+    long number;
 } object_t;
 
 /* Bytes of a form that have to be as the command says before the form is trusted. */
@@ -60,24 +62,38 @@ static int form_of(const object_t *object) {
 }
 
 /* Guesses what a key holds, if its form is untried. */
-static void make_guess(RedisModuleKey *key, size_t len, guess_t *guess) {
+static void make_guess(RedisModuleKey *key, guess_t *guess) {
     object_t object;
     if (guesses == GUESSES) return;
     guesses++;
     if (copy_safely(&object, object_of(key), sizeof(object)) != 0) return;
     int form = form_of(&object);
     if (trust[form] != UNTRIED) return;
-    guess->len = len;
+    guess->len = sizeof(guess->bytes);
     if (form == NUMBER)
-        guess->len = (size_t)snprintf(guess->text, sizeof(guess->text), "%ld", object.number);
-    else if (copy_safely(guess->text, object.pointer, len) != 0)
-        return;
+        guess->len = (size_t)snprintf(guess->bytes, sizeof(guess->bytes), "%ld", object.number);
+    else if (copy_safely(guess->bytes, object_of(key), guess->len) != 0)
+        return; /* another object may be far enough from the end of readable memory */
     guess->form = form;
 }
 
+/* True if the memory of an object has the string, with what belongs before it, and a NUL
+ * behind it. */
+static int has_string(const guess_t *guess, const char *data, size_t len) {
+    size_t first = offsetof(object_t, number) + HEADER_BYTES;
+    for (size_t at = first; at + len < guess->len; at++) {
+        const char *text = guess->bytes + at;
+        if ((unsigned char)text[-HEADER_BYTES] == len && text[-1] == LENGTH_IN_A_BYTE &&
+            memcmp(text, data, len) == 0 && text[len] == '\0')
+            return 1;
+    }
+    return 0;
+}
+
 void peek_prove(RedisModuleCtx *ctx, const guess_t *guess, const char *data, size_t len) {
-    if (guess->form == NO_FORM) return;
-    int holds = guess->len == len && memcmp(guess->text, data, len) == 0;
+    if (guess->form == NO_FORM || len == 0) return; /* an empty string proves nothing */
+    int holds = guess->form == NUMBER ? guess->len == len && memcmp(guess->bytes, data, len) == 0
+                                      : has_string(guess, data, len);
     if (holds) {
         proved[guess->form] += len;
         if (proved[guess->form] >= PROOF_BYTES) trust[guess->form] = TRUSTED;
@@ -96,7 +112,7 @@ const char *peek_string(RedisModuleKey *key, size_t len, guess_t *guess) {
     guess->form = NO_FORM;
     if (len >= PEEK_BYTES) return RedisModule_StringDMA(key, &found, REDISMODULE_READ);
     if (trust[NUMBER] != TRUSTED && trust[SHORT_STRING] != TRUSTED) {
-        make_guess(key, len, guess);
+        make_guess(key, guess);
         return NULL;
     }
     /* One form is proved, so the words of the key and the first byte of its object are. */
@@ -108,7 +124,7 @@ const char *peek_string(RedisModuleKey *key, size_t len, guess_t *guess) {
     if (head.type_and_encoding == RAW_STRING_BYTE) {
         data = RedisModule_StringDMA(key, &found, REDISMODULE_READ);
     } else if (trust[form] != TRUSTED) {
-        make_guess(key, len, guess);
+        make_guess(key, guess);
     } else if (form == NUMBER) {
         found = (size_t)snprintf(number_text, sizeof(number_text), "%ld", head.number);
         data = number_text;

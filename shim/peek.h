@@ -16,11 +16,11 @@
  * objects of up to 128 bytes in later versions of Valkey. */
 #define PEEK_BYTES 128
 
-/* What an object seems to hold, before its form has proved to be known. */
+/* What an object seems to be, before its form has proved to be known. */
 typedef struct {
-    int form; /* 0: none that is known */
-    size_t len;
-    char text[PEEK_BYTES];
+    int form;                   /* 0: none that is known */
+    size_t len;                 /* of the bytes */
+    char bytes[2 * PEEK_BYTES]; /* a number as text; or the memory of an object with a string */
 } guess_t;
 
 /* Returns the string of a key of type string that is open, or NULL if only a command can tell.
