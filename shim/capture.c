@@ -39,12 +39,12 @@ static struct {
     int wish; /* the classes that are needed */
 } subscribed[CALLBACKS];
 
-/* Captures an event if it is of a class in `wanted`. Inlined, so that the plain callback does not
- * pay for subkeys. */
+/* Captures an event if it is of a class in `*wanted`. Inlined, so that the plain callback does
+ * not pay for subkeys. */
 static inline __attribute__((always_inline)) void capture(RedisModuleCtx *ctx, int type,
                                                           const char *event, RedisModuleString *key,
-                                                          int wanted, RedisModuleString **subkeys,
-                                                          int total) {
+                                                          const int *wanted,
+                                                          RedisModuleString **subkeys, int total) {
     if (!main_thread.capturing || migration_hides(key)) return;
     size_t len;
     const char *name = RedisModule_StringPtrLen(key, &len);
@@ -54,13 +54,14 @@ static inline __attribute__((always_inline)) void capture(RedisModuleCtx *ctx, i
         if (!main_thread.job_running || (type & own_classes)) changes_note(event, name, len);
         return;
     }
-    if (!(type & wanted)) return;
+    unsigned class = (unsigned)(type & *wanted);
+    if (!class) return;
     record_t head = {.payload_len = (uint32_t)len,
                      .time_ms = (uint64_t)main_thread.now_ms,
                      .db = RedisModule_GetSelectedDb(ctx),
                      .name_len = (uint16_t)strnlen(event, UINT16_MAX),
                      .kind = RECORD_EVENT,
-                     .class_bit = (uint8_t)__builtin_ctz((unsigned)(type & wanted))};
+                     .class_bit = (uint8_t)__builtin_ctz(class)};
     count(&shared.seen);
     int full;
     if (total)
@@ -74,13 +75,13 @@ static inline __attribute__((always_inline)) void capture(RedisModuleCtx *ctx, i
 }
 
 static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModuleString *key) {
-    capture(ctx, type, event, key, main_thread.wanted_plain, NULL, 0);
+    capture(ctx, type, event, key, &main_thread.wanted_plain, NULL, 0);
     return REDISMODULE_OK;
 }
 
 static void on_event_with_subkeys(RedisModuleCtx *ctx, int type, const char *event,
                                   RedisModuleString *key, RedisModuleString **subkeys, int total) {
-    capture(ctx, type, event, key, main_thread.wanted_subkeyed, subkeys, total);
+    capture(ctx, type, event, key, &main_thread.wanted_subkeyed, subkeys, total);
 }
 
 /* ---- classes ---------------------------------------------------------------------------- */

@@ -195,6 +195,7 @@ def test_an_element_with_subkeys_can_be_read_by_a_person() -> None:
         b"3 2 2 1:a " + PLAIN_ELEMENT,  # a subkey is missing
         b"3 1 1 2:a " + PLAIN_ELEMENT,
         b"3 1 1 9999:a " + PLAIN_ELEMENT,
+        b"3 1 1 1:a_" + PLAIN_ELEMENT,  # no blank behind it
         b"3 1 1 -1:a " + PLAIN_ELEMENT,
         b"3 1 1 +1:a " + PLAIN_ELEMENT,
         b"3 1 -1 1:a " + PLAIN_ELEMENT,

@@ -15,6 +15,7 @@ from keyspace_amqp.worker import records
 from keyspace_amqp.worker.records import (
     HEAD,
     PARSE_BYTES,
+    SUBKEYED,
     Kind,
     ListChanged,
     PeerMessage,
@@ -150,6 +151,26 @@ def test_subkeys(
     assert found.subkeys == Subkeys(tuple(names), len(names) + more)
     assert dataclasses.replace(found, subkeys=None, message_id="run-2") == without
     assert check_records(whole + inner) == 2
+
+
+@pytest.mark.parametrize(
+    ("total", "size", "kind", "rest"),
+    [
+        (1, 5, Kind.EVENT, counted(b"ab")),  # the last subkey is longer than all of them
+        (1, 3, Kind.EVENT, counted(b"ab")),
+        (1, 7, Kind.EVENT, counted(b"ab")),  # the record ends within them
+        (1, 6, Kind.VALUED, counted(b"ab") + b"short"),
+        (1, 6, Kind.SUBKEYED, counted(b"ab") + b"key"),
+        (1, 6, Kind.COMMAND, counted(b"ab") + b"key"),
+    ],
+)
+def test_a_record_whose_subkeys_do_not_agree(
+    total: int, size: int, kind: Kind, rest: bytes
+) -> None:
+    good = record(Kind.SUBKEYED, SUBKEYED.pack(1, 6, 0) + counted(b"ab") + b"key", name=b"hset")
+    assert check_records(good) == 1
+    with pytest.raises(ValueError, match="damaged"):
+        check_records(record(Kind.SUBKEYED, SUBKEYED.pack(total, size, kind) + rest, name=b"hset"))
 
 
 @given(st.data())
