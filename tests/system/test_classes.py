@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import redis
 
 from keyspace_amqp.demo.servers import RabbitServer
 from tests.fix_servers import EVERY_FAMILY, Mailbox, StartRedis, arguments_for, settled, stats
+from tests.servers import at_least, kind_of
 
 # The letters of the classes that not all servers have.
 NEWER = "aoc"
@@ -106,3 +109,25 @@ def test_events_become_fewer_and_more_again(
     client.set("a", 3)
     assert names(mailbox, 1) == ["set"]
     settled(client, confirmed=1, events_seen=1)
+
+
+@EVERY_FAMILY
+def test_the_class_of_fields_that_expire(
+    family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """Redis and Valkey emit `hexpired` in different classes, as docs/configuration.md says."""
+    client = start_redis(
+        family, arguments_for(broker, mailbox, "hxg"), ["keyspaceamqp.format json"]
+    ).client()
+    if not at_least(family, redis="7.4", valkey="9.0"):
+        with pytest.raises(redis.ResponseError, match="unknown command"):
+            client.execute_command("HPEXPIRE", "h", 20, "FIELDS", 1, "a")
+        return
+    client.hset("h", "a", 1)
+    client.execute_command("HPEXPIRE", "h", 20, "FIELDS", 1, "a")
+    items = [json.loads(message.body) for message in mailbox.receive(4)]
+    assert [(item["event"], item["class"]) for item in items] == [
+        ("hset", "hash"), ("hexpire", "hash"),
+        ("hexpired", "hash" if kind_of(family) == "redis" else "expired"), ("del", "generic"),
+    ]  # fmt: skip
+    settled(client, confirmed=4)
