@@ -17,6 +17,7 @@ import redis
 
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from tests.fix_servers import MODULE, Mailbox, StartRedis, arguments_for, linked, settled, stats
+from tests.servers import at_least
 
 NOTIFY = ["notify-keyspace-events KEA", "client-output-buffer-limit pubsub 0 0 0"]
 CHANNEL = re.compile(rb"__keyevent@(\d+)__:(.*)", re.DOTALL)
@@ -129,13 +130,22 @@ def test_messages_are_what_redis_itself_notifies(
     wait_for(lambda: client.info("keyspace") and _no_short_lives(client), 30)
     expected = witness.events(client)
     messages = mailbox.receive(len(expected))
-    assert [message.event for message in messages] == expected
+    assert [_comparable(family, *message.event) for message in messages] == [
+        _comparable(family, *event) for event in expected
+    ]
     assert len(expected) > 3000
     numbers = settled(client, confirmed=len(expected), dropped=0)
     assert numbers["events_seen"] == numbers["events_matched"] == len(expected)
     assert mailbox.count() == 0
     ids = {message.properties.message_id for message in messages}
     assert len(ids) == len(messages)
+
+
+def _comparable(family: str, db: int, name: bytes, key: bytes) -> tuple[int | None, bytes, bytes]:
+    """An event without its database if the server may tell modules another one: within MULTI,
+    Valkey 9.1 gives them that of the client for what MOVE and COPY do in another one."""
+    unsure = name in (b"move_to", b"copy_to", b"expired") and at_least(family, valkey="9.1")
+    return None if unsure else db, name, key
 
 
 def _no_short_lives(client: redis.Redis) -> bool:
