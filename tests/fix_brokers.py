@@ -34,8 +34,10 @@ def read(mailbox: Mailbox, kind: str, last: bytes) -> list[Message]:
             if method is None:
                 raise StopIteration(f"{len(messages)} messages, without that of {last!r}")
             messages.append(Message(body, properties, method.redelivered))
-            channel.basic_ack(method.delivery_tag)
-            if messages[-1].event[2] == last:
+            ended = messages[-1].event[2] == last
+            if ended or method.delivery_tag % 500 == 0:
+                channel.basic_ack(method.delivery_tag, multiple=True)
+            if ended:
                 return messages
     raise AssertionError
 

@@ -41,16 +41,16 @@ def test_killed_under_load(
     own_broker.keep()
     server = start_redis(arguments=arguments)
     client = server.client()
-    with Load(server, batch=100, pause=0.05) as load, probe(server):
+    with Load(server, batch=20, pause=0.05) as load, probe(server):
         load.more(1000)
         wait_for(lambda: stats(client)["confirmed"] >= 1000, 60)
+        wait_for(lambda: stats(client)["in_flight"] > 0, 60)
         own_broker.kill()
-        load.more(1000)
+        load.more(500)
         own_broker.start()
-        load.more(1000)
-        wait_for(lambda: stats(client)["fallback_length"] == 0, 60)
+        load.more(500)
     at_rest = {"fallback_length": 0, "queue_length": 0, "in_flight": 0, "dropped": 0}
-    settled(client, 60, **at_rest)
+    settled(client, 120, **at_rest)
     client.set("last", 1)
     numbers = settled(client, 60, confirmed=len(load.keys) + 1, **at_rest)
     assert numbers["handler_errors"] == 0
