@@ -250,7 +250,8 @@ def test_no_file_is_too_long() -> None:
 
 
 def test_no_test_file_is_too_long() -> None:
-    assert longer((ROOT / "tests").rglob("*.*[cy]"), TEST_LINES) == set()
+    paths = [path for path in (ROOT / "tests").rglob("*") if path.suffix in (".c", ".py")]
+    assert longer(paths, TEST_LINES) == set()
 
 
 def fields_of(node: ast.ClassDef) -> set[str]:

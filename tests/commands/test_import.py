@@ -351,11 +351,9 @@ def test_just_after_a_load(family: str, start_redis: StartRedis) -> None:
     client = start_redis(family, arguments=None).client()
     elements = numbered(10)
     put(client, elements)
-    with client.pipeline(transaction=False) as pipeline:
-        arguments = arguments_for(free_port(), events="$")
-        pipeline.execute_command("MODULE", "LOAD", str(MODULE), *arguments)
-        pipeline.execute_command("KEYSPACEAMQP.FALLBACK", "IMPORT", OLD)
-        assert pipeline.execute()[1] == 10
+    # Not in one pipeline: newer servers look up commands before they run those before them.
+    client.execute_command("MODULE", "LOAD", str(MODULE), *arguments_for(free_port(), events="$"))
+    assert client.execute_command("KEYSPACEAMQP.FALLBACK", "IMPORT", OLD) == 10
     assert bodies(client.lrange(KEY, 0, -1)) == elements
     settled(client, fallback_length=10, fallback_found=10, dropped=0)
 

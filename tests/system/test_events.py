@@ -49,6 +49,13 @@ class Witness:
                 return events
 
 
+def tells_databases(client: redis.Redis) -> bool:
+    """False if the server tells a module the wrong database of `move_to` in a transaction: Valkey
+    9.1.1 and 9.1.2, see docs/operations.md."""
+    version = str(client.info("server").get("valkey_version", "0"))
+    return version not in ("9.1.1", "9.1.2")
+
+
 def random_commands(client: redis.Redis, source: random.Random, count: int) -> Iterator[None]:
     """Runs random commands on all types, in several databases, in every way that a client has;
     yields after each."""
@@ -104,9 +111,10 @@ def random_commands(client: redis.Redis, source: random.Random, count: int) -> I
         lambda: ("GEOADD", key(), 13, 38, small()),
     ]
     done = 0
+    sound = tells_databases(client)
     while done < count:
         many = source.choice([1, 1, 1, 10, 100])
-        with client.pipeline(transaction=source.random() < 0.3) as pipeline:
+        with client.pipeline(transaction=source.random() < 0.3 and sound) as pipeline:
             for _ in range(many):
                 pipeline.execute_command(*source.choice(commands)())
             pipeline.execute(raise_on_error=False)

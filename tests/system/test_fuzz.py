@@ -306,23 +306,29 @@ def arguments(chance: random.Random, command: str, words: list[bytes]) -> list[b
     return given
 
 
+LATE = "the handler did not answer in time"
+
+
 def test_commands(family: str, chance: random.Random, start_redis: StartRedis) -> None:
     server = start_redis(family, ["A", "127.0.0.1", free_port()])
     client = server.client(protocol=3)
-    refused = 0
+    refused = late = 0
     for number in range(300):
         spec = chance.choice(COMMANDS)
         words = [word.encode() for usage in spec.usage for word in re.findall("[A-Z]{3,}", usage)]
         given = arguments(chance, spec.name, words[1:]) if chance.random() < 0.95 else []
         before = parameters(client)
         refusal = attempt(client, f"KEYSPACEAMQP.{spec.name}", *given)
-        if refusal is not None:
+        if refusal is not None and LATE in refusal:
+            late += 1  # the machine is busy, and the command may still be carried out
+        elif refusal is not None:
             refused += 1
             assert REASON.search(refusal), (spec.name, given, refusal)
             assert len(refusal) < 5000 + sum(map(len, given)) * 4
             assert parameters(client) == before, (spec.name, given)
         client.set(f"key {number}", 1)
     assert 30 < refused < 270
+    assert late < 10
     client.execute_command("KEYSPACEAMQP.CONFIG", "SET", "fallback-size", "0")
     settled(client, handler_errors=0, queue_length=0)
     sound(server, client)
