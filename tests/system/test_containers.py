@@ -45,8 +45,9 @@ pytestmark = pytest.mark.containers
 # What tests/containers/base_images provides, for a release of Debian.
 RELEASE = os.environ.get("BASE_RELEASE", "bookworm")
 BASES = f"keyspace-amqp-base-{RELEASE}"
-# An upgrade goes from the first to the second. No Valkey reads the files of Redis 8.
-FIRST, SECOND = ("redis", "valkey") if RELEASE == "bookworm" else ("valkey", "redis")
+# An upgrade goes from the first to the second. No Valkey reads the RDB files of Redis 8, and Redis
+# 8 does not read the nodes.conf of Valkey 8; so on Debian 13 both are the same server.
+FIRST, SECOND = ("redis", "valkey") if RELEASE == "bookworm" else ("redis", "redis")
 CONF = "/opt/keyspace-amqp/redis.conf"
 USER = "events"  # of RabbitMQ; its password is the same
 SLOTS = 16384
@@ -541,8 +542,8 @@ def test_a_node_without_its_cluster(fault: str, cluster: Fleet) -> None:
 
 
 def test_an_upgrade_node_by_node(cluster: Fleet, images: dict[str, str], rabbitmq: Broker) -> None:
-    """Each node in turn ends, and a container of the other server goes on with its data.
-    During the first two the broker is away, so that there are lists to take over."""
+    """Each node in turn ends, and a new container goes on with its data. During the first two the
+    broker is away, so that there are lists to take over."""
     with written_to(cluster.nodes) as writers:
 
         def upgrade(node: Node) -> None:
