@@ -207,7 +207,7 @@ def _from_subkeyed(element: bytes) -> tuple[Subkeys, bytes]:
         at = end + 1
     if _number(total) < len(names):
         raise ValueError("too many subkeys")
-    return Subkeys(tuple(names), int(total)), rest[at:]
+    return Subkeys.of(names, int(total)), rest[at:]
 
 
 def _number(digits: bytes) -> int:

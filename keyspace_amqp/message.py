@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import re
+import struct
 import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,8 +29,6 @@ CLASS_LETTERS = "".join(_LETTERS.get(bit, UNKNOWN_CLASS) for bit in range(max(_L
 _CLASS_NAMES = {event_class.letter: event_class.name for event_class in EVENT_CLASSES}
 # The approximate memory of an event in bytes, without its key and its name.
 EVENT_BYTES = 256
-# The same of a subkey.
-_SUBKEY_BYTES = 48
 # The longest key, in bytes, that becomes the header `subject`: all headers of a message
 # have to fit into one frame, which RabbitMQ limits to 128 KiB.
 _SUBJECT_BYTES = 1024
@@ -38,6 +37,7 @@ _SUBJECT_BYTES = 1024
 _ESCAPED = re.compile(rb"[^!-~]|[.*#%]")
 # The bytes with which a character of several bytes begins in UTF-8.
 _FIRST_BYTES = range(0xC2, 0xF5)
+_LENGTH = struct.Struct("=I")  # as in a record
 _FIELD = re.compile(r"\{\{|\}\}|\{([a-z]+)(?::([0-9]+|\*))?\}")
 
 
@@ -60,12 +60,29 @@ class Value:
 class Subkeys:
     """The parts of its key that an event is about: the fields of a hash.
 
-    `names`: the first of them, in the server's order; one may come twice. `total`: the number of
-    all.
+    `listed`: the first of them, in the server's order; one may come twice. Each has its length
+    before it, as in the record of the event: as objects they would take many times the memory.
+    `total`: the number of all.
     """
 
-    names: tuple[bytes, ...]
+    listed: bytes
     total: int
+
+    @classmethod
+    def of(cls, names: Sequence[bytes], total: int) -> Subkeys:
+        """Return the subkeys with these names."""
+        return cls(b"".join([_LENGTH.pack(len(name)) + name for name in names]), total)
+
+    @property
+    def names(self) -> list[bytes]:
+        """The names of those that are listed."""
+        names = []
+        at = 0
+        while at < len(self.listed):
+            (length,) = _LENGTH.unpack_from(self.listed, at)
+            at += _LENGTH.size + length
+            names.append(self.listed[at - length : at])
+        return names
 
 
 @dataclasses.dataclass(slots=True)
@@ -92,7 +109,7 @@ class Event:
         if self.value is not None and self.value.data is not None:
             size = len(self.value.data)
         if self.subkeys is not None:
-            size += sum(map(len, self.subkeys.names)) + _SUBKEY_BYTES * len(self.subkeys.names)
+            size += len(self.subkeys.listed)
         return size
 
 

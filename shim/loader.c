@@ -58,7 +58,8 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
     if (core_load != NULL && core_unload != NULL) return core_load(ctx, argv, argc);
     if (log != NULL)
         log(ctx, "warning", "keyspace-amqp not loaded: %s. %s", error,
-            access(path, R_OK) != 0
+            path[0] == '\0' ? "Load it by its whole path, without links that lead nowhere"
+            : access(path, R_OK) != 0
                 ? "This file belongs beside the one that is loaded, and the server's user must be "
                   "able to read it. Load the module where pip installed it (keyspace-amqp path "
                   "prints its place), or make a symbolic link to it"

@@ -3,9 +3,10 @@
  * Events are told apart by the slot of their key, because only that holds in all cases: for the
  * commands that come from the other node, and for the removal of keys outside of any command.
  *
- * - While a slot is imported, no client can change its keys here. So no event of them is
- *   captured, from the start of the import to its end. An import that fails ends after its keys
- *   were removed (Valkey), or without events of them (Redis).
+ * - While a slot is imported, it is another node's, and no client can change its keys here. So no
+ *   event of them is captured, from the start of the import to its end. An import that fails ends
+ *   after its keys were removed (Valkey), or without events of them (Redis). (Valkey lets people
+ *   give the slot to this node by hand meanwhile: docs/cluster.md advises against it.)
  * - A slot that was handed over is emptied by Valkey directly after the server event that says so,
  *   in the same turn of the event loop. Redis emits nothing for that.
  * - A Redis that starts removes keys of slots that it does not serve, which are those of an import
@@ -30,6 +31,7 @@ typedef struct {
     int count;
 } slots_t;
 
+/* Of Redis only their numbers matter: it can be asked about each slot. */
 static slots_t imported, left;
 /* Which of the two servers this is, and the server event that it has. NO_EVENT: it has none. */
 static enum { NO_EVENT, REDIS_EVENT, VALKEY_EVENT } form;
@@ -182,6 +184,11 @@ static void read_migration(RedisModuleCallReply *migration) {
         if (ranges) slots = value, slots_len = len;
     }
     if (imports && !ended && slots != NULL) add_ranges(slots, slots_len);
+}
+
+void migration_forget_imports(void) {
+    memset(&imported, 0, sizeof(imported));
+    set_watched();
 }
 
 void migration_read(RedisModuleCtx *ctx) {

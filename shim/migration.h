@@ -16,6 +16,8 @@ void migration_prepare(RedisModuleCtx *ctx);
  * does not ask for it. */
 int migration_option(void);
 void migration_subscribe(RedisModuleCtx *ctx);
+/* Before a data set is loaded, in place of the one into which the slots were imported. */
+void migration_forget_imports(void);
 /* After a data set was loaded: asks the server which imports are under way. The data set may have
  * brought them along. */
 void migration_read(RedisModuleCtx *ctx);

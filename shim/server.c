@@ -71,6 +71,7 @@ static void on_loading(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
     loading = subevent != REDISMODULE_SUBEVENT_LOADING_ENDED &&
               subevent != REDISMODULE_SUBEVENT_LOADING_FAILED;
     flush_saves = 0; /* the databases were emptied for this load */
+    if (subevent <= REDISMODULE_SUBEVENT_LOADING_REPL_START) migration_forget_imports();
     if (!loading) migration_read(ctx);
     server_send_role();
 }

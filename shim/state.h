@@ -35,7 +35,7 @@
 extern struct main_thread {
     _Alignas(64) int capturing; /* this server is a primary and loads nothing (rule 14) */
     long long now_ms;           /* Unix time at the start of this turn of the event loop */
-    int watches_slots;          /* events of some slots are not captured now (migration.h) */
+    int watches_slots;          /* events of some slots may be hidden now (migration.h) */
     int wanted_classes;         /* of keyspace events: bits of REDISMODULE_NOTIFY_* */
     /* The same by the callback that captures them: wanted_classes in one of these, 0 in the other.
      */

@@ -11,6 +11,7 @@
 #include "buffer.h"
 #include "keys.h"
 #include "look.h"
+#include "migration.h"
 #include "peek.h"
 #include "state.h"
 
@@ -69,8 +70,9 @@ static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subeven
     if (!(classes & main_thread.wanted_classes)) return;
     RedisModuleKey *open = ((RedisModuleKeyInfo *)data)->key;
     size_t len, size = 0;
-    const char *key = RedisModule_StringPtrLen(RedisModule_GetKeyNameFromModuleKey(open), &len);
-    if (is_own_key(key, len)) return;
+    RedisModuleString *name = (RedisModuleString *)RedisModule_GetKeyNameFromModuleKey(open);
+    const char *key = RedisModule_StringPtrLen(name, &len);
+    if (is_own_key(key, len) || migration_hides(name)) return;
     const char *bytes = NULL;
     /* StringDMA may change how Redis keeps the string; this one is removed anyway. */
     if (RedisModule_KeyType(open) == REDISMODULE_KEYTYPE_STRING)

@@ -1,8 +1,9 @@
 """The classes of keyspace events: their letters, their bits and their names.
 
 The letters are those of `notify-keyspace-events`, the bits those of REDISMODULE_NOTIFY_*.
-A server says how many bits it has (GetKeyspaceNotificationFlagsAll), so a class exists on a
-server if its bit does. Pure: imports nothing.
+A server says how many bits it has (GetKeyspaceNotificationFlagsAll). So a class exists on a
+server if its bit does; but Valkey has none of the classes that Redis has added since 7.0. Pure:
+imports nothing.
 """
 
 from __future__ import annotations

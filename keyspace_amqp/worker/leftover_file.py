@@ -35,6 +35,7 @@ from ..tables.keys import KEY
 from .records import HEAD, VALUED, Reader, check_records
 
 # The form of the records in the file. Records of another one cannot be read.
+# Whoever changes SUBKEYED, which it does not name, gives it another first number.
 LAYOUT = f"1 {sys.byteorder} {HEAD.format} {VALUED.format}".encode()
 _RECORDS = b"RECORDS"
 # Bytes after which the file is synchronized with the disk, so that the last time is short.

@@ -229,7 +229,7 @@ def _read_more(
     if kind == _SUBKEYED:
         total, size, kind = SUBKEYED.unpack_from(data, at)
         at += SUBKEYED.size
-        subkeys = Subkeys(tuple(counted(data[at : at + size])), total)
+        subkeys = Subkeys(data[at : at + size], total)
         at += size
     if kind == _VALUED:
         value, at, end = _read_value(data, at, end)
@@ -267,7 +267,8 @@ class SetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SetRole:
-    """The server's role. `agreed`: writes are paused, so a replica has all writes."""
+    """The server's role. `agreed`: another server has all writes, because they were paused
+    before the change, or because the slots were handed over."""
 
     primary: bool
     loading: bool

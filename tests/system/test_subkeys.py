@@ -116,7 +116,7 @@ def test_subkeys_wait_in_the_list(
     wait_for(lambda: list_length(client) == 1, 30)
     event = from_element(client.lindex(KEY, 0))
     assert event is not None
-    assert event.subkeys == Subkeys((b"a", b"\xff"), 2)
+    assert event.subkeys == Subkeys.of((b"a", b"\xff"), 2)
     client.config_set("keyspaceamqp.port", broker.port)
     ((name, found),) = received(mailbox, 1)
     assert name == "hset"

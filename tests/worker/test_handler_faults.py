@@ -291,7 +291,10 @@ def test_an_event_of_which_nothing_can_be_made(
     assert numbers["handler_errors"] == 6
     assert "the event of key b'poison' (set, database 0) is set aside: RuntimeError" in server.log()
     shown = client.execute_command("KEYSPACEAMQP.FALLBACK", "ASIDE")
-    assert [why for _, why, _ in shown] == [b"RuntimeError: broken on purpose"] * 2
+    why = b"RuntimeError: broken on purpose"
+    if name == "to_element":  # there is none to look at, so the reason names the event
+        why = b"the event of key b'poison' (set, database 0), " + why
+    assert [text for _, text, _ in shown] == [why] * 2
 
 
 def test_an_element_over_which_the_handler_always_fails(

@@ -148,8 +148,10 @@ def test_subkeys(
     inner = event(key, db=3, time_ms=9) if plain else valued(key, 10, data)
     whole = subkeyed(inner, names, len(names) + more)
     (found, without), _, _ = Reader("run").parse(whole + inner, [1, 2])
-    assert found.subkeys == Subkeys(tuple(names), len(names) + more)
+    assert found.subkeys == Subkeys.of(names, len(names) + more)
     assert dataclasses.replace(found, subkeys=None, message_id="run-2") == without
+    # An event takes no more room for them than its record: the limits count in bytes of records.
+    assert found.more_bytes - without.more_bytes <= len(whole) - len(inner)
     assert check_records(whole + inner) == 2
 
 
