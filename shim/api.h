@@ -26,8 +26,8 @@ enum {
     RECORD_LIST_CHANGED = 5,
     RECORD_MESSAGE = 6, /* from another node: its id and the text, both counted */
     RECORD_VALUED = 7,  /* an event with its key's value: valued_t, the key, the data */
-    /* Slots were handed over at once (migration.h): u8 whether they came to this node or have
-     * left it, then the first and the last slot of each range, u16 */
+    /* Slots were handed over (migration.h): u8 (1: they came to this node, 0: they have left it),
+     * then the first and the last slot of each range, u16 */
     RECORD_SLOTS_MOVED = 8,
     /* An event with its subkeys: subkeyed_t, the subkeys (counted), then the payload of an EVENT
      * or a VALUED */

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A buffer with more memory gives it back before its next use. */
+/* A buffer with more memory than this frees it before its next use. */
 #define LARGE ((size_t)4 * 1024 * 1024)
 
 void buffer_add(buffer_t *buffer, const void *data, size_t len) {

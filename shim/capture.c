@@ -2,9 +2,9 @@
  *
  * Main thread. Rule 1: the callback copies the event and returns. It takes no lock,
  * calls no Python, does no I/O and touches no key. Only if the parameter `value` asks
- * for values does it call values.c, which looks at the key. With the parameter `subkeys` there is
- * another callback, to which Redis 8.8 and later give the subkeys of an event; making them costs
- * the server time.
+ * for values does it call values.c, which looks at the key. With the parameter `subkeys`,
+ * another callback is used. Redis 8.8 and later give it the subkeys of an event; collecting them
+ * costs the server time.
  */
 #include "capture.h"
 
@@ -30,8 +30,8 @@ static int own_classes; /* those of OWN_CLASSES */
 /* The two callbacks. */
 enum { PLAIN, SUBKEYED, CALLBACKS };
 
-/* The subscriptions of each callback. Each has classes of its own, because one with a class of
- * another would get each of its events twice. */
+/* The subscriptions of each callback. No two of them share a class: the callback would get each
+ * event of this class twice. */
 static struct {
     int masks[32];
     int count;
@@ -39,8 +39,8 @@ static struct {
     int wish; /* the classes that are needed */
 } subscribed[CALLBACKS];
 
-/* Captures an event if it is of a class in `*wanted`. Inlined, so that the plain callback does
- * not pay for subkeys. */
+/* Captures an event if it is of a class in `*wanted`. Inlined, so that subkeys cost the
+ * plain callback no time. */
 static inline __attribute__((always_inline)) void capture(RedisModuleCtx *ctx, int type,
                                                           const char *event, RedisModuleString *key,
                                                           const int *wanted,
@@ -88,10 +88,10 @@ static void on_event_with_subkeys(RedisModuleCtx *ctx, int type, const char *eve
 
 /* Returns the classes of this server that the module knows, and logs that there are others.
  *
- * What an unknown class means only its server knows: of the five classes that Redis has added
- * since 7.0, four are none of `A`, and the events of one are no changes of the data. So `A` leaves
- * unknown classes out. Valkey has none of the classes that Redis has added; if it has their bits,
- * they mean something else. */
+ * Only the server knows the meaning of an unknown class. Most of the classes that Redis has added
+ * since 7.0 are not in its `A`, and some events are no changes of the data. So `A` leaves unknown
+ * classes out. Valkey has none of the classes that Redis has added; if it has their bits, they
+ * mean something else. */
 static int find_available(RedisModuleCtx *ctx) {
     int bits = RedisModule_GetKeyspaceNotificationFlagsAll();
     int known = redis_api_of_valkey ? EVENT_BITS_EVERYWHERE : EVENT_BITS;
@@ -158,8 +158,8 @@ void capture_classes(RedisModuleCtx *ctx, int classes, int subkeys) {
     subscribe(ctx, callback, subscribed[callback].wish & ~subscribed[callback].all);
 }
 
-/* A subscription is ended here and not in capture_classes: that may run in the callback of
- * another module, by CONFIG SET, while the server iterates over its list of subscriptions. */
+/* Subscriptions are ended here and not in capture_classes. CONFIG SET in the callback of another
+ * module calls capture_classes while the server iterates over its list of subscriptions. */
 void capture_tidy(RedisModuleCtx *ctx) {
     if (RedisModule_UnsubscribeFromKeyspaceEvents == NULL) return;
     for (int callback = 0; callback < CALLBACKS; callback++) {

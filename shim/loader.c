@@ -1,14 +1,14 @@
-/* The file that the server loads. It opens the core, which is everything else: a second file
- * beside it, linked with libpython. Then it hands the server's two calls on.
+/* The file that the server loads. It opens the core, a second file beside it, which has everything
+ * else and is linked with libpython. It calls the core at load and unload.
  *
  * Valkey opens modules with RTLD_DEEPBIND. A module, and the libraries that come into the
  * process with it, then look for a function in each other and in libc first, and only then in
- * the server and its libraries. But libc looks in the server first, as always. So with a server
- * that has its own shared malloc (Debian's Valkey has jemalloc, and LD_PRELOAD brings others),
- * libc's strdup would take memory from that one, and libpython and the shim would give it back
- * to another: to the one in libc. That ends the process. The core is opened without the flag,
- * so all code in the process has one malloc. This file, for which the flag holds, links with
- * libc alone and neither allocates nor frees.
+ * the server and its libraries. But libc looks in the server first, as always. If the server has
+ * a malloc from a shared library (Debian's Valkey has jemalloc, and LD_PRELOAD brings others),
+ * libc's strdup would take memory from that malloc, and libpython and the shim would give it back
+ * to libc's malloc. That ends the process. So the core is opened without the flag, and all code
+ * in the process has one malloc. This file, for which the flag holds, links with libc alone and
+ * neither allocates nor frees.
  *
  * Main thread. */
 #include <dlfcn.h>

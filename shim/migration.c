@@ -1,18 +1,18 @@
 /* See migration.h.
  *
- * Events are told apart by the slot of their key, because only that holds in all cases: for the
- * commands that come from the other node, and for the removal of keys outside of any command.
+ * The slot of its key says whether an event is captured, because the slot is known in all cases:
+ * for commands that come from the other node, and for the removal of keys outside of any command.
  *
  * - While a slot is imported, it is another node's, and no client can change its keys here. So no
- *   event of them is captured, from the start of the import to its end. An import that fails ends
- *   after its keys were removed (Valkey), or without events of them (Redis). (Valkey lets people
- *   give the slot to this node by hand meanwhile: docs/cluster.md advises against it.)
- * - A slot that was handed over is emptied by Valkey directly after the server event that says so,
- *   in the same turn of the event loop. Redis emits nothing for that.
- * - A Redis that starts removes keys of slots that it does not serve, which are those of an import
- *   at its end, before the first turn of the event loop.
+ *   event of them is captured, from the start of the import to its end. If an import fails, Valkey
+ *   removes the keys before its end, and Redis removes them without events. (Valkey lets people
+ * give the slot to this node by hand meanwhile: docs/cluster.md advises against it.)
+ * - Valkey empties a slot that was handed over directly after the server event about it, in the
+ *   same turn of the event loop. Redis emits no events for that.
+ * - When Redis starts, it removes the keys of slots that it does not serve, such as those of an
+ *   import that was interrupted. It does so before the first turn of the event loop.
  *
- * Replicas get the same server events, so a promoted replica knows what its primary has begun. */
+ * Replicas get the same server events, so a promoted replica knows the imports of its primary. */
 #include "migration.h"
 
 #include <stdlib.h>
@@ -31,15 +31,17 @@ typedef struct {
     int count;
 } slots_t;
 
-/* Of Redis only their numbers matter: it can be asked about each slot. */
+/* The slots whose events are not captured: those of imports under way, and those that have left
+ * this node in this turn of the event loop. With Redis only their counts matter: it can be asked
+ * about each slot. */
 static slots_t imported, left;
-/* Which of the two servers this is, and the server event that it has. NO_EVENT: it has none. */
+/* The server event that says how migrations go on, by the kind of server. NO_EVENT: it has none. */
 static enum { NO_EVENT, REDIS_EVENT, VALKEY_EVENT } form;
 
 /* The server starts, and the event loop has had no turn yet. */
 static int starting;
 
-/* What a server event says. The numbers are those of Redis' sub-events. */
+/* The meaning of a server event. The numbers are those of Redis' sub-events. */
 enum change {
     IMPORT_STARTED,
     IMPORT_FAILED,
@@ -76,7 +78,7 @@ int migration_hides_slot_of(RedisModuleString *key) {
     return has(&imported, slot) || has(&left, slot);
 }
 
-/* Returns a range of the server event's data, or -1 behind the last one. */
+/* Reads a range of slots from the server event's data. Returns 0, or -1 behind the last range. */
 static int range(const void *data, size_t number, int *first, int *last) {
     if (form == REDIS_EVENT) {
         const RedisModuleSlotRangeArray *ranges =
@@ -93,8 +95,8 @@ static int range(const void *data, size_t number, int *first, int *last) {
     return 0;
 }
 
-/* Tells the worker that slots came to this node, or have left it. It has to know before it reads
- * the topology again, which it does once a second: the slots may be back by then. */
+/* Tells the worker that slots came to this node, or have left it. The worker reads the topology
+ * only once a second, and slots that have left may be back by then. */
 static void tell_worker(int came, const void *data) {
     buffer_t buffer = {0};
     int ends[2];
@@ -117,7 +119,7 @@ static void on_migration(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t s
     if (form == REDIS_EVENT && subevent < OTHER_CHANGE) change = (enum change)subevent;
     if (form == VALKEY_EVENT && subevent < sizeof(VALKEY_CHANGES) / sizeof(VALKEY_CHANGES[0]))
         change = VALKEY_CHANGES[subevent];
-    /* Not the others: Redis emits one of them in a child, after a fork. */
+    /* The others are ignored: Redis emits one of them in a child process, after a fork. */
     int ends = change == IMPORT_FAILED || change == IMPORT_COMPLETED;
     if (change != IMPORT_STARTED && change != EXPORT_COMPLETED && !ends) return;
     int first, last;
@@ -141,9 +143,10 @@ void migration_turn_ends(void) {
 
 int migration_has_left(void) { return left.count != 0; }
 
-/* ---- imports of which this module has heard no start ---- */
+/* ---- imports whose start the module has not seen ---- */
 
-/* The end of a number in the text; the text is followed by something else than a digit. */
+/* Returns the number at the start of the text, and moves the text behind it. The text does not end
+ * with a digit. */
 static int number(const char **text) {
     char *end;
     int value = (int)strtol(*text, &end, 10);
@@ -161,7 +164,7 @@ static void add_ranges(const char *text, size_t len) {
     }
 }
 
-/* Takes a migration as CLUSTER shows it: names and values in turn. */
+/* Reads one migration of a reply of CLUSTER, in which names and values alternate. */
 static void read_migration(RedisModuleCallReply *migration) {
     const char *slots = NULL, *value;
     size_t slots_len = 0, len;
@@ -214,7 +217,7 @@ void migration_prepare(RedisModuleCtx *ctx) {
     form = NO_EVENT;
     int flags = RedisModule_GetContextFlags(ctx);
     if (!(flags & REDISMODULE_CTX_FLAGS_CLUSTER) || RedisModule_ClusterKeySlot == NULL) return;
-    /* The number of one's event is that of another event in the other server. */
+    /* The number of this event on one server is that of a different event on the other. */
     if (!redis_api_of_valkey && RedisModule_ClusterCanAccessKeysInSlot != NULL)
         form = REDIS_EVENT;
     else if (redis_api_of_valkey && RedisModule_GetModuleOptionsAll != NULL &&

@@ -2,26 +2,27 @@
  *
  * Such a migration copies the keys of slots to another node while the old one goes on serving
  * them, and then hands all of the slots over at once. The commands that copy the keys, and those
- * that remove them where they are not served, have keyspace events. But the data does not change
- * by them, so these events are none of this node's: the node that has answered the client has
+ * that remove them where they are not served, have keyspace events. But these commands do not
+ * change the data, so their events are not captured: the node that has answered the client has
  * captured the change. Main thread, all of it. */
 #ifndef KEYSPACE_AMQP_MIGRATION_H
 #define KEYSPACE_AMQP_MIGRATION_H
 #include "redis_api.h"
 #include "state.h"
 
-/* At load, before the options of the module are set. */
+/* At load, before the options of the module are set: finds the server's form of migrations. */
 void migration_prepare(RedisModuleCtx *ctx);
-/* The option by which the module declares that it copes with these migrations; 0 if the server
- * does not ask for it. */
+/* Returns the option that says that the module supports these migrations, or 0 if the server has
+ * no such option. */
 int migration_option(void);
+/* At load: subscribes to the server event, and reads which imports are under way. */
 void migration_subscribe(RedisModuleCtx *ctx);
 /* Before a data set is loaded, in place of the one into which the slots were imported. */
 void migration_forget_imports(void);
-/* After a data set was loaded: asks the server which imports are under way. The data set may have
- * brought them along. */
+/* After a data set was loaded: asks the server which imports are under way, because the data set
+ * may have the start of an import. */
 void migration_read(RedisModuleCtx *ctx);
-/* Once in each turn of the event loop. */
+/* Once in each turn of the event loop: forgets the slots that have left. */
 void migration_turn_ends(void);
 /* True if slots have left this node in this turn by such a migration. */
 int migration_has_left(void);

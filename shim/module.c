@@ -1,6 +1,6 @@
 /* Load and unload of the module, for the loader.
  *
- * Main thread. The library stays in the process when the module is unloaded, and so do its
+ * Main thread. The core stays in the process when the module is unloaded, and so do its
  * variables. So each load begins by resetting them (prepare).
  */
 #include <string.h>

@@ -3,9 +3,9 @@
 #define KEYSPACE_AMQP_MODULE_H
 #include "redis_api.h"
 
-/* What RedisModule_OnLoad is to do, and its result. */
+/* Does the work of RedisModule_OnLoad, and returns its result. */
 int keyspace_amqp_load(RedisModuleCtx *ctx, RedisModuleString **argv, int argc);
-/* What RedisModule_OnUnload is to do, and its result. */
+/* Does the work of RedisModule_OnUnload, and returns its result. */
 int keyspace_amqp_unload(RedisModuleCtx *ctx);
 
 #endif

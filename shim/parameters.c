@@ -34,8 +34,8 @@ int parameters_classes(const char *value, size_t len) {
     return bits;
 }
 
-/* True if a server with these classes has the one with this letter. It may lack some that `A`
- * stands for. */
+/* True if a server with these classes has the one with this letter. `A` is accepted by all servers,
+ * though they may lack some of the classes that it stands for. */
 static int is_accepted(char letter, int classes) {
     return letter == 'A' || (class_bits(letter) & classes) != 0;
 }

@@ -18,7 +18,7 @@ enum { NAME_WORD = 2, OBJECT_WORD = 3 };
 enum { RAW_STRING_BYTE = 0x00, NUMBER_BYTE = 0x10, SHORT_STRING_BYTE = 0x80 };
 
 /* Before a short string stand three bytes: its length, the length that there is room for, and
- * this, which says that both are one byte each. */
+ * LENGTH_IN_A_BYTE, which says that each of these lengths has one byte. */
 enum { LENGTH_IN_A_BYTE = 1, HEADER_BYTES = 3 };
 
 typedef struct {
@@ -77,8 +77,8 @@ static void make_guess(RedisModuleKey *key, guess_t *guess) {
     guess->form = form;
 }
 
-/* True if the memory of an object has the string, with what belongs before it, and a NUL
- * behind it. */
+/* True if the memory of an object has the string, with its header before it and a NUL behind
+ * it. */
 static int has_string(const guess_t *guess, const char *data, size_t len) {
     size_t first = offsetof(object_t, number) + HEADER_BYTES;
     for (size_t at = first; at + len < guess->len; at++) {

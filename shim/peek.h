@@ -16,7 +16,7 @@
  * objects of up to 128 bytes in later versions of Valkey. */
 #define PEEK_BYTES 128
 
-/* What an object seems to be, before its form has proved to be known. */
+/* A guess at an object, before its form has proved to be known. */
 typedef struct {
     int form;                   /* 0: none that is known */
     size_t len;                 /* of the bytes */

@@ -149,7 +149,7 @@ static chunk_t *queue_grow(queue_t *queue, size_t size) {
     return chunk;
 }
 
-/* The most frequent kind comes first, and pays for no other. */
+/* The most frequent kind is tested first: the others cost it no time. */
 static inline int is_event(uint8_t kind) {
     if (__builtin_expect(kind == RECORD_EVENT, 1)) return 1;
     return kind == RECORD_VALUED || kind == RECORD_SUBKEYED;

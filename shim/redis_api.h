@@ -227,7 +227,7 @@ typedef struct {
 typedef int (*RedisModuleCmdFunc)(RedisModuleCtx *, RedisModuleString **, int);
 typedef int (*RedisModuleNotificationFunc)(RedisModuleCtx *, int, const char *,
                                            RedisModuleString *);
-/* The last two: the subkeys and their number, which may be 0. */
+/* The last two parameters: the subkeys and their number, which may be 0. */
 typedef void (*RedisModuleNotificationWithSubkeysFunc)(RedisModuleCtx *, int, const char *,
                                                        RedisModuleString *, RedisModuleString **,
                                                        int);
@@ -340,7 +340,7 @@ static inline int redis_api_find(void *ctx, const char *name, void **function) {
     return get_api(name, (void *)function);
 }
 
-/* True if the server is a Valkey: only it hands its functions out under its own name too. */
+/* True if the server is Valkey: only Valkey has its functions under its own name too. */
 extern __attribute__((visibility("hidden"))) int redis_api_of_valkey;
 
 /* Main thread, at load, before any other function of the server. Looks all functions up.

@@ -48,8 +48,8 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
 
 void server_send_role(void) {
     main_thread.capturing = primary && !loading;
-    /* Before a demotion to which it has agreed, a primary pauses writes. One whose last slots
-     * were handed over may be a replica of the new owner at once. */
+    /* Before a demotion to which it has agreed, a primary pauses writes. A primary whose
+     * last slots were handed over may become a replica of the new owner at once. */
     int agreed = RedisModule_AvoidReplicaTraffic() || migration_has_left();
     char payload[3] = {(char)primary, (char)loading, (char)agreed};
     worker_request(RECORD_ROLE, payload, sizeof(payload));

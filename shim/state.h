@@ -37,8 +37,7 @@ extern struct main_thread {
     long long now_ms;           /* Unix time at the start of this turn of the event loop */
     int watches_slots;          /* events of some slots may be hidden now (migration.h) */
     int wanted_classes;         /* of keyspace events: bits of REDISMODULE_NOTIFY_* */
-    /* The same by the callback that captures them: wanted_classes in one of these, 0 in the other.
-     */
+    /* By callback: wanted_classes for the one that is in use, 0 for the other. */
     int wanted_plain, wanted_subkeyed;
     int job_running;     /* a job of the worker runs now */
     int fallback_memory; /* percent of maxmemory that the list may take near it */
