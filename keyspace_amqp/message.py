@@ -61,7 +61,7 @@ class Subkeys:
     """The parts of its key that an event is about: the fields of a hash.
 
     `listed`: the first of them, in the server's order; one may come twice. Each has its length
-    before it, as in the record of the event: as objects they would take many times the memory.
+    before it, as in the record of the event: as objects, they would take many times the memory.
     `total`: the number of all.
     """
 
@@ -238,7 +238,7 @@ def named(name: str, data: bytes) -> dict[str, str]:
 
 
 def _named(name: str, texts: Sequence[bytes]) -> dict[str, list[str]]:
-    """Return several of them, all as text or all in base64."""
+    """Return the member `name` for several texts: all as text, or all in base64."""
     decoded = [_decoded(text) for text in texts]
     found = [text for text in decoded if text is not None]
     if len(found) == len(texts):

@@ -1,4 +1,4 @@
-"""For the tests of what brokers do, on whatever version of RabbitMQ the system has."""
+"""Helpers for the tests of brokers, on any version of RabbitMQ."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ class Proxy:
         assert self._cut_done.wait(timeout), "not so many bytes went through"
 
     def deafen(self, after: int, timeout: float = 60) -> None:
-        """Hear until so many more bytes went to the broker, and be deaf then."""
+        """Hear until so many more bytes have gone to the broker, and be deaf from then on."""
         self._deafens = True
         self._cut_done.clear()
         self._cut_after = after

@@ -1,4 +1,4 @@
-"""For the tests of atomic slot migrations: the commands of the two servers that have them."""
+"""Helpers for the tests of atomic migrations: the commands of the two servers that have them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOTH = pytest.mark.parametrize(
 
 
 class Migration:
-    """A migration of slots from one primary to another, which is asked for at once.
+    """A migration of slots from one primary to another. Making the object starts it.
 
     Valkey is asked at the source, Redis at the target. Most likely failure: it does not end in
     time, or fails, and `wait` says why.
@@ -44,7 +44,7 @@ class Migration:
 
     @property
     def state(self) -> str:
-        """The state as the node shows it that was asked."""
+        """The state that the node shows which was asked for the migration."""
         return bytes(self._newest(self.source if self._valkey else self.target)[b"state"]).decode()
 
     def wait(self, timeout: float = 60) -> None:
@@ -62,7 +62,7 @@ class Migration:
 
 
 def slow_down(node: RedisServer, microseconds: int) -> None:
-    """Make a node copy its keys slowly, so much time for each."""
+    """Make a node take so much time for each key that it copies."""
     with node.client() as client:
         client.config_set("rdb-key-save-delay", microseconds)
 

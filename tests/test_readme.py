@@ -1,8 +1,8 @@
 """The README and the pages in docs say what the code does.
 
-Its tables of parameters, commands and numbers are made from the code's tables;
-`python -m tests.test_readme` writes them anew. Each example of a mask is tried.
-Needs no server and no module.
+Their tables of parameters, classes, commands, numbers and servers are made from the tables of the
+code and the tests; `python -m tests.test_readme` writes them again. Each example of a mask is
+tried. Needs no server and no module.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 WORDS_BEFORE_CODE = 250
 PARAGRAPH_WORDS = 100
 END = "<!-- end -->"
-# All systems that the tests run on have this glibc.
+# The oldest glibc of the systems that the tests run on.
 OLDEST_GLIBC = "2.36"
 
 CODE = re.compile(r"`([^`]+)`")
@@ -79,7 +79,7 @@ def classes() -> str:
         )
         for c in EVENT_CLASSES
     ]
-    return _table(("letter", "class", "events", "in `A`", "only since"), *rows)
+    return _table(("letter", "class", "events", "in `A`", "needs"), *rows)
 
 
 def commands() -> str:

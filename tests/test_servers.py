@@ -1,4 +1,4 @@
-"""The table of servers says what there is: a server that it promises is no other, and is there."""
+"""The table of servers is right: each server is there, and has the version of the table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_package_has_the_version_of_the_table(package: servers.Package) -> Non
 
 
 def test_what_debian_has_is_there() -> None:
-    """By the release. What is in sid changes, so there only that the servers are there."""
+    """The servers are those of the release. Versions in sid change, so they are not compared."""
     facts = platform.freedesktop_os_release()
     if facts["ID"] != "debian":
         return

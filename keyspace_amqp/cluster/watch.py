@@ -68,7 +68,7 @@ class ClusterWatch:
         self._reported = False  # the lists in the present topology
         # The job under way, and its keys. Its token is None if it reads the topology.
         self._job_running = False
-        self._job_is_old = False  # slots have moved since: its result is ignored
+        self._job_is_old = False  # slots have left since it began: its result is ignored
         self._token: int | None = None
         self._keys: Sequence[bytes] = ()
 
@@ -90,8 +90,8 @@ class ClusterWatch:
     def slots_moved(self, slots: Set[int], *, came: bool) -> None:
         """Note that slots were handed over at once, to this node (`came`) or by it.
 
-        Lists in slots that have left are left at once, because the slots may be back before the
-        topology is read: then the lists are others', which another node has changed.
+        The lists in slots that have left are left at once: the slots may be back before the
+        topology is read, and another node may have changed their lists meanwhile.
         """
         self._read_at = self._clock()
         if came:

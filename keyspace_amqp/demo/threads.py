@@ -164,8 +164,8 @@ class Writer(Thread):
 
 class Witness(Thread):
     """Listens to Redis' own notifications. Redis loses none for a subscriber that stays
-    connected, so it must not connect anew: a lost connection, and only that, ends the thread with
-    a redis.RedisError.
+    connected, so the witness never connects again: a lost connection ends the thread with a
+    redis.RedisError, and nothing else does.
 
     `server`: the Redis. `events`: the notifications, as bodies of messages. Those of the fallback
     list are left out, because the module does not forward events of its own keys. `fences`: the
@@ -178,8 +178,8 @@ class Witness(Thread):
         self.fences = 0
         self._server = server
         # Without a time limit: with one, redis-py may take a message that comes in two pieces for
-        # a broken connection, and open another without a word. Kept, because a client that is
-        # thrown away closes all its connections.
+        # a broken connection, and open another one without an error. The client is kept, because
+        # a client that is thrown away closes all its connections.
         retry = Retry(NoBackoff(), 0)
         self._client: Any = server.client(socket_timeout=None, retry=retry)
         self._pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]

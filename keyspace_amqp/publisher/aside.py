@@ -23,8 +23,8 @@ from .window import Window
 # Events that are kept, at most: their number, and the bytes of their elements. The oldest go.
 KEPT = 1000
 KEPT_BYTES = 4 * 1024 * 1024
-# Bytes of an element that is kept, at most. Of a longer one only its description is kept: it
-# would push out all the others, and no reply has room for it.
+# Bytes of an element that is kept, at most. A longer element would push out all the others, and no
+# reply has room for it: only its description is kept.
 ELEMENT_KEPT = 256 * 1024
 # Bytes of an element that a line of the log shows, at most.
 ELEMENT_SHOWN = 200

@@ -22,7 +22,7 @@ STORE_GRACE = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-    """What is left to do in a flush, and what can still be done.
+    """The work that is left in a flush, and the ways to do it.
 
     `memory`: events are in memory or in the shim's queue. `listed`: elements of a list are
     not delivered. `trimmable`: confirmed elements can be removed from the list. `job`: a job
@@ -90,5 +90,5 @@ class Flush:
             return True
         if outlook.can_store or outlook.job or outlook.may_deliver:
             return False
-        # The rest would be lost, so a broker that is slow or silent gets all the time.
+        # The rest would be lost, so a broker that is slow or silent gets all the time of the flush.
         return not (self.ends and not outlook.to_file and outlook.connected)

@@ -14,9 +14,9 @@ import typing
 class EventClass(typing.NamedTuple):
     """A class of events.
 
-    `bit`: its position; `name`: its name in messages; `events`: the events in it, for the page.
-    `in_all`: the letter `A` stands for it too, as it does for the server. `since`: the first
-    version of Redis that has it; empty: all supported servers do.
+    `bit`: its position; `name`: its name in messages; `events`: the events in it, for the table on
+    the page. `in_all`: the letter `A` stands for it too, as it does for the server. `since`: the
+    first version of Redis that has it; empty: all supported servers do.
     """
 
     letter: str
@@ -55,12 +55,12 @@ EVENT_CLASSES = (
         "c",
         16,
         "type_changed",
-        "`type_changed`: and the new value has another type",
+        "`type_changed`: as `overwritten`, and the new value has another type",
         in_all=False,
         since="8.2",
     ),
 )
-# Bits that are no classes, or whose events are none of the data: the channels K and E and those
-# of subkeys, keys that are loaded from a file, and keys that are removed because their slot has
-# moved.
+# Bits that are no classes, or whose events are no changes of the data: the channels K and E, the
+# channels of subkeys, keys that are loaded from a file, and keys that are removed because their
+# slot has moved.
 OTHER_BITS = (0, 1, 12, 17, 18, 19, 20, 21, 22)

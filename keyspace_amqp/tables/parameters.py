@@ -148,7 +148,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         1,
         64,
         "letters of A g $ l s h z x e t d m n, and a o c where the server has them",
-        "classes of keyspace events, see below; `A`: all but `m`, `n`, `o` and `c`",
+        "classes of keyspace events; `A`: all but `m`, `n`, `o` and `c`",
         position=1,
     ),
     _text(

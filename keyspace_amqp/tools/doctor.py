@@ -123,8 +123,9 @@ def gather(node: nodes.Node) -> Facts:
     return facts
 
 
-# Versions of Valkey that leave a client in another database, see docs/operations.md: the first and
-# the last of each row. 8.1.1, 8.1.8 and 9.1.0 were tried, and so was 9.1.1, which has it mended.
+# Versions of Valkey that leave a client in another database (docs/operations.md): the first and the
+# last version of each range. 8.1.1, 8.1.8 and 9.1.0 were tried and have the defect; 9.1.1 was tried
+# and does not have it.
 _WRONG_DATABASE = (((8, 1, 0), (8, 1, 8)), ((9, 0, 0), (9, 1, 0)))
 
 # ---- a node ------------------------------------------------------------------------
@@ -420,8 +421,8 @@ def _exchange(connection: Any, target: amqp.Target) -> Iterator[Finding]:
     except pika.exceptions.ChannelClosed as error:
         if error.reply_code == _NOT_FOUND:
             yield _missing(error)
-        # Else this user may not look, and RabbitMQ 4.3 asks for a permission for that. What the
-        # module needs shows when a message is sent.
+        # With another code, this user may not look at the exchange or the queue: RabbitMQ 4.3 asks
+        # for a permission. The module needs none; `_publishing` checks what it needs.
         return
     yield Finding("exchange", OK, f"{name!r}" if name else f"the default one, queue {key!r}")
 
@@ -432,7 +433,7 @@ def _missing(error: pika.exceptions.ChannelClosed) -> Finding:
 
 
 def _publishing(connection: Any, target: amqp.Target) -> Iterator[Finding]:
-    """Check that the user may publish, with a message that is taken back."""
+    """Check that the user may publish, with a message in a transaction that is rolled back."""
     name, key = target.exchange, target.routing_keys[0]
     channel = connection.channel()
     try:

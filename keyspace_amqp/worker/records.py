@@ -223,7 +223,7 @@ def _find_key(kind: int, data: bytes, at: int, end: int) -> tuple[int, int]:
 def _read_more(
     kind: int, data: bytes, at: int, end: int
 ) -> tuple[Value | None, Subkeys | None, int, int]:
-    """Read the payload of a VALUED or SUBKEYED record: what the event has more, then the start and
+    """Read the payload of a VALUED or SUBKEYED record: the value, the subkeys, and the start and
     end of the key."""
     value = subkeys = None
     if kind == _SUBKEYED:
@@ -291,7 +291,7 @@ class ListChanged:
 
 @dataclasses.dataclass(frozen=True)
 class SlotsMoved:
-    """Slots were handed over at once. `came`: to this node; otherwise from it."""
+    """Slots were handed over: to this node (`came`), or by it."""
 
     came: bool
     slots: Set[int]

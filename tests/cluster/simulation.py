@@ -54,7 +54,7 @@ class Migration:
 
 @dataclasses.dataclass
 class Handover:
-    """Slots were handed over at once, with their lists. The old node, whose writes are paused, does
+    """Slots were handed over, with their lists. The old node, whose writes are paused, does
     not know that yet, and still has its copies of the lists."""
 
     source: Member

@@ -1,5 +1,5 @@
-"""Atomic slot migrations (Valkey 9, Redis 8.4): each change is published once, by the node that
-has answered the client; what copies and removes keys publishes nothing; lists go with their slots.
+"""Atomic migrations (Valkey 9, Redis 8.4): each change is published once, by the node that has
+answered the client; the copying and removal of keys publishes nothing; lists move with their slots.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SLOWLY = 10_000
 
 
 def most_slots(bench: Bench, node: RedisServer) -> tuple[int, int]:
-    """The slots of a node but for the first few; that of its list is the last of them."""
+    """Return the slots of a node without the first few. The last one has the list of the node."""
     first, *_, last = map(int, bench.slots_of(node))
     return first + KEPT, last
 
 
 def keys_in(slots: tuple[int, int], count: int) -> list[bytes]:
-    """So many keys in these slots."""
+    """Return so many keys in these slots."""
     first, last = slots
     names = (b"key:%d" % number for number in itertools.count())
     return list(itertools.islice((k for k in names if first <= slot_of(k) <= last), count))
@@ -110,7 +110,7 @@ class Imports:
 def test_a_quiet_migration_publishes_nothing(
     family: str, broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """There and back, and once more cancelled in the middle."""
+    """Slots move there and back; another migration is cancelled in the middle."""
     imports = Imports(start_cluster(family, broker, events=ALL_EVENTS, replicas=0))
     imports.move()
     imports.move(back=True)
@@ -123,7 +123,7 @@ def test_a_quiet_migration_publishes_nothing(
 def test_the_target_starts_again_in_an_import(
     family: str, options: list[str], broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """It has kept some of the keys in its files, and removes them."""
+    """The target has kept some of the keys in its files, and removes them."""
     options = [*options, "cluster-require-full-coverage no"]
     bench = start_cluster(family, broker, options, events=ALL_EVENTS, replicas=0)
     imports = Imports(bench)
@@ -140,7 +140,7 @@ def test_the_target_starts_again_in_an_import(
 def test_a_replica_takes_over_in_an_import(
     family: str, broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """It has some of the keys, and removes them when it is promoted."""
+    """The replica has some of the keys, and removes them when it is promoted."""
     imports = Imports(start_cluster(family, broker, events=ALL_EVENTS))
     heir = imports.bench.cluster.replica_of(imports.target)
     imports.begin(heir)
@@ -284,7 +284,7 @@ def test_all_slots_of_a_node_move(
 def test_lists_move_while_they_are_delivered(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
-    """There and back. What is in flight, or confirmed and not trimmed yet, comes once more."""
+    """Lists move there and back. Events in flight, or confirmed and not trimmed, come again."""
     bench = start_cluster(family, own_broker, replicas=0)
     source, target, _ = bench.cluster.primaries()
     slots = most_slots(bench, source)

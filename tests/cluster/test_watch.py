@@ -302,7 +302,7 @@ def test_what_a_replica_has_asked_is_not_told_of_the_primary() -> None:
 
 
 def test_slots_that_were_handed_over_are_left_at_once() -> None:
-    """Before the topology is read again, and also if an older reading still shows them."""
+    """Slots are left before the topology is read again, even if an older reading still has them."""
     watching = Watching()
     watching.there = {key_of(6): 4}
     watching.watch.set_role(writable=True)

@@ -1,4 +1,4 @@
-"""What the demos and the tests wait with: errors that say enough, and clients that are patient."""
+"""The waiting of the demos and the tests: errors that say enough, and clients that wait."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_late_answer_does_not_repeat_the_command(start_redis: StartRedis) -> N
 
 
 def test_the_witness_does_not_connect_anew(start_redis: StartRedis) -> None:
-    """It would miss what came meanwhile, without a word."""
+    """Otherwise the witness would miss events in between, and nobody would notice."""
     server = start_redis(arguments=None, options=["notify-keyspace-events EA"])
     witness = Witness(server)
     witness.start()

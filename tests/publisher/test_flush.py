@@ -150,7 +150,7 @@ def test_what_a_silent_broker_does_not_confirm_is_left() -> None:
 
 
 def test_with_the_list_off_a_stop_waits_for_a_slow_broker() -> None:
-    """What it does not confirm would be lost, so silence is no reason to end before the time."""
+    """Messages without a confirm would be lost, so silence is no reason to end before the time."""
     bench = connected(fallback_size=-1)
     bench.emit(2)
     bench.publisher.flush(7, 5.0, FlushMode.LEAVE)

@@ -235,7 +235,7 @@ def test_subkeys_in_json(shape: str, names: list[bytes], total: int, shown: Any)
 
 
 def test_the_memory_of_subkeys_and_values() -> None:
-    """The bytes of the names, and the length of each of them."""
+    """The memory is that of the names, and that of the length of each name."""
     names = Subkeys.of((b"a" * 100, b"b" * 200), 2)
     whole = event(b"k", b"hset", value=Value("string", 50, b"v" * 50, before=False), subkeys=names)
     assert whole.more_bytes == 50 + 104 + 204

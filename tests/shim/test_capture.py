@@ -1,4 +1,4 @@
-"""Which events the server calls the module for, and which of them are captured.
+"""The events for which the server calls the module, and those of them that are captured.
 
 capture.c runs against a small server in C, because a real one does not tell how often it calls a
 module. Needs a C compiler and the tables of the build.
@@ -88,7 +88,7 @@ events = st.text(st.sampled_from(["A", *BITS]), min_size=1, max_size=6)
 def test_each_wanted_event_once(
     server: Server, changes: list[tuple[str, int, bool]], version: str
 ) -> None:
-    """Whatever was wanted before, with subkeys or without."""
+    """The classes that were wanted before make no difference, with subkeys or without."""
     unsubscribes = version != "7.0"
     server.start(MASKS[version], unsubscribes=unsubscribes, has_subkeys=version == "8.10")
     has = {letter for letter, bit in BITS.items() if MASKS[version] >> bit & 1}
@@ -108,7 +108,7 @@ def test_each_wanted_event_once(
 
 
 def test_fewer_classes_end_at_the_end_of_the_turn(server: Server) -> None:
-    """Not at once: the server may be iterating over its subscriptions."""
+    """Until then the server may be iterating over its subscriptions."""
     server.start(MASKS["8.10"])
     server.set_events("A")
     before = server.lib.server_classes()
@@ -163,14 +163,14 @@ def test_the_classes_of_a_server(server: Server, version: str, letters: str) -> 
 
 @pytest.mark.parametrize("bit", [0, 1, 12, 17, 18, 19, 20, 21, 22])
 def test_bits_without_events_of_the_data(server: Server, bit: int) -> None:
-    """Those that the server has for itself or tells to modules only are never captured."""
+    """Bits that the server has for itself, or tells to modules only, are never captured."""
     server.start(MASKS["8.10"])
     server.set_events("Amnoc")
     assert server.emit(bit) == (0, 0)
 
 
 def test_classes_that_nobody_knows_yet(server: Server) -> None:
-    """They are named in the log and not captured."""
+    """The log names them, and their events are not captured."""
     server.start(2**26 - 1)
     assert server.logged == 1
     server.set_events("A")

@@ -3,7 +3,7 @@
 A server may have a shared malloc of its own: Debian's servers are linked with libjemalloc, and
 LD_PRELOAD puts one before any server. All code in the process must use the same one: memory that
 one takes and another gives back ends the process. Valkey opens modules in a way (RTLD_DEEPBIND)
-that tears this apart; shim/loader.c says how.
+that makes code in one process use two of them; shim/loader.c says how.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def test_a_malloc_of_the_server(
 def test_whose_symbols_are_used(
     family: str, preload: str, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
-    """As the dynamic linker reports: all files in the process use one malloc. And of what comes
-    with the module, nothing uses one of the server's thousands of symbols instead of its own."""
+    """All files in the process use one malloc, as the dynamic linker reports. No file that comes
+    with the module uses one of the server's thousands of symbols instead of its own."""
     bare = start_redis(family, None, start=False)
     with_environment(bare, LD_PRELOAD=preload)
     # The linker names the program by its first word, which the server would replace by a title.

@@ -246,8 +246,8 @@ def test_the_leader_of_a_stream_is_killed(
 def test_the_broker_of_a_classic_queue_is_away(
     rabbit_cluster: RabbitCluster, start_redis: StartRedis
 ) -> None:
-    """Other members know the queue, and cannot reach it. Each message is refused, until the broker
-    is back, or confirmed and returned: then the broker has thrown it away."""
+    """Other members know the queue, and cannot reach it. Each message is either refused until the
+    broker is back, or confirmed and returned: then a member has thrown it away."""
     home, other, _ = rabbit_cluster.brokers
     classic = mailbox_of(home, "classic")
     rabbit_cluster.keep()

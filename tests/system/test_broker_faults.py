@@ -69,7 +69,7 @@ def least_wait(attempts: int, most: float = BACKOFF_MAX) -> float:
 def test_killed_three_times_under_load(
     own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """On the other server families, test_an_outage kills it once."""
+    """On the other servers, test_an_outage kills the broker once."""
     mailbox = Mailbox(own_broker).keep()
     server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
     client = server.client()

@@ -1,4 +1,4 @@
-"""Which classes of events a server has, and what `A` and fewer classes mean there."""
+"""The classes of events of a server, and the meaning of `A` and of fewer classes there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEWER = "aoc"
 
 
 def accepted(client: redis.Redis) -> set[str]:
-    """The newer classes that `notify-keyspace-events` accepts: what the server itself says."""
+    """Return the newer classes that the server itself accepts in `notify-keyspace-events`."""
     letters = set()
     for letter in NEWER:
         try:
@@ -53,7 +53,8 @@ def test_the_module_has_the_classes_of_its_server(
 def test_a_follows_the_server(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """And not the classes that the server itself leaves out of `A`; also after CONFIG REWRITE."""
+    """`A` has the classes that the server itself has in `A`, and no others; also after CONFIG
+    REWRITE."""
     server = start_redis(family, arguments_for(broker, mailbox, "x"))
     client = server.client()
     has = accepted(client)
@@ -81,8 +82,8 @@ def test_a_follows_the_server(
 def test_events_become_fewer_and_more_again(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Each event of a wanted class once, whatever was wanted before, in one turn of the event loop
-    and over several; also after the module was loaded again."""
+    """Each event of a wanted class comes once, whatever was wanted before: in one turn of the event
+    loop, over several turns, and after the module was loaded again."""
     server = start_redis(family, arguments_for(broker, mailbox, "A"))
     client = server.client()
     sent = 0

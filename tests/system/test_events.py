@@ -150,8 +150,8 @@ def test_messages_are_what_redis_itself_notifies(
 
 
 def _comparable(family: str, db: int, name: bytes, key: bytes) -> tuple[int | None, bytes, bytes]:
-    """An event without its database if the server may tell modules another one: within MULTI,
-    Valkey 9.1 gives them that of the client for what MOVE and COPY do in another one."""
+    """Return an event, without its database if the server may give modules a wrong one: that of the
+    client for MOVE and COPY within MULTI, on Valkey 9.1."""
     unsure = name in (b"move_to", b"copy_to", b"expired") and at_least(family, valkey="9.1")
     return None if unsure else db, name, key
 

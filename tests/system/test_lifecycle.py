@@ -143,8 +143,8 @@ def events_lost(server: RedisServer) -> int:
 def test_unload_with_the_list_off(
     broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """All is delivered, unless the machine is so slow that the time of a stop is over before: what
-    has not arrived then is counted."""
+    """Everything is delivered, unless the machine is so slow that the time of a stop ends first:
+    events that have not arrived then are counted."""
     server = start_redis(arguments=arguments_for(broker, mailbox, size=-1))
     client = server.client(socket_timeout=60)
     with client.pipeline(transaction=False) as pipeline:

@@ -413,8 +413,8 @@ def test_a_copy_without_the_core(
 
 
 def test_the_core_is_no_module(family: str, start_redis: StartRedis) -> None:
-    """It is refused, and leaves nothing in the process: libpython must not stay with the symbols
-    that a server gives to a module."""
+    """The core is refused, and leaves nothing in the process: libpython must not stay with the
+    symbols that a server gives to a module."""
     server = start_redis(family, arguments=None)
     assert "OnLoad" in load_fails(server, CORE)
     maps = pathlib.Path(f"/proc/{server.pid}/maps")

@@ -1,4 +1,4 @@
-"""The subkeys of events, with real servers: which fields of a hash an event is about."""
+"""The subkeys of events, with real servers: the fields of a hash that an event is about."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def shown(*names: str, total: int | None = None) -> dict[str, Any]:
 def test_fields_where_the_server_tells_them(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """And no difference elsewhere. An event of another kind of key has none."""
+    """Messages from other servers have none, and neither have events of other kinds of keys."""
     server = start_redis(family, arguments_for(broker, mailbox, "h$l"), OPTIONS)
     client = server.client()
     client.hset("h", mapping={"a": 1, "b": 2})
@@ -83,7 +83,7 @@ def test_every_command_and_the_expiry_of_fields(
 def test_limits(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """On the number and on the bytes; any bytes; and with the value of the key."""
+    """Both limits hold, on the number and on the bytes; any bytes arrive, also with a value."""
     client = start_redis(
         family, arguments_for(broker, mailbox, "h"), [*OPTIONS, "keyspaceamqp.value 10"]
     ).client()
@@ -128,7 +128,7 @@ def test_subkeys_wait_in_the_list(
 def test_subkeys_wait_in_the_file_of_leftovers(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Those that come just before the stop; with values and without."""
+    """Subkeys of events just before the stop are in the file, with values and without."""
     server = start_redis(
         family, arguments_for(free_port(), mailbox, "h"), [*OPTIONS, "appendonly yes"]
     )
@@ -154,7 +154,8 @@ def test_subkeys_wait_in_the_file_of_leftovers(
 def test_on_and_off(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """From the next event on, each event once; with `format text` too, which has none."""
+    """A change holds from the next event on, and each event comes once; with `format text` too,
+    which has no subkeys."""
     server = start_redis(family, arguments_for(broker, mailbox, "h"), OPTIONS)
     client = server.client()
     expected: list[tuple[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What messages are for: queues of each kind. What arrives there, and what the broker refuses."""
+"""Queues of each kind as targets: the messages that arrive, and those that the broker refuses."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _take(broker: RabbitServer, queue: str, kind: str) -> Message:
 
 
 def _fail_over(broker: RabbitServer, queue: str, until: Mailbox) -> None:
-    """Get the message of a queue and end without an answer, again and again until it is dead."""
+    """Get the message of a queue and end without an answer, until the message is dead."""
 
     def dead() -> bool:
         with broker.connection() as connection:
@@ -106,8 +106,8 @@ def _fail_over(broker: RabbitServer, queue: str, until: Mailbox) -> None:
 
 @pytest.mark.parametrize("form", ["text", "json", "cloudevents"])
 def test_what_is_sent_arrives(form: str, broker: RabbitServer, start_redis: StartRedis) -> None:
-    """In a queue of each kind, and in the one for dead messages of a quorum queue whose limit of
-    deliveries is used up: all properties are there, and each has the type that it was sent with."""
+    """All properties arrive, each with the type that it was sent with: in a queue of each kind, and
+    in the one for dead messages of a quorum queue whose limit of deliveries is used up."""
     dead = Mailbox(broker)
     limit = {
         "x-queue-type": "quorum",
@@ -161,8 +161,8 @@ def test_what_is_sent_arrives(form: str, broker: RabbitServer, start_redis: Star
 
 
 def test_above_the_limit_of_the_broker(broker: RabbitServer, start_redis: StartRedis) -> None:
-    """Twice as large as RabbitMQ 4 takes by default. The answer of the broker tells the limit; the
-    log and FALLBACK ASIDE name the event."""
+    """A message is twice as large as RabbitMQ 4 takes by default. The broker's answer has the
+    limit; the log and FALLBACK ASIDE name the event."""
     mailbox = Mailbox(broker)
     limit = 16 * MIB
     with message_limit(broker, limit):
@@ -203,7 +203,7 @@ def test_above_the_limit_of_the_broker(broker: RabbitServer, start_redis: StartR
 def test_feature_flags_are_enabled_under_load(
     own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
-    """All that this version has, the move to another metadata store (Khepri) among them."""
+    """Every flag of this version, the move to another metadata store (Khepri) among them."""
     mailbox = Mailbox(own_broker)
     server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
     client = server.client()

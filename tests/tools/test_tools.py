@@ -843,7 +843,7 @@ def test_doctor_knows_which_versions_have_the_defect(name: str, version: str, ha
 
 @EVERY_FAMILY
 def test_the_defect_itself(family: str, start_redis: StartRedis) -> None:
-    """The doctor says it of each server that has it, and of no other."""
+    """The doctor warns of each server that has the defect, and of no other."""
     server = start_redis(family, arguments_for(free_port(), events="g"))
     with server.client(single_connection_client=True) as client:
         client.set("a", 1)

@@ -33,9 +33,9 @@ def wait_for(
 ) -> Any:
     """Call `condition` until its result is true, and return that result.
 
-    Raises TimeoutError after `timeout` seconds. It says what was awaited, what there is instead,
-    and how busy the machine is. `what` names the condition there, else its line of code does;
-    `seen` tells what there is, else it is the last result.
+    Raises TimeoutError after `timeout` seconds. The error says what was awaited, what there is
+    instead, and how busy the machine is. `what`: the condition in words; without it, the error has
+    its line of code. `seen`: returns what there is; without it, the error has the last result.
     """
     until = time.monotonic() + timeout
     while True:

@@ -105,7 +105,7 @@ class RabbitServer(Server):
         return code
 
     def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl and return its output. Raises CalledProcessError, with what it said."""
+        """Run rabbitmqctl and return its output. Raises CalledProcessError, with that output."""
         try:
             return subprocess.run(
                 [RABBITMQCTL, *arguments],

@@ -23,9 +23,9 @@ _CONNECT_TIMEOUT = 30.0
 
 
 def patient() -> dict[str, Any]:
-    """Return options for clients. A late answer is waited for: with its own defaults, which differ
-    between its versions, redis-py gives up after 5 seconds and sends the command once more, so
-    that it runs twice. A lost connection is opened anew."""
+    """Return options for clients that wait for late answers. With the defaults of some of its
+    versions, redis-py gives up after 5 seconds and sends the command again, so that it runs twice.
+    A lost connection is opened again."""
     backoff = ExponentialBackoff(_RETRY_AFTER_AT_MOST, _RETRY_AFTER)
     return {
         "socket_timeout": ANSWER_TIMEOUT,
