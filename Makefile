@@ -78,8 +78,9 @@ setup: venv ## install Debian's packages, the virtual environment .venv, and the
 
 venv: .venv/.dev
 
-# Each has what its name says: the group of packages in pyproject.toml, and the packages of Debian
-# in .ci/setup. The build needs no servers, the demos need no servers of Python packages.
+# .venv/.build, .venv/.demo and .venv/.dev say that the group with this name is installed: its Python
+# packages in pyproject.toml, and its packages of Debian in .ci/setup. The build needs no servers,
+# and the demos need no servers of Python packages.
 .venv/.%: pyproject.toml .ci/setup
 	@.ci/setup $* $(PYTHON)
 	@echo "Installing Python packages into .venv: the group $*"

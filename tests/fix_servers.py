@@ -34,7 +34,7 @@ from tests import servers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULE = ROOT / "build" / MODULE_FILE
-# What the module opens: everything but its first few lines.
+# The core. MODULE is the loader, which opens it.
 CORE = MODULE.with_name(CORE_FILE)
 EXCHANGE = "amq.direct"
 
@@ -145,7 +145,8 @@ def once(messages: list[Message]) -> list[Message]:
     return list(first.values())
 
 
-# The same in all versions of RabbitMQ: the default of 3.10. That of 4.0 is 16 MiB.
+# The limit of the session's broker, whatever its version: the default of RabbitMQ 3.10. The default
+# of 4.0 is 16 MiB.
 MAX_MESSAGE_SIZE = 128 * 1024 * 1024
 
 

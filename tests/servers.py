@@ -94,7 +94,7 @@ class System:
     short: tuple[str, ...] = ()
 
 
-# Where a server, a broker, a Python or a compiler of another version may make a difference.
+# Tests in which another version of server, broker, Python or compiler may make a difference.
 _SHORT = (
     "tests/test_servers.py",
     "tests/shim",
@@ -140,7 +140,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def version_of(program: str | os.PathLike[str]) -> str:
     """Return the version that a server gives as its own, such as 8.2.3. Raises MissingServer."""
-    # Not with the libraries of a sanitizer, which some servers do not bear.
+    # Without the library of a sanitizer: some servers do not start with it.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     try:
         said = subprocess.run(

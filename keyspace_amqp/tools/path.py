@@ -8,7 +8,7 @@ import pathlib
 from . import ToolError
 
 MODULE_FILE = "libredis_keyspace_amqp.so"
-# What the module's file opens, from its own folder.
+# The core, which the module's file opens. It is in the same folder.
 CORE_FILE = "libredis_keyspace_amqp_core.so"
 
 

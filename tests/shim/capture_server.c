@@ -40,7 +40,7 @@ static int subscribe_with_subkeys(RedisModuleCtx *ctx, int classes, int event_fl
     return event_flags == REDISMODULE_NOTIFY_FLAG_NONE ? REDISMODULE_OK : REDISMODULE_ERR;
 }
 
-/* As Redis 8.2 and later do: only subscriptions with exactly these classes. */
+/* Ends the subscriptions with exactly these classes, as Redis 8.2 and later do. */
 static int end_subscription(int classes, RedisModuleNotificationFunc callback,
                             RedisModuleNotificationWithSubkeysFunc with_subkeys) {
     int kept = 0, before = count_subscriptions;
@@ -121,8 +121,8 @@ int migration_hides_slot_of(RedisModuleString *key) {
 
 /* ---- what the test calls ---- */
 
-/* Starts a server with these bits, which can end subscriptions or not, and tell subkeys or not;
- * and loads the module. */
+/* Starts a server with these bits, and loads the module. The server may be able to end
+ * subscriptions, and to tell subkeys. */
 void server_start(int bits, int can_unsubscribe, int has_subkeys, int valkey) {
     RedisModule_SubscribeToKeyspaceEvents = subscribe;
     RedisModule_UnsubscribeFromKeyspaceEvents = can_unsubscribe ? unsubscribe : NULL;
@@ -155,7 +155,7 @@ int server_emit(int bit) {
     return calls;
 }
 
-/* The classes of all subscriptions together, and the number of subscriptions. */
+/* Return the classes of all subscriptions together, and the number of subscriptions. */
 int server_classes(void) {
     int classes = 0;
     for (int i = 0; i < count_subscriptions; i++)

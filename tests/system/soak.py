@@ -155,7 +155,7 @@ class Round:
     def __init__(self, folder: pathlib.Path, broker: RabbitServer, seed: int) -> None:
         self.seed = seed
         self.folder = folder
-        # Rounds in a row have each of them.
+        # Rounds with seeds in a row go through all servers and both kinds of persistence.
         self.family = ALL[seed % len(ALL)]
         self.persistence = list(PERSISTENCE)[seed // len(ALL) % 2]
         source = random.Random(seed)

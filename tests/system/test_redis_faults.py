@@ -242,7 +242,7 @@ def test_killed_with_the_broker_away(
     assert max(ages) < LATE
 
 
-# Fewer than a message takes on its way to the broker, with its frames.
+# Less than a message takes on its way to the broker, with its frames.
 MESSAGE_BYTES = 150
 
 
