@@ -6,7 +6,7 @@
  * - While a slot is imported, it is another node's, and no client can change its keys here. So no
  *   event of them is captured, from the start of the import to its end. If an import fails, Valkey
  *   removes the keys before its end, and Redis removes them without events. (Valkey lets people
- * give the slot to this node by hand meanwhile: docs/cluster.md advises against it.)
+ *   give the slot to this node by hand meanwhile: docs/cluster.md advises against it.)
  * - Valkey empties a slot that was handed over directly after the server event about it, in the
  *   same turn of the event loop. Redis emits no events for that.
  * - When Redis starts, it removes the keys of slots that it does not serve, such as those of an
