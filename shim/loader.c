@@ -60,7 +60,8 @@ __attribute__((visibility("default"))) int RedisModule_OnLoad(RedisModuleCtx *ct
         log(ctx, "warning", "keyspace-amqp not loaded: %s. %s", error,
             path[0] == '\0' ? "Load it by its whole path, without links that lead nowhere"
             : access(path, R_OK) != 0
-                ? "This file belongs beside the one that is loaded, and the server's user must be "
+                ? "It has to be in the folder of the file that is loaded, and the server's user "
+                  "must be "
                   "able to read it. Load the module where pip installed it (keyspace-amqp path "
                   "prints its place), or make a symbolic link to it"
                 : "It needs the " LIBPYTHON " that it was built with, where the server's user can "

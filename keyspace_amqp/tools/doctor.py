@@ -146,7 +146,7 @@ def server(facts: Facts) -> Iterator[Finding]:
     wrong = any(first <= numbers <= last for first, last in _WRONG_DATABASE)
     if name == "Valkey" and wrong and listens & {"g", "A"}:
         text = "with events of class g, it uses the wrong database after MOVE and COPY … DB"
-        advice = "leave g and A out of events, do without these commands, or take Valkey 9.1.1"
+        advice = "leave g and A out of events, avoid both commands, or take Valkey 9.1.1 or later"
         yield Finding("server", WARNING, text, advice)
 
 
