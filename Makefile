@@ -44,7 +44,7 @@ test-pika: setup ## test the newest release of pika, which is installed apart fr
 	PYTHONPATH=build/pika $(VENV)/python -m pytest $(PYTEST_ARGS) tests/broker
 
 test-reach: ## run the tests on another Debian: SYSTEM=trixie, sid or bookworm; REACH_ARGS for pytest
-	tests/reach/run $(SYSTEM) 'make test PYTEST_ARGS="$(REACH_ARGS)"'
+	tests/reach/run $(SYSTEM) make test PYTEST_ARGS='$(subst ','\'',$(REACH_ARGS))'
 
 test-containers: setup ## test the image, and a cluster of containers; needs Docker
 	tests/containers/base_images
