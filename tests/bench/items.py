@@ -370,8 +370,9 @@ def growth(rig: Rig, plan: Plan, report: Report) -> None:
 
 def _arrived(rig: Rig, count: int) -> None:
     """Check that the queue has all messages of a round, and empty it. Raises LostEvents."""
-    if rig.depth() != count:
-        raise LostEvents(f"{count} messages were confirmed, the queue has {rig.depth()}")
+    # More are no loss: what `steady` has sent and then given up may have arrived late.
+    if (depth := rig.depth()) < count:
+        raise LostEvents(f"{count} messages were confirmed, the queue has {depth}")
     rig.empty_queue()
 
 
