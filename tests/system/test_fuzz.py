@@ -117,6 +117,8 @@ def value(chance: random.Random, name: str) -> bytes:
         good = good[:at] + chance.choice([b"\0", b" ", b"\\", b"\xff", b"9", b"-"]) + good[at:]
     elif name not in ("host", "url"):
         good = noise(chance)
+        if name == "events":  # not every server has these classes, see test_classes.py
+            good = good.translate(None, b"aoc")
     elsewhere = name in ("host", "url") and fits(name, good) and good not in (*HOSTS, *URLS)
     return GOOD[name][0] if elsewhere else good
 

@@ -89,6 +89,6 @@ def test_what_was_delivered_is_not_left(
             pipeline.execute_command("MODULE", "LOAD", str(MODULE), *arguments)
             pipeline.execute()
     # A broker that takes longer to confirm than an unload waits gets some of them again.
-    delivered(client, mailbox, expected, repeated=200)
+    delivered(client, mailbox, expected, repeated=len(expected) // 2)
     client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
     assert not list(server.folder.glob("*.leftover"))
