@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import threading
 import time
 from collections.abc import Callable, Container, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import redis
 
 from keyspace_amqp.cluster.slots import slot_of
 from keyspace_amqp.demo.servers import RabbitServer, RedisCluster, RedisServer, wait_for
+from tests.fix_faults import Background
 from tests.fix_servers import Mailbox, Message, StartRedis, arguments_for, once, settled, stats
 
 StartCluster = Callable[..., "Bench"]
@@ -156,7 +156,7 @@ class Bench:
         self.cluster.cli(*self.cluster.reshard_words(source, target, slots))
 
 
-class Writer:
+class Writer(Background):
     """Writes to a bench in a thread, until its `with` ends.
 
     `unsure`: keys whose write was not answered, so it may have happened or not.
@@ -166,8 +166,7 @@ class Writer:
         self.unsure: set[bytes] = set()
         self._bench = bench
         self._pause = pause
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        super().__init__()
 
     def _run(self) -> None:
         with self._bench.cluster.client() as client:
@@ -179,15 +178,6 @@ class Writer:
                     self._bench._set(client, key)
                 except redis.exceptions.RedisError:
                     self.unsure.add(key)
-
-    def __enter__(self) -> Writer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive()
 
 
 @pytest.fixture

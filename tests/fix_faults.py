@@ -1,6 +1,7 @@
 """For the tests of faults.
 
-`delivered`: the two checks at the end of each test. `Load`: a client that writes.
+`delivered`: the two checks at the end of each test. `Background`: a thread that runs in a `with`.
+`Load`: a client that writes.
 `Notifications`: the events that Redis itself tells its subscribers. `Proxy`: a network link
 that can go bad. `probe`: measures how long Redis takes to answer meanwhile; the end of
 pytest's output has a table of its results.
@@ -17,13 +18,36 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import redis
 
 from keyspace_amqp.demo.servers import RedisServer, wait_for
 from tests.fix_servers import Mailbox, Message, list_length, once, settled
+
+# ---- threads ---------------------------------------------------------------
+
+
+class Background:
+    """Runs `_run` in a thread, until the `with` ends: then `_stop` is set."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
 
 # ---- sets and books --------------------------------------------------------
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import threading
 from collections.abc import Sequence
 
 import pytest
@@ -18,6 +17,7 @@ from keyspace_amqp.message import Event
 from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import refused_key
 from tests.fix_cluster import Bench, StartCluster, Writer
+from tests.fix_faults import Background
 from tests.fix_migration import BOTH, Migration, commands_run, slow_down
 from tests.fix_servers import settled, stats
 
@@ -168,7 +168,7 @@ def test_a_load_in_an_import(
     imports.nothing_is_published()
 
 
-class BusyWriter:
+class BusyWriter(Background):
     """Writes in a thread: keys are set, some of them again, and others are deleted or expire.
 
     `events`: how many events of each name there have to be for each key.
@@ -177,8 +177,7 @@ class BusyWriter:
     def __init__(self, bench: Bench) -> None:
         self.events: collections.Counter[tuple[bytes, bytes]] = collections.Counter()
         self._bench = bench
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        super().__init__()
 
     def _run(self) -> None:
         with self._bench.cluster.client() as client:
@@ -204,15 +203,6 @@ class BusyWriter:
         """Wait until it has written more."""
         before = self.count
         wait_for(lambda: self.count > before + count)
-
-    def __enter__(self) -> BusyWriter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive()
 
 
 @BOTH

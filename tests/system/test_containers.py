@@ -15,7 +15,6 @@ import os
 import shutil
 import socket
 import subprocess
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -37,7 +36,7 @@ from keyspace_amqp import __version__
 from keyspace_amqp.cluster.slots import slot_of
 from keyspace_amqp.demo.servers import wait_for
 from keyspace_amqp.publisher.window import WINDOW
-from tests.fix_faults import Probe
+from tests.fix_faults import Background, Probe
 from tests.fix_servers import _SERVERS, ROOT, Mailbox, list_length, once, settled, stats
 
 pytestmark = pytest.mark.containers
@@ -331,7 +330,7 @@ class Fleet:
         assert again <= repeated, f"{again} messages came again, at most {repeated} may"
 
 
-class Writer:
+class Writer(Background):
     """SETs keys in one node's slots, hundreds a second, until its `with` ends. `answered`: keys
     that Redis has answered, in order. `unsure`: keys that may have been written or not."""
 
@@ -343,8 +342,7 @@ class Writer:
         place = nodes.index(node)
         tags = (b"tag%d" % number for number in itertools.count())
         self._tag = next(t for t in tags if min(slot_of(t) // share, len(nodes) - 1) == place)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        super().__init__()
 
     def _run(self) -> None:
         client: redis.Redis | None = None
@@ -363,15 +361,6 @@ class Writer:
                 self.answered.append(key)
         if client is not None:
             client.close()
-
-    def __enter__(self) -> Writer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(60)
-        assert not self._thread.is_alive()
 
     def more(self, count: int = 200) -> None:
         """Waits for more writes that were answered."""
