@@ -59,6 +59,12 @@ class Config:
     confirm_timeout: int
     fallback_memory: int
     subkeys: int
+    outbox: str
+
+    @property
+    def has_outbox(self) -> bool:
+        """True if all events go through the list."""
+        return self.outbox != "off" and self.fallback_size >= 0
 
     @classmethod
     def from_values(cls, values: Sequence[bytes]) -> Config:

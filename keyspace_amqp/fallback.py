@@ -81,6 +81,11 @@ def _cut(key: bytes, elements: Sequence[bytes]) -> Command:
     return Command("LTRIM", [key, b"%d" % len(elements), b"-1"], write=True)
 
 
+def cut_job(key: bytes, keep: int) -> Job:
+    """Keep only this many of the newest elements, and then read the list's length."""
+    return Job([Command("LTRIM", [key, b"%d" % -keep, b"-1"], write=True), Lengths([key])])
+
+
 def purge_job(keys: Sequence[bytes]) -> Job:
     """Per key, read the list's length and delete the list."""
     commands: list[Command] = []

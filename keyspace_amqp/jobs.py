@@ -63,10 +63,19 @@ class BusMessage:
 
 
 @dataclasses.dataclass
+class OutboxStep:
+    """Holds the outbox, or opens it for the list whose key is the argument. The reply is an error
+    if it is off, or was closed meanwhile."""
+
+    arguments: Sequence[bytes]
+    open: bool
+
+
+@dataclasses.dataclass
 class Job:
     """Commands for one turn of Redis' main thread."""
 
-    commands: Sequence[Command | SetParameters | Lengths | BusMessage]
+    commands: Sequence[Command | SetParameters | Lengths | BusMessage | OutboxStep]
 
 
 class Failure(enum.Enum):

@@ -31,7 +31,9 @@ enum {
     RECORD_SLOTS_MOVED = 8,
     /* An event with its subkeys: subkeyed_t, the subkeys (counted), then the payload of an EVENT
      * or a VALUED */
-    RECORD_SUBKEYED = 9
+    RECORD_SUBKEYED = 9,
+    /* Events were put into a list by the outbox: listed_t, then the list's key */
+    RECORD_LISTED = 10
 };
 
 /* The modes of a flush. STORE: a save follows, so the events go into the list. The others
@@ -69,6 +71,19 @@ typedef struct {
     uint8_t kind;   /* of the payload behind them: RECORD_EVENT or RECORD_VALUED */
     uint8_t padding[7];
 } subkeyed_t;
+
+/* Set in the `class_bit` of an event that is in the list already. */
+enum { LISTED_BIT = 0x80 };
+
+/* The head of a LISTED's payload. */
+typedef struct {
+    uint64_t jobs;   /* so many jobs were run before */
+    uint64_t number; /* of the first of these events in the queue */
+    uint64_t id;     /* the number in the id of the first of these events */
+    int64_t length;  /* of the list, with these events at its end */
+    uint32_t count;  /* of the events */
+    uint32_t handed; /* of these, how many follow in the queue: all or none */
+} listed_t;
 
 typedef struct queue queue_t;
 
@@ -158,6 +173,22 @@ void shim_set_text(int index, const char *text);
  * commands/replies.py defines. */
 void shim_command_done(uint64_t handle, const char *reply, size_t len);
 
+/* ---- outbox.c. Worker thread, all of these ---------------------------------- */
+
+/* The states of the outbox. CLOSED: events go to the queue. HELD: they are collected. OPEN: they
+ * go into the list. */
+enum { OUTBOX_CLOSED = 0, OUTBOX_HELD = 1, OUTBOX_OPEN = 2 };
+int shim_outbox_state(void);
+/* Called before shim_ready. `prefix`: the start of the ids of elements. `key`: the list that takes
+ * events from the first one after the load on; empty: none, the outbox stays closed. */
+void shim_outbox_start(const char *prefix, const char *key);
+/* Says whether the worker wants the records of events that are in the list. */
+void shim_outbox_wants(int wanted);
+/* Reports that so many more elements are in the worker's own counts. */
+void shim_outbox_booked(int64_t count);
+/* Reports that so many more events with LISTED_BIT were released. */
+void shim_outbox_taken(int64_t count);
+
 /* ---- jobs.c. Worker thread, all of these ------------------------------------ */
 
 /* A job: commands that Redis' main thread runs one after the other, in one turn, between the
@@ -182,6 +213,10 @@ void job_lengths(job_t *job);
 /* Adds a command that sends a message to another node; its arguments are the node's id, empty
  * for all nodes, and the text. It fails if there is no connection to the node. */
 void job_message(job_t *job);
+/* Adds a command for the outbox. Without `open`: collect events for now, and keep them. With it: put
+ * them and all later ones into the list whose key is the argument. It fails if the outbox is off,
+ * or was not held. */
+void job_outbox(job_t *job, int open);
 /* Gives the command that was added last all its arguments: their bytes one after the other,
  * and their lengths. They are copied. */
 void job_arguments(job_t *job, const char *arguments, const size_t *lengths, size_t count);

@@ -13,14 +13,13 @@
 #include "changes.h"
 #include "keys.h"
 #include "migration.h"
+#include "outbox.h"
 #include "state.h"
 #include "subkeys.h"
 #include "tables.h"
 #include "values.h"
 #include "worker.h"
 
-/* During one long command, a script for example, the worker is woken after this many events. */
-#define ANNOUNCE_EVERY 1024
 /* The classes of the events that say why a fallback list was removed: expired, evicted. */
 #define OWN_CLASSES "xe"
 
@@ -69,9 +68,8 @@ static inline __attribute__((always_inline)) void capture(RedisModuleCtx *ctx, i
     else if (main_thread.value_bytes)
         full = values_push(ctx, &head, event, key, name, len);
     else
-        full = queue_push(shared.events, &head, event, name);
+        full = outbox_push(ctx, &head, event, name);
     if (full) count(&shared.queue_full);
-    if (queue_pushed(shared.events) % ANNOUNCE_EVERY == 0) worker_announce();
 }
 
 static int on_event(RedisModuleCtx *ctx, int type, const char *event, RedisModuleString *key) {

@@ -19,6 +19,7 @@
 #include "latency.h"
 #include "look.h"
 #include "maxmemory.h"
+#include "outbox.h"
 #include "state.h"
 #include "worker.h"
 
@@ -27,7 +28,7 @@
 
 typedef struct command {
     struct command *next;
-    enum { CALL, SET_PARAMETERS, LENGTHS, MESSAGE } kind;
+    enum { CALL, SET_PARAMETERS, LENGTHS, MESSAGE, HOLD_OUTBOX, OPEN_OUTBOX } kind;
     char *name;
     int write;
     int grows;
@@ -56,6 +57,7 @@ struct job {
 
 /* The main thread's. */
 static int writes_refused;
+static uint64_t count_run;
 /* Shared. */
 static _Atomic(job_t *) submitted; /* the newest first */
 
@@ -95,6 +97,7 @@ void job_grows(job_t *job) { job->last->grows = 1; }
 void job_parameters(job_t *job) { add_command(job, SET_PARAMETERS); }
 void job_lengths(job_t *job) { add_command(job, LENGTHS); }
 void job_message(job_t *job) { add_command(job, MESSAGE); }
+void job_outbox(job_t *job, int open) { add_command(job, open ? OPEN_OUTBOX : HOLD_OUTBOX); }
 
 static void make_strings(command_t *command, const char *bytes, const size_t *lengths,
                          size_t count) {
@@ -302,6 +305,21 @@ static void run_message(RedisModuleCtx *ctx, command_t *command) {
     set_reply(command, reply, strlen(reply));
 }
 
+static void reply_outbox(command_t *command, int failed) {
+    const char *reply = failed ? "-ERR the outbox is off, or was closed meanwhile\r\n" : "+OK\r\n";
+    set_reply(command, reply, strlen(reply));
+}
+
+static void run_hold_outbox(RedisModuleCtx *ctx, command_t *command) {
+    reply_outbox(command, outbox_hold(ctx));
+}
+
+static void run_open_outbox(RedisModuleCtx *ctx, command_t *command) {
+    size_t len;
+    const char *key = RedisModule_StringPtrLen(command->argv[0], &len);
+    reply_outbox(command, outbox_open(ctx, key, len));
+}
+
 /* Runs one command of a job. Returns 0, or -1 if the job ends with it. */
 static int run_command(RedisModuleCtx *ctx, command_t *command) {
     static void (*const RUN[])(RedisModuleCtx *, command_t *) = {
@@ -309,6 +327,8 @@ static int run_command(RedisModuleCtx *ctx, command_t *command) {
         [SET_PARAMETERS] = run_set_parameters,
         [LENGTHS] = run_lengths,
         [MESSAGE] = run_message,
+        [HOLD_OUTBOX] = run_hold_outbox,
+        [OPEN_OUTBOX] = run_open_outbox,
     };
     RUN[command->kind](ctx, command);
     /* Freed on this thread: Redis may hold the strings until it has replicated the
@@ -344,6 +364,7 @@ void jobs_run(RedisModuleCtx *ctx) {
         for (command_t *command = job->first; command != NULL; command = command->next)
             if (run_command(ctx, command) != 0) break;
         changes_send(); /* of before this job, and by it: they explain what it has found */
+        count_run++;
         if (atomic_exchange(&job->state, JOB_DONE) == JOB_ABANDONED) job_free(job);
     }
     main_thread.job_running = 0;
@@ -352,10 +373,15 @@ void jobs_run(RedisModuleCtx *ctx) {
 }
 
 void jobs_refuse_writes(void) { writes_refused = 1; }
+int jobs_refuses_writes(void) { return writes_refused; }
+uint64_t jobs_count(void) { return count_run; }
 
 /* ---- load and unload ----------------------------------------------------------- */
 
-void jobs_prepare(void) { writes_refused = 0; }
+void jobs_prepare(void) {
+    writes_refused = 0;
+    count_run = 0;
+}
 
 void jobs_release(void) {
     for (job_t *job = take_submitted(), *next; job != NULL; job = next) {

@@ -13,6 +13,7 @@
 #include "flush.h"
 #include "jobs.h"
 #include "latency.h"
+#include "outbox.h"
 #include "server.h"
 #include "stats.h"
 #include "tables.h"
@@ -36,13 +37,16 @@ enum worker_start life_start(void) {
     if (start() != 0) return WORKER_FAILED;
     enum worker_start result = worker_await_start(READY_MS);
     /* If it cannot be abandoned, it has got ready in this very moment. */
-    return result == WORKER_HANGS && !worker_abandon() ? worker_await_start(0) : result;
+    if (result == WORKER_HANGS && !worker_abandon()) result = worker_await_start(0);
+    if (result == WORKER_READY) outbox_start();
+    return result;
 }
 
 /* Starts another worker, after the end of the one before it. */
 static void start_again(void) {
     jobs_release();
     jobs_prepare();
+    outbox_renew();
     worker_renew();
     stats_renew();
     restarting = 1;
@@ -80,6 +84,7 @@ int life_stop(RedisModuleCtx *ctx, int mode) {
     /* One that is ready only after this line is not told to end, and goes on. */
     const int told = worker_is_open();
     if (told) {
+        outbox_close();
         if (mode == FLUSH_LEAVE) jobs_refuse_writes();
         flush_worker(ctx, mode);
     }

@@ -13,6 +13,7 @@
 #include "life.h"
 #include "migration.h"
 #include "module.h"
+#include "outbox.h"
 #include "python.h"
 #include "redis_api.h"
 #include "server.h"
@@ -33,6 +34,7 @@ static int prepare(RedisModuleCtx *ctx) {
     server_prepare(ctx);
     migration_prepare(ctx);
     jobs_prepare();
+    outbox_prepare();
     return worker_prepare(ctx);
 }
 

@@ -235,6 +235,7 @@ typedef void (*RedisModuleEventCallback)(RedisModuleCtx *, RedisModuleEvent, uin
 typedef void (*RedisModuleEventLoopFunc)(int, void *, int);
 typedef void (*RedisModuleInfoFunc)(RedisModuleInfoCtx *, int);
 typedef void (*RedisModuleFreeFunc)(RedisModuleCtx *, void *);
+typedef void (*RedisModulePostNotificationJobFunc)(RedisModuleCtx *, void *);
 typedef void (*RedisModuleClusterMessageReceiver)(RedisModuleCtx *, const char *, uint8_t,
                                                   const unsigned char *, uint32_t);
 typedef RedisModuleString *(*RedisModuleConfigGetStringFunc)(const char *, void *);
@@ -292,6 +293,8 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, InfoAddFieldCString, int, (RedisModuleInfoCtx *, const char *, const char *))           \
     X(700, InfoAddFieldLongLong, int, (RedisModuleInfoCtx *, const char *, long long))             \
     X(700, SubscribeToKeyspaceEvents, int, (RedisModuleCtx *, int, RedisModuleNotificationFunc))   \
+    X(702, AddPostNotificationJob, int,                                                            \
+      (RedisModuleCtx *, RedisModulePostNotificationJobFunc, void *, void (*)(void *)))            \
     X(802, UnsubscribeFromKeyspaceEvents, int,                                                     \
       (RedisModuleCtx *, int, RedisModuleNotificationFunc))                                        \
     X(808, SubscribeToKeyspaceEventsWithSubkeys, int,                                              \

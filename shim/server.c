@@ -11,6 +11,7 @@
 #include "life.h"
 #include "maxmemory.h"
 #include "migration.h"
+#include "outbox.h"
 #include "state.h"
 #include "stats.h"
 #include "tables.h"
@@ -39,6 +40,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
     capture_tidy(ctx);
     maxmemory_look();
     changes_send_unless_behind();
+    outbox_end_turn(ctx);
     worker_announce_new(); /* once in a turn (rule 5) */
     jobs_run(ctx);
     stats_log_losses(ctx, 0);
@@ -48,6 +50,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
 
 void server_send_role(void) {
     main_thread.capturing = primary && !loading;
+    if (!main_thread.capturing) outbox_leave();
     /* Before a demotion to which it has agreed, a primary pauses writes. A primary whose
      * last slots were handed over may become a replica of the new owner at once. */
     int agreed = RedisModule_AvoidReplicaTraffic() || migration_has_left();
@@ -98,6 +101,7 @@ static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t
     if (subevent != REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START) return;
     int within_flush = flush_saves;
     flush_saves = 0;
+    if (!within_flush) outbox_store(ctx);
     if (within_flush || !main_thread.capturing || !config_has_list() ||
         (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF) ||
         RedisModule_AvoidReplicaTraffic())

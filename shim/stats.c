@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "outbox.h"
 #include "python.h"
 #include "state.h"
 #include "tables.h"
@@ -23,6 +24,7 @@ typedef struct {
 static _Atomic int64_t stats[STATS_COUNT];
 /* The values of the counters in `shared` at the last reset. */
 static _Atomic int64_t seen_before, queue_full_before, messages_refused_before;
+static _Atomic int64_t outbox_missed_before;
 static _Atomic(texts_t *) delivered; /* the worker's newest texts; NULL if they were taken */
 /* The worker's. */
 static texts_t draft;
@@ -51,6 +53,10 @@ void shim_numbers(int64_t *numbers) {
     numbers[STAT_EVENTS_MATCHED] += lost;
     numbers[STAT_DROPPED_QUEUE_FULL] += lost;
     numbers[STAT_QUEUE_LENGTH] += (int64_t)queue_length(shared.events);
+    numbers[STAT_QUEUE_LENGTH] += shared.outbox_pending - shared.outbox_in_queue;
+    numbers[STAT_FALLBACK_LENGTH] += shared.outbox_unbooked;
+    numbers[STAT_FALLBACK_PUSHED] += shared.outbox_unbooked;
+    numbers[STAT_OUTBOX_MISSED] = since_reset(&shared.outbox_missed, &outbox_missed_before);
     numbers[STAT_QUEUE_BYTES] += (int64_t)queue_bytes(shared.events);
     numbers[STAT_DROPPED] = 0;
     for (int i = STAT_FIRST_REASON; i < STATS_COUNT; i++)
@@ -64,6 +70,7 @@ void shim_reset_numbers(void) {
     atomic_store(&seen_before, atomic_load(&shared.seen));
     atomic_store(&queue_full_before, atomic_load(&shared.queue_full));
     atomic_store(&messages_refused_before, atomic_load(&shared.messages_refused));
+    atomic_store(&outbox_missed_before, atomic_load(&shared.outbox_missed));
 }
 
 void stats_log_losses(RedisModuleCtx *ctx, int now) {
@@ -106,6 +113,7 @@ static const texts_t *current_texts(void) {
 
 /* A worker that hangs cannot show this state itself. */
 static const char *text_at(const texts_t *texts, int index) {
+    if (index == TEXT_OUTBOX) return outbox_text();
     return index == TEXT_STATE && worker_is_ending() ? "stopping" : texts->text[index];
 }
 

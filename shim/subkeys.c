@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "buffer.h"
+#include "outbox.h"
 #include "state.h"
 #include "tables.h"
 #include "values.h"
@@ -40,6 +41,6 @@ int subkeys_push(RedisModuleCtx *ctx, const record_t *head, const char *event,
     record_t record = *head;
     record.kind = RECORD_SUBKEYED;
     record.payload_len = (uint32_t)payload.len;
-    if (queue_push(shared.events, &record, event, payload.data) == 0) return 0;
-    return queue_push(shared.events, head, event, name);
+    if (outbox_push(ctx, &record, event, payload.data) == 0) return 0;
+    return outbox_push(ctx, head, event, name);
 }

@@ -12,6 +12,7 @@
 #include "keys.h"
 #include "look.h"
 #include "migration.h"
+#include "outbox.h"
 #include "peek.h"
 #include "state.h"
 
@@ -145,12 +146,12 @@ int values_push(RedisModuleCtx *ctx, const record_t *head, const char *event,
         record_t valued = *head;
         valued.kind = RECORD_VALUED;
         valued.payload_len = (uint32_t)payload->len;
-        int full = queue_push(shared.events, &valued, event, payload->data);
+        int full = outbox_push(ctx, &valued, event, payload->data);
         removed.payload.len = 0;
         if (!full) return 0;
     }
     /* The event may still fit without its value. */
-    return queue_push(shared.events, head, event, name);
+    return outbox_push(ctx, head, event, name);
 }
 
 void values_prepare(void) {

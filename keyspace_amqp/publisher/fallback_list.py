@@ -48,6 +48,7 @@ class FallbackList:
         self.key: bytes | None = None
         self.state = ListState.UNKNOWN
         self.length = 0
+        self.removed = 0  # elements that have left its head, since it was chosen
         self.done = 0
         self.done_bytes = 0
         self.refused = 0
@@ -73,6 +74,17 @@ class FallbackList:
     def unread(self) -> int:
         """Return how many elements stand behind the known head."""
         return self.length - len(self._head)
+
+    @property
+    def end(self) -> int:
+        """Return the place of the next element. An element keeps its place until it is removed, or
+        until `generation` changes."""
+        return self.removed + self.length
+
+    @property
+    def known_end(self) -> int:
+        """Return the place of the first element behind the known head."""
+        return self.removed + len(self._head)
 
     @property
     def unsent(self) -> int:
@@ -197,6 +209,7 @@ class FallbackList:
         done = [entry for entry in entries if entry.state is DONE]
         self._sent -= count
         self.length -= count
+        self.removed += count
         self.refused -= count - len(done)
         self.done -= len(done)
         self.done_bytes -= size_of(done)
@@ -223,6 +236,7 @@ class FallbackList:
                 self.refused -= entry.state is REFUSED
                 self._window.give_up(entry)
         self.length -= count
+        self.removed += count
         return lost
 
     # ---- forgetting ----------------------------------------------------------------

@@ -34,6 +34,10 @@ CHECK_EVERY = 1.0
 JOB_RETRY_AFTER = 0.2
 # While more confirms are on their way, a trim waits for this many confirmed elements.
 TRIM_ELEMENTS = JOB_ELEMENTS // 4
+# Seconds between two small trims while all events go through the list.
+TRIM_EVERY = 0.1
+# A list may have this part more than `fallback-size` until its oldest elements are removed.
+CUT_SHARE = 100
 # Elements that were sent and not trimmed, at most: one without a confirm keeps all those
 # behind it. Then no more are read.
 SENT_ELEMENTS = 4 * WINDOW
@@ -79,13 +83,20 @@ class Trim:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cut:
+    """The job that removes the oldest elements of a full list."""
+
+    list: FallbackList
+
+
+@dataclasses.dataclass(frozen=True)
 class Purge:
     """The job that deletes the lists with these keys."""
 
     keys: Sequence[bytes]
 
 
-Kind = Length | Push | Read | Trim | Purge
+Kind = Length | Push | Read | Trim | Cut | Purge
 PurgeDone = Callable[[int | JobError], None]
 
 
@@ -95,6 +106,7 @@ class ListJobs:
     `running`: the job under way. `retry_at`: no other job than reading the length is made
     before this time. `push_at`, `refused_push_at`: no push to the list is made before this time,
     nor one to the list of refused events; the other jobs go on, because they free memory.
+    `trim_at`: no small trim of a list that gets all events is made before this time.
     `check_at`: the time to read the lengths again. `on_error`: called with the text of each
     error that users should see.
     """
@@ -115,6 +127,7 @@ class ListJobs:
         self.retry_at = clock()
         self.push_at = self.refused_push_at = clock()
         self.check_at = clock()
+        self.trim_at = clock()
         # The generations of the lists that the job is about, when it was made.
         self._generations: Sequence[tuple[FallbackList, int]] = ()
         # A list may be out of reach, or not be a list. The error of a command says so.
@@ -201,10 +214,23 @@ class ListJobs:
 
         `fallback_size`: the elements that both lists may have together, at most; 0: any number.
         """
+        return self._push(self._list, self._memory, self._most(fallback_size))
+
+    def next_cut(self, fallback_size: int) -> Submit | None:
+        """Return the job that removes the oldest elements, if the outbox has put more into the list
+        than it may have."""
+        current = self._list
+        keep = self._most(fallback_size)
+        slack = min(JOB_ELEMENTS, keep // CUT_SHARE)
+        if current.key is None or keep == 0 or current.length <= keep + slack:
+            return None
+        return self._submit(Cut(current), fallback.cut_job(current.key, keep))
+
+    def _most(self, fallback_size: int) -> int:
+        """Return the most elements that the list may have; 0: any number."""
         half = fallback_size // 2
-        keep = max(1, fallback_size - half, fallback_size - self._lists.refused.length)
-        keep = keep if fallback_size > 0 else 0
-        return self._push(self._list, self._memory, keep)
+        most = max(1, fallback_size - half, fallback_size - self._lists.refused.length)
+        return most if fallback_size > 0 else 0
 
     def push_refused(self, fallback_size: int) -> Submit:
         """Return the job that pushes the oldest refused events of memory to their list.
@@ -250,18 +276,22 @@ class ListJobs:
         start = len(source.known)
         return self._submit(Read(source), fallback.peek_job(source.key, start, most, JOB_BYTES))
 
-    def next_trim(self, *, at_once: bool, more: bool) -> Submit | None:
+    def next_trim(
+        self, *, at_once: bool, more: bool, patient: bool = False
+    ) -> Submit | None:
         """Return the job that removes settled elements, if there are enough of them.
 
         `more`: more confirms are to come, so the job waits for TRIM_ELEMENTS or WINDOW_BYTES.
+        `patient`: elements come all the time, so it waits for more of them, or for TRIM_EVERY.
         `at_once`: it waits for nothing. Otherwise it waits until all that was sent is
         settled.
         """
         current = self._list
         sent = len(current.known) - current.unsent
+        more = more or (patient and self._clock() < self.trim_at)
 
         def enough(count: int, size: int) -> bool:
-            large = count >= TRIM_ELEMENTS or size >= WINDOW_BYTES
+            large = count >= (JOB_ELEMENTS if patient else TRIM_ELEMENTS) or size >= WINDOW_BYTES
             return count > 0 and (at_once or large or (not more and count >= sent))
 
         if not enough(current.done + current.refused, current.done_bytes):
@@ -297,6 +327,7 @@ class ListJobs:
         to = self._lists.refused.key
         job = fallback.trim_job(source.key, elements, moved, to or b"")
         source.trimming = len(elements)
+        self.trim_at = self._clock() + TRIM_EVERY
         return self._submit(Trim(source, len(elements), len(moved)), job)
 
     # ---- reading replies ---------------------------------------------------------
@@ -319,6 +350,8 @@ class ListJobs:
                 self._read_done(result, source)
             case Trim():
                 self._trim_done(result, kind)
+            case Cut(list=source):
+                self._cut_done(result, source)
             case Purge(keys=keys):
                 self._purge_done(result, keys)
         for one in (self._list, self._lists.refused):
@@ -506,6 +539,18 @@ class ListJobs:
                 return
         source.forget_head()
         self.check_now()
+
+    def _cut_done(self, result: JobResult, source: FallbackList) -> None:
+        lengths = result.reply(1)
+        if result.reply(0) != b"OK" or not isinstance(lengths, list):
+            error = result.reply(0)
+            if isinstance(error, JobError):
+                self._failed(error)
+            self.check_now()
+            return
+        (length,) = lengths
+        if isinstance(length, int) and 0 <= length < source.length and source.is_ready:
+            self._cut(source, source.length - length)
 
     def _purge_done(self, result: JobResult, keys: Sequence[bytes]) -> None:
         purges, self._purges = self._purges, []

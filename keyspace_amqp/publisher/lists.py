@@ -166,6 +166,28 @@ class Lists:
         """Set the length of a list, as it was read, and count what others changed."""
         self.book_change(one.key, one.set_length(length))
 
+    def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None:
+        """Count elements that the outbox has put to the end of a list, and its length after that.
+
+        Return the place of the first of them in the current list, and the list's generation; None
+        if its place is not known.
+        """
+        current = self.current
+        if key != current.key:
+            if self.writable:
+                self.others[key] = self.others.get(key, 0) + count
+            else:
+                self._ledger.found(-count)  # whoever has the list now delivers them
+            return None
+        place = current.end
+        current.grow(count)
+        if not current.is_ready:
+            return None
+        if current.length != length:
+            self.set_length(current, length)
+            return None
+        return place, current.generation
+
     def choose(self) -> bool:
         """Choose the lists to work with; return True if another one than before is chosen.
 

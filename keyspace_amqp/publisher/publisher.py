@@ -75,7 +75,8 @@ class Publisher:
 
     `clock`: monotonic seconds; `wall`: Unix time in milliseconds; `jitter`: random numbers
     from 0 to 1; `clustered`: Redis runs in cluster mode. `last_error` is for users.
-    `has_more`: poll has more to do after confirms were read.
+    `has_more`: poll has more to do after confirms were read. `storing_all`: the outbox waits until
+    all events of memory are in the list.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Publisher:
     ) -> None:
         self.last_error = ""
         self.has_more = False
+        self.storing_all = False
         self.ledger = Ledger(clock, wall)
         self.link = Link(clock, jitter)
         self.window = Window(clock)
@@ -223,6 +225,29 @@ class Publisher:
         self.memory.add([Entry(event, now) for event in events])
         if not shelved:
             self.ledger.matched(len(events))
+
+    def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None:
+        """Count elements that the outbox has put to the end of a list; see Lists.listed."""
+        self.ledger.matched(count)
+        self.ledger.pushed(count)
+        return self.lists.listed(key, count, length)
+
+    def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None:
+        """Take in events that are elements of the list, from this place on.
+
+        They are ignored if elements before them are not known, or if enough elements are: then
+        they will be read when their turn comes.
+        """
+        at, generation = place
+        known = self.list.known_end - at
+        room = 2 * JOB_ELEMENTS - self.list.unsent
+        if generation != self.list.generation or known < 0 or room <= 0:
+            return
+        now = self._clock()
+        entries = [Entry(event, now) for event in events[known : known + room]]
+        for entry in entries:
+            entry.listed = True
+        self.list.read(entries)
 
     def recover(self, events: Sequence[Event], *, more: bool = False) -> None:
         """Take in leftovers of an earlier load, in the order of their file.
@@ -463,7 +488,11 @@ class Publisher:
         if job is None and self.list.is_ready and self.jobs.may_retry:
             stopping = self._flushing.ends
             more = self.link.is_up and self.list.unsent > 0
-            job = self.jobs.next_trim(at_once=stopping, more=more) or self._refused_job()
+            patient = self.link.is_up and self._config.has_outbox
+            job = self.jobs.next_trim(at_once=stopping, more=more, patient=patient)
+            job = job or self._refused_job()
+            if job is None and self._config.has_outbox:
+                job = self.jobs.next_cut(self._config.fallback_size)
             if job is None and self._should_store:
                 job = self.jobs.push(self._config.fallback_size)
             if job is None and self.link.is_up:
@@ -502,6 +531,8 @@ class Publisher:
         oldest = self.memory.oldest
         if oldest is None or not self._storable:
             return False
+        if self.storing_all:
+            return not self._flushing.leaves
         if self.flushing:
             return not self._flushing.leaves and not self._flushing.may_deliver
         overdue = self._clock() >= oldest.at + STORE_AFTER
@@ -550,6 +581,21 @@ class Publisher:
     def works_with(self, key: bytes) -> bool:
         """True if this is the key of the list that the publisher works with."""
         return key == self.list.key
+
+    @property
+    def outbox_key(self) -> bytes | None:
+        """Return the key of the list that takes all events, if it takes pushes now."""
+        return self.list.key if self._storable and not self._flushing.ends else None
+
+    @property
+    def has_memory(self) -> bool:
+        """True if events are in memory that are older than new ones."""
+        return bool(self.memory or self.shelf.count)
+
+    @property
+    def wants_records(self) -> bool:
+        """True if events that are put into the list can be sent soon."""
+        return self.link.is_up and self.list.unread < JOB_ELEMENTS
 
     @property
     def broker_is_busy(self) -> bool:
@@ -611,6 +657,8 @@ class Publisher:
         if self.list.key is None or self.jobs.running is not None:
             return []
         times: list[float | None] = [self.jobs.check_at]
+        if self.list.done and self.jobs.trim_at > self._clock():
+            times.append(self.jobs.trim_at)
         oldest = self.memory.oldest
         if oldest is not None and self.list.is_ready and self._config.fallback_size >= 0:
             # The times that _should_store waits for.

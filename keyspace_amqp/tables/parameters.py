@@ -374,5 +374,13 @@ PARAMETERS: tuple[Parameter, ...] = (
         "fields of a hash that the event is about; Redis 8.8 or later, elsewhere none",
         accepted="a number from {} (off) to {}",
     ),
+    _choice(
+        "outbox",
+        "off",
+        "off|reply|atomic",
+        "when events are put into the fallback list. `off`: while the broker is away; `reply`: all, "
+        "before a client hears of its write; `atomic`: all, in one transaction with the write",
+        accepted="off, reply or atomic",
+    ),
 )
 INDEX = {parameter.name: index for index, parameter in enumerate(PARAMETERS)}

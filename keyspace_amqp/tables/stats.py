@@ -45,19 +45,20 @@ class Stat(enum.IntEnum):
     CONFIRM_MS_LE_INF = 29
     CONFIRM_MS_SUM = 30
     REFUSED_WAITING = 31
-    DROPPED_QUEUE_FULL = 32
-    DROPPED_FALLBACK_FULL = 33
-    DROPPED_FALLBACK_EVICTED = 34
-    DROPPED_FALLBACK_EXPIRED = 35
-    DROPPED_FALLBACK_FLUSHED = 36
-    DROPPED_FALLBACK_REMOVED = 37
-    DROPPED_PURGED = 38
-    DROPPED_UNREADABLE = 39
-    DROPPED_STOPPED = 40
-    DROPPED_TOO_LARGE = 41
-    DROPPED_HANDLER_ERROR = 42
-    DROPPED_NO_MEMORY = 43
-    DROPPED_SET_ASIDE = 44
+    OUTBOX_MISSED = 32
+    DROPPED_QUEUE_FULL = 33
+    DROPPED_FALLBACK_FULL = 34
+    DROPPED_FALLBACK_EVICTED = 35
+    DROPPED_FALLBACK_EXPIRED = 36
+    DROPPED_FALLBACK_FLUSHED = 37
+    DROPPED_FALLBACK_REMOVED = 38
+    DROPPED_PURGED = 39
+    DROPPED_UNREADABLE = 40
+    DROPPED_STOPPED = 41
+    DROPPED_TOO_LARGE = 42
+    DROPPED_HANDLER_ERROR = 43
+    DROPPED_NO_MEMORY = 44
+    DROPPED_SET_ASIDE = 45
 
 
 # Milliseconds. An event counts in the first of CONFIRM_MS_LE_* whose bound it does not exceed.
@@ -70,6 +71,7 @@ class Text(enum.IntEnum):
     STATE = 0
     BROKER = 1
     LAST_ERROR = 2
+    OUTBOX = 3
 
 
 TEXT_HELP: dict[Text, str] = {
@@ -78,6 +80,7 @@ TEXT_HELP: dict[Text, str] = {
     "`disconnected`, `replica`, `stopping` (MODULE UNLOAD was refused because the handler hangs)",
     Text.BROKER: "`host:port` of the connection, or of the last attempt",
     Text.LAST_ERROR: "the last problem with the broker or the list; empty: none so far",
+    Text.OUTBOX: "the parameter `outbox`; with ` (waits)` while events go through memory",
 }
 
 HELP: dict[Stat, str] = {
@@ -112,6 +115,8 @@ HELP: dict[Stat, str] = {
     Stat.REFUSED_WAITING: "refused events, which will be sent again: the broker has refused them, "
     "or left them without a confirm. They are in `fallback_length`, `queue_length` and `in_flight` "
     "too",
+    Stat.OUTBOX_MISSED: "events that went through memory though `outbox` was on, because the list "
+    "could not be written",
     Stat.DROPPED_QUEUE_FULL: "`queue-limit` was reached, and the list was off or out of reach",
     Stat.DROPPED_FALLBACK_FULL: "oldest elements of a list that had reached `fallback-size`",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",

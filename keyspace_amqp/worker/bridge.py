@@ -13,9 +13,10 @@ from typing import Any
 
 from _keyspace_amqp import ffi, lib
 
-from ..jobs import BusMessage, Command, Job, JobResult, Lengths, SetParameters
+from ..jobs import BusMessage, Command, Job, JobResult, Lengths, OutboxStep, SetParameters
 from ..tables.stats import Stat, Text
 from . import records
+from .shim_api import OutboxState
 
 
 def _check_layouts() -> None:
@@ -33,6 +34,7 @@ def _check_layouts() -> None:
         "record_t": records.HEAD,
         "valued_t": records.VALUED,
         "subkeyed_t": records.SUBKEYED,
+        "listed_t": records.LISTED,
     }
     for struct, layout in layouts.items():
         if ffi.sizeof(struct) != layout.size:
@@ -91,6 +93,8 @@ class PendingJob:
                     lib.job_lengths(pointer)
                 case BusMessage():
                     lib.job_message(pointer)
+                case OutboxStep(open=opens):
+                    lib.job_outbox(pointer, opens)
                 case Command():
                     lib.job_command(pointer, command.name.encode(), command.write)
                     if command.grows:
@@ -158,6 +162,21 @@ class Bridge:
 
     def make_job(self, job: Job) -> PendingJob:
         return PendingJob(job)
+
+    def outbox_state(self) -> OutboxState:
+        return OutboxState(lib.shim_outbox_state())
+
+    def outbox_start(self, prefix: str, key: bytes) -> None:
+        lib.shim_outbox_start(prefix.encode(), key)
+
+    def outbox_wants(self, wanted: bool) -> None:
+        lib.shim_outbox_wants(wanted)
+
+    def outbox_booked(self, count: int) -> None:
+        lib.shim_outbox_booked(count)
+
+    def outbox_taken(self, count: int) -> None:
+        lib.shim_outbox_taken(count)
 
     def command_done(self, handle: int, reply: bytes) -> None:
         lib.shim_command_done(handle, reply, len(reply))

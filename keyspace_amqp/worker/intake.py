@@ -20,7 +20,8 @@ from ..publisher.shelf import Shelf
 from ..tables.stats import Stat
 from .leftover_file import Origin, Writer
 from .leftovers import Leftovers
-from .records import HEAD, Reader, first_records
+from .outbox import Handed
+from .records import HEAD, Reader, first_of_a_kind, first_records, starts_listed
 from .shim_api import Queue
 
 # Memory of waiting events, as fractions of the queue's limit. An event counts with the bytes
@@ -61,6 +62,21 @@ class Receiver(Protocol):
 
     def gauges(self) -> Mapping[Stat, int]: ...
 
+    def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None: ...
+
+
+class Outbox(Protocol):
+    """The members of the outbox that the intake uses; see outbox.py."""
+
+    prefix: str
+
+    @property
+    def handed_count(self) -> int: ...
+
+    def next_handed(self, number: int) -> Handed | None: ...
+
+    def taken(self, count: int) -> None: ...
+
 
 class Intake:
     """See the module's docstring. `leftovers`: the file of an earlier load. `failed` is called
@@ -75,7 +91,10 @@ class Intake:
         run_id: str,
         config: Config,
         failed: Callable[[str], None],
+        outbox: Outbox,
     ) -> None:
+        self._outbox = outbox
+        self._outbox_reader = Reader(outbox.prefix)
         self._queue = queue
         self._receiver = receiver
         self._shelf = receiver.shelf
@@ -101,13 +120,19 @@ class Intake:
 
     @property
     def waiting(self) -> int:
-        """Return the number of events in the queue and on the shelf."""
-        return self._queue.length + self._shelf.count
+        """Return the number of events in the queue and on the shelf, without those that are in
+        the list already."""
+        return self.queued + self._shelf.count
+
+    @property
+    def not_listed(self) -> int:
+        """Return the number of events that come before new ones; 1 also stands for a file."""
+        return self.waiting + self._leftovers.pending
 
     @property
     def queued(self) -> int:
-        """Return the number of events in the queue."""
-        return self._queue.length
+        """Return the number of events in the queue, without those that are in the list already."""
+        return self._queue.length - self._outbox.handed_count
 
     def memory(self) -> int:
         """Return the bytes that the events in the queue, on the shelf and in the publisher
@@ -186,6 +211,9 @@ class Intake:
         numbers = self._next(most, until)
         if not numbers or not (data := self._queue.take()):
             return False
+        if starts_listed(data):
+            self._take_listed(data, len(numbers))
+            return True
         parsed = self._attempt(lambda: self._reader.parse(data, numbers))
         events, size, count = parsed or ([], *first_records(data, 1, 1))
         self._receiver.add(events)
@@ -198,11 +226,35 @@ class Intake:
         numbers = self._next(until, until)
         if not numbers or not (data := self._queue.take()):
             return False
+        if starts_listed(data):
+            self._take_listed(data, len(numbers))
+            return True
         sifted = self._attempt(lambda: self._reader.sift(data, numbers))
         records, kept, size, count = sifted or (b"", [], *first_records(data, 1, 1))
         self._shelf.put(records, kept)
         self._release(size, count)
         return True
+
+    def _take_listed(self, data: bytes, most: int) -> None:
+        """Move the next events, which are in the list already, to what the publisher knows of it.
+
+        If their places in the list are not known, they are left to it: they will be read.
+        """
+        handed = self._outbox.next_handed(self._taken + 1)
+        if handed is not None:
+            most = min(most, handed.last + 1 - handed.number)
+        size, count = first_of_a_kind(data, most, listed=True)
+        if handed is not None and handed.place is not None:
+            numbers = range(handed.id, handed.id + count)
+            try:
+                reader = self._outbox_reader
+                events, size, count = reader.parse(data[:size], numbers, listed_ones=True)
+                self._receiver.add_listed(events, handed.place)
+            except Exception:
+                self._failed("the handler cannot parse an event that is in the list")
+                handed.place = None
+        self._outbox.taken(count)
+        self._release(size, count)
 
     def _next(self, most: int, until: int) -> range:
         """Return the numbers of the next `most` events in the queue, up to `until` and up to
@@ -241,7 +293,12 @@ class Intake:
         if not data:
             return False
         most = len(self._next(len(data), _NO_END))
-        size, count = first_records(data, len(data), most)
+        if starts_listed(data):
+            size, count = first_of_a_kind(data, most, listed=True)
+            self._outbox.taken(count)
+            self._release(size, count)
+            return True
+        size, count = first_of_a_kind(data, most, listed=False)
         origin = Origin(self._run_id, self._filter.databases, self._filter.masks)
         writer.records(origin, self._next(count, _NO_END), data[:size])
         self._release(size, count)

@@ -17,11 +17,16 @@ Done = Callable[[JobResult], None]
 
 class JobQueue:
     """Submits jobs, and passes each result to the callback that came with the job. `failed`
-    is called in the `except` block of an exception of such a callback."""
+    is called in the `except` block of an exception of such a callback. `before`: called with
+    the number of results that were passed on before, each time one is about to be."""
 
-    def __init__(self, shim: Shim, failed: Callable[[], None]) -> None:
+    def __init__(
+        self, shim: Shim, failed: Callable[[], None], before: Callable[[int], None]
+    ) -> None:
+        self.finished = 0  # jobs whose results were passed on
         self._shim = shim
         self._failed = failed
+        self._before = before
         self._pending: collections.deque[tuple[PendingJob, Done]] = collections.deque()
 
     def submit(self, job: Job, done: Done) -> None:
@@ -38,6 +43,8 @@ class JobQueue:
     def finish(self, count: int) -> None:
         """Pass on the results of the oldest `count` jobs, all of which are finished."""
         for _ in range(count):
+            self._before(self.finished)
+            self.finished += 1
             self._finish(*self._pending.popleft())
 
     def _finish(self, job: PendingJob, done: Done) -> None:

@@ -39,6 +39,7 @@ from ..publisher.actions import (
     is_void_after_repair,
 )
 from ..publisher.publisher import Publisher
+from ..tables.keys import KEY
 from ..tables.times import STOP_GOODBYE
 from . import bridge, log
 from .batching import Batching
@@ -50,6 +51,7 @@ from .job_queue import JobQueue
 from .lanes import Lane
 from .leftovers import Leftovers, log_lost, store
 from .nice import set_nice
+from .outbox import Outbox
 from .parameters import Parameters
 from .records import SetConfig, SetRole, parse_request, take_requests
 from .requests import Requests
@@ -96,8 +98,12 @@ class Worker:
             shim, publisher, peers, self._identity, self._broker_address, rare_log
         )
         self._leftovers = Leftovers(shim.port)
+        self._job_queue = JobQueue(shim, self._unexpected, lambda jobs: self._outbox.book(jobs))
+        self._outbox = Outbox(
+            shim, publisher, self._job_queue.submit, lambda: self._intake.not_listed
+        )
         self._intake = Intake(
-            shim.events, publisher, self._leftovers, run_id, config, self._status.failed
+            shim.events, publisher, self._leftovers, run_id, config, self._status.failed, self._outbox
         )
         self._batching = Batching(shim.events, self._intake, publisher)
         self._parameters = Parameters(
@@ -106,18 +112,19 @@ class Worker:
         self._handler = Handler(
             self._parameters, publisher, watch, peers, self._status, clustered=clustered
         )
-        self._job_queue = JobQueue(shim, self._unexpected)
         self._client_lane = Lane(self._job_queue.submit, self._status.failed)
         self._peer_lane = Lane(self._job_queue.submit, self._status.failed)
         self._requests = Requests(
             shim, self._client_lane, self._handler, self._parameters, publisher, watch, peers,
-            self._unexpected,
+            self._outbox, self._unexpected,
         )  # fmt: skip
         self._cluster_io = ClusterIO(
             watch, peers, self._job_queue, self._peer_lane, self._handler, self._identity,
             publisher, rare_log,
         )  # fmt: skip
         self._leftovers.open()
+        no_cluster = not (clustered or self._leftovers.pending)
+        self._outbox.start(KEY if no_cluster else b"")
         try:
             self._intake.take(0)
         except Exception:  # the first turn tries again
@@ -148,13 +155,15 @@ class Worker:
             self._repair()
         # Order: first the requests that came before a job ran, then the job's result, then
         # the requests that the job itself caused, then the next command.
-        finished = self._job_queue.count_finished()
         # Only the events pushed so far are taken in this turn: if masks were changed before
-        # one of them, the change is among the requests that are taken next.
+        # one of them, the change is among the requests that are taken next. And if one of them is
+        # in the list already, the request that says so is booked in this turn.
         pushed = self._shim.events.pushed
+        finished = self._job_queue.count_finished()
         self._requests.take()
         self._job_queue.finish(finished)
         self._requests.take()
+        self._outbox.book(self._job_queue.finished)
         self._cluster_io.poll()
         self._handler.resume_commands()
         # A client's command may be for all nodes, so the topology has to be known.
@@ -163,7 +172,9 @@ class Worker:
         self._peer_lane.run()
         self._intake.take(pushed)
         self._publish()
+        self._outbox.poll(enabled=self._parameters.config.has_outbox)
         self._status.show()
+        self._outbox.show()
         self._schedule()
 
     def _publish(self) -> None:
@@ -231,6 +242,7 @@ class Worker:
             self._loop.set_alarm(0.0)
             return
         times = [self._publisher.wake_at(), self._cluster_io.wake_at(), self._batching.wake_at()]
+        times.append(self._outbox.wake_at(enabled=self._parameters.config.has_outbox))
         at = min((time for time in times if time is not None), default=None)
         self._loop.set_alarm(None if at is None else max(at - time.monotonic(), 0.0))
 
@@ -261,6 +273,7 @@ class Worker:
         job_lost = not self._job_queue.expects(self._publisher.job_done)
         self._publisher.repair(job_lost=job_lost)
         self._cluster_io.repair()
+        self._outbox.repair()
         self._broken = False
 
     def end(self) -> None:

@@ -31,6 +31,7 @@ class Kind(enum.IntEnum):
     VALUED = 7
     SLOTS_MOVED = 8
     SUBKEYED = 9
+    LISTED = 10
 
 
 # record_t in shim/api.h
@@ -39,6 +40,10 @@ HEAD = struct.Struct("=IIQiHBB")
 VALUED = struct.Struct("=QIBB?x")
 # subkeyed_t in shim/api.h: the number of all, the bytes of those that follow, the kind behind them
 SUBKEYED = struct.Struct("=IIB7x")
+# listed_t in shim/api.h
+LISTED = struct.Struct("=QQQqII")
+# Set in the class of an event that is in the list already: LISTED_BIT in shim/api.h
+LISTED_BIT = 0x80
 _LENGTH = struct.Struct("=I")
 _NUMBER = struct.Struct("=Q")
 _FLUSH = struct.Struct("=QIIB")
@@ -81,14 +86,20 @@ class Reader:
         self._matches = compile_masks(config.masks)
         self._wants_db = parse_databases(config.databases)
 
-    def parse(self, data: bytes, numbers: Sequence[int]) -> tuple[list[Event], int, int]:
+    def parse(
+        self, data: bytes, numbers: Sequence[int], *, listed_ones: bool = False
+    ) -> tuple[list[Event], int, int]:
         """Parse the first records, one for each of `numbers` at most.
+
+        Only those of events that are in the list already (`listed_ones`), or that are not: the
+        first other one ends the batch.
 
         Return the events that pass the filter, then the bytes and the number of the parsed
         records. A record that raises an exception ends the batch before it; if it is the
         first one, the exception is raised.
         """
         events: list[Event] = []
+        listed = LISTED_BIT if listed_ones else 0
         matches, wants_db, prefix = self._matches, self._wants_db, self._prefix
         unpack, head, plain = HEAD.unpack_from, HEAD.size, _EVENT
         stop = min(len(data), PARSE_BYTES)
@@ -98,6 +109,9 @@ class Reader:
                 if at >= stop:
                     break
                 total, key_len, time_ms, db, name_len, kind, bit = unpack(data, at)
+                if bit & LISTED_BIT != listed:
+                    break
+                bit -= listed
                 name_at = at + head
                 key_at = name_at + name_len
                 end = key_at + key_len
@@ -138,7 +152,9 @@ class Reader:
             for number in numbers:
                 if at >= stop:
                     break
-                total, key_len, _, db, name_len, kind, _ = unpack(data, at)
+                total, key_len, _, db, name_len, kind, bit = unpack(data, at)
+                if bit & LISTED_BIT:
+                    break
                 key_at = at + head + name_len
                 end = key_at + key_len
                 if kind != plain:
@@ -167,6 +183,24 @@ def first_records(data: bytes, size: int, most: int) -> tuple[int, int]:
     at = count = 0
     while at < size and count < most:
         (total,) = _LENGTH.unpack_from(data, at)
+        at += total
+        count += 1
+    return at, count
+
+
+def starts_listed(data: bytes) -> bool:
+    """True if the first record is that of an event which is in the list already."""
+    return bool(HEAD.unpack_from(data, 0)[-1] & LISTED_BIT)
+
+
+def first_of_a_kind(data: bytes, most: int, *, listed: bool) -> tuple[int, int]:
+    """Return the bytes and the number of the first records, `most` at most, up to the first one of
+    an event that is in the list already, or (`listed`) that is not."""
+    at = count = 0
+    while count < most and at < len(data):
+        total, *_, bit = HEAD.unpack_from(data, at)
+        if bool(bit & LISTED_BIT) != listed:
+            break
         at += total
         count += 1
     return at, count
@@ -316,7 +350,20 @@ class StartFlush:
     mode: int
 
 
-Request = RunCommand | SetConfig | SetRole | ListChanged | SlotsMoved | PeerMessage | StartFlush
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Events that the outbox has put into a list; see listed_t in shim/api.h."""
+
+    jobs: int
+    number: int
+    id: int
+    length: int
+    count: int
+    handed: int
+    key: bytes
+
+
+Request = RunCommand | SetConfig | SetRole | ListChanged | SlotsMoved | PeerMessage | StartFlush | Listed
 
 
 def take_requests(queue: Queue) -> Iterator[tuple[int, bytes]]:
@@ -356,6 +403,10 @@ def parse_request(kind: int, payload: bytes) -> Request:
         case Kind.FLUSH:
             began, flush_id, milliseconds, mode = _FLUSH.unpack_from(payload)
             return StartFlush(began / 1000, flush_id, milliseconds / 1000, mode)
+        case Kind.LISTED:
+            jobs, number, first, length, count, handed = LISTED.unpack_from(payload)
+            key = payload[LISTED.size :]
+            return Listed(jobs, number, first, length, count, handed, key)
         case event:
             raise ValueError(f"{event!r} is not a request")
 

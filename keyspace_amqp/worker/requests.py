@@ -15,9 +15,11 @@ from ..publisher.actions import FlushMode
 from ..publisher.publisher import Publisher
 from .handler import Handler
 from .lanes import Lane
+from .outbox import Outbox
 from .parameters import Parameters
 from .records import (
     ListChanged,
+    Listed,
     PeerMessage,
     Request,
     RunCommand,
@@ -44,6 +46,7 @@ class Requests:
         publisher: Publisher,
         watch: ClusterWatch,
         peers: Peers,
+        outbox: Outbox,
         failed: Callable[[], None],
     ) -> None:
         self._shim = shim
@@ -53,6 +56,7 @@ class Requests:
         self._publisher = publisher
         self._watch = watch
         self._peers = peers
+        self._outbox = outbox
         self._failed = failed
 
     def take(self) -> None:
@@ -76,6 +80,8 @@ class Requests:
             case ListChanged(what=what, key=key):
                 self._publisher.list_changed(what, key)
                 self._watch.list_changed(key)
+            case Listed():
+                self._outbox.listed(request)
             case SlotsMoved(came=came, slots=slots):
                 self._watch.slots_moved(slots, came=came)
             case PeerMessage(sender=sender, data=data):

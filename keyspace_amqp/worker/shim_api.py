@@ -6,10 +6,19 @@ Worker thread only, except `Shim.log`. Nothing here waits.
 
 from __future__ import annotations
 
+import enum
 from typing import Protocol
 
 from ..jobs import Job, JobResult
 from ..tables.stats import Text
+
+
+class OutboxState(enum.IntEnum):
+    """OUTBOX_* in shim/api.h."""
+
+    CLOSED = 0
+    HELD = 1
+    OPEN = 2
 
 
 class Queue(Protocol):
@@ -139,6 +148,25 @@ class Shim(Protocol):
         ...
 
     def make_job(self, job: Job) -> PendingJob: ...
+
+    def outbox_state(self) -> OutboxState: ...
+
+    def outbox_start(self, prefix: str, key: bytes) -> None:
+        """Set the start of the ids of elements, and the list that takes events from the first
+        one after the load on; empty: none. To be called before `ready`."""
+        ...
+
+    def outbox_wants(self, wanted: bool) -> None:
+        """Ask for the records of events that are in the list, or for none."""
+        ...
+
+    def outbox_booked(self, count: int) -> None:
+        """Tell that so many more elements are in the worker's counts."""
+        ...
+
+    def outbox_taken(self, count: int) -> None:
+        """Tell that so many more records of events in the list were released."""
+        ...
 
     def command_done(self, handle: int, reply: bytes) -> None:
         """Send an encoded reply to a client's command. Call it once for each handle."""

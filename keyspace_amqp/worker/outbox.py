@@ -1,0 +1,188 @@
+"""The outbox, as the worker sees it: when it opens, and which events are in the list already.
+
+The main thread puts events into the list by itself while the outbox is open (shim/outbox.c),
+and says so in a request. Such a request stands between two jobs of the main thread, and is booked
+between their results. Worker thread; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import collections
+import secrets
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from ..jobs import Job, JobError, JobResult, OutboxStep
+from .records import Listed
+from .shim_api import OutboxState, Shim
+
+# Seconds until the next attempt to open the outbox.
+RETRY_AFTER = 0.5
+
+
+class Publisher(Protocol):
+    """The members of the publisher that are used here; see publisher.py."""
+
+    storing_all: bool
+
+    @property
+    def outbox_key(self) -> bytes | None: ...
+
+    @property
+    def has_memory(self) -> bool: ...
+
+    @property
+    def wants_records(self) -> bool: ...
+
+    def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None: ...
+
+
+class Handed:
+    """Events that are elements of the list, and whose records are in the queue.
+
+    `number`: of the next one in the queue; `last`: of the last one. `id`: the number in the next
+    one's id. `place`: the next one's place in the list, with the list's generation; None if it is
+    not known.
+    """
+
+    def __init__(self, listed: Listed, place: tuple[int, int] | None) -> None:
+        self.number = listed.number
+        self.last = listed.number + listed.handed - 1
+        self.id = listed.id
+        self.place = place
+
+    def advance(self, count: int) -> None:
+        """Go on behind the next `count` events."""
+        self.number += count
+        self.id += count
+        if self.place is not None:
+            self.place = (self.place[0] + count, self.place[1])
+
+
+class Outbox:
+    """See the module's docstring.
+
+    `prefix`: the start of the ids of events in the outbox. `submit`: gives a job to the main thread. `queued`: returns the
+    number of events that are neither in the publisher nor in the list.
+    """
+
+    def __init__(
+        self,
+        shim: Shim,
+        publisher: Publisher,
+        submit: Callable[[Job, Callable[[JobResult], None]], None],
+        queued: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.prefix = secrets.token_hex(8)
+        self._handed: collections.deque[Handed] = collections.deque()
+        self._handed_count = 0
+        self._shim = shim
+        self._publisher = publisher
+        self._submit = submit
+        self._queued = queued
+        self._clock = clock
+        self._requests: collections.deque[Listed] = collections.deque()
+        self._booked = 0  # elements that the shim still counts
+        self._key: bytes | None = None  # of the list, while the outbox is open
+        self._job_running = False
+        self._retry_at = clock()
+        self._wanted = False
+
+    def start(self, key: bytes) -> None:
+        """Have the outbox open from the first event on, with this list; empty: it stays closed."""
+        self._key = key or None
+        self._shim.outbox_start(self.prefix, key)
+
+    # ---- what the main thread has done ---------------------------------------------
+
+    def listed(self, request: Listed) -> None:
+        """Take a request, which `book` will book."""
+        self._requests.append(request)
+
+    def book(self, jobs: int) -> None:
+        """Book what the main thread has put into the list before it ran more than `jobs` jobs."""
+        requests = self._requests
+        while requests and requests[0].jobs <= jobs:
+            request = requests.popleft()
+            place = self._publisher.listed(request.key, request.count, request.length)
+            self._booked += request.count
+            if request.handed:
+                self._handed.append(Handed(request, place))
+                self._handed_count += request.handed
+
+    def show(self) -> None:
+        """Tell the shim what is in the worker's counts now."""
+        if self._booked:
+            self._shim.outbox_booked(self._booked)
+            self._booked = 0
+
+    # ---- records of events in the list ------------------------------------------------
+
+    @property
+    def handed_count(self) -> int:
+        """Return how many records of such events are in the queue."""
+        return self._handed_count
+
+    def next_handed(self, number: int) -> Handed | None:
+        """Return the events of which this is the first number in the queue, if it is known."""
+        handed = self._handed
+        while handed and handed[0].last < number:
+            handed.popleft()
+        return handed[0] if handed and handed[0].number == number else None
+
+    def taken(self, count: int) -> None:
+        """Note that the next records of such events, so many, are released."""
+        self._shim.outbox_taken(count)
+        if self._handed and self._handed_count:
+            self._handed[0].advance(count)
+            self._handed_count -= count
+
+    # ---- opening ----------------------------------------------------------------------
+
+    def poll(self, *, enabled: bool) -> None:
+        """Open the outbox if it can be opened. `enabled`: the parameters ask for it."""
+        wanted = enabled and self._publisher.wants_records
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._shim.outbox_wants(wanted)
+        if not enabled or self._job_running:
+            return
+        key, state = self._publisher.outbox_key, self._shim.outbox_state()
+        if key is None or self._clock() < self._retry_at:
+            return
+        match state:
+            case OutboxState.HELD:
+                self._publisher.storing_all = True
+                if not self._publisher.has_memory and not self._queued():
+                    self._run(OutboxStep([key], open=True), key)
+            case OutboxState.CLOSED:
+                self._run(OutboxStep([], open=False), None)
+            case OutboxState.OPEN if key != self._key:
+                self._run(OutboxStep([], open=False), None)
+
+    def _run(self, step: OutboxStep, key: bytes | None) -> None:
+        self._job_running = True
+        self._submit(Job([step]), lambda result: self._done(result, step, key))
+
+    def _done(self, result: JobResult, step: OutboxStep, key: bytes | None) -> None:
+        self._job_running = False
+        failed = isinstance(result.reply(0), JobError)
+        if failed:
+            self._retry_at = self._clock() + RETRY_AFTER
+        self._publisher.storing_all = not failed and not step.open
+        self._key = None if failed else key
+
+    def wake_at(self, *, enabled: bool) -> float | None:
+        """Return the time at which to call `poll` again if nothing else happens."""
+        closed = self._shim.outbox_state() is not OutboxState.OPEN
+        waits = enabled and closed and not self._job_running
+        return max(self._retry_at, self._clock() + RETRY_AFTER) if waits else None
+
+    def repair(self) -> None:
+        """Start again after an exception: what is known about places in the list may be wrong."""
+        self._job_running = False
+        self._publisher.storing_all = False
+        for handed in self._handed:
+            handed.place = None

@@ -1,0 +1,317 @@
+/* See outbox.h.
+ *
+ * The events of a turn of the event loop are collected as records. They become elements of the list
+ * by one RPUSH: at the end of the turn (mode `reply`), or in the job that the server runs after
+ * each command, transaction or script and before it propagates this unit (mode `atomic`). At
+ * the end of the turn the worker hears of them. If it is up to date it gets their records too,
+ * and need not read them from the list.
+ *
+ * If the list cannot take them, they go to the queue as if there were no outbox, and so do all
+ * later events: memory holds what is older than they are. The worker opens the outbox again when
+ * memory is empty. For that it asks for a hold: events are collected and neither go to the
+ * queue nor to the list, for a short time.
+ */
+#include "outbox.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "buffer.h"
+#include "element.h"
+#include "jobs.h"
+#include "latency.h"
+#include "maxmemory.h"
+#include "tables.h"
+#include "worker.h"
+
+/* Elements of one RPUSH, at most. */
+#define PUSH_ELEMENTS 1024
+/* A hold ends by itself after so many milliseconds, or bytes of collected events. */
+#define HOLD_MS 1000
+#define HOLD_BYTES ((size_t)4 * 1024 * 1024)
+#define ID_BYTES 40
+
+enum mode { OFF, REPLY, ATOMIC };
+static const char *const MODES[] = {"off", "reply", "atomic"};
+enum { CLOSED = OUTBOX_CLOSED, HELD = OUTBOX_HELD, OPEN = OUTBOX_OPEN };
+
+/* The main thread's. `main_thread.outbox` is true unless events go to the queue without a count
+ * of the missed ones. */
+static enum mode mode;
+static long long held_ms; /* clock_ms at the start of the hold */
+static int post_job;      /* the server will run on_unit_end */
+static char *key;         /* of the list */
+static size_t key_len;
+/* The events of this turn. The first `listed` of them are in the list. */
+static buffer_t pending;
+static size_t listed_bytes;
+static uint32_t listed, count_pending;
+static long long length; /* of the list, after the last push */
+static uint64_t next_id, first_id; /* numbers of the next element, and of the first one of this turn */
+static buffer_t element;           /* the one that is being made */
+/* Written by the main thread, read by any. */
+static _Atomic int state;
+/* Written by the worker, read by the main thread. */
+static _Atomic int wants_records;
+static _Atomic(char *) start_key; /* counted; taken by outbox_start */
+static char id_prefix[ID_BYTES];  /* written while the main thread waits for the start, or before */
+
+/* ---- states ------------------------------------------------------------------------ */
+
+static int state_now(void) { return atomic_load_explicit(&state, memory_order_relaxed); }
+
+static void set_state(int new) {
+    atomic_store(&state, new);
+    main_thread.outbox = mode != OFF;
+}
+
+int outbox_can(const char *value) {
+    return strcmp(value, MODES[ATOMIC]) != 0 || RedisModule_AddPostNotificationJob != NULL;
+}
+
+void outbox_set_mode(const char *value, int has_list) {
+    mode = ATOMIC;
+    while (mode > OFF && strcmp(value, MODES[mode]) != 0)
+        mode--;
+    if (mode == OFF || !has_list) outbox_close();
+    main_thread.outbox = mode != OFF;
+}
+
+const char *outbox_text(void) {
+    static const char *const WAITING[] = {"off", "reply (waits)", "atomic (waits)"};
+    return state_now() == OPEN ? MODES[mode] : WAITING[mode];
+}
+
+static void set_key(const char *bytes, size_t len) {
+    free(key);
+    key = malloc(len + 1);
+    if (key == NULL) abort();
+    memcpy(key, bytes, len);
+    key_len = len;
+}
+
+static void forget(void) {
+    buffer_empty(&pending);
+    listed_bytes = listed = count_pending = 0;
+    atomic_store(&shared.outbox_pending, 0);
+}
+
+void outbox_prepare(void) {
+    forget();
+    mode = OFF;
+    post_job = 0;
+    next_id = 1;
+    set_state(CLOSED);
+    free(atomic_exchange(&start_key, NULL));
+    outbox_renew();
+}
+
+void outbox_renew(void) {
+    outbox_close();
+    atomic_store(&wants_records, 0);
+    atomic_store(&shared.outbox_in_queue, 0);
+    atomic_store(&shared.outbox_unbooked, 0);
+}
+
+void outbox_start(void) {
+    char *text = atomic_exchange(&start_key, NULL);
+    if (text == NULL) return;
+    set_key(text, strlen(text));
+    free(text);
+    set_state(OPEN);
+}
+
+/* ---- to the worker ------------------------------------------------------------------- */
+
+typedef struct {
+    record_t head;
+    const char *name, *payload;
+} event_t;
+
+static event_t event_at(size_t at) {
+    event_t event;
+    memcpy(&event.head, pending.data + at, sizeof(event.head));
+    event.name = pending.data + at + sizeof(event.head);
+    event.payload = event.name + event.head.name_len;
+    return event;
+}
+
+static size_t size_of(const event_t *event) {
+    return sizeof(event->head) + event->head.name_len + event->head.payload_len;
+}
+
+/* Tells the worker which events of this turn are in the list, and gives it their records if it
+ * wants them and there is room. */
+static void tell(void) {
+    if (listed == 0) return;
+    listed_t told = {.jobs = jobs_count(),
+                     .number = queue_pushed(shared.events) + 1,
+                     .id = first_id,
+                     .length = length,
+                     .count = listed};
+    buffer_t records = {0};
+    int wanted = atomic_load(&wants_records) &&
+                 queue_bytes(shared.events) + listed_bytes < queue_get_limit(shared.events) / 2;
+    if (wanted) told.handed = listed;
+    buffer_add(&records, &told, sizeof(told));
+    buffer_add(&records, key, key_len);
+    atomic_fetch_add(&shared.outbox_unbooked, listed);
+    if (wanted) atomic_fetch_add(&shared.outbox_in_queue, listed);
+    /* Before the records: who sees one of them has to find this. */
+    worker_request_buffer(RECORD_LISTED, &records);
+    for (size_t at = 0; wanted && at < listed_bytes;) {
+        event_t event = event_at(at);
+        event.head.class_bit |= LISTED_BIT;
+        queue_push(shared.events, &event.head, event.name, event.payload);
+        at += size_of(&event);
+    }
+}
+
+/* Puts the events that are not in the list into the queue. */
+static void spill(void) {
+    for (size_t at = listed_bytes; at < pending.len;) {
+        event_t event = event_at(at);
+        if (queue_event(&event.head, event.name, event.payload) != 0)
+            count(&shared.queue_full);
+        count(&shared.outbox_missed);
+        at += size_of(&event);
+    }
+}
+
+static void end_of_events(void) {
+    tell();
+    spill();
+    forget();
+}
+
+void outbox_close(void) {
+    if (count_pending > 0) end_of_events();
+    set_state(CLOSED);
+}
+
+void outbox_leave(void) {
+    if (count_pending > 0) outbox_close();
+}
+
+/* ---- storing --------------------------------------------------------------------------- */
+
+/* Returns whether the list may be written now. */
+static int may_store(RedisModuleCtx *ctx) {
+    return main_thread.capturing && !jobs_refuses_writes() && !RedisModule_AvoidReplicaTraffic() &&
+           maxmemory_allows(ctx, key, key_len, pending.len - listed_bytes);
+}
+
+/* Pushes the next elements, and returns whether that has worked. */
+static int push(RedisModuleCtx *ctx) {
+    static RedisModuleString *argv[PUSH_ELEMENTS + 1];
+    size_t at = listed_bytes, argc = 1;
+    uint64_t id = next_id;
+    argv[0] = RedisModule_CreateString(NULL, key, key_len);
+    for (; at < pending.len && argc <= PUSH_ELEMENTS; argc++) {
+        event_t event = event_at(at);
+        buffer_empty(&element);
+        element_add(&element, &event.head, event.name, event.payload, id_prefix, strlen(id_prefix),
+                    id++);
+        argv[argc] = RedisModule_CreateString(NULL, element.data, element.len);
+        at += size_of(&event);
+    }
+    RedisModuleCallReply *reply = RedisModule_Call(ctx, "RPUSH", "!Ev", argv, argc);
+    int pushed = reply != NULL && RedisModule_CallReplyType(reply) == REDISMODULE_REPLY_INTEGER;
+    if (pushed) {
+        if (listed == 0) first_id = next_id;
+        length = RedisModule_CallReplyInteger(reply);
+        listed += (uint32_t)(argc - 1);
+        listed_bytes = at;
+        next_id = id;
+    }
+    if (reply != NULL) RedisModule_FreeCallReply(reply);
+    for (size_t i = 0; i < argc; i++)
+        RedisModule_FreeString(NULL, argv[i]);
+    return pushed;
+}
+
+void outbox_store(RedisModuleCtx *ctx) {
+    if (state_now() != OPEN || listed == count_pending) return;
+    int stored = may_store(ctx);
+    if (stored) {
+        const int job_runs = main_thread.job_running;
+        RedisModule_SelectDb(ctx, 0); /* a post-notification job runs in the event's database */
+        main_thread.job_running = 1;  /* the event of this push is our own */
+        while (stored && listed < count_pending)
+            stored = push(ctx);
+        main_thread.job_running = job_runs;
+    }
+    if (!stored) outbox_close();
+}
+
+/* The server's callback after the command, transaction or script that has caused events. */
+static void on_unit_end(RedisModuleCtx *ctx, void *data) {
+    (void)data;
+    post_job = 0;
+    outbox_store(ctx);
+}
+
+int outbox_collect(RedisModuleCtx *ctx, const record_t *head, const char *name,
+                   const char *payload) {
+    if (state_now() == CLOSED) {
+        count(&shared.outbox_missed);
+        return queue_event(head, name, payload);
+    }
+    if (pending.len > queue_get_limit(shared.events)) { /* one long script, for example */
+        outbox_close();
+        return outbox_collect(ctx, head, name, payload);
+    }
+    buffer_add(&pending, head, sizeof(*head));
+    buffer_add(&pending, name, head->name_len);
+    buffer_add(&pending, payload, head->payload_len);
+    atomic_store_explicit(&shared.outbox_pending, ++count_pending, memory_order_relaxed);
+    if (mode == ATOMIC && !post_job && state_now() == OPEN)
+        post_job = RedisModule_AddPostNotificationJob(ctx, on_unit_end, NULL, NULL) ==
+                   REDISMODULE_OK;
+    return 0;
+}
+
+void outbox_end_turn(RedisModuleCtx *ctx) {
+    if (state_now() == HELD && count_pending > 0 &&
+        (clock_ms() - held_ms > HOLD_MS || pending.len > HOLD_BYTES))
+        outbox_close();
+    if (count_pending == 0) return;
+    outbox_store(ctx);
+    if (state_now() == OPEN) end_of_events();
+}
+
+/* ---- the worker's jobs -------------------------------------------------------------------- */
+
+int outbox_hold(RedisModuleCtx *ctx) {
+    if (mode == OFF || !main_thread.capturing) return -1;
+    outbox_store(ctx);
+    if (state_now() == OPEN) end_of_events();
+    held_ms = clock_ms();
+    set_state(HELD);
+    return 0;
+}
+
+int outbox_open(RedisModuleCtx *ctx, const char *bytes, size_t len) {
+    if (mode == OFF || state_now() != HELD) return -1;
+    set_key(bytes, len);
+    set_state(OPEN);
+    outbox_store(ctx);
+    if (state_now() != OPEN) return -1;
+    if (count_pending > 0) end_of_events();
+    return 0;
+}
+
+/* ---- worker thread: api.h says what each function does --------------------------------------- */
+
+int shim_outbox_state(void) { return atomic_load(&state); }
+void shim_outbox_wants(int wanted) { atomic_store(&wants_records, wanted); }
+void shim_outbox_booked(int64_t count) { atomic_fetch_sub(&shared.outbox_unbooked, count); }
+void shim_outbox_taken(int64_t count) { atomic_fetch_sub(&shared.outbox_in_queue, count); }
+
+void shim_outbox_start(const char *prefix, const char *start) {
+    snprintf(id_prefix, sizeof(id_prefix), "%s-", prefix);
+    free(atomic_exchange(&start_key, start[0] == '\0' ? NULL : strdup(start)));
+}
