@@ -117,7 +117,7 @@ _PLAIN, _VALUED, _SUBKEYED = b"1", b"2", b"3"
 
 
 def to_element(event: Event) -> bytes:
-    """Return the event as an element of the fallback list.
+    """Return the event as an element of the fallback list. (shim/element.c does the same.)
 
     Without a value: `1 id time_ms db class name_length name key`. With a value:
     `2 id time_ms db class name_length key_length type length before data_length name key

@@ -21,11 +21,6 @@ from .config import Config, raw
 from .tables.events import EVENT_CLASSES
 from .tables.parameters import SHORT_STRING
 
-# The letter of an event whose class is not known.
-UNKNOWN_CLASS = "?"
-_LETTERS = {event_class.bit: event_class.letter for event_class in EVENT_CLASSES}
-# The letters of the classes by bit.
-CLASS_LETTERS = "".join(_LETTERS.get(bit, UNKNOWN_CLASS) for bit in range(max(_LETTERS) + 1))
 _CLASS_NAMES = {event_class.letter: event_class.name for event_class in EVENT_CLASSES}
 # The approximate memory of an event in bytes, without its key and its name.
 EVENT_BYTES = 256

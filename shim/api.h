@@ -111,6 +111,16 @@ uint64_t queue_released(const queue_t *queue);
 void queue_set_limit(queue_t *queue, size_t limit);
 size_t queue_get_limit(const queue_t *queue);
 
+/* ---- element.c: elements of the fallback list ----------------------------- */
+
+/* Any thread, both. Writes the element that `to_element` in fallback.py makes of this event: a
+ * record of kind EVENT, VALUED or SUBKEYED. Its message_id is the prefix and then the number.
+ * Returns the bytes of the element. `out` has room for `element_room` bytes. */
+size_t element_write(char *out, const record_t *head, const char *name, const char *payload,
+                     const char *prefix, size_t prefix_len, uint64_t number);
+/* Returns a number of bytes that an element of this record never exceeds. */
+size_t element_room(const record_t *head, size_t prefix_len);
+
 /* ---- parameters.c: the values of parameters ------------------------------- */
 
 /* Any thread. Returns 0 if the parameter at `index` of the table accepts the value, else -1

@@ -8,12 +8,15 @@
 /* A buffer with more memory than this frees it before its next use. */
 #define LARGE ((size_t)4 * 1024 * 1024)
 
+void buffer_reserve(buffer_t *buffer, size_t len) {
+    if (buffer->len + len <= buffer->capacity) return;
+    buffer->capacity = (buffer->len + len) * 2;
+    buffer->data = realloc(buffer->data, buffer->capacity);
+    if (buffer->data == NULL) abort();
+}
+
 void buffer_add(buffer_t *buffer, const void *data, size_t len) {
-    if (buffer->len + len > buffer->capacity) {
-        buffer->capacity = (buffer->len + len) * 2;
-        buffer->data = realloc(buffer->data, buffer->capacity);
-        if (buffer->data == NULL) abort();
-    }
+    buffer_reserve(buffer, len);
     if (len) memcpy(buffer->data + buffer->len, data, len);
     buffer->len += len;
 }

@@ -14,6 +14,8 @@ typedef struct {
 
 /* Empties a buffer that is used again. */
 void buffer_empty(buffer_t *buffer);
+/* Makes room for so many bytes behind those that it has. */
+void buffer_reserve(buffer_t *buffer, size_t len);
 /* Appends bytes. */
 void buffer_add(buffer_t *buffer, const void *data, size_t len);
 /* Appends a u32 with the length, then the bytes: "counted" in api.h. */

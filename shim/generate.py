@@ -21,7 +21,14 @@ import cffi  # noqa: E402  # after the path is set
 import keyspace_amqp  # noqa: E402
 from keyspace_amqp.tables import keys, times  # noqa: E402
 from keyspace_amqp.tables.commands import COMMANDS, Argument, CommandSpec  # noqa: E402
-from keyspace_amqp.tables.events import EVENT_CLASSES, OTHER_BITS  # noqa: E402
+from keyspace_amqp.tables.events import (  # noqa: E402
+    CLASS_LETTERS,
+    EVENT_CLASSES,
+    OTHER_BITS,
+    UNKNOWN_CLASS,
+    UNKNOWN_TYPE,
+    VALUE_TYPES,
+)
 from keyspace_amqp.tables.parameters import (  # noqa: E402
     INT64_MAX,
     MASK_BYTES,
@@ -46,6 +53,7 @@ typedef struct {
 
 extern const parameter_t PARAMETERS[PARAMETERS_COUNT];
 extern const event_class_t EVENT_CLASSES[EVENT_CLASSES_COUNT];
+extern const char *const VALUE_TYPES[VALUE_TYPES_COUNT];
 extern const char *const STAT_NAMES[STATS_COUNT];
 extern const char *const TEXT_NAMES[TEXTS_COUNT];
 extern const command_spec_t COMMANDS[COMMANDS_COUNT];
@@ -91,6 +99,10 @@ def defines() -> str:
         "SUBKEYS_BYTES": SUBKEYS_BYTES,
         "PARAMETERS_COUNT": len(PARAMETERS),
         "EVENT_CLASSES_COUNT": len(classes()),
+        "CLASS_LETTERS": quoted(CLASS_LETTERS),
+        "UNKNOWN_CLASS": f"'{UNKNOWN_CLASS}'",
+        "VALUE_TYPES_COUNT": len(VALUE_TYPES),
+        "UNKNOWN_TYPE": quoted(UNKNOWN_TYPE),
         "EVENT_BITS": hex(sum(1 << c.bit for c in EVENT_CLASSES)),
         "EVENT_BITS_EVERYWHERE": hex(sum(1 << c.bit for c in EVENT_CLASSES if not c.since)),
         "EVENT_BITS_OTHER": hex(sum(1 << bit for bit in OTHER_BITS)),
@@ -185,6 +197,7 @@ def source() -> str:
         "\n".join([HEAD, '#include "tables.h"', "", '#include "redis_api.h"']),
         array("const parameter_t PARAMETERS[]", [parameter_row(p) for p in PARAMETERS]),
         array("const event_class_t EVENT_CLASSES[]", classes()),
+        array("const char *const VALUE_TYPES[]", [quoted(name) for name in VALUE_TYPES]),
         array("const char *const STAT_NAMES[]", [quoted(stat.name.lower()) for stat in Stat]),
         array("const char *const TEXT_NAMES[]", [quoted(text.name.lower()) for text in Text]),
         array("const char *const HELP_LINES[]", [quoted(line) for line in help_lines()]),

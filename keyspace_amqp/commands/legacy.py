@@ -7,7 +7,8 @@ the event were not kept and are chosen here. Pure; any thread.
 
 from __future__ import annotations
 
-from ..message import UNKNOWN_CLASS, Event
+from ..message import Event
+from ..tables.events import UNKNOWN_CLASS
 
 # The names of the servers' own events by class; each name has one class only.
 _NAMES = {

@@ -1,4 +1,5 @@
-"""The classes of keyspace events: their letters, their bits and their names.
+"""The classes of keyspace events: their letters, their bits and their names; and the types of
+values.
 
 The letters are those of `notify-keyspace-events`, the bits those of REDISMODULE_NOTIFY_*.
 A server says how many bits it has (GetKeyspaceNotificationFlagsAll). So a class exists on a
@@ -64,3 +65,13 @@ EVENT_CLASSES = (
 # channels of subkeys, keys that are loaded from a file, and keys that are removed because their
 # slot has moved.
 OTHER_BITS = (0, 1, 12, 17, 18, 19, 20, 21, 22)
+
+# The letter of an event whose class is not known.
+UNKNOWN_CLASS = "?"
+_LETTERS = {event_class.bit: event_class.letter for event_class in EVENT_CLASSES}
+# The letters of the classes by bit.
+CLASS_LETTERS = "".join(_LETTERS.get(bit, UNKNOWN_CLASS) for bit in range(max(_LETTERS) + 1))
+
+# The names that the command TYPE has for REDISMODULE_KEYTYPE_*, and the name of all others.
+VALUE_TYPES = ("none", "string", "list", "hash", "set", "zset", "module", "stream")
+UNKNOWN_TYPE = "unknown"

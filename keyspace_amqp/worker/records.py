@@ -14,7 +14,8 @@ from typing import Protocol
 
 from ..config import parse_databases
 from ..masks import ALL, compile_masks
-from ..message import CLASS_LETTERS, Event, Subkeys, Value
+from ..message import Event, Subkeys, Value
+from ..tables.events import CLASS_LETTERS, UNKNOWN_TYPE, VALUE_TYPES
 from .shim_api import Queue
 
 
@@ -48,8 +49,6 @@ _LENGTH = struct.Struct("=I")
 _NUMBER = struct.Struct("=Q")
 _FLUSH = struct.Struct("=QIIB")
 _SLOTS = struct.Struct("=HH")
-# The names that the command TYPE has for REDISMODULE_KEYTYPE_*
-_TYPES = ("none", "string", "list", "hash", "set", "zset", "module", "stream")
 # Bytes of events that are parsed at once: a few events with keys of a megabyte are a lot.
 PARSE_BYTES = 256 * 1024
 
@@ -276,7 +275,7 @@ def _read_value(data: bytes, at: int, end: int) -> tuple[Value, int, int]:
     key_at = at + VALUED.size
     key_end = key_at + key_len
     content = data[key_end:end] if has_data else None
-    name = _TYPES[kind] if kind < len(_TYPES) else "unknown"
+    name = VALUE_TYPES[kind] if kind < len(VALUE_TYPES) else UNKNOWN_TYPE
     return Value(name, length, content, bool(before)), key_at, key_end
 
 

@@ -18,7 +18,8 @@ from keyspace_amqp.cluster.slots import slot_of
 from keyspace_amqp.commands.legacy import from_legacy
 from keyspace_amqp.demo.servers import RabbitServer, free_port, wait_for
 from keyspace_amqp.fallback import from_element, to_element
-from keyspace_amqp.message import CLASS_LETTERS, Event, body
+from keyspace_amqp.message import Event, body
+from keyspace_amqp.tables.events import CLASS_LETTERS
 from keyspace_amqp.tables.keys import KEY
 from tests.commands.handler import FakeHandler, Run, refused
 from tests.commands.test_live_commands import error, run

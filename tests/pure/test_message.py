@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keyspace_amqp.fallback import from_element, to_element
-from keyspace_amqp.message import CLASS_LETTERS, Event, body
+from keyspace_amqp.message import Event, body
+from keyspace_amqp.tables.events import CLASS_LETTERS
 
 EXPIRED = Event("5f0c9a-7", 1700000000123, 0, "x", b"expire", b"session:42")
 

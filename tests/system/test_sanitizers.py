@@ -1,6 +1,6 @@
 """Memory and threads, watched by the compiler's sanitizers.
 
-The queue and the checks of parameters run their tests on a build with
+The queue, elements and the checks of parameters run their tests on a build with
 AddressSanitizer and UndefinedBehaviorSanitizer; the queue runs between threads of a
 small C program under ThreadSanitizer; and the whole module runs in real servers on
 the first build again. gcc brings the sanitizers along.
@@ -108,11 +108,11 @@ def sanitized() -> pathlib.Path:
     return BUILD / MODULE.name
 
 
-def test_the_queue_and_the_checks_of_parameters(
+def test_what_knows_neither_redis_nor_python(
     sanitized: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """The tests of the queue and of the checks, once more. The one with two Python threads is left
-    out: the next test does that without the GIL."""
+    """The tests of the queue, of elements and of the checks, once more. The one with two Python
+    threads is left out: the next test does that without the GIL."""
     # Freed memory is kept for a while to catch late uses; only a little, because some tests measure
     # memory.
     options = environment(tmp_path / "reports", quarantine_size_mb=8)
@@ -122,6 +122,7 @@ def test_the_queue_and_the_checks_of_parameters(
             *[sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
             *[
                 "tests/shim/test_queue.py",
+                "tests/shim/test_element.py",
                 "tests/shim/test_parameters.py",
                 "-k",
                 "not test_two_threads",
