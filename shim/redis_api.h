@@ -50,6 +50,7 @@ typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
 #define REDISMODULE_KEYTYPE_EMPTY 0
 #define REDISMODULE_KEYTYPE_STRING 1
 #define REDISMODULE_KEYTYPE_LIST 2
+#define REDISMODULE_LIST_TAIL 1
 
 /* Types of replies */
 #define REDISMODULE_REPLY_INTEGER 2
@@ -266,6 +267,9 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, KeyType, int, (RedisModuleKey *))                                                       \
     X(700, ValueLength, size_t, (RedisModuleKey *))                                                \
     X(700, ListGet, RedisModuleString *, (RedisModuleKey *, long))                                 \
+    X(700, ListPush, int, (RedisModuleKey *, int, RedisModuleString *))                            \
+    X(700, SignalModifiedKey, int, (RedisModuleCtx *, RedisModuleString *))                        \
+    X(700, Replicate, int, (RedisModuleCtx *, const char *, const char *, ...))                    \
     X(700, StringDMA, char *, (RedisModuleKey *, size_t *, int))                                   \
     X(700, GetKeyNameFromModuleKey, const RedisModuleString *, (RedisModuleKey *))                 \
     X(700, CallReplyStringPtr, const char *, (RedisModuleCallReply *, size_t *))                   \
