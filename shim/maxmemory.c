@@ -1,11 +1,13 @@
 /* See maxmemory.h. */
 #include "maxmemory.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "buffer.h"
 #include "state.h"
 
 /* Memory is near maxmemory from this part of it on. The rest is for the clients: what they
@@ -19,16 +21,29 @@
 /* To measure the list, Redis looks at this many of its nodes, of about 8 kB each. */
 #define SAMPLES "1000"
 
-/* What the server says about itself now. */
-typedef struct {
+/* What is known about the server and the list holds for this long, unless it allows no more. Near
+ * maxmemory it takes some 50 microseconds to ask. */
+#define KNOWN_MS 100
+
+/* What is known: as the server said it, less what was allowed since. It is asked at most once in
+ * a turn. Main thread. */
+static struct {
+    int asked; /* in this turn */
+    long long asked_ms;
     double maxmemory;
     double evictable; /* bytes that evictions can free, at least */
-} facts_t;
+} server;
+static struct {
+    int asked;
+    buffer_t key;
+    double bytes; /* that it takes, about */
+} list;
 
 /* Shared. */
 static _Atomic int is_near;
 
 void maxmemory_look(void) {
+    server.asked = list.asked = 0;
     atomic_store_explicit(&is_near, RedisModule_GetUsedMemoryRatio() >= NEAR, memory_order_relaxed);
 }
 
@@ -49,7 +64,7 @@ static double count_keys(RedisModuleCtx *ctx, const char *field) {
     return keys;
 }
 
-static facts_t read_facts(RedisModuleCtx *ctx) {
+static void ask_server(RedisModuleCtx *ctx) {
     RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "memory");
     const char *policy = RedisModule_ServerInfoGetFieldC(info, "maxmemory_policy");
     double keys = 0;
@@ -57,33 +72,50 @@ static facts_t read_facts(RedisModuleCtx *ctx) {
         keys = count_keys(ctx, "keys=");
     else if (policy != NULL && strncmp(policy, "volatile-", 9) == 0)
         keys = count_keys(ctx, "expires=");
-    facts_t facts = {(double)RedisModule_ServerInfoGetFieldUnsigned(info, "maxmemory", NULL),
-                     keys * KEY_BYTES};
+    server.maxmemory = (double)RedisModule_ServerInfoGetFieldUnsigned(info, "maxmemory", NULL);
+    server.evictable = keys * KEY_BYTES;
+    server.asked = 1;
+    server.asked_ms = main_thread.now_ms;
     RedisModule_FreeServerInfo(ctx, info);
-    return facts;
 }
 
-/* Returns about how many bytes the list takes, or -1 if Redis does not say. */
-static long long list_bytes(RedisModuleCtx *ctx, const char *key, size_t key_len) {
+static void ask_list(RedisModuleCtx *ctx, const char *key, size_t key_len) {
+    list.bytes = INFINITY; /* if Redis does not say it */
     RedisModuleCallReply *reply =
         RedisModule_Call(ctx, "MEMORY", "cbcc", "USAGE", key, key_len, "SAMPLES", SAMPLES);
-    if (reply == NULL) return -1;
-    int type = RedisModule_CallReplyType(reply);
-    long long bytes = -1;
-    if (type == REDISMODULE_REPLY_INTEGER) bytes = RedisModule_CallReplyInteger(reply);
-    if (type == REDISMODULE_REPLY_NULL) bytes = 0; /* there is no list yet */
-    RedisModule_FreeCallReply(reply);
-    return bytes;
+    if (reply != NULL) {
+        int type = RedisModule_CallReplyType(reply);
+        if (type == REDISMODULE_REPLY_INTEGER)
+            list.bytes = (double)RedisModule_CallReplyInteger(reply);
+        if (type == REDISMODULE_REPLY_NULL) list.bytes = 0; /* there is no list yet */
+        RedisModule_FreeCallReply(reply);
+    }
+    list.asked = 1;
+    buffer_empty(&list.key);
+    buffer_add(&list.key, key, key_len);
+}
+
+/* True if so many bytes more are within the list's share, and evictions are able to make room for
+ * them at once, and for as much again. */
+static int has_room(double more) {
+    double share = server.maxmemory * main_thread.fallback_memory / 100;
+    return server.evictable >= 2 * more && list.bytes + more <= share;
 }
 
 int maxmemory_allows(RedisModuleCtx *ctx, const char *key, size_t key_len, size_t bytes) {
-    /* The ratio is 0 without a maxmemory. What is pushed is in it already: as strings. */
+    /* Read each time: it costs about 10 ns, and during one long command the memory in use may
+     * grow beyond all bounds. The ratio is 0 without a maxmemory. What is pushed is in it
+     * already: as strings. */
     if (RedisModule_GetUsedMemoryRatio() < NEAR) return 1;
-    facts_t facts = read_facts(ctx);
     double more = (double)bytes;
-    /* Evictions must be able to make room for the push at once, and for as much again. */
-    if (facts.evictable < 2 * more) return 0;
-    long long taken = list_bytes(ctx, key, key_len);
-    double share = facts.maxmemory * main_thread.fallback_memory / 100;
-    return taken >= 0 && (double)taken + more <= share;
+    int same = list.key.len == key_len && memcmp(list.key.data, key, key_len) == 0;
+    /* Without a sign, so that a clock that was set back ends what is known too. */
+    unsigned long long age = (unsigned long long)(main_thread.now_ms - server.asked_ms);
+    int old = age >= KNOWN_MS || !has_room(more);
+    if (old && !server.asked) ask_server(ctx);
+    if (!same || (old && !list.asked)) ask_list(ctx, key, key_len);
+    if (!has_room(more)) return 0;
+    server.evictable -= 2 * more;
+    list.bytes += more;
+    return 1;
 }

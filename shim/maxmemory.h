@@ -8,11 +8,12 @@
 #define KEYSPACE_AMQP_MAXMEMORY_H
 #include "redis_api.h"
 
-/* Main thread. Looks at the memory in use; once in a turn of the event loop. */
+/* Main thread. A new turn of the event loop: looks at the memory in use. */
 void maxmemory_look(void);
 /* Any thread. True if memory was near maxmemory at the last look. */
 int maxmemory_is_near(void);
-/* Main thread. True if the list under this key may grow by so many bytes now. */
+/* Main thread. True if the list under this key may grow by so many bytes now; they count as taken
+ * then. Cheap: it may be called for each event. */
 int maxmemory_allows(RedisModuleCtx *ctx, const char *key, size_t key_len, size_t bytes);
 
 #endif
