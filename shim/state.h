@@ -39,6 +39,7 @@ extern struct main_thread {
     int wanted_classes;         /* of keyspace events: bits of REDISMODULE_NOTIFY_* */
     /* By callback: wanted_classes for the one that is in use, 0 for the other. */
     int wanted_plain, wanted_subkeyed;
+    filter_t *filter;    /* masks and databases; NULL: every event passes */
     int job_running;     /* a job of the worker runs now */
     int fallback_memory; /* percent of maxmemory that the list may take near it */
     int subkeys;         /* most subkeys to add to an event; 0: none */
@@ -52,6 +53,7 @@ extern struct shared {
     /* The main thread counts, any thread reads. They only grow; stats.c keeps their
      * values at the last reset. */
     _Atomic int64_t seen;             /* events of the chosen classes */
+    _Atomic int64_t matched;          /* of these, events that masks and databases let through */
     _Atomic int64_t queue_full;       /* of these, events that found the queue full */
     _Atomic int64_t messages_refused; /* messages of other nodes that found no room */
 } shared;
