@@ -135,6 +135,16 @@ size_t parameters_append_mask(char *list, size_t len, size_t capacity, const cha
 /* Any thread. Returns the bits of the event classes that a value of `events` names. */
 int parameters_classes(const char *value, size_t len);
 
+/* ---- filter.c: the events that `masks` and `databases` let through --------- */
+
+typedef struct filter filter_t;
+/* Makes a filter of values of these parameters that were checked. Returns NULL if it would let
+ * every event through; else the caller frees it with filter_free. One thread uses it. */
+filter_t *filter_new(const char *masks, size_t len, const char *databases);
+void filter_free(filter_t *filter);
+/* Returns 1 if the filter lets events of this key in this database through, else 0. */
+int filter_passes(filter_t *filter, int db, const char *key, size_t len);
+
 /* ---- worker.c: queues, waiting, the log. Worker thread, all of these ------- */
 
 /* The queues of events and of requests. */
@@ -168,12 +178,14 @@ int shim_clustered(void);
 /* ---- stats.c: counters and texts of STATS and INFO ------------------------- */
 
 /* Worker thread. Returns the array of counters, in the order of the table; the worker writes
- * those that it owns. */
+ * those that it owns. In the place of `events_matched` it writes how many events it has taken in
+ * all, resets or not. */
 int64_t *shim_stats(void);
 /* Any thread. Writes all counters, with those of the shim, as STATS shows them. */
 void shim_numbers(int64_t *numbers);
-/* Worker thread. Resets the shim's own counters. */
-void shim_reset_numbers(void);
+/* Worker thread. Resets the shim's own counters. `forgotten`: of the events that the worker has
+ * taken in all, those that do not count as matched any more. */
+void shim_reset_numbers(int64_t forgotten);
 /* Worker thread. Shows a text; `index` is its place in the table. */
 void shim_set_text(int index, const char *text);
 

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "changes.h"
+#include "filter.h"
 #include "keys.h"
 #include "migration.h"
 #include "outbox.h"
@@ -55,13 +56,16 @@ static inline __attribute__((always_inline)) void capture(RedisModuleCtx *ctx, i
     }
     unsigned class = (unsigned)(type & *wanted);
     if (!class) return;
+    count(&shared.seen);
+    int db = RedisModule_GetSelectedDb(ctx);
+    if (!filter_allows(db, name, len)) return;
+    count(&shared.matched);
     record_t head = {.payload_len = (uint32_t)len,
                      .time_ms = (uint64_t)main_thread.now_ms,
-                     .db = RedisModule_GetSelectedDb(ctx),
+                     .db = db,
                      .name_len = (uint16_t)strnlen(event, UINT16_MAX),
                      .kind = RECORD_EVENT,
                      .class_bit = (uint8_t)__builtin_ctz(class)};
-    count(&shared.seen);
     int full;
     if (total)
         full = subkeys_push(ctx, &head, event, key, name, len, subkeys, total);

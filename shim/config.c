@@ -17,7 +17,8 @@
 #include "worker.h"
 
 static RedisModuleString *values[PARAMETERS_COUNT];
-static int unsent; /* a value has changed since config_send */
+static int unsent;     /* a value has changed since config_send */
+static int unfiltered; /* `masks` or `databases` have changed since set_filter */
 
 int is_word(RedisModuleString *argument, const char *word) {
     size_t len;
@@ -55,6 +56,7 @@ static void keep(int index, RedisModuleString *value) {
         if (old_len == len && memcmp(old_bytes, bytes, len) == 0) return;
     }
     unsent = 1;
+    if (index == PARAMETER_INDEX_MASKS || index == PARAMETER_INDEX_DATABASES) unfiltered = 1;
     values[index] = RedisModule_CreateString(NULL, bytes, len);
     if (old != NULL) RedisModule_FreeString(NULL, old);
 }
@@ -74,7 +76,18 @@ void config_send(void) {
     worker_request_buffer(RECORD_CONFIG, &buffer);
 }
 
+/* Makes the filter anew, if its parameters have changed. */
+static void set_filter(void) {
+    if (!unfiltered) return;
+    unfiltered = 0;
+    size_t len;
+    const char *masks = RedisModule_StringPtrLen(values[PARAMETER_INDEX_MASKS], &len);
+    filter_free(main_thread.filter);
+    main_thread.filter = filter_new(masks, len, text_of(PARAMETER_INDEX_DATABASES));
+}
+
 void config_apply(RedisModuleCtx *ctx) {
+    set_filter();
     const char *classes = text_of(PARAMETER_INDEX_EVENTS);
     /* A message in the format `text` has no value and no subkeys. */
     int is_text = strcmp(text_of(PARAMETER_INDEX_FORMAT), "text") == 0;
@@ -195,4 +208,6 @@ void config_release(void) {
         if (values[i] != NULL) RedisModule_FreeString(NULL, values[i]);
         values[i] = NULL;
     }
+    filter_free(main_thread.filter);
+    main_thread.filter = NULL;
 }

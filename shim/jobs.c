@@ -357,6 +357,7 @@ static job_t *take_submitted(void) {
 void jobs_run(RedisModuleCtx *ctx) {
     if (atomic_load(&submitted) == NULL) return;
     RedisModule_SelectDb(ctx, 0);
+    outbox_tell();
     main_thread.job_running = 1;
     long long began = clock_us();
     for (job_t *job = take_submitted(), *next; job != NULL; job = next) {

@@ -45,6 +45,7 @@ static void release(RedisModuleCtx *ctx) {
     worker_release();
     jobs_release();
     config_release();
+    outbox_release();
     stats_release();
 }
 

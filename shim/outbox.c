@@ -34,6 +34,8 @@
 #define HOLD_MS 1000
 #define HOLD_BYTES ((size_t)4 * 1024 * 1024)
 #define ID_BYTES 40
+/* While so many bytes of requests wait, the worker is behind. */
+#define BEHIND ((size_t)1024 * 1024)
 
 enum mode { OFF, REPLY, ATOMIC };
 static const char *const MODES[] = {"off", "reply", "atomic"};
@@ -50,7 +52,9 @@ static buffer_t pending;
 static size_t listed_bytes;
 static uint32_t listed, count_pending;
 static long long length; /* of the list, after the last push */
-static uint64_t next_id, first_id; /* numbers of the next element, and of the first one of this turn */
+static uint64_t next_id, first_id; /* numbers of the next element, and of this turn's first one */
+static uint32_t untold;            /* elements of which the worker was not told */
+static uint64_t untold_id;         /* the number of the first of these */
 static buffer_t element;           /* the one that is being made */
 /* Written by the main thread, read by any. */
 static _Atomic int state;
@@ -86,6 +90,7 @@ const char *outbox_text(void) {
 }
 
 static void set_key(const char *bytes, size_t len) {
+    outbox_tell(); /* of the list before */
     if (key_string != NULL) RedisModule_FreeString(NULL, key_string);
     key_string = bytes == NULL ? NULL : RedisModule_CreateString(NULL, bytes, len);
 }
@@ -93,7 +98,6 @@ static void set_key(const char *bytes, size_t len) {
 static void forget(void) {
     buffer_empty(&pending);
     listed_bytes = listed = count_pending = 0;
-    atomic_store(&shared.outbox_pending, 0);
 }
 
 void outbox_prepare(void) {
@@ -101,15 +105,22 @@ void outbox_prepare(void) {
     mode = OFF;
     post_job = 0;
     next_id = 1;
+    untold = 0;
     set_state(CLOSED);
     free(atomic_exchange(&start_key, NULL));
+    atomic_store(&shared.outbox_in_queue, 0);
     outbox_renew();
+}
+
+void outbox_release(void) {
+    forget();
+    set_key(NULL, 0);
 }
 
 void outbox_renew(void) {
     outbox_close();
+    untold = 0;
     atomic_store(&wants_records, 0);
-    atomic_store(&shared.outbox_in_queue, 0);
     atomic_store(&shared.outbox_unbooked, 0);
 }
 
@@ -140,33 +151,49 @@ static size_t size_of(const event_t *event) {
     return sizeof(event->head) + event->head.name_len + event->head.payload_len;
 }
 
-/* Tells the worker which events of this turn are in the list, and gives it their records if it
- * wants them and there is room. */
-static void tell(void) {
-    if (listed == 0) return;
+/* Sends the request about what was put into the list, and the records of these events, if the worker
+ * wants them, there is room, and they are all of this turn. */
+static void send(void) {
+    int wanted = atomic_load(&wants_records) && untold == listed &&
+                 queue_bytes(shared.events) + listed_bytes < queue_get_limit(shared.events) / 2;
     listed_t told = {.jobs = jobs_count(),
                      .number = queue_pushed(shared.events) + 1,
-                     .id = first_id,
+                     .id = untold_id,
                      .length = length,
-                     .count = listed};
-    buffer_t records = {0};
-    int wanted = atomic_load(&wants_records) &&
-                 queue_bytes(shared.events) + listed_bytes < queue_get_limit(shared.events) / 2;
-    if (wanted) told.handed = listed;
-    buffer_add(&records, &told, sizeof(told));
+                     .count = untold,
+                     .handed = wanted ? listed : 0};
+    untold = 0;
+    buffer_t request = {0};
     size_t key_len;
     const char *key = RedisModule_StringPtrLen(key_string, &key_len);
-    buffer_add(&records, key, key_len);
-    atomic_fetch_add(&shared.outbox_unbooked, listed);
+    buffer_add(&request, &told, sizeof(told));
+    buffer_add(&request, key, key_len);
     if (wanted) atomic_fetch_add(&shared.outbox_in_queue, listed);
     /* Before the records: who sees one of them has to find this. */
-    worker_request_buffer(RECORD_LISTED, &records);
+    worker_request_buffer(RECORD_LISTED, &request);
     for (size_t at = 0; wanted && at < listed_bytes;) {
         event_t event = event_at(at);
         event.head.class_bit |= LISTED_BIT;
         queue_push(shared.events, &event.head, event.name, event.payload);
         at += size_of(&event);
     }
+}
+
+/* Tells the worker which events were put into the list. While it is behind, it is told later. */
+static void tell(int at_once) {
+    if (listed > 0) {
+        if (untold == 0) untold_id = first_id;
+        untold += listed;
+        atomic_fetch_add(&shared.outbox_unbooked, listed);
+    }
+    if (untold > 0 && (at_once || worker_request_bytes() <= BEHIND)) send();
+    if (listed == 0) return;
+    /* What is not in the list remains. */
+    pending.len -= listed_bytes;
+    memmove(pending.data, pending.data + listed_bytes, pending.len);
+    count_pending -= listed;
+    listed = 0;
+    listed_bytes = 0;
 }
 
 /* Puts the events that are not in the list into the queue. */
@@ -180,14 +207,10 @@ static void spill(void) {
     }
 }
 
-static void end_of_events(void) {
-    tell();
+void outbox_close(void) {
+    tell(1); /* before newer events come into the queue */
     spill();
     forget();
-}
-
-void outbox_close(void) {
-    if (count_pending > 0) end_of_events();
     set_state(CLOSED);
 }
 
@@ -301,20 +324,22 @@ int outbox_collect(RedisModuleCtx *ctx, const record_t *head, const char *name,
     buffer_add(&pending, head, sizeof(*head));
     buffer_add(&pending, name, head->name_len);
     buffer_add(&pending, payload, head->payload_len);
-    atomic_store_explicit(&shared.outbox_pending, ++count_pending, memory_order_relaxed);
+    count_pending++;
     if (mode == ATOMIC && !post_job && state_now() == OPEN)
         post_job = RedisModule_AddPostNotificationJob(ctx, on_unit_end, NULL, NULL) ==
                    REDISMODULE_OK;
+    if (mode == ATOMIC && !post_job && state_now() == OPEN) count(&shared.outbox_missed); /* stored as with `reply` */
     return 0;
 }
+
+void outbox_tell(void) { tell(1); }
 
 void outbox_end_turn(RedisModuleCtx *ctx) {
     if (state_now() == HELD && count_pending > 0 &&
         (clock_ms() - held_ms > HOLD_MS || pending.len > HOLD_BYTES))
         outbox_close();
-    if (count_pending == 0) return;
     outbox_store(ctx);
-    if (state_now() == OPEN) end_of_events();
+    if (state_now() == OPEN) tell(0);
 }
 
 /* ---- the worker's jobs -------------------------------------------------------------------- */
@@ -322,7 +347,7 @@ void outbox_end_turn(RedisModuleCtx *ctx) {
 int outbox_hold(RedisModuleCtx *ctx) {
     if (mode == OFF || !main_thread.capturing) return -1;
     outbox_store(ctx);
-    if (state_now() == OPEN) end_of_events();
+    if (state_now() == OPEN) tell(0);
     held_ms = clock_ms();
     set_state(HELD);
     return 0;
@@ -336,7 +361,7 @@ int outbox_open(RedisModuleCtx *ctx, const char *bytes, size_t len) {
     set_state(OPEN);
     outbox_store(ctx);
     if (state_now() != OPEN) return -1;
-    if (count_pending > 0) end_of_events();
+    tell(0);
     return 0;
 }
 

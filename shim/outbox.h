@@ -14,6 +14,8 @@
 int outbox_can(const char *value);
 /* At load: forgets what an earlier one has left. */
 void outbox_prepare(void);
+/* At unload: frees what it holds. */
+void outbox_release(void);
 /* Takes the value of the parameter, and whether there is a list. */
 void outbox_set_mode(const char *value, int has_list);
 /* Before another worker starts: events go to its queue, until it opens the outbox. */
@@ -22,6 +24,8 @@ void outbox_renew(void);
 void outbox_start(void);
 /* Before the event loop sleeps: stores what is left of this turn, and tells the worker. */
 void outbox_end_turn(RedisModuleCtx *ctx);
+/* Tells the worker what was stored, before one of its jobs runs. */
+void outbox_tell(void);
 /* Stores what was collected, in a turn that goes on. */
 void outbox_store(RedisModuleCtx *ctx);
 /* This server is no primary any more, or loads a data set: events that are still collected go to

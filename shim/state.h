@@ -39,6 +39,7 @@ extern struct main_thread {
     int wanted_classes;         /* of keyspace events: bits of REDISMODULE_NOTIFY_* */
     /* By callback: wanted_classes for the one that is in use, 0 for the other. */
     int wanted_plain, wanted_subkeyed;
+    filter_t *filter;    /* masks and databases; NULL: every event passes */
     int job_running;     /* a job of the worker runs now */
     int outbox;          /* the parameter `outbox` is not off */
     int fallback_memory; /* percent of maxmemory that the list may take near it */
@@ -53,11 +54,11 @@ extern struct shared {
     /* The main thread counts, any thread reads. They only grow; stats.c keeps their
      * values at the last reset. */
     _Atomic int64_t seen;             /* events of the chosen classes */
+    _Atomic int64_t matched;          /* of these, events that masks and databases let through */
     _Atomic int64_t queue_full;       /* of these, events that found the queue full */
     _Atomic int64_t messages_refused; /* messages of other nodes that found no room */
     _Atomic int64_t outbox_missed;    /* events that went to the queue although `outbox` is on */
-    /* Gauges of the outbox. The main thread adds to the last two, the worker takes from them. */
-    _Atomic int64_t outbox_pending;  /* events of this turn that wait */
+    /* The main thread adds to these two, the worker takes from them. */
     _Atomic int64_t outbox_unbooked; /* elements of which the worker has not heard yet */
     _Atomic int64_t outbox_in_queue; /* events in the queue that are in the list, too */
 } shared;

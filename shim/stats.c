@@ -23,8 +23,10 @@ typedef struct {
 /* Shared. The worker writes these, in the order of the table; any thread reads. */
 static _Atomic int64_t stats[STATS_COUNT];
 /* The values of the counters in `shared` at the last reset. */
-static _Atomic int64_t seen_before, queue_full_before, messages_refused_before;
+static _Atomic int64_t seen_before, matched_before, queue_full_before, messages_refused_before;
 static _Atomic int64_t outbox_missed_before;
+/* Of shared.matched, the events that earlier workers, also of earlier loads, have taken. */
+static _Atomic int64_t taken_before;
 static _Atomic(texts_t *) delivered; /* the worker's newest texts; NULL if they were taken */
 /* The worker's. */
 static texts_t draft;
@@ -44,19 +46,24 @@ static int64_t since_reset(_Atomic int64_t *counter, _Atomic int64_t *before) {
 void shim_numbers(int64_t *numbers) {
     for (int i = 0; i < STATS_COUNT; i++)
         numbers[i] = atomic_load_explicit(&stats[i], memory_order_relaxed);
-    int64_t lost = since_reset(&shared.queue_full, &queue_full_before);
+    /* Loaded in this order: `matched` includes all of `full`. */
+    int64_t full = atomic_load(&shared.queue_full), matched = atomic_load(&shared.matched);
+    /* The events in the queue, and those that the worker has taken in a turn whose numbers it has
+     * not shown yet. So the books balance while it is in a turn, or hangs there. */
+    numbers[STAT_QUEUE_LENGTH] +=
+        matched - full - atomic_load(&taken_before) - numbers[STAT_EVENTS_MATCHED];
     numbers[STAT_EVENTS_SEEN] = since_reset(&shared.seen, &seen_before);
+    numbers[STAT_EVENTS_MATCHED] = matched - atomic_load(&matched_before);
     numbers[STAT_MESSAGES_REJECTED] +=
         since_reset(&shared.messages_refused, &messages_refused_before);
-    /* No mask was tried on an event that found the queue full. It counts as matched, so
-     * that the books balance. */
-    numbers[STAT_EVENTS_MATCHED] += lost;
-    numbers[STAT_DROPPED_QUEUE_FULL] += lost;
-    numbers[STAT_QUEUE_LENGTH] += (int64_t)queue_length(shared.events);
-    numbers[STAT_QUEUE_LENGTH] += shared.outbox_pending - shared.outbox_in_queue;
-    numbers[STAT_FALLBACK_LENGTH] += shared.outbox_unbooked;
-    numbers[STAT_FALLBACK_PUSHED] += shared.outbox_unbooked;
     numbers[STAT_OUTBOX_MISSED] = since_reset(&shared.outbox_missed, &outbox_missed_before);
+    /* Elements of which the worker has not heard yet. */
+    int64_t unbooked = atomic_load(&shared.outbox_unbooked);
+    if (unbooked > numbers[STAT_QUEUE_LENGTH]) unbooked = numbers[STAT_QUEUE_LENGTH];
+    numbers[STAT_QUEUE_LENGTH] -= unbooked;
+    numbers[STAT_FALLBACK_LENGTH] += unbooked;
+    numbers[STAT_FALLBACK_PUSHED] += unbooked;
+    numbers[STAT_DROPPED_QUEUE_FULL] += full - atomic_load(&queue_full_before);
     numbers[STAT_QUEUE_BYTES] += (int64_t)queue_bytes(shared.events);
     numbers[STAT_DROPPED] = 0;
     for (int i = STAT_FIRST_REASON; i < STATS_COUNT; i++)
@@ -66,9 +73,12 @@ void shim_numbers(int64_t *numbers) {
 /* Worker thread, these two. */
 int64_t *shim_stats(void) { return (int64_t *)stats; }
 
-void shim_reset_numbers(void) {
+void shim_reset_numbers(int64_t forgotten) {
+    int64_t full = atomic_load(&shared.queue_full);
     atomic_store(&seen_before, atomic_load(&shared.seen));
-    atomic_store(&queue_full_before, atomic_load(&shared.queue_full));
+    atomic_store(&queue_full_before, full);
+    /* What the worker has not taken yet counts as matched now, not before. */
+    atomic_store(&matched_before, atomic_load(&taken_before) + forgotten + full);
     atomic_store(&messages_refused_before, atomic_load(&shared.messages_refused));
     atomic_store(&outbox_missed_before, atomic_load(&shared.outbox_missed));
 }
@@ -85,6 +95,7 @@ void stats_log_losses(RedisModuleCtx *ctx, int now) {
 
 void stats_log_left(RedisModuleCtx *ctx) {
     size_t left = shared.events != NULL ? queue_length(shared.events) : 0;
+    left -= (size_t)atomic_load(&shared.outbox_in_queue); /* those are in the list */
     if (left > 0)
         RedisModule_Log(ctx, "warning",
                         "%zu events lost: the handler has not read them from the queue", left);
@@ -157,6 +168,11 @@ void stats_info(RedisModuleInfoCtx *ctx, int for_crash_report) {
 void stats_renew(void) {
     for (int i = 0; i < STATS_COUNT; i++)
         atomic_store(&stats[i], 0);
+    int64_t waiting = shared.events != NULL ? (int64_t)queue_length(shared.events) : 0;
+    waiting -= atomic_load(&shared.outbox_in_queue); /* those are in the list */
+    int64_t taken = atomic_load(&shared.matched) - atomic_load(&shared.queue_full) - waiting;
+    atomic_store(&taken_before, taken);
+    atomic_store(&matched_before, taken + atomic_load(&queue_full_before));
 }
 
 void stats_prepare(void) {
@@ -164,7 +180,7 @@ void stats_prepare(void) {
     if (shown == NULL) abort();
     memset(&draft, 0, sizeof(draft));
     stats_renew();
-    shim_reset_numbers();
+    shim_reset_numbers(0);
     logged_losses = atomic_load(&shared.queue_full);
 }
 

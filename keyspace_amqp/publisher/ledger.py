@@ -48,6 +48,7 @@ class Ledger:
 
     def __init__(self, clock: Callable[[], float], wall: Callable[[], int]) -> None:
         self.counts = [0] * len(Stat)
+        self._forgotten = 0  # events that counted as matched before a reset, and no more
         # The list takes no more, because Redis is near its maxmemory.
         self.lacks_memory = False
         self._clock = clock
@@ -67,6 +68,11 @@ class Ledger:
     def matched(self, count: int) -> None:
         """Count events that came in, and that a mask let through."""
         self.counts[Stat.EVENTS_MATCHED] += count
+
+    @property
+    def taken(self) -> int:
+        """Return how many events came in, in all: a reset does not change it."""
+        return self._forgotten + self.counts[Stat.EVENTS_MATCHED]
 
     def found(self, count: int) -> None:
         """Count events that were found: in a list, or in the file of leftovers.
@@ -136,10 +142,12 @@ class Ledger:
 
     def reset(self, gauges: Mapping[Stat, int]) -> None:
         """Set all counters to 0, except that events still on their way are carried over."""
+        taken = self.taken
         for stat in Stat:
             self.counts[stat] = 0
         self._emitted.clear()
         self.counts[Stat.EVENTS_MATCHED] = gauges[Stat.QUEUE_LENGTH] + gauges[Stat.IN_FLIGHT]
+        self._forgotten = taken - self.counts[Stat.EVENTS_MATCHED]
         self.counts[Stat.FALLBACK_FOUND] = gauges[Stat.FALLBACK_LENGTH]
 
     def difference(self, gauges: Mapping[Stat, int]) -> int:
@@ -149,13 +157,15 @@ class Ledger:
         lost = sum(counts[FIRST_REASON:])
         return came - counts[Stat.CONFIRMED] - lost - sum(gauges[stat] for stat in _WAITING)
 
-    def balance(self, gauges: Mapping[Stat, int]) -> None:
-        """Make the books balance after an exception between a change and its count.
+    def balance(self, gauges: Mapping[Stat, int], taken: int) -> None:
+        """Make the books balance after an exception between a change and its count. `taken`: how
+        many events came in, in all.
 
         The publisher changes a state first and counts the change after that; only confirms
         are counted first. So an event that is counted and in no place was lost. An event that
         is in a place and not counted will be delivered a second time, and counts as found.
         """
+        self.counts[Stat.EVENTS_MATCHED] = taken - self._forgotten
         difference = self.difference(gauges)
         self.found(max(-difference, 0))
         why = "an exception in the handler, see the log"

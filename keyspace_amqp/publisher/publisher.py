@@ -133,6 +133,11 @@ class Publisher:
         """Return the counters, by Stat."""
         return self.ledger.counts
 
+    @property
+    def taken(self) -> int:
+        """Return how many events came in, in all: a reset does not change it."""
+        return self.ledger.taken
+
     def _note_error(self, text: str) -> None:
         self.last_error = text
 
@@ -548,18 +553,19 @@ class Publisher:
 
     # ---- exceptions --------------------------------------------------------------
 
-    def repair(self, *, job_lost: bool) -> None:
+    def repair(self, *, job_lost: bool, taken: int) -> None:
         """Make the state consistent after an exception; to be called after `link_down`.
 
         Everything that was sent and not confirmed is sent again, and the list is read again.
         Actions that no poll has returned yet are dropped if they concern the link or a job.
-        `job_lost`: no job is under way.
+        `job_lost`: no job is under way. `taken`: the number of all events that `add` and
+        `give_up` were called for, each once.
         """
         self._actions = [a for a in self._actions if not is_void_after_repair(a)]
         self.window.close()
         self.jobs.repair(job_lost=job_lost)
         self._take_back()
-        self.ledger.balance(self.gauges())
+        self.ledger.balance(self.gauges(), taken)
 
     # ---- queries of the worker ---------------------------------------------------
 

@@ -157,8 +157,8 @@ class Bridge:
         lib.shim_numbers(numbers)
         return list(numbers)
 
-    def reset_numbers(self) -> None:
-        lib.shim_reset_numbers()
+    def reset_numbers(self, forgotten: int) -> None:
+        lib.shim_reset_numbers(forgotten)
 
     def make_job(self, job: Job) -> PendingJob:
         return PendingJob(job)

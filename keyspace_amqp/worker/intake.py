@@ -75,7 +75,7 @@ class Outbox(Protocol):
 
     def next_handed(self, number: int) -> Handed | None: ...
 
-    def taken(self, count: int) -> None: ...
+    def released(self, count: int) -> None: ...
 
 
 class Intake:
@@ -107,8 +107,8 @@ class Intake:
         self._filter = config  # its masks and databases apply to the next event
         # Masks and databases that apply after so many events.
         self._changes: collections.deque[tuple[int, Config]] = collections.deque()
-        # Events taken out of the queue; some already, if this is not the load's first worker.
-        self._taken = queue.released
+        # Events taken out of the queue by earlier workers of this load.
+        self._taken_before = queue.released
         self._failures = 0  # exceptions in a row over the next event
 
     def configure(self, config: Config, pushed: int) -> None:
@@ -140,6 +140,11 @@ class Intake:
         gauges = self._receiver.gauges()
         objects = gauges[Stat.QUEUE_LENGTH] - self._shelf.count
         return self._queue.size + gauges[Stat.QUEUE_BYTES] - objects * _OBJECT_BYTES
+
+    @property
+    def taken(self) -> int:
+        """Return the number of events taken out of the queue by this worker."""
+        return self._queue.released - self._taken_before
 
     @property
     def relaxed(self) -> bool:
@@ -175,7 +180,7 @@ class Intake:
 
     def _change_filter(self) -> None:
         """Apply the masks and databases that hold from the next event on."""
-        while self._changes and self._taken >= self._changes[0][0]:
+        while self._changes and self._queue.released >= self._changes[0][0]:
             self._filter = self._changes.popleft()[1]
             self._reader.set_filter(self._filter)
 
@@ -240,7 +245,7 @@ class Intake:
 
         If their places in the list are not known, they are left to it: they will be read.
         """
-        handed = self._outbox.next_handed(self._taken + 1)
+        handed = self._outbox.next_handed(self._queue.released + 1)
         if handed is not None:
             most = min(most, handed.last + 1 - handed.number)
         size, count = first_of_a_kind(data, most, listed=True)
@@ -253,7 +258,7 @@ class Intake:
             except Exception:
                 self._failed("the handler cannot parse an event that is in the list")
                 handed.place = None
-        self._outbox.taken(count)
+        self._outbox.released(count)
         self._release(size, count)
 
     def _next(self, most: int, until: int) -> range:
@@ -261,7 +266,8 @@ class Intake:
         the next change of the masks."""
         if self._changes:
             until = min(until, self._changes[0][0])
-        return range(self._taken + 1, min(self._taken + most, until) + 1)
+        taken = self._queue.released
+        return range(taken + 1, min(taken + most, until) + 1)
 
     def _drop_oldest(self, size: int) -> int:
         """Drop the oldest events, of at least `size` bytes if possible; return how many. The
@@ -295,7 +301,7 @@ class Intake:
         most = len(self._next(len(data), _NO_END))
         if starts_listed(data):
             size, count = first_of_a_kind(data, most, listed=True)
-            self._outbox.taken(count)
+            self._outbox.released(count)
             self._release(size, count)
             return True
         size, count = first_of_a_kind(data, most, listed=False)
@@ -322,4 +328,3 @@ class Intake:
     def _release(self, size: int, count: int) -> None:
         """Return the memory of parsed records to the queue."""
         self._queue.release(size, count)
-        self._taken += count

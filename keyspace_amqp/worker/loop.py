@@ -271,7 +271,7 @@ class Worker:
         self._broker.close()
         self._publisher.link_down("unexpected exception in the handler, see the log")
         job_lost = not self._job_queue.expects(self._publisher.job_done)
-        self._publisher.repair(job_lost=job_lost)
+        self._publisher.repair(job_lost=job_lost, taken=self._intake.taken + self._outbox.balance)
         self._cluster_io.repair()
         self._outbox.repair()
         self._broken = False

@@ -63,7 +63,8 @@ class Handed:
 class Outbox:
     """See the module's docstring.
 
-    `prefix`: the start of the ids of events in the outbox. `submit`: gives a job to the main thread. `queued`: returns the
+    `prefix`: the start of the ids of events in the outbox. `balance`: events that came in by way of
+    the list, less those of them whose records were released. `submit`: gives a job to the main thread. `queued`: returns the
     number of events that are neither in the publisher nor in the list.
     """
 
@@ -76,6 +77,7 @@ class Outbox:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.prefix = secrets.token_hex(8)
+        self.balance = 0
         self._handed: collections.deque[Handed] = collections.deque()
         self._handed_count = 0
         self._shim = shim
@@ -108,6 +110,7 @@ class Outbox:
             request = requests.popleft()
             place = self._publisher.listed(request.key, request.count, request.length)
             self._booked += request.count
+            self.balance += request.count
             if request.handed:
                 self._handed.append(Handed(request, place))
                 self._handed_count += request.handed
@@ -132,8 +135,9 @@ class Outbox:
             handed.popleft()
         return handed[0] if handed and handed[0].number == number else None
 
-    def taken(self, count: int) -> None:
+    def released(self, count: int) -> None:
         """Note that the next records of such events, so many, are released."""
+        self.balance -= count
         self._shim.outbox_taken(count)
         if self._handed and self._handed_count:
             self._handed[0].advance(count)

@@ -143,8 +143,9 @@ class Shim(Protocol):
         the index is a `Stat`."""
         ...
 
-    def reset_numbers(self) -> None:
-        """Set the shim's own counters to 0."""
+    def reset_numbers(self, forgotten: int) -> None:
+        """Set the shim's own counters to 0. `forgotten`: of the events that the worker has taken
+        in all, those that do not count as matched any more."""
         ...
 
     def make_job(self, job: Job) -> PendingJob: ...

@@ -33,6 +33,9 @@ class Publisher(Protocol):
     def counts(self) -> list[int]: ...
 
     @property
+    def taken(self) -> int: ...
+
+    @property
     def primary(self) -> bool: ...
 
     @property
@@ -109,6 +112,8 @@ class Status:
         numbers = publisher.counts.copy()
         for stat, number in publisher.gauges().items():
             numbers[stat] = number
+        # The shim counts the matched events itself, and has to know how many of them were taken.
+        numbers[Stat.EVENTS_MATCHED] = publisher.taken
         counters = self._shim.counters
         for index, (number, shown) in enumerate(zip(numbers, self._shown, strict=True)):
             if number != shown:
@@ -138,9 +143,10 @@ class Status:
 
     def reset(self) -> None:
         """Set all counters to 0, for STATS RESET."""
-        self._publisher.reset_stats()
+        publisher = self._publisher
+        publisher.reset_stats()
         self._peers.rejected = self._messages.cut = 0
-        self._shim.reset_numbers()
+        self._shim.reset_numbers(publisher.taken - publisher.counts[Stat.EVENTS_MATCHED])
 
     def counters(self) -> dict[str, int]:
         """Return the counters and gauges as STATS shows them."""

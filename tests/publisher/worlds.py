@@ -475,7 +475,7 @@ class World:
         self.broker.arrives_at_loss = chance.random()
         self.broker.lose()
         self.publisher.link_down("unexpected exception")
-        self.publisher.repair(job_lost=job_lost)
+        self.publisher.repair(job_lost=job_lost, taken=self.publisher.taken)
 
     def list_is_in_trouble(self, chance: random.Random) -> None:
         self.list.trouble = chance.choice(self.troubles)

@@ -20,7 +20,7 @@ static struct {
     RedisModuleNotificationFunc callback;
     RedisModuleNotificationWithSubkeysFunc with_subkeys;
 } subscriptions[64];
-static int count_subscriptions, flags;
+static int count_subscriptions, flags, emitted_db;
 int calls, captured, captured_bit, captured_subkeys, logged;
 
 /* ---- the server's functions ---- */
@@ -77,7 +77,7 @@ static const char *string_of(const RedisModuleString *string, size_t *len) {
 }
 static int selected_db(RedisModuleCtx *ctx) {
     (void)ctx;
-    return 0;
+    return emitted_db;
 }
 
 /* ---- the rest of the shim ---- */
@@ -121,6 +121,12 @@ int migration_hides_slot_of(RedisModuleString *key) {
 
 /* ---- what the test calls ---- */
 
+/* Sets the masks and databases. */
+void server_filter(const char *masks, const char *databases) {
+    filter_free(main_thread.filter);
+    main_thread.filter = filter_new(masks, strlen(masks), databases);
+}
+
 /* Starts a server with these bits, and loads the module. The server may be able to end
  * subscriptions, and to tell subkeys. */
 void server_start(int bits, int can_unsubscribe, int has_subkeys, int valkey) {
@@ -136,13 +142,15 @@ void server_start(int bits, int can_unsubscribe, int has_subkeys, int valkey) {
     flags = bits;
     redis_api_of_valkey = valkey;
     count_subscriptions = logged = 0;
+    shared.seen = shared.matched = 0;
+    server_filter("ALL", "ALL");
     capture_prepare(NULL);
 }
 
 /* Emits an event of a class; returns how often the module was called. */
-int server_emit(int bit) {
-    static char key[] = "key";
+int server_emit_key(int bit, char *key, int db) {
     RedisModuleString *subkeys[] = {(RedisModuleString *)key, (RedisModuleString *)key};
+    emitted_db = db;
     calls = captured = captured_subkeys = 0;
     for (int i = 0; i < count_subscriptions; i++)
         if (subscriptions[i].classes & (1 << bit)) {
@@ -154,6 +162,15 @@ int server_emit(int bit) {
         }
     return calls;
 }
+
+int server_emit(int bit) {
+    static char key[] = "key";
+    return server_emit_key(bit, key, 0);
+}
+
+/* Return the events that were counted. */
+int server_seen(void) { return (int)shared.seen; }
+int server_matched(void) { return (int)shared.matched; }
 
 /* Return the classes of all subscriptions together, and the number of subscriptions. */
 int server_classes(void) {

@@ -1,13 +1,14 @@
-"""Measures the memory that the queue takes in a process; `python -m tests.shim.memory CASE`.
+"""Measures the memory that the queue and the filter take in a process.
 
-Prints the numbers that a case returns, as JSON. test_queue.py starts it, so that no earlier work
-in the process changes them.
+`python -m tests.shim.memory CASE` prints the numbers that a case returns, as JSON. test_queue.py
+and test_filter.py start it, so that no earlier work in the process changes them.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
+import random
 import resource
 import sys
 from collections.abc import Callable
@@ -106,8 +107,23 @@ def large_event() -> list[int]:
     return numbers
 
 
+def filter_states() -> list[int]:
+    """Before and after a million states were needed, by masks that include and that exclude."""
+    masks = b"a" + b"." * 24 + b"b$ !a" + b"." * 24 + b"c$"
+    made = SHIM.lib.filter_new(masks, len(masks), b"ALL")
+    generator = random.Random(7)
+    keys = [bytes(generator.choices(b"ab", k=5000)) for _ in range(200)]
+    before = resident()
+    for key in keys:
+        SHIM.lib.filter_passes(made, 0, key, len(key))
+    numbers = [before, resident()]
+    SHIM.lib.filter_free(made)
+    return numbers
+
+
 CASES: dict[str, Callable[..., list[int]]] = {
-    case.__name__: case for case in (filled_and_freed, steady_flow, floods, large_event)
+    case.__name__: case
+    for case in (filled_and_freed, steady_flow, floods, large_event, filter_states)
 }
 
 if __name__ == "__main__":

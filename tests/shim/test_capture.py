@@ -54,6 +54,19 @@ class Server:
         calls = self.lib.server_emit(bit)
         return calls, ctypes.c_int.in_dll(self.lib, "captured").value
 
+    def set_filter(self, masks: str, databases: str = "ALL") -> None:
+        self.lib.server_filter(masks.encode(), databases.encode())
+
+    def emit_key(self, key: str, db: int = 0) -> int:
+        """Emit an event of a key; return how often the module took it."""
+        self.lib.server_emit_key(BITS["$"], key.encode(), db)
+        return ctypes.c_int.in_dll(self.lib, "captured").value
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """The events that were seen since the start, and those that passed the filter."""
+        return self.lib.server_seen(), self.lib.server_matched()
+
     @property
     def subkeys(self) -> int:
         """The subkeys of the event that was emitted last."""
@@ -71,8 +84,8 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
     library = tmp_path_factory.mktemp("capture") / "capture.so"
-    sources = ["tests/shim/capture_server.c", "shim/capture.c", "shim/parameters.c",
-               "shim/redis_api.c", str(GENERATED / "tables.c")]  # fmt: skip
+    sources = ["tests/shim/capture_server.c", "shim/capture.c", "shim/filter.c",
+               "shim/parameters.c", "shim/redis_api.c", str(GENERATED / "tables.c")]  # fmt: skip
     command = ["gcc", "-std=gnu11", "-shared", "-fPIC", "-O1", "-I", "shim", "-I", str(GENERATED),
                "-o", str(library), *sources]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True)
@@ -138,6 +151,32 @@ def test_a_server_that_tells_no_subkeys(server: Server) -> None:
     server.set_events("h", 10)
     assert server.emit(BITS["h"]) == (1, 1)
     assert (server.subkeys, server.logged) == (0, 1)
+
+
+@pytest.mark.parametrize("subkeys", [0, 9])
+def test_masks_and_databases(server: Server, subkeys: int) -> None:
+    """An event that does not pass is seen, and goes nowhere."""
+    server.start(MASKS["8.10"])
+    server.set_events("A", subkeys)
+    server.set_filter("^user: !tmp", "0,2-3")
+    found = [server.emit_key(key, db) for key, db in [("user:1", 0), ("user:1", 1), ("user:1", 3),
+             ("order:1", 0), ("user:tmp", 2)]]  # fmt: skip
+    assert found == [1, 0, 1, 0, 0]
+    assert server.counted == (5, 2)
+    server.set_filter("ALL")
+    assert server.emit_key("order:1", 7) == 1
+    server.set_filter("")
+    assert server.emit_key("order:1") == 0
+    assert server.counted == (7, 3)
+
+
+def test_events_of_other_classes_are_not_filtered(server: Server) -> None:
+    """Nor are they counted, whatever the masks."""
+    server.start(MASKS["8.10"])
+    server.set_events("g")
+    server.set_filter("ALL")
+    assert server.emit_key("user:1") == 0
+    assert server.counted == (0, 0)
 
 
 def test_an_unload_ends_all_subscriptions(server: Server) -> None:

@@ -16,6 +16,7 @@ import time
 import pytest
 import redis
 
+from keyspace_amqp.demo.books import balance
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from tests.fix_faults import delivered
 from tests.fix_servers import (
@@ -201,6 +202,44 @@ def test_many_loads_that_take_too_long(impatient: pathlib.Path, start_redis: Sta
         unload(client)
         descriptors.append(len(list(pathlib.Path(f"/proc/{server.pid}/fd").iterdir())))
     assert descriptors[-1] <= descriptors[0]
+
+
+# ---- between load and unload -----------------------------------------------------
+
+
+def test_masks_and_books_while_the_handler_hangs(
+    family: str,
+    impatient: pathlib.Path,
+    broker: RabbitServer,
+    mailbox: Mailbox,
+    start_redis: StartRedis,
+) -> None:
+    """New masks are in force at once, and the books balance, with events lost to a full queue."""
+    server = start_redis(family, None, ["save 3600 1000000"])
+    client = server.client()
+    arguments = ["CONFIG", "keyspaceamqp.queue-limit", 1048576, "ARGS"]
+    arguments += arguments_for(broker, mailbox, "$")
+    client.execute_command("MODULE", "LOADEX", str(impatient), *arguments)
+    delivered(client, mailbox, write(client, "before", 50))
+    client.execute_command("KEYSPACEAMQP.STATS", "RESET")
+    with Hang(server, "turn") as hang:
+        hang.wait()
+        expected = write(client, "first", 50)
+        client.config_set("keyspaceamqp.masks", "^second !tmp$")
+        write(client, "first", 20)
+        write(client, "third", 20)
+        expected += write(client, "second", 30)
+        client.set("second:tmp", 1)
+        client.set("second:" + "x" * 1048576, 1)  # never fits
+        client.config_set("keyspaceamqp.databases", "1")
+        write(client, "second", 20)
+        numbers = stats(client)
+        assert balance(numbers) == 0
+        assert numbers["events_seen"] == 50 + 20 + 20 + 30 + 1 + 1 + 20
+        assert numbers["events_matched"] == 50 + 30 + 1
+        assert (numbers["queue_length"], numbers["dropped_queue_full"]) == (80, 1)
+    numbers = delivered(client, mailbox, expected, dropped=1)
+    assert (numbers["events_matched"], numbers["confirmed"]) == (81, 80)
 
 
 # ---- an unload that is refused ---------------------------------------------------

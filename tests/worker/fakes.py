@@ -155,8 +155,8 @@ class FakeShim:
     def numbers(self) -> list[int]:
         return list(self.counters)
 
-    def reset_numbers(self) -> None:
-        self.heard.append("reset_numbers")
+    def reset_numbers(self, forgotten: int) -> None:
+        self.heard.append(("reset_numbers", forgotten))
 
     def make_job(self, job: Job) -> FakeJob:
         self.jobs.append(FakeJob(job))

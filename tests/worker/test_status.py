@@ -21,12 +21,15 @@ class Publisher:
         self.primary = True
         self.state = "idle"
         self.queued = 0
+        self.taken = 0
+        self.kept = 0  # events that still count as matched after a reset
 
     def gauges(self) -> Mapping[Stat, int]:
         return {Stat.FALLBACK_LENGTH: 3, Stat.QUEUE_LENGTH: self.queued}
 
     def reset_stats(self) -> None:
         self.counts[:] = [0] * len(Stat)
+        self.counts[Stat.EVENTS_MATCHED] = self.kept
 
 
 class Peers:
@@ -165,9 +168,19 @@ def test_reset(world: World) -> None:
     world.status.show()
     world.status.reset()
     assert (world.peers.rejected, world.messages.cut) == (0, 0)
-    assert world.shim.heard == ["reset_numbers"]
+    assert world.shim.heard == [("reset_numbers", 0)]
     world.status.show()
     assert {stat for stat in Stat if world.shim.counters[stat]} == {Stat.FALLBACK_LENGTH}
+
+
+def test_a_reset_forgets_events_and_not_that_they_were_taken(world: World) -> None:
+    """The shim has to know how many of the matched events are with the worker, or were."""
+    for taken, kept in ((10, 4), (17, 0), (18, 1)):
+        world.publisher.taken, world.publisher.kept = taken, kept
+        world.status.reset()
+        assert world.shim.heard.pop() == ("reset_numbers", taken - kept)
+        world.status.show()
+        assert world.shim.counters[Stat.EVENTS_MATCHED] == taken
 
 
 @pytest.fixture

@@ -108,6 +108,43 @@ def test_each_count_goes_to_its_own_counter() -> None:
     }
 
 
+def test_a_reset_does_not_change_how_many_events_came_in() -> None:
+    ledger = make_ledger()
+    ledger.matched(10)
+    for kept in (4, 4, 0):
+        ledger.reset({**EMPTY, Stat.QUEUE_LENGTH: kept})
+        assert (ledger.taken, ledger.counts[Stat.EVENTS_MATCHED]) == (10, kept)
+    ledger.matched(3)
+    assert (ledger.taken, ledger.counts[Stat.EVENTS_MATCHED]) == (13, 3)
+
+
+@pytest.mark.parametrize(
+    ("counted", "waiting", "found", "lost"),
+    [
+        (5, 5, 0, 0),
+        (5, 8, 3, 0),  # in a place and not counted
+        (5, 3, 0, 2),  # counted and in no place
+        (8, 8, 3, 0),  # three were taken twice: they will be delivered a second time
+        (2, 5, 0, 0),  # in their places, and not counted yet
+    ],
+)
+@pytest.mark.parametrize("before", [0, 7])
+def test_the_balance_after_an_exception(
+    before: int, counted: int, waiting: int, found: int, lost: int
+) -> None:
+    """Five events came in, after a reset."""
+    ledger = make_ledger()
+    ledger.matched(before)
+    ledger.reset(EMPTY)
+    ledger.matched(counted)
+    gauges = {**EMPTY, Stat.QUEUE_LENGTH: waiting}
+    ledger.balance(gauges, before + 5)
+    assert ledger.difference(gauges) == 0
+    assert ledger.counts[Stat.EVENTS_MATCHED] == 5
+    assert ledger.counts[Stat.FALLBACK_FOUND] == found
+    assert ledger.counts[Stat.DROPPED_HANDLER_ERROR] == lost
+
+
 def test_a_reset_carries_over_what_is_on_its_way() -> None:
     ledger = make_ledger()
     ledger.matched(20)

@@ -1,0 +1,13 @@
+/* The filter of the main thread: the databases and masks that are in force. Its functions are in
+ * api.h. */
+#ifndef KEYSPACE_AMQP_FILTER_H
+#define KEYSPACE_AMQP_FILTER_H
+#include "state.h"
+
+/* Main thread. True if `masks` and `databases` let events of this key through. Inlined, so that
+ * ALL costs one test. */
+static inline int filter_allows(int db, const char *key, size_t len) {
+    return main_thread.filter == NULL || filter_passes(main_thread.filter, db, key, len);
+}
+
+#endif
