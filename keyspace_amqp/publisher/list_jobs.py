@@ -10,6 +10,7 @@ events.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 
@@ -68,9 +69,10 @@ class Push:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """The job that reads elements behind the known head."""
+    """The job that reads elements behind the known head, which ended at `place`."""
 
     list: FallbackList
+    place: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +276,8 @@ class ListJobs:
     def _read(self, source: FallbackList, most: int) -> Submit:
         assert source.key is not None
         start = len(source.known)
-        return self._submit(Read(source), fallback.peek_job(source.key, start, most, JOB_BYTES))
+        read = Read(source, source.known_end)
+        return self._submit(read, fallback.peek_job(source.key, start, most, JOB_BYTES))
 
     def next_trim(
         self, *, at_once: bool, more: bool, patient: bool = False
@@ -346,8 +349,8 @@ class ListJobs:
                 self._length_done(result, lists)
             case Push():
                 self._push_done(result, kind)
-            case Read(list=source):
-                self._read_done(result, source)
+            case Read():
+                self._read_done(result, kind)
             case Trim():
                 self._trim_done(result, kind)
             case Cut(list=source):
@@ -496,7 +499,8 @@ class ListJobs:
             self._ledger.found(entry.state is DONE)  # it will be delivered once more
             self._window.give_up(entry)
 
-    def _read_done(self, result: JobResult, source: FallbackList) -> None:
+    def _read_done(self, result: JobResult, read: Read) -> None:
+        source = read.list
         error = result.reply(0)
         if isinstance(error, JobError):
             self._failed(error)
@@ -504,7 +508,9 @@ class ListJobs:
         if not self._looked(result, 1, [source]):
             return  # others may have removed elements: these may not be the next ones
         entries = []
-        for element in fallback.read_elements(result):
+        # The outbox may have handed over some of them since the job was made.
+        known = source.known_end - read.place
+        for element in itertools.islice(fallback.read_elements(result), known, None):
             event = self._aside.event_in(element)
             entry = Entry(event if isinstance(event, Event) else None, self._clock(), element)
             entry.listed = True
