@@ -96,13 +96,9 @@ class Worker:
             shim, publisher, peers, self._identity, self._broker_address, rare_log
         )
         self._leftovers = Leftovers(shim.port)
-        self._intake = Intake(
-            shim.events, publisher, self._leftovers, run_id, config, self._status.failed
-        )
+        self._intake = Intake(shim.events, publisher, self._leftovers, run_id, self._status.failed)
         self._batching = Batching(shim.events, self._intake, publisher)
-        self._parameters = Parameters(
-            values, config, self._intake, self._identity, publisher, set_nice
-        )
+        self._parameters = Parameters(values, config, self._identity, publisher, set_nice)
         self._handler = Handler(
             self._parameters, publisher, watch, peers, self._status, clustered=clustered
         )
@@ -149,8 +145,8 @@ class Worker:
         # Order: first the requests that came before a job ran, then the job's result, then
         # the requests that the job itself caused, then the next command.
         finished = self._job_queue.count_finished()
-        # Only the events pushed so far are taken in this turn: if masks were changed before
-        # one of them, the change is among the requests that are taken next.
+        # Only the events pushed so far are taken in this turn: a turn ends, however fast they come,
+        # and what the main thread did before one of them is among the requests that are taken next.
         pushed = self._shim.events.pushed
         self._requests.take()
         self._job_queue.finish(finished)
@@ -213,16 +209,14 @@ class Worker:
         def is_alone() -> bool:
             return time.monotonic() >= stop.alone_at
 
-        rest = self._intake
         if stop.leftovers is not None:
             store(
-                self._leftovers, stop.leftovers, rest, is_late, is_alone,
+                self._leftovers, stop.leftovers, self._intake, is_late, is_alone,
                 self._shim.log, self._status.failed,
             )  # fmt: skip
         else:
-            # Masks were not applied to these, so all are counted, as with a full queue.
             why = "there was no time to read them from the queue"
-            log_lost(rest.waiting - rest.queued, rest.queued, why, is_alone, self._shim.log)
+            log_lost(0, self._intake.waiting, why, is_alone, self._shim.log)
 
     def _schedule(self) -> None:
         """Set the time at which the next turn starts at the latest."""
