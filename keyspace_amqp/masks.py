@@ -11,22 +11,18 @@ A `!` in front of a mask makes it exclude the keys that it matches, wherever the
 stands among the others; a second `!` is a literal byte. If all masks exclude, every other
 key is let through.
 
-The original matcher backtracks, which takes exponential time for some masks. Here a mask
-becomes one of two matchers that never backtrack:
+The original matcher backtracks, which takes exponential time for some masks. Here all masks run
+as an automaton on sets of positions, whose transitions are cached.
 
-- Most masks have no star but `.*`. Between two `.*` lies a text of fixed length. If the
-  mask matches at all, it matches with each text at its first place after the text before
-  it. An atomic group of a regular expression means exactly this.
-- Masks with other stars run as an automaton on sets of positions, whose transitions are
-  cached.
+This is the meaning of masks, for people who read it, for KEYMASK TEST and for old files of
+leftovers. In Redis' event callback, shim/filter.c applies them; the tests hold both against each
+other.
 
 Pure; any thread. The shim has checked the masks, so nothing is refused here.
 """
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 ALL = b"ALL"
@@ -38,23 +34,21 @@ _ANY = -1
 _MAX_STATES = 1024
 
 
-# Takes bytes and two offsets, and returns something true if the key between the offsets
-# matches.
-Matcher = Callable[[bytes, int, int], object]
+# Takes a key, and returns True if it matches.
+Matcher = Callable[[bytes], bool]
 
 
 def compile_masks(masks: Iterable[bytes]) -> Matcher:
-    """Return a function that is true if the masks let a key through.
+    """Return a function that is True if the masks let a key through.
 
     They do if one of them matches the key and none excludes it. `ALL` matches every key;
-    no masks match no key. The key is a part of larger memory, so that keys that do not
-    match need not be copied.
+    no masks match no key.
     """
     including, excluding = _split(masks)
     if not excluding:
         return _compile(including)
     included, excluded = _compile(including or (ALL,)), _compile(excluding)
-    return lambda data, start, end: included(data, start, end) and not excluded(data, start, end)
+    return lambda key: included(key) and not excluded(key)
 
 
 def _split(masks: Iterable[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
@@ -65,38 +59,15 @@ def _split(masks: Iterable[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
 
 
 def _compile(masks: Sequence[bytes]) -> Matcher:
-    """Return a function that is true if one of the masks, all without `!`, matches."""
+    """Return a function that is True if one of the masks, all without `!`, matches."""
     if ALL in masks:
-        return lambda data, start, end: True
-    texts, patterns, others = [], [], []
-    for mask in masks:
-        parsed = _Mask(mask)
-        if parsed.only_text():
-            texts.append(parsed.pattern())
-        elif parsed.only_gaps():
-            patterns.append(parsed.pattern())
-        else:
-            others.append(parsed)
-    # `match` and `search` of a regular expression take the offsets of the key.
-    matchers: list[Matcher] = []
-    if patterns:
-        matchers.append(re.compile(b"|".join(patterns), re.DOTALL).match)
-    if texts:  # one search for all of them
-        matchers.append(re.compile(b"|".join(texts), re.DOTALL).search)
-    if others:
-        matchers.append(_Automaton(others).matches)
-    if not matchers:
-        return lambda data, start, end: False
-    return functools.reduce(_either, matchers)
-
-
-def _either(one: Matcher, other: Matcher) -> Matcher:
-    return lambda data, start, end: one(data, start, end) or other(data, start, end)
+        return lambda key: True
+    return _Automaton(map(_Mask, masks)).matches
 
 
 def matches(masks: Iterable[bytes], key: bytes) -> bool:
     """True if the masks let a key through."""
-    return bool(compile_masks(masks)(key, 0, len(key)))
+    return compile_masks(masks)(key)
 
 
 def explain(masks: Iterable[bytes], key: bytes) -> tuple[bool, bytes]:
@@ -113,7 +84,7 @@ def explain(masks: Iterable[bytes], key: bytes) -> tuple[bool, bytes]:
 
 def _first(masks: Sequence[bytes], key: bytes) -> bytes | None:
     """Return the first mask that matches."""
-    return next((mask for mask in masks if _compile([mask])(key, 0, len(key))), None)
+    return next((mask for mask in masks if _compile([mask])(key)), None)
 
 
 class _Mask:
@@ -133,38 +104,6 @@ class _Mask:
             else:
                 self.items.append((_ANY if byte == ord(".") else byte, starred))
             at += 2 if starred else 1
-
-    def only_text(self) -> bool:
-        """True if the mask is a text of fixed length that may stand anywhere."""
-        return not (self.at_start or self.at_end or any(starred for _, starred in self.items))
-
-    def only_gaps(self) -> bool:
-        """True if the mask has no star but `.*`."""
-        return all(not starred or byte == _ANY for byte, starred in self.items)
-
-    def pattern(self) -> bytes:
-        r"""Return a regular expression that never backtracks to an earlier text.
-
-        It is for `search` if the mask is only a text, else for `match`. `^ab.*cd` is
-        `ab(?>.*?cd)`; a text that must stand at the key's end is tried only there:
-        `.*cd\Z`.
-        """
-        texts: list[bytes] = [b""]
-        for byte, starred in self.items:
-            if starred:
-                texts.append(b"")
-            else:
-                texts[-1] += b"." if byte == _ANY else re.escape(bytes([byte]))
-        if self.only_text():
-            return texts[0]
-        if not self.at_start:
-            texts.insert(0, b"")  # a gap before the first text
-        first, *rest = texts
-        if not rest:
-            return first + (rb"\Z" if self.at_end else b"")
-        last = rest.pop() if self.at_end else None
-        middle = b"".join(b"(?>.*?%b)" % text for text in rest if text)
-        return first + middle + (b"" if last is None else rb".*%b\Z" % last)
 
 
 class _State:
@@ -245,11 +184,11 @@ class _Automaton:
         state.next[byte] = following
         return following
 
-    def matches(self, data: bytes, start: int, end: int) -> bool:
+    def matches(self, key: bytes) -> bool:
         state = self._start
         if state.decided is not None:
             return state.decided
-        for byte in data[start:end]:
+        for byte in key:
             state = state.next[byte] or self._step(state, byte)
             if state.decided is not None:
                 return state.decided

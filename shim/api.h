@@ -18,7 +18,7 @@
 enum {
     RECORD_EVENT = 0,
     RECORD_COMMAND = 1, /* u64 handle, then counted arguments */
-    RECORD_CONFIG = 2,  /* u64 events pushed so far, then the counted values of all parameters */
+    RECORD_CONFIG = 2,  /* the counted values of all parameters */
     RECORD_ROLE = 3,    /* u8 primary, u8 loading, u8 another has all writes */
     RECORD_FLUSH = 4,   /* u64 clock_ms at its start, u32 id, u32 milliseconds, u8 mode (FLUSH_*) */
     /* A fallback list was changed, and not by a job: the command or event, and the key

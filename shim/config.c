@@ -66,11 +66,7 @@ static void keep(int index, RedisModuleString *value) {
 void config_send(void) {
     unsent = 0;
     queue_set_limit(shared.events, strtoull(text_of(PARAMETER_INDEX_QUEUE_LIMIT), NULL, 10));
-    /* The number of events pushed so far goes with the values: new masks apply to later
-     * events only. */
     buffer_t buffer = {0};
-    uint64_t pushed = queue_pushed(shared.events);
-    buffer_add(&buffer, &pushed, sizeof(pushed));
     for (int i = 0; i < PARAMETERS_COUNT; i++)
         buffer_add_string(&buffer, values[i]);
     worker_request_buffer(RECORD_CONFIG, &buffer);

@@ -21,7 +21,6 @@ from .lists import Lists
 from .memory import Memory
 from .recent import RecentPushes
 from .recovery import Recovery
-from .shelf import Shelf
 from .window import Window
 
 
@@ -34,7 +33,6 @@ class Flushing:
         window: Window,
         memory: Memory,
         refused: Memory,
-        shelf: Shelf,
         lists: Lists,
         jobs: ListJobs,
         delivery: Delivery,
@@ -48,7 +46,6 @@ class Flushing:
         self._window = window
         self._memory = memory
         self._refused = refused
-        self._shelf = shelf
         self._lists = lists
         self._jobs = jobs
         self._delivery = delivery
@@ -113,9 +110,8 @@ class Flushing:
         if to_file:
             self._ledger.found(-len(leftovers))  # the next load has them
             return Flushed(flush.id, flush.mode, leftovers, flush.write_until, flush.alone_at)
-        lost = len(leftovers) + (self._shelf.clear() if flush.ends else 0)
         why = "they could be neither delivered nor stored"
-        self._ledger.dropped(Stat.DROPPED_STOPPED, lost, why)
+        self._ledger.dropped(Stat.DROPPED_STOPPED, len(leftovers), why)
         return Flushed(flush.id, flush.mode)
 
     def _goes_to_file(self, flush: Flush, fallback_size: int) -> bool:

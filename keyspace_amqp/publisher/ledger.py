@@ -66,7 +66,7 @@ class Ledger:
     # ---- events ------------------------------------------------------------
 
     def matched(self, count: int) -> None:
-        """Count events that came in, and that a mask let through."""
+        """Count events that came in from the shim's queue."""
         self.counts[Stat.EVENTS_MATCHED] += count
 
     @property

@@ -52,7 +52,6 @@ from .recent import RecentPushes
 from .recovery import Recovery
 from .renewal import Renewal
 from .retries import Retries
-from .shelf import Shelf
 from .suspects import Suspects
 from .window import LATE_AFTER, WINDOW_BYTES, Window
 
@@ -98,7 +97,6 @@ class Publisher:
         self.retries = Retries(clock, jitter)
         self.memory = Memory()
         self.refused = Memory()
-        self.shelf = Shelf(self.ledger)
         self.list = FallbackList(self.window, self.ledger)
         self.lists = Lists(self.list, FallbackList(self.window, self.ledger), self.ledger)
         self.recent = RecentPushes(clock, keep=clustered)
@@ -124,8 +122,8 @@ class Publisher:
         self._actions: list[Action] = []
         self._pressure = False
         self._flushing = Flushing(
-            self.link, self.window, self.memory, self.refused, self.shelf, self.lists, self.jobs,
-            self.delivery, self.recent, self.recovery, self.ledger, clock,
+            self.link, self.window, self.memory, self.refused, self.lists, self.jobs, self.delivery,
+            self.recent, self.recovery, self.ledger, clock,
         )  # fmt: skip
 
     @property
@@ -221,15 +219,11 @@ class Publisher:
             elif self.list.is_ready:  # else its length is about to be read anyway
                 self.lists.set_length(self.list, new_length)
 
-    def add(self, events: Sequence[Event], *, shelved: bool = False) -> None:
-        """Take in events that a mask let through, oldest first.
-
-        `shelved`: they are those that leave the shelf next, and are counted already.
-        """
+    def add(self, events: Sequence[Event]) -> None:
+        """Take in events of the shim's queue, oldest first."""
         now = self._clock()
         self.memory.add([Entry(event, now) for event in events])
-        if not shelved:
-            self.ledger.matched(len(events))
+        self.ledger.matched(len(events))
 
     def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None:
         """Count elements that the outbox has put to the end of a list; see Lists.listed."""
@@ -282,13 +276,17 @@ class Publisher:
         self.ledger.queue_full(dropped)
         return dropped
 
-    def give_up(self, *, shelved: bool = False) -> None:
+    def drop_untaken(self, count: int) -> None:
+        """Count the oldest events of the shim's queue as lost, because memory is full."""
+        self.ledger.matched(count)
+        self.ledger.queue_full(count)
+
+    def give_up(self, *, leftover: bool) -> None:
         """Count an event as lost, because the handler has failed on it repeatedly.
 
-        `shelved`: see `add`.
+        `leftover`: it was in the file of leftovers, and not in the shim's queue.
         """
-        if not shelved:
-            self.ledger.matched(1)
+        (self.ledger.found if leftover else self.ledger.matched)(1)
         self.ledger.dropped(Stat.DROPPED_HANDLER_ERROR, 1, "the handler failed on them")
 
     def flush(
@@ -558,8 +556,8 @@ class Publisher:
 
         Everything that was sent and not confirmed is sent again, and the list is read again.
         Actions that no poll has returned yet are dropped if they concern the link or a job.
-        `job_lost`: no job is under way. `taken`: the number of all events that `add` and
-        `give_up` were called for, each once.
+        `job_lost`: no job is under way. `taken`: the number of all events that were taken from the
+        shim's queue.
         """
         self._actions = [a for a in self._actions if not is_void_after_repair(a)]
         self.window.close()
@@ -596,7 +594,7 @@ class Publisher:
     @property
     def has_memory(self) -> bool:
         """True if events are in memory that are older than new ones."""
-        return bool(self.memory or self.shelf.count)
+        return bool(self.memory)
 
     @property
     def wants_records(self) -> bool:
@@ -689,10 +687,8 @@ class Publisher:
         """Return the gauges: the numbers that can go up and down."""
         return {
             Stat.FALLBACK_LENGTH: self.lists.length,
-            Stat.QUEUE_LENGTH: self.memory.waiting + self.refused.waiting + self.shelf.count,
-            Stat.QUEUE_BYTES: self.memory.waiting_bytes
-            + self.refused.waiting_bytes
-            + self.shelf.bytes,
+            Stat.QUEUE_LENGTH: self.memory.waiting + self.refused.waiting,
+            Stat.QUEUE_BYTES: self.memory.waiting_bytes + self.refused.waiting_bytes,
             Stat.IN_FLIGHT: self.memory.in_flight + self.refused.in_flight,
             Stat.REFUSED_WAITING: self.delivery.refused_waiting,
         }

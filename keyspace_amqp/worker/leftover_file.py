@@ -7,8 +7,8 @@ The file is a sequence of commands in the protocol of Redis, oldest events first
                                                          events that still were records
 
 `data` is records as shim/api.h lays them out; `layout` says how. They still have to pass
-`databases` and `masks`. `numbers` are the numbers of their events in the queue, 8 bytes each;
-if it is empty, they are consecutive from `first` on.
+`databases` and `masks`; only earlier versions write others than ALL. `numbers` are the numbers of
+their events in the queue, 8 bytes each; if it is empty, they are consecutive from `first` on.
 
 It is written and read piece by piece, so it takes little memory, however large it is. Any
 thread; `keyspace-amqp leftovers` reads it too. Nothing here waits, except for the disk.
@@ -25,11 +25,12 @@ import pathlib
 import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO, Protocol
 
 from ..config import format_masks, parse_databases, parse_masks, raw
 from ..fallback import JOB_ELEMENTS, from_element
+from ..masks import ALL, compile_masks
 from ..message import Event
 from ..tables.keys import KEY
 from .records import HEAD, VALUED, Reader, check_records
@@ -54,14 +55,13 @@ class Origin:
     have to pass; see `Config`."""
 
     run_id: str
-    databases: str
-    masks: tuple[bytes, ...]
+    databases: str = "ALL"
+    masks: tuple[bytes, ...] = (ALL,)
 
-    def reader(self) -> Reader:
-        """Return the reader for records of this origin. Raises ValueError."""
-        reader = Reader(self.run_id)
-        reader.set_filter(self)
-        return reader
+    def filter(self) -> Callable[[Event], bool]:
+        """Return a function that is True for the events that pass. Raises ValueError."""
+        wants_db, matches = parse_databases(self.databases), compile_masks(self.masks)
+        return lambda event: (wants_db is None or wants_db(event.db)) and matches(event.key)
 
     def words(self) -> list[bytes]:
         return [self.run_id.encode(), raw(self.databases), format_masks(self.masks)]
@@ -238,7 +238,8 @@ class _Elements:
 class _Records:
     def __init__(self, origin: Origin, numbers: Sequence[int], data: bytes) -> None:
         self._origin = origin
-        self._reader = origin.reader()
+        self._reader = Reader(origin.run_id)
+        self._passes = origin.filter()
         self._numbers = numbers
         self._data = data
 
@@ -246,8 +247,8 @@ class _Records:
         return bool(self._numbers)
 
     def peek(self, most: int) -> tuple[list[Event], Step]:
-        events, size, count = self._reader.parse(self._data, self._numbers[:most])
-        return events, (size, count)
+        events, size = self._reader.parse(self._data, self._numbers[:most])
+        return list(filter(self._passes, events)), (size, len(events))
 
     def advance(self, step: Step) -> None:
         size, count = step

@@ -131,11 +131,7 @@ class Leftovers:
 
 
 class Rest(Protocol):
-    """The events that the publisher does not have; see intake.py. `queued`: those of them that
-    are still in the shim's queue."""
-
-    @property
-    def queued(self) -> int: ...
+    """The events that the publisher does not have; see intake.py."""
 
     @property
     def waiting(self) -> int: ...
@@ -187,13 +183,13 @@ def store(
             writer.discard()
             raise
     except OSError as error:
-        before -= rest.queued
+        before -= rest.waiting
         why = f"{file.path} could not be written: {error}"
         if file.needed:
             why += "; the old file stays, and its events are not lost"
-        log_lost(before, rest.queued, why, is_alone, sink)
+        log_lost(before, rest.waiting, why, is_alone, sink)
         return
-    log_lost(len(waiting) + rest.waiting - rest.queued + cut, rest.queued, why, is_alone, sink)
+    log_lost(len(waiting) + cut, rest.waiting, why, is_alone, sink)
     sink(
         "notice",
         f"{writer.count} events came too late for the fallback list; they are in "

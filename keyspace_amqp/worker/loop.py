@@ -100,15 +100,13 @@ class Worker:
         self._leftovers = Leftovers(shim.port)
         self._job_queue = JobQueue(shim, self._unexpected, lambda jobs: self._outbox.book(jobs))
         self._outbox = Outbox(
-            shim, publisher, self._job_queue.submit, lambda: self._intake.not_listed
+            shim, publisher, self._job_queue.submit, lambda: self._intake.waiting + self._leftovers.pending
         )
         self._intake = Intake(
-            shim.events, publisher, self._leftovers, run_id, config, self._status.failed, self._outbox
+            shim.events, publisher, self._leftovers, run_id, self._status.failed, self._outbox
         )
         self._batching = Batching(shim.events, self._intake, publisher)
-        self._parameters = Parameters(
-            values, config, self._intake, self._identity, publisher, set_nice
-        )
+        self._parameters = Parameters(values, config, self._identity, publisher, set_nice)
         self._handler = Handler(
             self._parameters, publisher, watch, peers, self._status, clustered=clustered
         )
@@ -155,9 +153,9 @@ class Worker:
             self._repair()
         # Order: first the requests that came before a job ran, then the job's result, then
         # the requests that the job itself caused, then the next command.
-        # Only the events pushed so far are taken in this turn: if masks were changed before
-        # one of them, the change is among the requests that are taken next. And if one of them is
-        # in the list already, the request that says so is booked in this turn.
+        # Only the events pushed so far are taken in this turn: a turn ends, however fast they come,
+        # and what the main thread did before one of them is among the requests that are taken next.
+        # If one of them is in the list already, the request that says so is booked in this turn.
         pushed = self._shim.events.pushed
         finished = self._job_queue.count_finished()
         self._requests.take()
@@ -224,16 +222,14 @@ class Worker:
         def is_alone() -> bool:
             return time.monotonic() >= stop.alone_at
 
-        rest = self._intake
         if stop.leftovers is not None:
             store(
-                self._leftovers, stop.leftovers, rest, is_late, is_alone,
+                self._leftovers, stop.leftovers, self._intake, is_late, is_alone,
                 self._shim.log, self._status.failed,
             )  # fmt: skip
         else:
-            # Masks were not applied to these, so all are counted, as with a full queue.
             why = "there was no time to read them from the queue"
-            log_lost(rest.waiting - rest.queued, rest.queued, why, is_alone, self._shim.log)
+            log_lost(0, self._intake.waiting, why, is_alone, self._shim.log)
 
     def _schedule(self) -> None:
         """Set the time at which the next turn starts at the latest."""

@@ -12,7 +12,6 @@ from ..config import Config
 from ..publisher.publisher import Publisher
 from . import log
 from .identity import Identity
-from .intake import Intake
 
 
 class Parameters:
@@ -23,7 +22,6 @@ class Parameters:
         self,
         values: Sequence[bytes],
         config: Config,
-        intake: Intake,
         identity: Identity,
         publisher: Publisher,
         set_nice: Callable[[int], None],
@@ -31,17 +29,15 @@ class Parameters:
         self.values = values
         self.config = config
         self._set_nice = set_nice
-        self._intake = intake
         self._identity = identity
         self._publisher = publisher
         self._be_nice()
 
-    def set(self, values: Sequence[bytes], pushed: int) -> None:
-        """Take new values, which were set after `pushed` events had come into the queue."""
+    def set(self, values: Sequence[bytes]) -> None:
+        """Take new values."""
         if values == self.values:
             return
         old, new = self.config, Config.from_values(values)
-        self._intake.configure(new, pushed)
         self.values, self.config = values, new
         if new.worker_nice != old.worker_nice:
             self._be_nice()

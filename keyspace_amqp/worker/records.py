@@ -9,11 +9,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import struct
-from collections.abc import Callable, Iterator, Sequence, Set
-from typing import Protocol
+from collections.abc import Iterator, Sequence, Set
 
-from ..config import parse_databases
-from ..masks import ALL, compile_masks
 from ..message import Event, Subkeys, Value
 from ..tables.events import CLASS_LETTERS, UNKNOWN_TYPE, VALUE_TYPES
 from .shim_api import Queue
@@ -56,120 +53,60 @@ PARSE_BYTES = 256 * 1024
 # ---- events -----------------------------------------------------------------------
 
 
-class Filter(Protocol):
-    """The parameters that say which events pass; see Config."""
-
-    @property
-    def databases(self) -> str: ...
-
-    @property
-    def masks(self) -> Sequence[bytes]: ...
-
-
 class Reader:
     """Converts records to events.
 
     The `message_id` of an event is the id of the load and the event's number in the queue.
-    `config`: its databases and masks have to let an event through; None: all events pass.
     """
 
-    def __init__(self, run_id: str, config: Filter | None = None) -> None:
+    def __init__(self, run_id: str) -> None:
         self._prefix = f"{run_id}-"
-        self._matches = compile_masks([ALL])
-        self._wants_db: Callable[[int], bool] | None = None
-        if config is not None:
-            self.set_filter(config)
-
-    def set_filter(self, config: Filter) -> None:
-        """Apply the masks and databases of these parameters to all later events."""
-        self._matches = compile_masks(config.masks)
-        self._wants_db = parse_databases(config.databases)
 
     def parse(
-        self, data: bytes, numbers: Sequence[int], *, listed_ones: bool = False
-    ) -> tuple[list[Event], int, int]:
-        """Parse the first records, one for each of `numbers` at most.
+        self, data: bytes, numbers: Sequence[int], *, listed: bool = False
+    ) -> tuple[list[Event], int]:
+        """Parse the first records, one for each of `numbers` at most: only those of events that
+        are in the list already (`listed`), or only others. The first other record ends the batch.
 
-        Only those of events that are in the list already (`listed_ones`), or that are not: the
-        first other one ends the batch.
-
-        Return the events that pass the filter, then the bytes and the number of the parsed
-        records. A record that raises an exception ends the batch before it; if it is the
-        first one, the exception is raised.
+        Return the events, and the bytes of their records. A record that raises an exception ends
+        the batch before it; if it is the first one, the exception is raised.
         """
         events: list[Event] = []
-        listed = LISTED_BIT if listed_ones else 0
-        matches, wants_db, prefix = self._matches, self._wants_db, self._prefix
+        prefix, listed_bit = self._prefix, LISTED_BIT if listed else 0
         unpack, head, plain = HEAD.unpack_from, HEAD.size, _EVENT
         stop = min(len(data), PARSE_BYTES)
-        at = count = 0
+        at = 0
         try:
             for number in numbers:
                 if at >= stop:
                     break
                 total, key_len, time_ms, db, name_len, kind, bit = unpack(data, at)
-                if bit & LISTED_BIT != listed:
+                if bit & LISTED_BIT != listed_bit:
                     break
-                bit -= listed
+                bit -= listed_bit
                 name_at = at + head
                 key_at = name_at + name_len
                 end = key_at + key_len
                 value = subkeys = None
                 if kind != plain:
                     value, subkeys, key_at, end = _read_more(kind, data, key_at, end)
-                if (wants_db is None or wants_db(db)) and matches(data, key_at, end):
-                    letter, name = CLASS_LETTERS[bit], data[name_at : name_at + name_len]
-                    events.append(
-                        Event(
-                            f"{prefix}{number}",
-                            time_ms,
-                            db,
-                            letter,
-                            name,
-                            data[key_at:end],
-                            value,
-                            subkeys,
-                        )
+                events.append(
+                    Event(
+                        f"{prefix}{number}",
+                        time_ms,
+                        db,
+                        CLASS_LETTERS[bit],
+                        data[name_at : name_at + name_len],
+                        data[key_at:end],
+                        value,
+                        subkeys,
                     )
+                )
                 at += total
-                count += 1
         except Exception:
-            if not count:
+            if not events:
                 raise
-        return events, at, count
-
-    def sift(self, data: bytes, numbers: Sequence[int]) -> tuple[bytes, list[int], int, int]:
-        """As `parse`, but return the records that pass the filter, and their numbers, instead
-        of the events."""
-        kept: list[bytes] = []
-        kept_numbers: list[int] = []
-        matches, wants_db = self._matches, self._wants_db
-        unpack, head, plain = HEAD.unpack_from, HEAD.size, _EVENT
-        stop = min(len(data), PARSE_BYTES)
-        at = start = count = 0  # the records from `start` on pass, and are not kept yet
-        try:
-            for number in numbers:
-                if at >= stop:
-                    break
-                total, key_len, _, db, name_len, kind, bit = unpack(data, at)
-                if bit & LISTED_BIT:
-                    break
-                key_at = at + head + name_len
-                end = key_at + key_len
-                if kind != plain:
-                    key_at, end = _find_key(kind, data, key_at, end)
-                if (wants_db is None or wants_db(db)) and matches(data, key_at, end):
-                    kept_numbers.append(number)
-                else:
-                    kept.append(data[start:at])
-                    start = at + total
-                at += total
-                count += 1
-        except Exception:
-            if not count:
-                raise
-        kept.append(data[start:at])
-        return b"".join(kept), kept_numbers, at, count
+        return events, at
 
 
 # Members of an enum cost more to compare.
@@ -242,17 +179,6 @@ def _check_payload(kind: int, payload: bytes) -> None:
         raise ValueError
 
 
-def _find_key(kind: int, data: bytes, at: int, end: int) -> tuple[int, int]:
-    """Return the start and the end of the key in the payload of an event."""
-    if kind == _SUBKEYED:
-        _, size, kind = SUBKEYED.unpack_from(data, at)
-        at += SUBKEYED.size + size
-    if kind == _EVENT:
-        return at, end
-    (key_len,) = _LENGTH.unpack_from(data, at + _NUMBER.size)
-    return at + VALUED.size, at + VALUED.size + key_len
-
-
 def _read_more(
     kind: int, data: bytes, at: int, end: int
 ) -> tuple[Value | None, Subkeys | None, int, int]:
@@ -292,9 +218,8 @@ class RunCommand:
 
 @dataclasses.dataclass(frozen=True)
 class SetConfig:
-    """New values of all parameters, in the table's order; `pushed` events came before."""
+    """New values of all parameters, in the table's order."""
 
-    pushed: int
     values: Sequence[bytes]
 
 
@@ -386,8 +311,7 @@ def parse_request(kind: int, payload: bytes) -> Request:
             (handle,) = _NUMBER.unpack_from(payload)
             return RunCommand(handle, list(counted(payload, _NUMBER.size)))
         case Kind.CONFIG:
-            (pushed,) = _NUMBER.unpack_from(payload)
-            return SetConfig(pushed, list(counted(payload, _NUMBER.size)))
+            return SetConfig(list(counted(payload)))
         case Kind.ROLE:
             return SetRole(*map(bool, payload))
         case Kind.LIST_CHANGED:
@@ -404,8 +328,7 @@ def parse_request(kind: int, payload: bytes) -> Request:
             return StartFlush(began / 1000, flush_id, milliseconds / 1000, mode)
         case Kind.LISTED:
             jobs, number, first, length, count, handed = LISTED.unpack_from(payload)
-            key = payload[LISTED.size :]
-            return Listed(jobs, number, first, length, count, handed, key)
+            return Listed(jobs, number, first, length, count, handed, payload[LISTED.size :])
         case event:
             raise ValueError(f"{event!r} is not a request")
 

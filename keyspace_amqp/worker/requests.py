@@ -72,8 +72,8 @@ class Requests:
             case RunCommand(handle=handle, words=words):
                 steps = answer(self._handler, words)
                 self._lane.add(steps, functools.partial(self._reply, handle))
-            case SetConfig(pushed=pushed, values=values):
-                self._parameters.set(values, pushed)
+            case SetConfig(values=values):
+                self._parameters.set(values)
             case SetRole(primary=primary, loading=loading, agreed=agreed):
                 self._publisher.set_role(primary=primary, loading=loading, agreed=agreed)
                 self._watch.set_role(writable=request.writable)

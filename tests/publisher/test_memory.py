@@ -89,23 +89,22 @@ def test_room_is_bounded() -> None:
     assert bench.publisher.room() == 0
 
 
-def test_the_shelf_is_in_the_books() -> None:
+def test_events_that_never_came_in_are_in_the_books() -> None:
     bench = away(fallback_size=-1)
     publisher = bench.publisher
     bench.emit(2)
-    publisher.shelf.put(b"record 3record 4record 5", [3, 4, 5])
-    assert (bench.count(Stat.QUEUE_LENGTH), bench.count(Stat.EVENTS_MATCHED)) == (5, 5)
-    assert_books_balance(publisher)
-    publisher.shelf.drop(8, 1)
-    assert bench.count(Stat.DROPPED_QUEUE_FULL) == 1
+    publisher.drop_untaken(3)
+    publisher.give_up(leftover=False)
+    publisher.give_up(leftover=True)
+    assert bench.count(Stat.FALLBACK_FOUND) == 1
+    assert publisher.taken == 6
+    assert (bench.count(Stat.QUEUE_LENGTH), bench.count(Stat.EVENTS_MATCHED)) == (2, 6)
+    assert bench.count(Stat.DROPPED_QUEUE_FULL) == 3
+    assert bench.count(Stat.DROPPED_HANDLER_ERROR) == 2
     assert_books_balance(publisher)
     publisher.reset_stats()
     assert_books_balance(publisher)
-    publisher.add([event_of(4)], shelved=True)
-    publisher.shelf.release(8, 1)
-    assert bench.count(Stat.QUEUE_LENGTH) == 4
-    assert_books_balance(publisher)
     publisher.flush(7, 5.0, FlushMode.LEAVE)
     bench.settle()
-    assert bench.count(Stat.DROPPED_STOPPED) == 4
+    assert bench.count(Stat.DROPPED_STOPPED) == 2
     assert_books_balance(publisher)

@@ -37,11 +37,11 @@ def test_new_masks_are_in_force_for_the_next_command(
         for number in range(ROUNDS):
             for kind, other in (("even", "odd"), ("odd", "even")):
                 pipeline.execute_command(
-                    "CONFIG", "SET", "keyspaceamqp.masks", f"^load: ^{kind} !7$"
+                    "CONFIG", "SET", "keyspaceamqp.masks", f"^load: ^{kind} !:no$"
                 )
                 write(pipeline, f"{kind}:{number}:1", passes=True)
                 write(pipeline, f"{other}:{number}:2", passes=False)
-                write(pipeline, f"{kind}:{number}:7", passes=False)
+                write(pipeline, f"{kind}:{number}:no", passes=False)
             pipeline.execute_command("CONFIG", "SET", "keyspaceamqp.databases", "0,3")
             for db in (0, 2, 3):
                 pipeline.execute_command("SELECT", db)
@@ -56,7 +56,8 @@ def test_new_masks_are_in_force_for_the_next_command(
     own = [key for _, _, key in notifications.events if key in expected or key[:5] == b"load:"]
     numbers = delivered(client, mailbox, own)
     assert numbers["events_matched"] == len(own) == len(expected) + len(load.keys)
-    assert numbers["events_seen"] == len(notifications.events)
+    # Not the module's own events: a slow broker may have had events stored in the list.
+    assert numbers["events_seen"] == sum(name == b"set" for _, name, _ in notifications.events)
 
 
 def test_keymask_is_in_force_when_it_answers(
@@ -109,7 +110,7 @@ def test_no_value_is_read_of_an_event_that_does_not_pass(
 
 
 def test_the_books_after_a_reset_with_a_full_queue(start_redis: StartRedis) -> None:
-    """With the list off and no broker, events that pass wait or are lost; the others are neither."""
+    """With the list off and no broker, events that pass wait or are lost, and no others."""
     arguments = arguments_for(free_port(), events="$", size=-1, masks=("^k",))
     client = start_redis(arguments=arguments, options=["keyspaceamqp.queue-limit 1048576"]).client()
     script = """
@@ -117,15 +118,23 @@ def test_the_books_after_a_reset_with_a_full_queue(start_redis: StartRedis) -> N
             redis.call('SET', 'k' .. string.rep('x', 200), '')
             redis.call('SET', 'no mask lets this through', '')
         end"""
+
+    def at_rest() -> dict[str, Any]:
+        """Return STATS when the handler has looked at all events: between two commands it has a
+        turn in which it drops those that are too many."""
+        for _ in range(2):
+            client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST")
+        return settled(client)
+
     for matched in (1000, 10_000, 100_000):
-        before = settled(client)
+        before = at_rest()
         client.eval(script, 0, matched)
-        numbers = settled(client)
+        numbers = at_rest()
         assert numbers["events_matched"] == before["events_matched"] + matched
         assert numbers["events_seen"] == before["events_seen"] + 2 * matched
         assert balance(numbers) == 0
         client.execute_command("KEYSPACEAMQP.STATS", "RESET")
-        after = settled(client)
+        after = at_rest()
         assert after["events_matched"] == after["queue_length"] == numbers["queue_length"]
         assert (balance(after), after["dropped"], after["events_seen"]) == (0, 0, 0)
     assert numbers["dropped_queue_full"] > 0

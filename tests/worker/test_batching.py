@@ -6,10 +6,7 @@ import pathlib
 
 import pytest
 
-from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Event
-from keyspace_amqp.publisher.ledger import Ledger
-from keyspace_amqp.publisher.shelf import Shelf
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import batching
 from keyspace_amqp.worker.batching import BUSY, COUNT_EVERY, LONG_PAUSE, PAUSE, Batching
@@ -27,17 +24,18 @@ class Publisher:
         self.counts = [0] * len(Stat)
         self.broker_is_busy = self.flushing = False
         self.queue_bytes = 0
-        self.shelf = Shelf(Ledger(lambda: 0.0, lambda: 0))
 
     def room(self) -> int:
         return 0
 
-    def add(self, events: list[Event], *, shelved: bool = False) -> None: ...
+    def add(self, events: list[Event]) -> None: ...
 
     def drop_oldest(self, size: int, keep: int = 0) -> int:
         return 0
 
-    def give_up(self, *, shelved: bool = False) -> None: ...
+    def drop_untaken(self, count: int) -> None: ...
+
+    def give_up(self, *, leftover: bool) -> None: ...
 
     def set_pressure(self, pressure: bool) -> None: ...
 
@@ -50,9 +48,8 @@ class World:
         self.now = 100.0
         self.queue = FakeQueue(limit=1000)
         self.publisher = Publisher()
-        config = DEFAULTS
         leftovers = Leftovers(6379)
-        intake = Intake(self.queue, self.publisher, leftovers, "run", config, Failures())  # type: ignore[arg-type]
+        intake = Intake(self.queue, self.publisher, leftovers, "run", Failures())  # type: ignore[arg-type]
         self.slept: list[float] = []
         self.batching = Batching(
             self.queue, intake, self.publisher, lambda: self.now, self.slept.append

@@ -41,7 +41,7 @@ from keyspace_amqp.publisher import (
     flushing as _flushing,
     ledger as _ledger, link as _link, list_jobs as _list_jobs, lists as _lists, memory as _memory,
     publisher as _publisher, recent as _recent, recovery as _recovery, renewal as _renewal,
-    retries as _retries, shelf as _shelf, suspects as _suspects,
+    retries as _retries, suspects as _suspects,
     window as _window,
 )
 from keyspace_amqp.worker import (
@@ -109,7 +109,7 @@ def _wrap(function):
 _WORKER = (_batching, _cluster_io, _handler, _identity, _intake, _job_queue, _lanes, _leftover_file,
            _leftovers, _parameters, _records, _requests, _status, _throttle, bridge, _ioloop)
 _PUBLISHER = (_aside, _delivery, _fallback_list, _flush, _flushing, _ledger, _link, _list_jobs,
-              _lists, _memory, _publisher, _recent, _recovery, _renewal, _retries, _shelf,
+              _lists, _memory, _publisher, _recent, _recovery, _renewal, _retries,
               _suspects, _window)
 _OWNERS = [Worker, _broker.Broker, _broker, _login, _reasons, _fallback, _jobs, _message,
            *_WORKER]
@@ -205,14 +205,12 @@ def test_an_event_over_which_the_handler_always_fails(
 
 from keyspace_amqp.worker import records as _records
 
-def _compile(masks, _compile=_records.compile_masks):
-    matches = _compile(masks)
-    def poisoned(data, start, end):
-        if data[start:end] == b"poison":
-            raise RuntimeError("broken on purpose")
-        return matches(data, start, end)
-    return poisoned
-_records.compile_masks = _compile
+def _poisoned(*fields, _make=_records.Event):
+    event = _make(*fields)
+    if event.key == b"poison":
+        raise RuntimeError("broken on purpose")
+    return event
+_records.Event = _poisoned
 """
     server = start_faulty(start_redis, REDIS, tmp_path, code, arguments_for(broker, mailbox, "$"))
     client = server.client()

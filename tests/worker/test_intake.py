@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
-from keyspace_amqp.config import DEFAULTS, Config
 from keyspace_amqp.failures import STRIKES
 from keyspace_amqp.message import EVENT_BYTES, Event
 from keyspace_amqp.publisher.ledger import Ledger
-from keyspace_amqp.publisher.shelf import Shelf
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import records
 from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.leftovers import Leftovers
 from tests.worker.fakes import Failures, FakeQueue, event, keys_of
 
-CONFIG = DEFAULTS
 SIZE = len(event(b"k"))
 
 
@@ -28,22 +25,20 @@ class Receiver:
     def __init__(self, space: int = 10_000) -> None:
         self.space = space
         self.ledger = Ledger(lambda: 0.0, lambda: 0)
-        self.shelf = Shelf(self.ledger)
         self.can_only_wait = False
         self.waiting: list[Event] = []
         self.batches: list[int] = []
         self.dropped: list[bytes] = []
-        self.given_up = self.given_up_shelved = 0
+        self.given_up = 0
         self.pressure: list[bool] = []
         self.recovering = False
 
     def room(self) -> int:
         return self.space - len(self.waiting)
 
-    def add(self, events: Sequence[Event], *, shelved: bool = False) -> None:
+    def add(self, events: Sequence[Event]) -> None:
         self.waiting += events
-        if not shelved:
-            self.ledger.matched(len(events))
+        self.ledger.matched(len(events))
         self.batches.append(len(events))
 
     def drop_oldest(self, size: int, keep: int = 0) -> int:
@@ -57,9 +52,13 @@ class Receiver:
         self.waiting += events
         self.recovering = more
 
-    def give_up(self, *, shelved: bool = False) -> None:
+    def drop_untaken(self, count: int) -> None:
+        self.ledger.matched(count)
+        self.ledger.queue_full(count)
+
+    def give_up(self, *, leftover: bool) -> None:
+        (self.ledger.found if leftover else self.ledger.matched)(1)
         self.given_up += 1
-        self.given_up_shelved += shelved
 
     def set_pressure(self, pressure: bool) -> None:
         self.pressure.append(pressure)
@@ -67,8 +66,8 @@ class Receiver:
     def gauges(self) -> Mapping[Stat, int]:
         objects = sum(EVENT_BYTES + len(e.name) + len(e.key) for e in self.waiting)
         return {
-            Stat.QUEUE_LENGTH: len(self.waiting) + self.shelf.count,
-            Stat.QUEUE_BYTES: objects + self.shelf.bytes,
+            Stat.QUEUE_LENGTH: len(self.waiting),
+            Stat.QUEUE_BYTES: objects,
         }
 
 
@@ -78,9 +77,7 @@ class World:
         self.receiver = Receiver(space)
         self.failures = Failures()
         self.leftovers = Leftovers(6379)
-        self.intake = Intake(
-            self.queue, self.receiver, self.leftovers, "run", CONFIG, self.failures
-        )
+        self.intake = Intake(self.queue, self.receiver, self.leftovers, "run", self.failures)
 
     def push(self, keys: str) -> None:
         self.queue.push(*(event(key.encode()) for key in keys))
@@ -97,10 +94,6 @@ class World:
         return [int(e.message_id.partition("-")[2]) for e in self.receiver.waiting]
 
 
-def with_masks(*masks: bytes) -> Config:
-    return dataclasses.replace(CONFIG, masks=masks)
-
-
 @pytest.mark.parametrize("together", [1, 2, 3, 100])
 def test_all_that_there_are(together: int) -> None:
     world = World(together=together)
@@ -115,7 +108,8 @@ def test_all_that_there_are(together: int) -> None:
 
 
 def test_not_what_came_after_the_look() -> None:
-    """Before a later event, masks may have been changed by a request that is not read yet."""
+    """A turn ends, however fast events come; and before a later event, the main thread may have
+    done something of which a request tells that is not read yet."""
     world = World()
     world.push("abc")
     world.intake.take(2)
@@ -139,7 +133,7 @@ def test_events_are_given_back_when_they_are_safe() -> None:
     world = World()
     world.push("ab")
 
-    def add(events: Sequence[Event], *, shelved: bool = False) -> None:
+    def add(events: Sequence[Event]) -> None:
         raise RuntimeError
 
     world.receiver.add = add  # type: ignore[method-assign]
@@ -152,71 +146,18 @@ def test_events_are_given_back_when_they_are_safe() -> None:
 
 
 def test_a_later_worker_goes_on_with_the_numbers() -> None:
-    """Its queue is that of the worker before it, so masks hold from the right event on."""
+    """Its queue is that of the worker before it. It counts what it has taken itself."""
     world = World()
     world.push("ab")
     world.take()
     later = Receiver(10_000)
-    intake = Intake(world.queue, later, world.leftovers, "later", CONFIG, world.failures)
-    world.push("aabb")
-    intake.configure(with_masks(b"b"), 5)
+    intake = Intake(world.queue, later, world.leftovers, "later", world.failures)
+    assert (world.intake.taken, intake.taken) == (2, 0)
+    world.push("cdef")
     intake.take(5)
-    assert keys_of(later.waiting) == [b"a", b"a", b"b"]
-    world.push("a")
-    intake.take(7)
-    assert keys_of(later.waiting) == [b"a", b"a", b"b", b"b"]
-    assert [e.message_id for e in later.waiting] == [f"later-{n}" for n in (3, 4, 5, 6)]
-
-
-# ---- masks and databases -----------------------------------------------------------------
-
-
-def test_new_masks_hold_for_the_events_behind_the_change() -> None:
-    world = World()
-    world.push("aabb")
-    world.intake.configure(with_masks(b"b"), 3)
-    world.push("aab")
-    world.intake.configure(with_masks(b"a"), 7)
-    world.push("ab")
-    world.take()
-    assert world.keys == "aab" + "b" + "b" + "a"
-    assert world.numbers == [1, 2, 3, 4, 7, 8]
-
-
-def test_new_masks_hold_if_nothing_waits() -> None:
-    world = World()
-    world.push("ab")
-    world.take()
-    world.intake.configure(with_masks(b"b"), 2)
-    world.push("ab")
-    world.take()
-    assert world.keys == "abb"
-
-
-def test_the_last_of_several_changes_at_one_place() -> None:
-    world = World()
-    for masks in ((b"b",), (b"ALL",), (b"c",)):
-        world.intake.configure(with_masks(*masks), 0)
-    world.push("abc")
-    world.take()
-    assert world.keys == "c"
-
-
-def test_new_databases() -> None:
-    world = World()
-    world.intake.configure(dataclasses.replace(CONFIG, databases="1"), 0)
-    world.queue.push(event(b"a"), event(b"b", db=1))
-    world.take()
-    assert world.keys == "b"
-
-
-def test_other_parameters_change_no_filter() -> None:
-    world = World()
-    world.intake.configure(with_masks(b"a"), 2)
-    world.intake.configure(dataclasses.replace(with_masks(b"a"), port=2), 0)
-    world.push("xbab")
-    world.take()
-    assert world.keys == "xba"
+    assert keys_of(later.waiting) == [b"c", b"d", b"e"]
+    assert [e.message_id for e in later.waiting] == [f"later-{n}" for n in (3, 4, 5)]
+    assert intake.taken == 3
 
 
 # ---- memory --------------------------------------------------------------------------------
@@ -248,54 +189,19 @@ def test_relaxed(count: int, relaxed: bool) -> None:
     assert world.intake.relaxed is relaxed
 
 
-# A record on the shelf, with its number.
-SHELVED = SIZE + 8
-
-
-def test_events_that_can_only_wait_stay_records() -> None:
+def test_events_that_can_only_wait_stay_in_the_queue() -> None:
     """Those above what the publisher has room for; they do not become objects."""
     world = World(space=2, together=3)
     world.receiver.can_only_wait = True
     world.push("abcdefg")
     world.intake.take(6)
-    assert world.keys == "ab"
-    assert (world.receiver.shelf.count, world.receiver.shelf.bytes) == (4, 4 * SHELVED)
-    assert (world.queue.length, world.intake.waiting) == (1, 5)
-    assert world.receiver.ledger.counts[Stat.EVENTS_MATCHED] == 6
-    assert world.intake.memory() == 2 * SIZE + 4 * SHELVED + SIZE
-
-
-def test_events_of_the_shelf_come_before_newer_ones() -> None:
-    world = World(space=1)
-    world.receiver.can_only_wait = True
-    world.push("abc")
-    world.take()
+    assert (world.keys, world.queue.length, world.intake.waiting) == ("ab", 5, 5)
+    assert world.receiver.ledger.counts[Stat.EVENTS_MATCHED] == world.intake.taken == 2
+    assert world.intake.memory() == 7 * SIZE
     world.receiver.can_only_wait = False
-    world.push("de")
-    world.receiver.space = 2
-    world.take()
-    assert (world.keys, world.receiver.shelf.count, world.queue.length) == ("ab", 1, 2)
     world.receiver.space = 9
     world.take()
-    assert (world.keys, world.numbers) == ("abcde", [1, 2, 3, 4, 5])
-    assert world.receiver.ledger.counts[Stat.EVENTS_MATCHED] == 5
-    assert world.intake.waiting == 0
-
-
-def test_only_events_that_the_masks_let_through_are_shelved() -> None:
-    world = World(space=1)
-    world.receiver.can_only_wait = True
-    world.push("a")
-    world.take()
-    world.push("aabb")
-    world.intake.configure(with_masks(b"b"), 4)
-    world.push("abab")
-    world.intake.configure(with_masks(b"a"), 8)
-    world.take()
-    assert world.receiver.shelf.count == 5
-    world.receiver.space = 9
-    world.take()
-    assert (world.keys, world.numbers) == ("aaabbb", [1, 2, 3, 4, 5, 7])
+    assert (world.keys, world.numbers) == ("abcdefg", [1, 2, 3, 4, 5, 6, 7])
 
 
 def test_while_events_can_leave_they_wait_in_the_queue() -> None:
@@ -303,57 +209,59 @@ def test_while_events_can_leave_they_wait_in_the_queue() -> None:
     world = World(space=2)
     world.push("abcd")
     world.take()
-    assert (world.keys, world.receiver.shelf.count, world.queue.length) == ("ab", 0, 2)
+    assert (world.keys, world.queue.length) == ("ab", 2)
 
 
-def test_the_oldest_are_given_up_when_nothing_else_helps() -> None:
-    world = World(space=4, limit=8 * SHELVED)
+@pytest.mark.parametrize("together", [1, 2, 100])
+def test_the_oldest_are_given_up_when_nothing_else_helps(together: int) -> None:
+    world = World(space=4, limit=8 * SIZE, together=together)
     world.receiver.can_only_wait = True
     world.push("abcdefgh")
     world.take()
+    assert world.receiver.ledger.counts[Stat.DROPPED_QUEUE_FULL] == 2  # the publisher had none
+    assert (world.keys, world.queue.length) == ("cdef", 2)
     world.push("ijk")
     world.take()
-    assert b"".join(world.receiver.dropped) == b"abcd"
-    assert (world.keys, world.receiver.shelf.count) == ("efgh", 3)
-    assert world.receiver.ledger.counts[Stat.DROPPED_QUEUE_FULL] == 0
+    assert b"".join(world.receiver.dropped) == b"cde"
+    assert (world.keys, world.queue.length) == ("fghi", 2)
 
 
-def test_the_oldest_of_the_shelf_are_given_up_when_the_others_are_sent(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("together", [1, 2, 100])
+def test_the_oldest_of_the_queue_are_given_up_when_the_others_are_sent(
+    together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The publisher may have sent all that it has, or store it just now."""
-    world = World(space=2, limit=8 * SHELVED)
+    world = World(space=2, limit=8 * SIZE, together=together)
     monkeypatch.setattr(world.receiver, "drop_oldest", lambda size, keep: 0)
     world.receiver.can_only_wait = True
     world.push("ab")
     world.take()
     world.push("cdefghij")
     world.take()
-    assert world.receiver.ledger.counts[Stat.DROPPED_QUEUE_FULL] == 4
+    counts = world.receiver.ledger.counts
+    assert counts[Stat.DROPPED_QUEUE_FULL] == 4
+    assert counts[Stat.EVENTS_MATCHED] == world.intake.taken == 6
     world.receiver.space = 99
     world.take()
-    assert world.keys == "ab" + "ghij"
+    assert (world.keys, world.numbers) == ("ab" + "ghij", [1, 2, 7, 8, 9, 10])
+
+
+def test_nothing_newer_than_the_look_is_given_up() -> None:
+    world = World(space=0, limit=4 * SIZE)
+    world.receiver.can_only_wait = True
+    world.push("abcdef")
+    world.intake.take(2)
+    assert world.receiver.ledger.counts[Stat.DROPPED_QUEUE_FULL] == 2
+    assert world.queue.length == 4
 
 
 def test_objects_cost_no_events() -> None:
     """An event as objects takes many times the memory of its record: only the record counts."""
-    world = World(space=8, limit=8 * SHELVED)
+    world = World(space=8, limit=8 * SIZE)
     world.receiver.can_only_wait = True
-    world.push("abcdefg")
+    world.push("abcdef")
     world.take()
-    assert (world.receiver.dropped, world.keys) == ([], "abcdefg")
-
-
-def test_a_full_publisher_and_masks_that_discard_much() -> None:
-    """Events that no mask lets through make room before others are lost."""
-    world = World(space=1, limit=8 * SIZE)
-    world.push("b")
-    world.take()
-    world.intake.configure(with_masks(b"b"), 1)
-    world.push("aababaa")
-    world.take()
-    assert world.receiver.dropped == []
-    assert (world.receiver.shelf.count, world.queue.length) == (2, 0)
+    assert (world.receiver.dropped, world.keys) == ([], "abcdef")
 
 
 def test_nothing_is_given_up_while_events_can_leave() -> None:
@@ -371,7 +279,7 @@ def test_the_newest_stays_however_large_it_is() -> None:
         world.push("a")
         world.take()
         assert (world.receiver.dropped, world.keys) == ([], "a"[:space])
-        assert world.receiver.shelf.count == 1 - space
+        assert world.queue.length == 1 - space
 
 
 # ---- exceptions ------------------------------------------------------------------------------
@@ -381,15 +289,13 @@ def test_the_newest_stays_however_large_it_is() -> None:
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """The handler fails over events with the key `!`."""
 
-    def compiled(masks: object) -> object:
-        def matches(data: bytes, start: int, end: int) -> bool:
-            if data[start:end] == b"!":
-                raise RuntimeError("broken on purpose")
-            return True
+    def make(*fields: Any) -> Event:
+        event = Event(*fields)
+        if event.key == b"!":
+            raise RuntimeError("broken on purpose")
+        return event
 
-        return matches
-
-    monkeypatch.setattr(records, "compile_masks", compiled)
+    monkeypatch.setattr(records, "Event", make)
 
 
 @pytest.mark.usefixtures("poison")
@@ -408,42 +314,8 @@ def test_an_event_over_which_the_handler_fails() -> None:
     world.take()
     assert (world.keys, world.numbers) == ("abcd", [1, 2, 4, 7])
     assert (world.receiver.given_up, world.intake.waiting) == (3, 0)
+    assert world.receiver.ledger.counts[Stat.EVENTS_MATCHED] == world.intake.taken == 7
     assert world.failures.told == 3 * ["the handler cannot parse an event"]
-
-
-@pytest.mark.usefixtures("poison")
-def test_an_event_over_which_the_sift_fails() -> None:
-    world = World(space=0)
-    world.receiver.can_only_wait = True
-    world.push("a!b")
-    for _ in range(STRIKES - 1):
-        with pytest.raises(RuntimeError):
-            world.take()
-        assert (world.receiver.shelf.count, world.receiver.given_up) == (1, 0)
-    world.take()
-    assert (world.receiver.shelf.count, world.receiver.given_up) == (2, 1)
-    assert (world.receiver.given_up_shelved, world.intake.waiting) == (0, 2)
-
-
-def test_an_event_of_the_shelf_over_which_the_handler_fails(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    world = World(space=0)
-    world.receiver.can_only_wait = True
-    world.push("ab")
-    world.take()
-    world.receiver.space = 9
-    with monkeypatch.context() as patch:
-        patch.setattr(records, "Event", None)
-        for _ in range(STRIKES - 1):
-            with pytest.raises(TypeError):
-                world.take()
-        assert world.receiver.shelf.count == 2
-        with pytest.raises(TypeError):
-            world.take()  # `a` is given up, and `b` fails
-    assert (world.receiver.given_up, world.receiver.given_up_shelved) == (1, 1)
-    world.take()
-    assert (world.keys, world.numbers) == ("b", [2])
 
 
 @pytest.mark.usefixtures("poison")
@@ -453,7 +325,6 @@ def test_failures_count_only_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(STRIKES - 1):
         with pytest.raises(RuntimeError):
             world.take()
-    monkeypatch.setattr(records, "compile_masks", lambda masks: lambda data, start, end: True)
-    world.intake.configure(with_masks(b"x"), 0)
+    monkeypatch.setattr(records, "Event", Event)
     world.take()
     assert (world.keys, world.receiver.given_up) == ("!", 0)

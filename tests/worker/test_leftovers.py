@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import itertools
 import os
@@ -12,20 +11,20 @@ import random
 import resource
 import struct
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
-from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.message import Event
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import leftover_file, leftovers, records
 from keyspace_amqp.worker.intake import STRIKES
-from keyspace_amqp.worker.leftover_file import Writer
+from keyspace_amqp.worker.leftover_file import Origin, Writer
 from keyspace_amqp.worker.leftovers import Leftovers, store
 from tests.worker.fakes import event, keys_of, record, valued
-from tests.worker.test_intake import World, with_masks
+from tests.worker.test_intake import World
 
 EVENTS = [Event(f"run-{n}", n, 0, "$", b"set", b"k\0\n\xff%d" % n) for n in range(3)]
 Lines = list[tuple[str, str]]
@@ -93,18 +92,15 @@ def test_objects_are_a_command_that_clients_can_send(path: pathlib.Path) -> None
 
 
 def test_records_come_back_behind_the_objects() -> None:
-    """Those of the shelf, then those of the queue, with the ids that they would have had."""
+    """Those of the queue, with the ids that they would have had."""
     world = World(space=1)
-    world.receiver.can_only_wait = True
     world.push("abc")
     world.take()
     world.queue.push(valued(b"valued", 3, b"\r\nx"), event(b"d"))
-    assert world.receiver.shelf.count == 2
     assert world.intake.memory() > 0
     assert stop(world, world.receiver.waiting)[0][1].startswith("5 events")
     assert (world.intake.waiting, world.queue.released) == (0, 5)
-    assert world.receiver.ledger.counts[Stat.EVENTS_MATCHED] == 3
-    assert world.receiver.ledger.counts[Stat.FALLBACK_FOUND] == -2  # the publisher counts `a`
+    assert world.receiver.ledger.counts[Stat.EVENTS_MATCHED] == 1
     after = all_of_it()
     assert keys_of(after.receiver.waiting) == [b"a", b"b", b"c", b"valued", b"d"]
     assert after.numbers == [1, 2, 3, 4, 5]
@@ -112,27 +108,25 @@ def test_records_come_back_behind_the_objects() -> None:
     assert after.receiver.waiting[3].value.data == b"\r\nx"
 
 
-@pytest.mark.parametrize("together", [1, 3, 100])
-def test_masks_and_databases_hold_for_the_events_before_their_change(together: int) -> None:
-    world = World(together=together)
-    world.push("ab")
-    world.intake.configure(with_masks(b"^\xff\\b a"), 2)
-    world.queue.push(event(b"a"), event(b"\xff\\b ax"))
-    world.intake.configure(dataclasses.replace(with_masks(b"ALL"), databases="1,3-4"), 4)
-    world.queue.push(event(b"c"), event(b"d", db=3))
-    stop(world)
+def test_records_of_an_earlier_version_still_have_to_pass(path: pathlib.Path) -> None:
+    """That version applied masks and databases in the handler. Ids are those of the numbers, also
+    with gaps."""
+    writer = Writer(path)
+    writer.records(Origin("run"), range(1, 3), event(b"a") + event(b"b"))
+    data = event(b"a") + event(b"\xff\\b ax")
+    writer.records(Origin("run", masks=(b"^\xff\\b a", b"!z")), range(3, 5), data)
+    data = event(b"c") + valued(b"d", 9, b"value") + event(b"z", db=3) + event(b"e", db=1)
+    writer.records(Origin("run", "1,3-4", (b"ALL", b"!z")), [5, 7, 11, 13], data)
+    writer.records(Origin("run", masks=()), range(14, 16), event(b"f") + event(b"g"))
+    writer.keep()
+    for stops in range(3):
+        world = load(space=stops)
+        world.take()
+        stop(world, world.receiver.waiting)
     after = all_of_it()
-    assert keys_of(after.receiver.waiting) == [b"a", b"b", b"\xff\\b ax", b"d"]
-    assert after.numbers == [1, 2, 4, 6]
-
-
-def test_no_masks_let_nothing_through() -> None:
-    world = World()
-    world.intake.configure(with_masks(), 0)
-    world.push("ab")
-    stop(world)
-    after = all_of_it()
-    assert (after.keys, after.receiver.recovering) == ("", False)
+    assert keys_of(after.receiver.waiting) == [b"a", b"b", b"\xff\\b ax", b"e"]
+    assert after.numbers == [1, 2, 4, 13]
+    assert after.receiver.recovering is False
 
 
 def test_a_file_of_an_earlier_version(path: pathlib.Path) -> None:
@@ -215,7 +209,7 @@ def test_a_full_memory_drops_no_leftovers() -> None:
     after.push("stuvwxyz")
     after.take()
     assert (after.keys, after.receiver.dropped) == ("ab", [])
-    assert after.receiver.shelf.count < 4
+    assert after.queue.length < 4
     stop(after, after.receiver.waiting)
     assert all_of_it().keys.startswith("abcdef")
 
@@ -574,19 +568,18 @@ def test_an_event_of_the_file_over_which_the_handler_fails(
     world.push("abc")
     stop(world)
 
-    def compiled(masks: object) -> Callable[[bytes, int, int], bool]:
-        def matches(data: bytes, start: int, end: int) -> bool:
-            if data[start:end] == b"b":
-                raise RuntimeError("broken on purpose")
-            return True
+    def make(*fields: Any) -> Event:
+        made = Event(*fields)
+        if made.key == b"b":
+            raise RuntimeError("broken on purpose")
+        return made
 
-        return matches
-
-    monkeypatch.setattr(records, "compile_masks", compiled)
+    monkeypatch.setattr(records, "Event", make)
     after = load()
     for _ in range(STRIKES - 1):
         with pytest.raises(RuntimeError):
             after.take()
     after.take()
     assert (after.keys, after.receiver.given_up) == ("ac", 1)
-    assert DEFAULTS.masks == (b"ALL",)
+    counts = after.receiver.ledger.counts
+    assert (counts[Stat.FALLBACK_FOUND], counts[Stat.EVENTS_MATCHED]) == (1, 0)

@@ -1,15 +1,16 @@
-"""Records: events through databases and masks, and requests. Without the compiled module."""
+"""Records: events and requests. Without the compiled module."""
 
 from __future__ import annotations
 
 import dataclasses
 import struct
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Event, Subkeys, Value
 from keyspace_amqp.worker import records
 from keyspace_amqp.worker.records import (
@@ -33,9 +34,8 @@ from keyspace_amqp.worker.records import (
 from tests.worker.fakes import FakeQueue, counted, event, keys_of, record, subkeyed, valued
 
 
-def reader(*masks: bytes, databases: str = "ALL") -> Reader:
-    config = dataclasses.replace(DEFAULTS, masks=masks or (b"ALL",), databases=databases)
-    return Reader("run", config)
+def parse(data: bytes, numbers: Sequence[int]) -> tuple[list[Event], int]:
+    return Reader("run").parse(data, numbers)
 
 
 # ---- events ---------------------------------------------------------------------------
@@ -45,49 +45,32 @@ def test_an_event_is_what_its_record_says() -> None:
     data = record(
         Kind.EVENT, b"k\0\n\xff", name=b"expired", time_ms=1_700_000_000_123, db=-1, bit=8
     )
-    events, size, count = reader().parse(data, range(5, 15))
+    events, size = parse(data, range(5, 15))
     assert events == [Event("run-5", 1_700_000_000_123, -1, "x", b"expired", b"k\0\n\xff")]
-    assert (size, count) == (len(data), 1)
+    assert size == len(data)
     assert type(events[0].key) is bytes
 
 
-def test_numbers_count_every_record() -> None:
-    """Masked events count too, so masks do not change the ids of other events."""
-    data = b"".join(map(event, [b"a1", b"b", b"a2", b"b", b"a3"]))
-    events, size, count = reader(b"^a").parse(data, range(100, 110))
-    assert [(e.message_id, e.key) for e in events] == [
-        ("run-100", b"a1"),
-        ("run-102", b"a2"),
-        ("run-104", b"a3"),
-    ]
-    assert (size, count) == (len(data), 5)
+def test_each_record_has_the_id_of_its_number() -> None:
+    """The numbers of a file of leftovers may have gaps."""
+    events, size = parse(event(b"a", db=7) + event(b"b"), [3, 9])
+    assert [(e.message_id, e.key) for e in events] == [("run-3", b"a"), ("run-9", b"b")]
+    assert size == 2 * len(event(b"a"))
 
 
 def test_no_more_than_wanted() -> None:
     each = [event(b"a"), event(b"bb" * 9), event(b"c")]
-    events, size, count = reader().parse(b"".join(each), range(1, 3))
+    events, size = parse(b"".join(each), range(1, 3))
     assert keys_of(events) == [b"a", b"bb" * 9]
-    assert (size, count) == (len(each[0]) + len(each[1]), 2)
-    assert reader().parse(b"".join(each), range(0)) == ([], 0, 0)
+    assert size == len(each[0]) + len(each[1])
+    assert parse(b"".join(each), range(0)) == ([], 0)
 
 
 def test_no_more_bytes_than_fit_a_batch() -> None:
     """A record above the bound comes alone; the record that crosses the bound is the last."""
     large, small = event(bytes(PARSE_BYTES)), event(b"a")
-    assert reader().parse(large + small, range(1, 11))[1:] == (len(large), 1)
-    assert reader().parse(small + large + small, range(1, 11))[1:] == (len(small + large), 2)
-
-
-def test_databases() -> None:
-    data = b"".join(event(b"%d" % db, db=db) for db in range(6))
-    assert keys_of(reader(databases="1,4-5").parse(data, range(1, 11))[0]) == [b"1", b"4", b"5"]
-
-
-def test_another_filter() -> None:
-    parses = reader(b"^a")
-    parses.set_filter(dataclasses.replace(DEFAULTS, masks=(b"^b",), databases="0"))
-    data = event(b"a") + event(b"b") + event(b"b", db=1)
-    assert keys_of(parses.parse(data, range(1, 11))[0]) == [b"b"]
+    assert parse(large + small, range(1, 11))[1] == len(large)
+    assert parse(small + large + small, range(1, 11))[1] == len(small + large)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +79,9 @@ def test_another_filter() -> None:
 @pytest.mark.parametrize("before", [0, 1])
 @pytest.mark.parametrize("data", [None, b"", b"\0data"])
 def test_values(kind: int, name: str, before: int, data: bytes | None) -> None:
-    """The key ends where the data begin, also for masks."""
+    """The key ends where the data begin."""
     raw = valued(b"key", 12345, data, kind=kind, before=before) + event(b"next key")
-    events, size, _ = reader(b"key$").parse(raw, range(1, 11))
+    events, size = parse(raw, range(1, 11))
     assert keys_of(events) == [b"key", b"next key"]
     assert events[0].value == Value(name, 12345, data, bool(before))
     assert events[1].value is None
@@ -109,24 +92,22 @@ def test_values(kind: int, name: str, before: int, data: bytes | None) -> None:
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """The handler fails over events with the key `poison`."""
 
-    def compiled(masks: object) -> object:
-        def matches(data: bytes, start: int, end: int) -> bool:
-            if data[start:end] == b"poison":
-                raise RuntimeError("broken on purpose")
-            return True
+    def make(*fields: Any) -> Event:
+        made = Event(*fields)
+        if made.key == b"poison":
+            raise RuntimeError("broken on purpose")
+        return made
 
-        return matches
-
-    monkeypatch.setattr(records, "compile_masks", compiled)
+    monkeypatch.setattr(records, "Event", make)
 
 
 def test_an_exception_ends_the_batch_before_it(poison: None) -> None:
     """The events before it are safe; the next call raises the exception."""
     each = [event(b"a"), event(b"b"), event(b"poison"), event(b"c")]
-    events, size, count = reader().parse(b"".join(each), range(1, 11))
-    assert (keys_of(events), size, count) == ([b"a", b"b"], len(each[0] + each[1]), 2)
+    events, size = parse(b"".join(each), range(1, 11))
+    assert (keys_of(events), size) == ([b"a", b"b"], len(each[0] + each[1]))
     with pytest.raises(RuntimeError, match="broken on purpose"):
-        reader().parse(b"".join(each)[size:], range(3, 13))
+        parse(b"".join(each)[size:], range(3, 13))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +128,7 @@ def test_subkeys(
 ) -> None:
     inner = event(key, db=3, time_ms=9) if plain else valued(key, 10, data)
     whole = subkeyed(inner, names, len(names) + more)
-    (found, without), _, _ = Reader("run").parse(whole + inner, [1, 2])
+    (found, without), _ = parse(whole + inner, [1, 2])
     assert found.subkeys == Subkeys.of(names, len(names) + more)
     assert dataclasses.replace(found, subkeys=None, message_id="run-2") == without
     # An event takes no more room for them than its record: the limits count in bytes of records.
@@ -185,45 +166,9 @@ def test_a_damaged_record_with_subkeys_is_found_or_can_be_read(data: st.DataObje
         check_records(bytes(whole))
     except ValueError:
         return
-    (found,), size, _ = Reader("run").parse(bytes(whole), [1])
+    (found,), size = parse(bytes(whole), [1])
     assert size == len(whole)
     assert found.subkeys is None or len(found.subkeys.names) <= 4
-
-
-def test_without_a_filter_all_events_pass() -> None:
-    data = event(b"a", db=7) + event(b"b")
-    events, size, count = Reader("run").parse(data, [3, 9])
-    assert [(e.message_id, e.key) for e in events] == [("run-3", b"a"), ("run-9", b"b")]
-    assert (size, count) == (len(data), 2)
-
-
-# ---- records that stay records ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("most", [0, 1, 2, 5, 9, 100])
-@pytest.mark.parametrize("databases", ["ALL", "0"])
-def test_sifted_records_become_the_events_that_pass(most: int, databases: str) -> None:
-    raw = [
-        event(b"a1"), event(b"b"), valued(b"a2", 5, b"b data"), event(b"a3", db=1),
-        valued(b"b2", 5, b"a"), event(b"b3"), valued(b"a4", 2, None), event(b"a5"),
-        subkeyed(event(b"a6"), [b"b"]), subkeyed(event(b"b"), [b"a", b""]),
-        subkeyed(valued(b"a7", 2, b"b"), [b"b"], 7), subkeyed(valued(b"b", 2, b"a"), [b"a"]),
-    ]  # fmt: skip
-    data, numbers = b"".join(raw), range(10, 10 + most)
-    sifts = reader(b"^a", databases=databases)
-    kept, kept_numbers, size, count = sifts.sift(data, numbers)
-    expected, *taken = sifts.parse(data, numbers)
-    assert [size, count] == taken
-    assert len(kept_numbers) == len(expected)
-    assert Reader("run").parse(kept, kept_numbers) == (expected, len(kept), len(expected))
-
-
-def test_an_exception_ends_the_sift_before_it(poison: None) -> None:
-    each = [event(b"a"), event(b"poison"), event(b"c")]
-    kept, numbers, size, count = reader().sift(b"".join(each), range(1, 4))
-    assert (kept, numbers, size, count) == (each[0], [1], len(each[0]), 1)
-    with pytest.raises(RuntimeError, match="broken on purpose"):
-        reader().sift(b"".join(each[1:]), range(2, 4))
 
 
 # ---- requests ---------------------------------------------------------------------------
@@ -240,8 +185,8 @@ def test_an_exception_ends_the_sift_before_it(poison: None) -> None:
         (Kind.COMMAND, struct.pack("=Q", 1), RunCommand(1, [])),
         (
             Kind.CONFIG,
-            struct.pack("=Q", 77) + counted(b"A", b"localhost"),
-            SetConfig(77, [b"A", b"localhost"]),
+            counted(b"A", b"localhost"),
+            SetConfig([b"A", b"localhost"]),
         ),
         (Kind.ROLE, b"\1\0\0", SetRole(primary=True, loading=False, agreed=False)),
         (Kind.ROLE, b"\0\1\0", SetRole(primary=False, loading=True, agreed=False)),

@@ -60,11 +60,10 @@ class World:
         )  # fmt: skip
         self.watch: Any = Part("watch", self.heard, topology=ALONE)
         self.peers: Any = Part("peers", self.heard)
-        self.intake: Any = Part("intake", self.heard)
         self.identity: Any = Part("identity", self.heard)
         self.status: Any = Part("status", self.heard)
         self.parameters = Parameters(
-            DEFAULTS, Config.from_values(DEFAULTS), self.intake, self.identity, self.publisher,
+            DEFAULTS, Config.from_values(DEFAULTS), self.identity, self.publisher,
             self.shim.set_nice,
         )  # fmt: skip
         self.handler = Handler(
@@ -84,8 +83,8 @@ class World:
         assert self.shim.requests.length == 0
         return self.heard
 
-    def set(self, new: Sequence[bytes], pushed: int = 0) -> list[tuple[Any, ...]]:
-        return self.request(Kind.CONFIG, struct.pack("=Q", pushed) + counted(*new))
+    def set(self, new: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        return self.request(Kind.CONFIG, counted(*new))
 
 
 @pytest.fixture
@@ -165,8 +164,7 @@ def test_a_request_over_which_the_handler_fails(world: World) -> None:
 def test_new_parameters(world: World) -> None:
     new = values(exchange=b"other", masks=b"^a")
     config = Config.from_values(new)
-    assert world.set(new, 55) == [
-        ("intake.configure", config, 55),
+    assert world.set(new) == [
         ("identity.configure", config),
         ("publisher.configure", config, {"reconnect": False}),
     ]
