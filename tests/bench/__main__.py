@@ -22,7 +22,7 @@ from keyspace_amqp.demo.servers import ServerError
 from tests.fix_servers import MODULE
 from tests.servers import ALL, REDIS
 
-from . import draw, items, measure
+from . import draw, items, measure, modes
 from .items import FULL, QUICK, Plan
 from .measure import BenchError, LostEvents
 from .report import Report
@@ -44,6 +44,7 @@ ITEMS = {
     "drain": items.drain,
     "memory": items.memory,
     "load": items.load,
+    "outbox": modes.outbox,
     "outage": items.outage,
 }
 

@@ -50,15 +50,16 @@ class Plan:
     stored: int  # events
     drains: int  # rounds
     outage: float  # before, during and after
+    outbox_delay: float  # 0: the modes of `outbox` only with the broker away
 
 
 FULL = Plan(
     rounds=5, capture=100_000, flood=2.0, steady=2.5, confirmed=200_000, delay=3.0,
-    stored=1_000_000, drains=1, outage=3.0,
+    stored=1_000_000, drains=1, outage=3.0, outbox_delay=2.0,
 )  # fmt: skip
 QUICK = Plan(
     rounds=2, capture=100_000, flood=0.5, steady=1.2, confirmed=40_000, delay=1.5,
-    stored=40_000, drains=2, outage=1.0,
+    stored=40_000, drains=2, outage=1.0, outbox_delay=0,
 )  # fmt: skip
 
 
@@ -376,6 +377,20 @@ def _arrived(rig: Rig, count: int) -> None:
     rig.empty_queue()
 
 
+def arrival_times(rig: Rig, seconds: float) -> list[float]:
+    """SET at a low rate for so long. Return the seconds from each SET to the arrival of its message
+    at a consumer. Raises LostEvents."""
+    arrivals = amqp.Arrivals(rig.broker.port, QUEUE)
+    try:
+        sent = steady(rig.ours.port, DELAY_RATE, seconds, "clock")["count"]
+        wait_for(lambda: len(arrivals.delays) >= sent)
+    except TimeoutError:
+        raise LostEvents(f"delay: {len(arrivals.delays)} of {sent} messages arrived") from None
+    finally:
+        arrivals.finish()
+    return arrivals.delays
+
+
 def delay(rig: Rig, plan: Plan, report: Report) -> None:
     report.item(
         "delay",
@@ -385,16 +400,8 @@ def delay(rig: Rig, plan: Plan, report: Report) -> None:
     rig.aim(rig.broker.port)
     parts: dict[str, list[float]] = {"p50": [], "p99": [], "slowest": []}
     for _ in range(plan.rounds):
-        arrivals = amqp.Arrivals(rig.broker.port, QUEUE)
-        try:
-            with rig.books("delay"):
-                sent = steady(rig.ours.port, DELAY_RATE, plan.delay, "clock")["count"]
-            wait_for(lambda: len(arrivals.delays) >= sent)  # noqa: B023
-        except TimeoutError:
-            raise LostEvents(f"delay: {len(arrivals.delays)} of {sent} messages arrived") from None
-        finally:
-            arrivals.finish()
-        delays = sorted(arrivals.delays)
+        with rig.books("delay"):
+            delays = sorted(arrival_times(rig, plan.delay))
         parts["p50"].append(delays[len(delays) // 2] * 1e3)
         parts["p99"].append(delays[len(delays) * 99 // 100] * 1e3)
         parts["slowest"].append(delays[-1] * 1e3)

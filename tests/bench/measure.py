@@ -126,11 +126,11 @@ class Flood:
     slowest: float
 
 
-def flood(port: int, requests: int, keys: int = 100_000) -> Flood:
+def flood(port: int, requests: int, keys: int = 100_000, clients: int = CLIENTS) -> Flood:
     """Run redis-benchmark with keys chosen at random among so many. Raises BenchError."""
     command = [
         "redis-benchmark", "-p", str(port), "-t", "set", "-n", str(requests), "-r", str(keys),
-        "-P", str(PIPELINE), "-c", str(CLIENTS), "--csv",
+        "-P", str(PIPELINE), "-c", str(clients), "--csv",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     rows = list(csv.DictReader(done.stdout.splitlines()))

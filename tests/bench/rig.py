@@ -42,10 +42,12 @@ class Rig:
     events still wait (LostEvents).
     """
 
-    def __init__(self, folder: pathlib.Path, family: str) -> None:
+    def __init__(self, folder: pathlib.Path, family: str, options: Sequence[str] = ()) -> None:
         self._folder = folder
-        self._family = family
+        self.family = family
+        self._options = list(options)
         self._stack = contextlib.ExitStack()
+        self._lender: Rig | None = None  # of the broker
         self.losses: list[str] = []
 
     def __enter__(self) -> Self:
@@ -54,11 +56,20 @@ class Rig:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def beside(self, name: str, family: str, options: Sequence[str]) -> Rig:
+        """Return a rig with other servers, whose configuration has these lines, and with the broker
+        of this one."""
+        other = Rig(self._folder / name, family, options)
+        other._lender = self
+        other.losses = self.losses
+        return other
+
     def redis(
         self, name: str, module: Sequence[Any] = (), options: Sequence[str] = ()
     ) -> RedisServer:
         """Return a new Redis, which is not started; the caller starts and stops it."""
-        binary = program(self._family)
+        binary = program(self.family)
+        options = [*self._options, *options]
         return RedisServer(self._folder / name, binary, [str(word) for word in module], options)
 
     def _start(self, server: S) -> S:
@@ -106,6 +117,8 @@ class Rig:
 
     @functools.cached_property
     def broker(self) -> RabbitServer:
+        if self._lender is not None:
+            return self._lender.broker
         broker = self._start(RabbitServer(self._folder / "rabbitmq"))
         with broker.connection() as connection:
             channel = connection.channel()

@@ -58,6 +58,11 @@ TARGETS = {
     "away.slowest": at_most(20),  # ms
     "drain.ratio": at_least(0.8),
     "drain.p99": at_most(2, gross=15),
+    # Above the mode `off`, for an event, with 16 commands at once and the broker away.
+    "outbox.reply_added": at_most(500),  # ns
+    "outbox.atomic_added": at_most(1000),
+    "outboxaof_away.reply_rate": at_least(0.7),
+    "outboxaof_away.atomic_rate": at_least(0.5),
     "memory.event": at_most(48),  # bytes
     "memory.load": at_most(25),  # MB
     "load.single": at_most(200),  # ms
