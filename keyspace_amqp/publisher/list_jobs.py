@@ -279,9 +279,7 @@ class ListJobs:
         read = Read(source, source.known_end)
         return self._submit(read, fallback.peek_job(source.key, start, most, JOB_BYTES))
 
-    def next_trim(
-        self, *, at_once: bool, more: bool, patient: bool = False
-    ) -> Submit | None:
+    def next_trim(self, *, at_once: bool, more: bool, patient: bool = False) -> Submit | None:
         """Return the job that removes settled elements, if there are enough of them.
 
         `more`: more confirms are to come, so the job waits for TRIM_ELEMENTS or WINDOW_BYTES.

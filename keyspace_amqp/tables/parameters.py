@@ -378,8 +378,9 @@ PARAMETERS: tuple[Parameter, ...] = (
         "outbox",
         "off",
         "off|reply|atomic",
-        "when events are put into the fallback list. `off`: while the broker is away; `reply`: all, "
-        "before a client hears of its write; `atomic`: all, in one transaction with the write",
+        "the events that are put into the fallback list. `off`: those that the broker does not take; "
+        "`reply`: all, before a client hears of its write; `atomic`: all, in one transaction with "
+        "the write",
         accepted="off, reply or atomic",
     ),
 )

@@ -100,7 +100,10 @@ class Worker:
         self._leftovers = Leftovers(shim.port)
         self._job_queue = JobQueue(shim, self._unexpected, lambda jobs: self._outbox.book(jobs))
         self._outbox = Outbox(
-            shim, publisher, self._job_queue.submit, lambda: self._intake.waiting + self._leftovers.pending
+            shim,
+            publisher,
+            self._job_queue.submit,
+            lambda: self._intake.waiting + self._leftovers.pending,
         )
         self._intake = Intake(
             shim.events, publisher, self._leftovers, run_id, self._status.failed, self._outbox

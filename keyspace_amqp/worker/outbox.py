@@ -64,8 +64,9 @@ class Outbox:
     """See the module's docstring.
 
     `prefix`: the start of the ids of events in the outbox. `balance`: events that came in by way of
-    the list, less those of them whose records were released. `submit`: gives a job to the main thread. `queued`: returns the
-    number of events that are neither in the publisher nor in the list.
+    the list, less those of them whose records were released. `submit`: gives a job to the main
+    thread. `queued`: returns the number of events that are neither in the publisher nor in the
+    list.
     """
 
     def __init__(
@@ -151,14 +152,14 @@ class Outbox:
         if wanted != self._wanted:
             self._wanted = wanted
             self._shim.outbox_wants(wanted)
-        if not enabled or self._job_running:
+        if self._job_running:
             return
         key, state = self._publisher.outbox_key, self._shim.outbox_state()
-        if key is None or self._clock() < self._retry_at:
+        self._publisher.storing_all = enabled and state is OutboxState.HELD
+        if not enabled or key is None or self._clock() < self._retry_at:
             return
         match state:
             case OutboxState.HELD:
-                self._publisher.storing_all = True
                 if not self._publisher.has_memory and not self._queued():
                     self._run(OutboxStep([key], open=True), key)
             case OutboxState.CLOSED:
@@ -175,7 +176,6 @@ class Outbox:
         failed = isinstance(result.reply(0), JobError)
         if failed:
             self._retry_at = self._clock() + RETRY_AFTER
-        self._publisher.storing_all = not failed and not step.open
         self._key = None if failed else key
 
     def wake_at(self, *, enabled: bool) -> float | None:

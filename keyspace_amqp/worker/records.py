@@ -287,7 +287,9 @@ class Listed:
     key: bytes
 
 
-Request = RunCommand | SetConfig | SetRole | ListChanged | SlotsMoved | PeerMessage | StartFlush | Listed
+Request = (
+    RunCommand | SetConfig | SetRole | ListChanged | SlotsMoved | PeerMessage | StartFlush | Listed
+)
 
 
 def take_requests(queue: Queue) -> Iterator[tuple[int, bytes]]:

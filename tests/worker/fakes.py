@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from keyspace_amqp.jobs import Job, JobResult
 from keyspace_amqp.tables.stats import Stat, Text
+from keyspace_amqp.worker.outbox import Handed
 from keyspace_amqp.worker.records import HEAD, SUBKEYED, VALUED, Kind
+from keyspace_amqp.worker.shim_api import OutboxState
 
 
 def record(
@@ -139,6 +141,7 @@ class FakeShim:
         self.replies: dict[int, bytes] = {}
         self.heard: list[object] = []
         self.nice_error: OSError | None = None
+        self.outbox = OutboxState.CLOSED
 
     def before_wait(self) -> None:
         self.heard.append("before_wait")
@@ -162,6 +165,21 @@ class FakeShim:
         self.jobs.append(FakeJob(job))
         return self.jobs[-1]
 
+    def outbox_state(self) -> OutboxState:
+        return self.outbox
+
+    def outbox_start(self, prefix: str, key: bytes) -> None:
+        self.heard.append(("outbox_start", key))
+
+    def outbox_wants(self, wanted: bool) -> None:
+        self.heard.append(("outbox_wants", wanted))
+
+    def outbox_booked(self, count: int) -> None:
+        self.heard.append(("outbox_booked", count))
+
+    def outbox_taken(self, count: int) -> None:
+        self.heard.append(("outbox_taken", count))
+
     def command_done(self, handle: int, reply: bytes) -> None:
         assert handle not in self.replies, "once"
         self.replies[handle] = reply
@@ -177,6 +195,18 @@ class FakeShim:
         self.heard.append(("nice", nice))
         if self.nice_error is not None:
             raise self.nice_error
+
+
+class NoOutbox:
+    """An outbox that hands over nothing."""
+
+    prefix = "outbox"
+    handed_count = 0
+
+    def next_handed(self, number: int) -> Handed | None:
+        return None
+
+    def released(self, count: int) -> None: ...
 
 
 class Failures:

@@ -12,7 +12,7 @@ from keyspace_amqp.worker import batching
 from keyspace_amqp.worker.batching import BUSY, COUNT_EVERY, LONG_PAUSE, PAUSE, Batching
 from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.leftovers import Leftovers
-from tests.worker.fakes import Failures, FakeQueue, event
+from tests.worker.fakes import Failures, FakeQueue, NoOutbox, event
 
 
 class Publisher:
@@ -49,7 +49,14 @@ class World:
         self.queue = FakeQueue(limit=1000)
         self.publisher = Publisher()
         leftovers = Leftovers(6379)
-        intake = Intake(self.queue, self.publisher, leftovers, "run", Failures())  # type: ignore[arg-type]
+        intake = Intake(
+            self.queue,
+            self.publisher,
+            leftovers,
+            "run",
+            Failures(),
+            NoOutbox(),  # type: ignore[arg-type]
+        )
         self.slept: list[float] = []
         self.batching = Batching(
             self.queue, intake, self.publisher, lambda: self.now, self.slept.append

@@ -14,7 +14,7 @@ from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import records
 from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.leftovers import Leftovers
-from tests.worker.fakes import Failures, FakeQueue, event, keys_of
+from tests.worker.fakes import Failures, FakeQueue, NoOutbox, event, keys_of
 
 SIZE = len(event(b"k"))
 
@@ -32,6 +32,7 @@ class Receiver:
         self.given_up = 0
         self.pressure: list[bool] = []
         self.recovering = False
+        self.listed: list[tuple[tuple[int, int], list[str]]] = []
 
     def room(self) -> int:
         return self.space - len(self.waiting)
@@ -63,6 +64,9 @@ class Receiver:
     def set_pressure(self, pressure: bool) -> None:
         self.pressure.append(pressure)
 
+    def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None:
+        self.listed.append((place, [event.message_id for event in events]))
+
     def gauges(self) -> Mapping[Stat, int]:
         objects = sum(EVENT_BYTES + len(e.name) + len(e.key) for e in self.waiting)
         return {
@@ -77,7 +81,9 @@ class World:
         self.receiver = Receiver(space)
         self.failures = Failures()
         self.leftovers = Leftovers(6379)
-        self.intake = Intake(self.queue, self.receiver, self.leftovers, "run", self.failures)
+        self.intake = Intake(
+            self.queue, self.receiver, self.leftovers, "run", self.failures, NoOutbox()
+        )
 
     def push(self, keys: str) -> None:
         self.queue.push(*(event(key.encode()) for key in keys))
@@ -151,7 +157,7 @@ def test_a_later_worker_goes_on_with_the_numbers() -> None:
     world.push("ab")
     world.take()
     later = Receiver(10_000)
-    intake = Intake(world.queue, later, world.leftovers, "later", world.failures)
+    intake = Intake(world.queue, later, world.leftovers, "later", world.failures, NoOutbox())
     assert (world.intake.taken, intake.taken) == (2, 0)
     world.push("cdef")
     intake.take(5)

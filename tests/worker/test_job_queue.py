@@ -13,7 +13,8 @@ class World:
     def __init__(self) -> None:
         self.shim = FakeShim()
         self.failures = Failures()
-        self.job_queue = JobQueue(self.shim, self.failures)
+        self.before: list[int] = []
+        self.job_queue = JobQueue(self.shim, self.failures, self.before.append)
         self.results: list[JobResult] = []
 
     def submit(self, count: int = 1) -> None:

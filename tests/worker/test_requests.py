@@ -62,6 +62,7 @@ class World:
         self.peers: Any = Part("peers", self.heard)
         self.identity: Any = Part("identity", self.heard)
         self.status: Any = Part("status", self.heard)
+        self.outbox: Any = Part("outbox", self.heard)
         self.parameters = Parameters(
             DEFAULTS, Config.from_values(DEFAULTS), self.identity, self.publisher,
             self.shim.set_nice,
@@ -72,7 +73,7 @@ class World:
         self.lane = Lane(lambda job, done: None, self.failures)
         self.requests = Requests(
             self.shim, self.lane, self.handler, self.parameters, self.publisher, self.watch,
-            self.peers, self.failures,
+            self.peers, self.outbox, self.failures,
         )  # fmt: skip
 
     def request(self, kind: Kind, payload: bytes) -> list[tuple[Any, ...]]:

@@ -1,0 +1,265 @@
+"""When the outbox opens, and which events of the queue are in the list already. Without the
+compiled module."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from keyspace_amqp.jobs import Job, JobResult, OutboxStep
+from keyspace_amqp.message import Event
+from keyspace_amqp.tables.keys import KEY
+from keyspace_amqp.worker.intake import Intake
+from keyspace_amqp.worker.leftovers import Leftovers
+from keyspace_amqp.worker.outbox import RETRY_AFTER, Outbox
+from keyspace_amqp.worker.records import HEAD, LISTED, LISTED_BIT, Kind, Listed, parse_request
+from keyspace_amqp.worker.shim_api import OutboxState
+from tests.worker.fakes import Failures, FakeQueue, FakeShim, event
+from tests.worker.test_intake import Receiver
+
+OK, ERROR = (b"+OK\r\n", 0), (b"-ERR closed\r\n", 0)
+
+
+class Publisher:
+    """The parts of the publisher that the outbox uses."""
+
+    def __init__(self) -> None:
+        self.storing_all = False
+        self.outbox_key: bytes | None = KEY
+        self.has_memory = False
+        self.wants_records = False
+        self.booked: list[tuple[bytes, int, int]] = []
+        self.place: tuple[int, int] | None = (10, 1)
+
+    def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None:
+        self.booked.append((key, count, length))
+        return self.place
+
+
+class World:
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.shim = FakeShim()
+        self.publisher = Publisher()
+        self.queued = 0
+        self.jobs: list[tuple[OutboxStep, Callable[[JobResult], None]]] = []
+        self.outbox = Outbox(
+            self.shim, self.publisher, self.submit, lambda: self.queued, lambda: self.now
+        )
+
+    def submit(self, job: Job, done: Callable[[JobResult], None]) -> None:
+        (step,) = job.commands
+        assert isinstance(step, OutboxStep)
+        self.jobs.append((step, done))
+
+    def poll(self, *, enabled: bool = True) -> OutboxStep | None:
+        """Return the step of a job that a poll has submitted."""
+        before = len(self.jobs)
+        self.outbox.poll(enabled=enabled)
+        return self.jobs[-1][0] if len(self.jobs) > before else None
+
+    def finish(self, reply: tuple[bytes | None, int], state: OutboxState) -> None:
+        """Run the last job."""
+        self.shim.outbox = state
+        self.jobs[-1][1](JobResult([reply]))
+
+    def listed(self, jobs: int, count: int, length: int, *, number: int = 1, first: int = 1,
+               handed: int = 0) -> None:  # fmt: skip
+        self.outbox.listed(Listed(jobs, number, first, length, count, handed, KEY))
+
+
+# ---- opening -------------------------------------------------------------------------
+
+
+def test_it_is_held_until_memory_is_in_the_list_and_then_opened() -> None:
+    world = World()
+    assert world.poll() == OutboxStep([], open=False)
+    assert world.poll() is None, "a job is under way"
+    world.finish(OK, OutboxState.HELD)
+    world.publisher.has_memory = True
+    assert world.poll() is None
+    assert world.publisher.storing_all
+    world.publisher.has_memory, world.queued = False, 1
+    assert world.poll() is None
+    world.queued = 0
+    assert world.poll() == OutboxStep([KEY], open=True)
+    world.finish(OK, OutboxState.OPEN)
+    assert world.poll() is None
+    assert not world.publisher.storing_all
+
+
+def test_not_while_it_is_off_or_the_list_takes_nothing() -> None:
+    world = World()
+    assert world.poll(enabled=False) is None
+    assert world.outbox.wake_at(enabled=False) is None
+    world.publisher.outbox_key = None
+    assert world.poll() is None
+    assert world.outbox.wake_at(enabled=True) is not None, "it looks again"
+
+
+def test_a_failure_is_followed_by_a_pause() -> None:
+    world = World()
+    world.poll()
+    world.finish(OK, OutboxState.HELD)
+    assert world.poll() == OutboxStep([KEY], open=True)
+    world.finish(ERROR, OutboxState.CLOSED)
+    assert world.poll() is None
+    assert not world.publisher.storing_all
+    world.now += RETRY_AFTER
+    assert world.poll() == OutboxStep([], open=False)
+
+
+def test_a_hold_that_has_ended_by_itself_is_forgotten() -> None:
+    world = World()
+    world.poll()
+    world.finish(OK, OutboxState.HELD)
+    world.publisher.has_memory = True
+    world.poll()
+    assert world.publisher.storing_all
+    world.shim.outbox = OutboxState.CLOSED  # as the main thread does after a while
+    world.publisher.outbox_key = None
+    world.poll()
+    assert not world.publisher.storing_all
+
+
+def test_another_list_takes_the_place_of_the_first() -> None:
+    world = World()
+    world.outbox.start(KEY)
+    world.shim.outbox = OutboxState.OPEN
+    assert world.poll() is None
+    world.publisher.outbox_key = b"keyspaceamqp:{1}:fallback"
+    assert world.poll() == OutboxStep([], open=False)
+    world.finish(OK, OutboxState.HELD)
+    assert world.poll() == OutboxStep([b"keyspaceamqp:{1}:fallback"], open=True)
+
+
+def test_records_are_asked_for_once() -> None:
+    world = World()
+    world.shim.outbox = OutboxState.OPEN
+    world.outbox.start(KEY)
+    world.publisher.wants_records = True
+    world.poll()
+    world.poll()
+    world.poll(enabled=False)
+    wants = [heard for heard in world.shim.heard if heard[0] == "outbox_wants"]  # type: ignore[index]
+    assert wants == [("outbox_wants", True), ("outbox_wants", False)]
+
+
+# ---- what was put into the list ----------------------------------------------------------
+
+
+def test_requests_are_booked_between_the_results_of_jobs() -> None:
+    world = World()
+    world.listed(0, 3, 3)
+    world.listed(1, 2, 5)
+    world.listed(1, 1, 6)
+    world.listed(2, 1, 2)
+    world.outbox.book(0)
+    assert world.publisher.booked == [(KEY, 3, 3)]
+    world.outbox.book(1)
+    assert world.publisher.booked == [(KEY, 3, 3), (KEY, 2, 5), (KEY, 1, 6)]
+    world.outbox.show()
+    world.outbox.book(2)
+    world.outbox.show()
+    world.outbox.show()
+    booked = [heard for heard in world.shim.heard if heard[0] == "outbox_booked"]  # type: ignore[index]
+    assert booked == [("outbox_booked", 6), ("outbox_booked", 1)]
+
+
+def test_the_request_is_read_as_the_shim_lays_it_out() -> None:
+    payload = LISTED.pack(7, 1, 2, 9, 3, 3) + KEY
+    assert parse_request(Kind.LISTED, payload) == Listed(7, 1, 2, 9, 3, 3, KEY)
+    assert LISTED.size == struct.calcsize("=QQQqII")
+
+
+def in_list(record: bytes) -> bytes:
+    """The record of an event that is in the list already."""
+    at = HEAD.size - 1
+    return record[:at] + bytes([record[at] | LISTED_BIT]) + record[at + 1 :]
+
+
+class Queue:
+    """The intake with an outbox."""
+
+    def __init__(self, together: int = 1000) -> None:
+        self.world = World()
+        self.queue = FakeQueue(together=together)
+        self.receiver = Receiver()
+        self.intake = Intake(
+            self.queue, self.receiver, Leftovers(6379), "run", Failures(), self.world.outbox
+        )
+
+    def push(self, *records: bytes) -> None:
+        self.queue.push(*records)
+
+    def hand(self, count: int, *, number: int, first: int) -> None:
+        """Hand over events from this number of the queue on."""
+        self.world.listed(0, count, 99, number=number, first=first, handed=count)
+        self.world.outbox.book(0)
+        self.push(*(in_list(event(b"l%d" % place)) for place in range(count)))
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 100])
+def test_events_in_the_list_go_to_their_places(together: int) -> None:
+    world = Queue(together)
+    world.push(event(b"a"), event(b"b"))
+    world.hand(4, number=3, first=11)
+    world.push(event(b"c"))
+    assert world.intake.waiting == 3
+    world.intake.take(world.queue.pushed)
+    assert [e.key for e in world.receiver.waiting] == [b"a", b"b", b"c"]
+    assert [e.message_id for e in world.receiver.waiting] == ["run-1", "run-2", "run-7"]
+    prefix = world.world.outbox.prefix
+    places = [(place, name) for (place, _), names in world.receiver.listed
+              for place, name in enumerate(names, place)]  # fmt: skip
+    assert places == [(10 + n, f"{prefix}-{11 + n}") for n in range(4)]
+    assert world.queue.length == world.intake.waiting == 0
+    taken = sum(heard[1] for heard in world.world.shim.heard if heard[0] == "outbox_taken")  # type: ignore[index]
+    assert taken == 4
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_events_without_a_place_are_left_to_the_list(known: bool) -> None:
+    world = Queue()
+    world.world.publisher.place = None
+    if known:
+        world.hand(3, number=1, first=1)
+    else:  # an earlier worker has had the request
+        world.push(*(in_list(event(b"l")) for _ in range(3)))
+    world.push(event(b"a"))
+    world.intake.take(world.queue.pushed)
+    assert world.receiver.listed == []
+    assert [e.key for e in world.receiver.waiting] == [b"a"]
+    assert world.queue.length == 0
+
+
+def test_no_more_than_were_pushed_before_the_turn() -> None:
+    world = Queue()
+    world.hand(4, number=1, first=1)
+    world.intake.take(2)
+    assert world.queue.length == 2
+    world.intake.take(4)
+    assert [place for (place, _), _ in world.receiver.listed] == [10, 12]
+
+
+def test_events_in_the_list_need_no_room() -> None:
+    world = Queue()
+    world.receiver.space = 0
+    world.hand(2, number=1, first=1)
+    world.push(event(b"a"))
+    world.intake.take(world.queue.pushed)
+    assert world.queue.length == 1
+
+
+def test_an_exception_leaves_them_to_the_list() -> None:
+    world = Queue()
+
+    def fail(events: list[Event], place: tuple[int, int]) -> None:
+        raise RuntimeError
+
+    world.receiver.add_listed = fail  # type: ignore[assignment,method-assign]
+    world.hand(2, number=1, first=1)
+    world.intake.take(2)
+    assert world.queue.length == 0
