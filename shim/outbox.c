@@ -345,7 +345,7 @@ void outbox_end_turn(RedisModuleCtx *ctx) {
 /* ---- the worker's jobs -------------------------------------------------------------------- */
 
 int outbox_hold(RedisModuleCtx *ctx) {
-    if (mode == OFF || !main_thread.capturing) return -1;
+    if (mode == OFF) return -1;
     outbox_store(ctx);
     if (state_now() == OPEN) tell(0);
     held_ms = clock_ms();

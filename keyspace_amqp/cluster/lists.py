@@ -31,6 +31,15 @@ def _keys_of(slots: Iterable[int]) -> Iterator[bytes]:
     return itertools.chain.from_iterable(map(keys_of, slots))
 
 
+def home_in(served: Set[int], migrating: Set[int] = frozenset()) -> bytes | None:
+    """Return the key of the own list of a node that serves these slots; None if it serves none.
+
+    It is in a slot that is not migrating, if there is one, and in the last of those, because
+    resharding takes the first slots first.
+    """
+    return key_of(max(served - migrating or served)) if served else None
+
+
 class Lists:
     """The lists that a primary has to deliver, and the key of its own.
 
@@ -112,15 +121,10 @@ class Lists:
 
     @property
     def home(self) -> bytes | None:
-        """The key of this node's own list; None if it serves no slot.
-
-        It is in a slot that is not migrating, if there is one, and in the last of those,
-        because resharding takes the first slots first.
-        """
-        if self._topology is None or not self._topology.served:
+        """The key of this node's own list; None if it serves no slot."""
+        if self._topology is None:
             return None
-        staying = self._topology.served - self._topology.migrating
-        return key_of(max(staying or self._topology.served))
+        return home_in(self._topology.served, self._topology.migrating)
 
     @property
     def known(self) -> Sequence[bytes]:

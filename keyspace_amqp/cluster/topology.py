@@ -6,7 +6,7 @@ Pure; any thread.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 
 from .slots import KEY_SLOT, SLOTS
 
@@ -32,13 +32,15 @@ class Topology:
     """The cluster as CLUSTER NODES shows it.
 
     `myself`: the id of this node. `served`: the slots of this node. `migrating`: those of
-    them that are moving to another node.
+    them that are moving to another node. `inherited`: of a replica, the slots of its primary, which
+    it may have to take over.
     """
 
     myself: str
     nodes: Mapping[str, Node]
     served: Set[int]
     migrating: Set[int] = frozenset()
+    inherited: Set[int] = frozenset()
 
 
 # For a server that is in no cluster; one slot stands for all of its data.
@@ -56,24 +58,21 @@ def _slots(first: str, last: str) -> range:
 def read_topology(text: str) -> Topology:
     """Return the topology in a reply of CLUSTER NODES. Raises ValueError if it has none."""
     nodes: dict[str, Node] = {}
-    myself = ""
-    served: set[int] = set()
+    slots: dict[str, Sequence[str]] = {}  # by node, as words
+    myself = primary = ""  # this node; its primary, if it is a replica
     migrating: set[int] = set()
     for line in text.splitlines():
         words = line.split(" ")
         if len(words) < 8:
             raise ValueError(f"{line!r} is not a line of CLUSTER NODES")
         node_id, address, flags = words[0], words[1], frozenset(words[2].split(","))
+        slots[node_id] = words[8:]
         if _MYSELF in flags:
-            myself = node_id
+            myself, primary = node_id, words[3]
             for word in words[8:]:
-                if word.startswith("["):
-                    slot, leaves, _ = word[1:].partition("->-")
-                    if leaves:
-                        migrating.update(_slots(slot, slot))
-                else:
-                    first, _, last = word.partition("-")
-                    served.update(_slots(first, last or first))
+                slot, leaves, _ = word.removeprefix("[").partition("->-")
+                if leaves:
+                    migrating.update(_slots(slot, slot))
         elif _NO_MEMBER in flags:
             continue
         nodes[node_id] = Node(
@@ -81,4 +80,11 @@ def read_topology(text: str) -> Topology:
         )
     if not myself:
         raise ValueError("CLUSTER NODES does not say which node this is")
-    return Topology(myself, nodes, served, migrating)
+    served, inherited = (_all_slots(slots.get(node, ())) for node in (myself, primary))
+    return Topology(myself, nodes, served, migrating, inherited)
+
+
+def _all_slots(words: Sequence[str]) -> set[int]:
+    """Return the slots in the last words of a line. Raises ValueError."""
+    ranges = (word.partition("-") for word in words if not word.startswith("["))
+    return {slot for first, _, last in ranges for slot in _slots(first, last or first)}

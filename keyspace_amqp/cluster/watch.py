@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ..fallback import lengths_job
 from ..jobs import Command, Job, JobResult, Lengths, Reply
-from .lists import Lists
+from .lists import Lists, home_in
 from .slots import tags
 from .topology import ALONE, Topology, read_topology
 
@@ -101,6 +101,12 @@ class ClusterWatch:
         self._keeper.leave(self._lists.serves)
         if self._keeper.known:
             self._keeper.set_lists(self._lists.home, self._lists.serves)
+
+    @property
+    def inherited_home(self) -> bytes | None:
+        """Return the key of this node's own list if it has to take over from its primary; None if
+        it is no replica."""
+        return home_in(self.topology.inherited)
 
     def repair(self) -> None:
         """Start again after an exception: the job under way is lost."""

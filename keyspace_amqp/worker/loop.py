@@ -104,6 +104,7 @@ class Worker:
             publisher,
             self._job_queue.submit,
             lambda: self._intake.waiting + self._leftovers.pending,
+            lambda: watch.inherited_home,
         )
         self._intake = Intake(
             shim.events, publisher, self._leftovers, run_id, self._status.failed, self._outbox

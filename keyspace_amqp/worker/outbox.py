@@ -66,7 +66,8 @@ class Outbox:
     `prefix`: the start of the ids of events in the outbox. `balance`: events that came in by way of
     the list, less those of them whose records were released. `submit`: gives a job to the main
     thread. `queued`: returns the number of events that are neither in the publisher nor in the
-    list.
+    list. `inherited`: returns the key of the list that this replica will use if it is promoted, or
+    None.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Outbox:
         publisher: Publisher,
         submit: Callable[[Job, Callable[[JobResult], None]], None],
         queued: Callable[[], int],
+        inherited: Callable[[], bytes | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.prefix = secrets.token_hex(8)
@@ -85,6 +87,7 @@ class Outbox:
         self._publisher = publisher
         self._submit = submit
         self._queued = queued
+        self._inherited = inherited
         self._clock = clock
         self._requests: collections.deque[Listed] = collections.deque()
         self._booked = 0  # elements that the shim still counts
@@ -154,7 +157,9 @@ class Outbox:
             self._shim.outbox_wants(wanted)
         if self._job_running:
             return
-        key, state = self._publisher.outbox_key, self._shim.outbox_state()
+        # Of a replica it is opened before there are events: its promotion is no reason to miss one.
+        key = self._publisher.outbox_key or self._inherited()
+        state = self._shim.outbox_state()
         self._publisher.storing_all = enabled and state is OutboxState.HELD
         if not enabled or key is None or self._clock() < self._retry_at:
             return

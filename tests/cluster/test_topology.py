@@ -168,3 +168,16 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert topology.served <= frozenset(range(SLOTS))
         assert topology.migrating <= frozenset(range(SLOTS))
         assert topology.myself in topology.nodes
+
+
+def test_a_replica_inherits_the_slots_of_its_primary() -> None:
+    lines = [
+        f"{'a' * 40} 127.0.0.1:1@2 master - 0 0 1 connected 0-99 200",
+        f"{'b' * 40} 127.0.0.1:2@3 myself,slave {'a' * 40} 0 0 1 connected",
+        f"{'c' * 40} 127.0.0.1:3@4 master - 0 0 2 connected 100-199",
+    ]
+    topology = read_topology("\n".join(lines))
+    assert topology.served == set()
+    assert topology.inherited == {*range(100), 200}
+    lines[1] = f"{'b' * 40} 127.0.0.1:2@3 myself,master - 0 0 1 connected 300"
+    assert read_topology("\n".join(lines)).inherited == set()

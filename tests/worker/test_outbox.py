@@ -44,9 +44,15 @@ class World:
         self.shim = FakeShim()
         self.publisher = Publisher()
         self.queued = 0
+        self.inherited: bytes | None = None
         self.jobs: list[tuple[OutboxStep, Callable[[JobResult], None]]] = []
         self.outbox = Outbox(
-            self.shim, self.publisher, self.submit, lambda: self.queued, lambda: self.now
+            self.shim,
+            self.publisher,
+            self.submit,
+            lambda: self.queued,
+            lambda: self.inherited,
+            lambda: self.now,
         )
 
     def submit(self, job: Job, done: Callable[[JobResult], None]) -> None:
