@@ -230,8 +230,8 @@ static void make_room(automaton_t *automaton, size_t parts) {
         automaton->chain = need(realloc(automaton->chain, room * sizeof(uint32_t)));
         automaton->begin = need(realloc(automaton->begin, (room + 1) * sizeof(size_t)));
     }
-    if (parts + automaton->new_parts > automaton->parts_room) {
-        automaton->parts_room = 2 * (parts + automaton->new_parts);
+    if (parts + automaton->new_parts >= automaton->parts_room) { /* there is always some memory */
+        automaton->parts_room = 2 * (parts + automaton->new_parts) + 16;
         automaton->parts = need(realloc(automaton->parts, automaton->parts_room * sizeof(part_t)));
     }
 }

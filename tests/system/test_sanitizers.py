@@ -123,6 +123,7 @@ def test_the_queue_and_the_checks_of_parameters(
             *[
                 "tests/shim/test_queue.py",
                 "tests/shim/test_parameters.py",
+                "tests/shim/test_filter.py",
                 "-k",
                 "not test_two_threads",
             ],
