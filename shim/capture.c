@@ -57,12 +57,11 @@ static inline __attribute__((always_inline)) void capture(RedisModuleCtx *ctx, i
     unsigned class = (unsigned)(type & *wanted);
     if (!class) return;
     count(&shared.seen);
-    int db = RedisModule_GetSelectedDb(ctx);
-    if (!filter_allows(db, name, len)) return;
+    if (!filter_allows(ctx, name, len)) return;
     count(&shared.matched);
     record_t head = {.payload_len = (uint32_t)len,
                      .time_ms = (uint64_t)main_thread.now_ms,
-                     .db = db,
+                     .db = RedisModule_GetSelectedDb(ctx),
                      .name_len = (uint16_t)strnlen(event, UINT16_MAX),
                      .kind = RECORD_EVENT,
                      .class_bit = (uint8_t)__builtin_ctz(class)};

@@ -230,8 +230,8 @@ static void make_room(automaton_t *automaton, size_t parts) {
         automaton->chain = need(realloc(automaton->chain, room * sizeof(uint32_t)));
         automaton->begin = need(realloc(automaton->begin, (room + 1) * sizeof(size_t)));
     }
-    if (parts + automaton->new_parts > automaton->parts_room) {
-        automaton->parts_room = 2 * (parts + automaton->new_parts);
+    if (parts + automaton->new_parts >= automaton->parts_room) { /* there is always some memory */
+        automaton->parts_room = 2 * (parts + automaton->new_parts) + 16;
         automaton->parts = need(realloc(automaton->parts, automaton->parts_room * sizeof(part_t)));
     }
 }
@@ -254,8 +254,10 @@ static uint32_t make_state(automaton_t *automaton, uint32_t *bucket) {
     return state * automaton->row;
 }
 
-/* Returns where the state at a place goes with a symbol, and notes it in the state's row. */
-static uint32_t step(automaton_t *automaton, uint32_t place, uint32_t symbol) {
+/* Returns where the state at a place goes with a symbol, and notes it in the state's row. Not
+ * inlined: the loop in `matches` is the one that counts. */
+static __attribute__((noinline)) uint32_t step(automaton_t *automaton, uint32_t place,
+                                               uint32_t symbol) {
     size_t words = automaton->words, state = place / automaton->row;
     const uint64_t *takes = automaton->takes + symbol * words;
     memcpy(automaton->from, automaton->sets[RESTART], words * sizeof(uint64_t));
@@ -283,23 +285,24 @@ static uint32_t step(automaton_t *automaton, uint32_t place, uint32_t symbol) {
     return next;
 }
 
-/* Returns the place of the state before the first byte, or what it means. */
-static uint32_t begin(automaton_t *automaton) {
+/* Finds the state before the first byte, or what its set means. */
+static __attribute__((noinline)) void find_start(automaton_t *automaton) {
     memcpy(automaton->to, automaton->sets[START], automaton->words * sizeof(uint64_t));
-    uint32_t start = find_parts(automaton);
-    if (start != UNKNOWN) return start;
+    automaton->start = find_parts(automaton);
+    if (automaton->start != UNKNOWN) return;
     uint32_t *bucket = find_bucket(automaton);
-    start = find_state(automaton, bucket);
-    return start == UNKNOWN ? make_state(automaton, bucket) : start;
+    automaton->start = find_state(automaton, bucket);
+    if (automaton->start == UNKNOWN) automaton->start = make_state(automaton, bucket);
 }
 
 static int matches(automaton_t *automaton, const char *key, size_t len) {
-    if (automaton->start == UNKNOWN) automaton->start = begin(automaton);
+    const unsigned char *at = (const unsigned char *)key, *end = at + len;
+    if (automaton->start == UNKNOWN) find_start(automaton);
     uint32_t place = automaton->start;
-    for (size_t i = 0; i < len && place > YES; i++) {
-        uint32_t symbol = automaton->symbol_of[(unsigned char)key[i]];
+    while (place > YES && at < end) {
+        uint32_t symbol = automaton->symbol_of[*at++];
         uint32_t next = automaton->rows[place + symbol];
-        place = next != UNKNOWN ? next : step(automaton, place, symbol);
+        place = __builtin_expect(next != UNKNOWN, 1) ? next : step(automaton, place, symbol);
     }
     if (place > YES) place = automaton->rows[place + automaton->row - 1];
     return place == YES;

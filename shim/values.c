@@ -75,7 +75,7 @@ static void on_key(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subeven
     RedisModuleString *name = (RedisModuleString *)RedisModule_GetKeyNameFromModuleKey(open);
     const char *key = RedisModule_StringPtrLen(name, &len);
     if (is_own_key(key, len) || migration_hides(name)) return;
-    if (!filter_allows(RedisModule_GetSelectedDb(ctx), key, len)) return;
+    if (!filter_allows(ctx, key, len)) return;
     const char *bytes = NULL;
     /* StringDMA may change how Redis keeps the string; this one is removed anyway. */
     if (RedisModule_KeyType(open) == REDISMODULE_KEYTYPE_STRING)

@@ -319,7 +319,7 @@ def test_an_exception_at_the_end_of_a_stop_loses_no_leftovers(
         bench.publisher.flush(7, 5.0, FlushMode.LEAVE)
         with pytest.raises(ZeroDivisionError):
             bench.poll()
-    bench.publisher.repair(job_lost=False)
+    bench.publisher.repair(job_lost=False, taken=bench.publisher.taken)
     (done,) = flushed(bench.publisher.poll(more=False))
     assert [number_of(event) for event in done.leftovers or ()] == [1, 2]
 
@@ -332,7 +332,7 @@ def test_repair_sends_again_what_was_sent() -> None:
     bench.emit(2)
     bench.settle()
     bench.lose_link()
-    bench.publisher.repair(job_lost=False)
+    bench.publisher.repair(job_lost=False, taken=bench.publisher.taken)
     bench.wait(1)
     assert sent(bench.link_up()) == [1, 2]
 
@@ -344,7 +344,7 @@ def test_repair_takes_back_what_a_job_would_have_stored() -> None:
     bench.poll()
     assert bench.job is not None
     bench.job = None
-    bench.publisher.repair(job_lost=True)
+    bench.publisher.repair(job_lost=True, taken=bench.publisher.taken)
     bench.wait(1)
     assert bench.stored == [1, 2]
 
@@ -358,7 +358,7 @@ def test_repair_after_a_loss_of_the_link_that_failed_half_way(
     with pytest.raises(ZeroDivisionError):
         bench.publisher.link_down("unexpected exception")
     monkeypatch.undo()
-    bench.publisher.repair(job_lost=True)
+    bench.publisher.repair(job_lost=True, taken=bench.publisher.taken)
     assert (bench.publisher.window.count, bench.publisher.window.bytes) == (0, 0)
 
 
@@ -370,7 +370,7 @@ def test_elements_of_a_trim_that_ran_before_a_repair_are_not_lost() -> None:
     assert bench.job is not None
     result, bench.job = bench.list.run(bench.job), None
     bench.publisher.link_down("unexpected exception")
-    bench.publisher.repair(job_lost=False)
+    bench.publisher.repair(job_lost=False, taken=bench.publisher.taken)
     bench.list.elements.append(to_element(event_of(50)))
     bench.publisher.imported(KEY, 4, 1)  # the import ran before the trim
     bench.publisher.job_done(result)

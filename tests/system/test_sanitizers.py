@@ -124,6 +124,7 @@ def test_what_knows_neither_redis_nor_python(
                 "tests/shim/test_queue.py",
                 "tests/shim/test_element.py",
                 "tests/shim/test_parameters.py",
+                "tests/shim/test_filter.py",
                 "-k",
                 "not test_two_threads",
             ],
