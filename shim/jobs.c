@@ -23,9 +23,6 @@
 #include "state.h"
 #include "worker.h"
 
-/* A list needs up to this many bytes for an element, beside those of the element. */
-#define ELEMENT_BYTES 16
-
 typedef struct command {
     struct command *next;
     enum { CALL, SET_PARAMETERS, LENGTHS, MESSAGE, HOLD_OUTBOX, OPEN_OUTBOX } kind;

@@ -104,8 +104,7 @@ static int has_room(double more) {
 
 int maxmemory_allows(RedisModuleCtx *ctx, const char *key, size_t key_len, size_t bytes) {
     /* Read each time: it costs about 10 ns, and during one long command the memory in use may
-     * grow beyond all bounds. The ratio is 0 without a maxmemory. What is pushed is in it
-     * already: as strings. */
+     * grow beyond all bounds. The ratio is 0 without a maxmemory. */
     if (RedisModule_GetUsedMemoryRatio() < NEAR) return 1;
     double more = (double)bytes;
     int same = list.key.len == key_len && memcmp(list.key.data, key, key_len) == 0;

@@ -8,12 +8,16 @@
 #define KEYSPACE_AMQP_MAXMEMORY_H
 #include "redis_api.h"
 
+/* A list needs up to this many bytes for an element, beside those of the element. */
+#define ELEMENT_BYTES 16
+
 /* Main thread. A new turn of the event loop: looks at the memory in use. */
 void maxmemory_look(void);
 /* Any thread. True if memory was near maxmemory at the last look. */
 int maxmemory_is_near(void);
 /* Main thread. True if the list under this key may grow by so many bytes now; they count as taken
- * then. Cheap: it may be called for each event. */
+ * then. What is pushed is there already, as strings of Redis: they are in the memory in use. Cheap:
+ * it may be called for each event. */
 int maxmemory_allows(RedisModuleCtx *ctx, const char *key, size_t key_len, size_t bytes);
 
 #endif

@@ -28,8 +28,10 @@
 #include "tables.h"
 #include "worker.h"
 
-/* Elements of one RPUSH, at most. */
+/* Elements of one RPUSH, at most, and their bytes, unless a single one has more. The strings for
+ * it count towards maxmemory. */
 #define PUSH_ELEMENTS 1024
+#define PUSH_BYTES ((size_t)256 * 1024)
 /* A hold ends by itself after so many milliseconds, or bytes of collected events. */
 #define HOLD_MS 1000
 #define HOLD_BYTES ((size_t)4 * 1024 * 1024)
@@ -44,14 +46,14 @@ enum { CLOSED = OUTBOX_CLOSED, HELD = OUTBOX_HELD, OPEN = OUTBOX_OPEN };
 /* The main thread's. `main_thread.outbox` is true unless events go to the queue without a count
  * of the missed ones. */
 static enum mode mode;
-static long long held_ms; /* clock_ms at the start of the hold */
-static int post_job;      /* the server will run on_unit_end */
+static long long held_ms;             /* clock_ms at the start of the hold */
+static int post_job;                  /* the server will run on_unit_end */
 static RedisModuleString *key_string; /* of the list */
 /* The events of this turn. The first `listed` of them are in the list. */
 static buffer_t pending;
 static size_t listed_bytes;
 static uint32_t listed, count_pending;
-static long long length; /* of the list, after the last push */
+static long long length;           /* of the list, after the last push */
 static uint64_t next_id, first_id; /* numbers of the next element, and of this turn's first one */
 static uint32_t untold;            /* elements of which the worker was not told */
 static uint64_t untold_id;         /* the number of the first of these */
@@ -151,8 +153,8 @@ static size_t size_of(const event_t *event) {
     return sizeof(event->head) + event->head.name_len + event->head.payload_len;
 }
 
-/* Sends the request about what was put into the list, and the records of these events, if the worker
- * wants them, there is room, and they are all of this turn. */
+/* Sends the request about what was put into the list, and the records of these events, if the
+ * worker wants them, there is room, and they are all of this turn. */
 static void send(void) {
     int wanted = atomic_load(&wants_records) && untold == listed &&
                  queue_bytes(shared.events) + listed_bytes < queue_get_limit(shared.events) / 2;
@@ -200,8 +202,7 @@ static void tell(int at_once) {
 static void spill(void) {
     for (size_t at = listed_bytes; at < pending.len;) {
         event_t event = event_at(at);
-        if (queue_event(&event.head, event.name, event.payload) != 0)
-            count(&shared.queue_full);
+        if (queue_event(&event.head, event.name, event.payload) != 0) count(&shared.queue_full);
         count(&shared.outbox_missed);
         at += size_of(&event);
     }
@@ -221,30 +222,30 @@ void outbox_leave(void) {
 /* ---- storing --------------------------------------------------------------------------- */
 
 /* Returns whether the list may be written now. */
-static int may_store(RedisModuleCtx *ctx) {
-    size_t key_len;
-    const char *key = RedisModule_StringPtrLen(key_string, &key_len);
-    return main_thread.capturing && !jobs_refuses_writes() && !RedisModule_AvoidReplicaTraffic() &&
-           maxmemory_allows(ctx, key, key_len, pending.len - listed_bytes);
+static int may_store(void) {
+    return main_thread.capturing && !jobs_refuses_writes() && !RedisModule_AvoidReplicaTraffic();
 }
 
 /* Makes the strings of the next elements, and returns their number. `end`: becomes the offset in
- * `pending` behind their events. */
-static size_t make_elements(RedisModuleString **strings, size_t *end) {
+ * `pending` behind their events; `size`: the bytes that the list needs for them. */
+static size_t make_elements(RedisModuleString **strings, size_t *end, size_t *size) {
     size_t made = 0, prefix_len = strlen(id_prefix);
-    for (*end = listed_bytes; *end < pending.len && made < PUSH_ELEMENTS; made++) {
+    *size = 0;
+    for (*end = listed_bytes; *end < pending.len && made < PUSH_ELEMENTS && *size < PUSH_BYTES;
+         made++) {
         event_t event = event_at(*end);
         buffer_empty(&element);
         element_add(&element, &event.head, event.name, event.payload, id_prefix, prefix_len,
                     next_id + made);
         strings[made] = RedisModule_CreateString(NULL, element.data, element.len);
         *end += size_of(&event);
+        *size += element.len + ELEMENT_BYTES;
     }
     return made;
 }
 
-/* Appends the strings to the list by a command. Returns the list's length, or -1. In a cluster, only
- * a command says whether this node serves the list's slot. */
+/* Appends the strings to the list by a command. Returns the list's length, or -1. In a cluster,
+ * only a command says whether this node serves the list's slot. */
 static long long push_by_command(RedisModuleCtx *ctx, RedisModuleString **strings, size_t count) {
     RedisModuleCallReply *reply =
         RedisModule_Call(ctx, "RPUSH", "!Esv", key_string, strings, count);
@@ -259,7 +260,8 @@ static long long push_by_command(RedisModuleCtx *ctx, RedisModuleString **string
 /* The same without a command, which takes half the time. */
 static long long push_directly(RedisModuleCtx *ctx, RedisModuleString **strings, size_t count) {
     long long result = -1;
-    RedisModuleKey *list = RedisModule_OpenKey(ctx, key_string, REDISMODULE_READ | REDISMODULE_WRITE);
+    RedisModuleKey *list =
+        RedisModule_OpenKey(ctx, key_string, REDISMODULE_READ | REDISMODULE_WRITE);
     int type = RedisModule_KeyType(list);
     if (type == REDISMODULE_KEYTYPE_LIST || type == REDISMODULE_KEYTYPE_EMPTY) {
         for (size_t i = 0; i < count; i++)
@@ -276,9 +278,13 @@ static long long push_directly(RedisModuleCtx *ctx, RedisModuleString **strings,
 /* Pushes the next elements, and returns whether that has worked. */
 static int push(RedisModuleCtx *ctx) {
     static RedisModuleString *strings[PUSH_ELEMENTS];
-    size_t end, count = make_elements(strings, &end);
-    long long result = shim_clustered() ? push_by_command(ctx, strings, count)
-                                        : push_directly(ctx, strings, count);
+    size_t end, size, key_len, count = make_elements(strings, &end, &size);
+    const char *key = RedisModule_StringPtrLen(key_string, &key_len);
+    long long result = -1;
+    /* Asked for each push: all events of one long command may be put into the list at once. */
+    if (maxmemory_allows(ctx, key, key_len, size))
+        result = shim_clustered() ? push_by_command(ctx, strings, count)
+                                  : push_directly(ctx, strings, count);
     for (size_t i = 0; i < count; i++)
         RedisModule_FreeString(NULL, strings[i]);
     if (result < 0) return 0;
@@ -292,7 +298,7 @@ static int push(RedisModuleCtx *ctx) {
 
 void outbox_store(RedisModuleCtx *ctx) {
     if (state_now() != OPEN || listed == count_pending) return;
-    int stored = may_store(ctx);
+    int stored = may_store();
     if (stored) {
         const int job_runs = main_thread.job_running;
         RedisModule_SelectDb(ctx, 0); /* a post-notification job runs in the event's database */
@@ -326,9 +332,10 @@ int outbox_collect(RedisModuleCtx *ctx, const record_t *head, const char *name,
     buffer_add(&pending, payload, head->payload_len);
     count_pending++;
     if (mode == ATOMIC && !post_job && state_now() == OPEN)
-        post_job = RedisModule_AddPostNotificationJob(ctx, on_unit_end, NULL, NULL) ==
-                   REDISMODULE_OK;
-    if (mode == ATOMIC && !post_job && state_now() == OPEN) count(&shared.outbox_missed); /* stored as with `reply` */
+        post_job =
+            RedisModule_AddPostNotificationJob(ctx, on_unit_end, NULL, NULL) == REDISMODULE_OK;
+    if (mode == ATOMIC && !post_job && state_now() == OPEN)
+        count(&shared.outbox_missed); /* stored as with `reply` */
     return 0;
 }
 

@@ -16,6 +16,7 @@ from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wai
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import delivered
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, list_length, settled, stats
+from tests.servers import SOME, at_least
 
 MIB = 1024 * 1024
 # Long names: the event of an eviction needs more memory in the list than the eviction has freed.
@@ -147,6 +148,72 @@ def test_the_share_is_a_parameter(
     assert numbers["fallback_length"] == list_length(client)
     client.config_set("keyspaceamqp.fallback-memory", percent + 10)
     wait_for(lambda: stats(client)["fallback_pushed"] > numbers["fallback_length"], 30)
+
+
+# ---- the outbox ----------------------------------------------------------------------------
+
+
+SCRIPT = """
+for number = 1, tonumber(ARGV[1]) do
+    redis.call('SET', 'one', number)
+end
+"""
+
+
+# The modes that a server has.
+OUTBOX = pytest.mark.parametrize(
+    ("family", "mode"),
+    [(name, "reply") for name in SOME]
+    + [(name, "atomic") for name in SOME if at_least(name, redis="7.2", valkey="7.2")],
+)
+
+
+@OUTBOX
+def test_evictions_do_not_feed_themselves_through_the_outbox(
+    family: str, mode: str, start_redis: StartRedis
+) -> None:
+    """An eviction makes an element, at once or even in one transaction with it."""
+    bare = squeeze(start_redis(family, None).client(), "volatile-random")
+    arguments = arguments_for(free_port(), events="xe")
+    client = start_redis(family, arguments, [f"keyspaceamqp.outbox {mode}"]).client()
+    found = squeeze(client, "volatile-random")
+    assert found.errors == bare.errors == 0
+    room = found.limit * DEFAULTS.fallback_memory / 100
+    assert list_bytes(client) <= 1.1 * room
+    assert found.evicted < 1.4 * bare.evicted + 2 * room / found.key_bytes
+    assert stats(client)["dropped"] == 0
+    free_memory(client)
+    assert list_length(client) == evictions(client)
+
+
+@OUTBOX
+def test_the_outbox_keeps_the_bound_within_one_command(
+    family: str, mode: str, start_redis: StartRedis
+) -> None:
+    """A script makes many events, and memory gets near maxmemory while they are put into the list.
+    Nothing can be evicted. Redis is not asked for each event."""
+    server = start_redis(
+        family,
+        arguments_for(free_port(), events="$"),
+        ["maxmemory-policy noeviction", f"keyspaceamqp.outbox {mode}"],
+    )
+    client = server.client()
+    fill(client)
+    client.set("one", 0)
+    settled(client, outbox=mode, fallback_length=401, queue_length=0)
+    client.config_set("maxmemory", int(used(client) / 0.8))
+    client.eval(SCRIPT, 0, 50_000)
+    limit = client.info("memory")["maxmemory"]
+    # What one push of 256 kB takes may be above the limit, and what clients have at this moment.
+    assert 0.8 * limit < used(client) < 0.9 * limit + MIB / 2
+    client.set("one", "more")
+    numbers = settled(client, dropped=0)
+    assert numbers["fallback_length"] + numbers["queue_length"] == 401 + 50_000 + 1
+    assert numbers["fallback_length"] == list_length(client) > 1000
+    asked = client.info("commandstats").get("cmdstat_memory|usage", {"calls": 0})
+    assert asked["calls"] < 100
+    free_memory(client)
+    assert list_length(client) == 401 + 50_000 + 1
 
 
 # ---- errors of clients --------------------------------------------------------------------
