@@ -535,7 +535,8 @@ class Publisher:
         if oldest is None or not self._storable:
             return False
         if self.storing_all:
-            return not self._flushing.leaves
+            # Pushed behind unread elements, what was sent would be read and sent again.
+            return not (self._flushing.leaves or (self.list.unread and self.memory.sent))
         if self.flushing:
             return not self._flushing.leaves and not self._flushing.may_deliver
         overdue = self._clock() >= oldest.at + STORE_AFTER
