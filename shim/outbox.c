@@ -1,10 +1,10 @@
 /* See outbox.h.
  *
  * The events of a turn of the event loop are collected as records. They become elements of the list
- * by one RPUSH: at the end of the turn (mode `reply`), or in the job that the server runs after
- * each command, transaction or script and before it propagates this unit (mode `atomic`). At
- * the end of the turn the worker hears of them. If it is up to date it gets their records too,
- * and need not read them from the list.
+ * by one RPUSH: at the end of the turn (mode `reply`, unless replies may leave before), or in the
+ * job that the server runs after each command, transaction or script and before it propagates this
+ * unit (mode `atomic`). At the end of the turn the worker hears of them. If it is up to date it
+ * gets their records too, and need not read them from the list.
  *
  * If the list cannot take them, they go to the queue as if there were no outbox, and so do all
  * later events: memory holds what is older than they are. The worker opens the outbox again when
@@ -46,8 +46,9 @@ enum { CLOSED = OUTBOX_CLOSED, HELD = OUTBOX_HELD, OPEN = OUTBOX_OPEN };
 /* The main thread's. `main_thread.outbox` is true unless events go to the queue without a count
  * of the missed ones. */
 static enum mode mode;
-static long long held_ms;             /* clock_ms at the start of the hold */
-static int post_job;                  /* the server will run on_unit_end */
+static long long held_ms; /* clock_ms at the start of the hold */
+static int by_unit;       /* events are stored after each command, not at the end of the turn */
+static int post_job;      /* the server will run on_unit_end */
 static RedisModuleString *key_string; /* of the list */
 /* The events of this turn. The first `listed` of them are in the list. */
 static buffer_t pending;
@@ -78,10 +79,27 @@ int outbox_can(const char *value) {
     return strcmp(value, MODES[ATOMIC]) != 0 || RedisModule_AddPostNotificationJob != NULL;
 }
 
-void outbox_set_mode(const char *value, int has_list) {
+/* Returns whether the server may send a reply before the turn of its command ends. With I/O threads
+ * it may, if it has post-notification jobs; Redis 7.0 sends all replies at the end. */
+static int replies_early(RedisModuleCtx *ctx) {
+    RedisModuleCallReply *reply = RedisModule_Call(ctx, "CONFIG", "cc", "GET", "io-threads");
+    if (reply == NULL) return 0;
+    size_t len = 0;
+    const char *value = NULL;
+    if (RedisModule_CallReplyType(reply) == REDISMODULE_REPLY_ARRAY &&
+        RedisModule_CallReplyLength(reply) == 2)
+        value = RedisModule_CallReplyStringPtr(RedisModule_CallReplyArrayElement(reply, 1), &len);
+    int early = value != NULL && !(len == 1 && value[0] == '1');
+    RedisModule_FreeCallReply(reply);
+    return early;
+}
+
+void outbox_set_mode(RedisModuleCtx *ctx, const char *value, int has_list) {
     mode = ATOMIC;
     while (mode > OFF && strcmp(value, MODES[mode]) != 0)
         mode--;
+    by_unit = mode == ATOMIC ||
+              (mode == REPLY && RedisModule_AddPostNotificationJob != NULL && replies_early(ctx));
     if (mode == OFF || !has_list) outbox_close();
     main_thread.outbox = mode != OFF;
 }
@@ -105,7 +123,7 @@ static void forget(void) {
 void outbox_prepare(void) {
     forget();
     mode = OFF;
-    post_job = 0;
+    by_unit = post_job = 0;
     next_id = 1;
     untold = 0;
     set_state(CLOSED);
@@ -331,7 +349,7 @@ int outbox_collect(RedisModuleCtx *ctx, const record_t *head, const char *name,
     buffer_add(&pending, name, head->name_len);
     buffer_add(&pending, payload, head->payload_len);
     count_pending++;
-    if (mode == ATOMIC && !post_job && state_now() == OPEN)
+    if (by_unit && !post_job && state_now() == OPEN)
         post_job =
             RedisModule_AddPostNotificationJob(ctx, on_unit_end, NULL, NULL) == REDISMODULE_OK;
     if (mode == ATOMIC && !post_job && state_now() == OPEN)

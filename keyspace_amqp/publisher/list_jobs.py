@@ -36,7 +36,7 @@ JOB_RETRY_AFTER = 0.2
 # While more confirms are on their way, a trim waits for this many confirmed elements.
 TRIM_ELEMENTS = JOB_ELEMENTS // 4
 # Seconds between two small trims while all events go through the list.
-TRIM_EVERY = 0.1
+TRIM_EVERY = 0.05
 # A list may have this part more than `fallback-size` until its oldest elements are removed.
 CUT_SHARE = 100
 # Elements that were sent and not trimmed, at most: one without a confirm keeps all those
