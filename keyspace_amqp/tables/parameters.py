@@ -378,7 +378,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "outbox",
         "off",
         "off|reply|atomic",
-        "the events that are put into the fallback list. `off`: those that the broker does not take; "
+        "events that are put into the fallback list. `off`: those that the broker does not take; "
         "`reply`: all, before a client hears of its write; `atomic`: all, in one transaction with "
         "the write",
         accepted="off, reply or atomic",
