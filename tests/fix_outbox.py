@@ -54,9 +54,16 @@ SOME = (
     (servers.NEW_VALKEY, "atomic"),
 )
 SOME_OUTBOX = _mark(SOME)
-# For the tests of faults: without the outbox on the servers that most tests run on, and each mode.
-AND_OUTBOX = _mark([*((family, "off") for family in servers.SOME), *SOME[:2], SOME[3]])
 ATOMIC = _mark((family, "atomic") for family in servers.ALL)
+
+
+def with_outbox(families: Iterable[str]) -> pytest.MarkDecorator:
+    """Return a mark for tests of faults: they run on these servers without an outbox, and then with
+    each mode on one or two."""
+    return _mark([*((family, "off") for family in families), SOME[0], SOME[1], SOME[3]])
+
+
+AND_OUTBOX = with_outbox(servers.SOME)
 
 
 # ---- events ----------------------------------------------------------------

@@ -23,6 +23,7 @@ from keyspace_amqp.publisher.link import BACKOFF_MAX
 from keyspace_amqp.publisher.retries import REFUSED_MAX
 from keyspace_amqp.publisher.window import WINDOW
 from tests.fix_faults import Load, Probe, Proxy, delivered, time_to_list
+from tests.fix_outbox import with_outbox
 from tests.fix_servers import (
     EXCHANGE,
     MODULE,
@@ -34,6 +35,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
+from tests.servers import REDIS
 
 
 def loaded(server: RedisServer) -> Load:
@@ -66,12 +68,13 @@ def least_wait(attempts: int, most: float = BACKOFF_MAX) -> float:
 # ---- the broker is away ----------------------------------------------------
 
 
+@with_outbox([REDIS])
 def test_killed_three_times_under_load(
-    own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
+    family: str, own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
     """On the other servers, test_an_outage kills the broker once."""
     mailbox = Mailbox(own_broker).keep()
-    server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
+    server = start_redis(family, arguments_for(own_broker, mailbox, "$"))
     client = server.client()
     client.set("first", 1)
     settled(client, confirmed=1)
@@ -139,10 +142,13 @@ def test_stopped_and_started_under_load(
     assert numbers["handler_errors"] == 0
 
 
-def test_paused_under_load(own_broker: RabbitServer, start_redis: StartRedis, probe: Probe) -> None:
+@with_outbox([REDIS])
+def test_paused_under_load(
+    family: str, own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
+) -> None:
     """SIGSTOP: the connection stays, but nothing is read and nothing confirmed."""
     mailbox = Mailbox(own_broker)
-    server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
+    server = start_redis(family, arguments_for(own_broker, mailbox, "$"))
     client = server.client()
     with loaded(server) as load:
         for seconds in (10, 3, 3):

@@ -15,8 +15,9 @@ from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import delivered
+from tests.fix_outbox import AND_OUTBOX
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, list_length, settled, stats
-from tests.servers import SOME, at_least
+from tests.servers import NEW_REDIS, NEW_VALKEY, REDIS, SOME, at_least
 
 MIB = 1024 * 1024
 # Long names: the event of an eviction needs more memory in the list than the eviction has freed.
@@ -88,7 +89,16 @@ def squeeze(client: redis.Redis, policy: str) -> Squeezed:
     return Squeezed(last[-1], errors, full - MIB, (full - empty) / KEYS)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("family", "outbox", "policy"),
+    [
+        *((family, "off", policy) for family in SOME for policy in POLICIES),
+        (REDIS, "reply", "volatile-random"),
+        (NEW_VALKEY, "reply", "allkeys-random"),
+        *((NEW_REDIS, "atomic", policy) for policy in POLICIES),
+        (NEW_VALKEY, "atomic", "allkeys-lru"),
+    ],
+)
 def test_evictions_do_not_feed_themselves(
     family: str, policy: str, start_redis: StartRedis
 ) -> None:
@@ -246,6 +256,7 @@ def limited(server: RedisServer, room: int) -> redis.Redis:
     return client
 
 
+@AND_OUTBOX
 @pytest.mark.parametrize(
     ("policy", "room", "count"), [("noeviction", MIB, 20_000), ("volatile-lru", MIB // 4, 5000)]
 )
