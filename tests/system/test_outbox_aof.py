@@ -84,10 +84,11 @@ class Case:
         assert all(map(self.content.startswith, fixed))
         return list(map(len, fixed))
 
-    def results(self) -> dict[int, list[int]]:
-        """Return the sizes after repairs, each with the cuts that lead to it."""
+    def results(self, step: int) -> dict[int, list[int]]:
+        """Return the sizes after repairs of a file that is cut at each `step` bytes, each with the
+        cuts that lead to it."""
         results: dict[int, list[int]] = {}
-        cuts = range(1, len(self.content) + 1)
+        cuts = range(len(self.content), 0, -step)
         for cut, size in zip(cuts, self.repaired(cuts), strict=True):
             results.setdefault(size, []).append(cut)
         return results
@@ -116,9 +117,9 @@ class Case:
         return there, told
 
 
-def differences(case: Case, tmp_path: pathlib.Path) -> tuple[int, list[str]]:
+def differences(case: Case, tmp_path: pathlib.Path, step: int = 1) -> tuple[int, list[str]]:
     """Return the number of results of repairs, and those in which keys and events differ."""
-    results = case.results()
+    results = case.results(step)
     found = []
     for size, cuts in results.items():
         there, told = case.loaded(random.choice(cuts), tmp_path / f"{size}")
@@ -136,9 +137,9 @@ def test_a_file_cut_at_each_byte(
 ) -> None:
     case = Case(family, start_redis)
     count, found = differences(case, tmp_path)
-    # As many as there are transactions and single commands.
-    assert count > 20
     assert not found
+    # As many as there are transactions.
+    assert count > 12
 
 
 @pytest.mark.parametrize(("family", "outbox"), [(REDIS, "reply")])
@@ -147,4 +148,4 @@ def test_reply_is_no_transaction(
 ) -> None:
     """Of the test itself: it notices a write without its event. With `reply` there are some."""
     case = Case(family, start_redis)
-    assert differences(case, tmp_path)[1]
+    assert differences(case, tmp_path, step=50)[1]
