@@ -167,7 +167,7 @@ def test_only_what_is_wanted(family: str, outbox: str, start_redis: StartRedis) 
         client.set("k:3", 1)
         client.execute_command("SELECT", 0)
         client.rpush("k:4", 1)
-        client.rpush("keyspaceamqp:{else}:list", 1)
+        client.rpush("keyspaceamqp:{else}:fallback", 1)
     assert keys_of(listed(client)) == [b"k:1", b"k:2", b"k:4"]
     numbers = settled(client, fallback_length=3, events_matched=3, outbox_missed=0)
     # Without those of the module's own pushes: they would never end.
@@ -193,7 +193,7 @@ def test_atomic_is_refused(family: str, start_redis: StartRedis) -> None:
     client.execute_command(*loadex, "reply")
     with pytest.raises(redis.exceptions.ResponseError, match=REFUSAL):
         client.config_set("keyspaceamqp.outbox", "atomic")
-    assert client.config_get("keyspaceamqp.outbox") == {b"keyspaceamqp.outbox": b"reply"}
+    assert client.config_get("keyspaceamqp.outbox") == {"keyspaceamqp.outbox": "reply"}
     settled(client, outbox="reply")
     client.config_set("keyspaceamqp.outbox", "off")
     settled(client, outbox="off")
