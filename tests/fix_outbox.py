@@ -64,6 +64,18 @@ def with_outbox(families: Iterable[str]) -> pytest.MarkDecorator:
 
 
 AND_OUTBOX = with_outbox(servers.SOME)
+# For slow tests.
+AND_ATOMIC = _mark([*((family, "off") for family in servers.SOME), (servers.NEW_REDIS, "atomic")])
+# With the broker away, and, for some, with the broker there.
+AWAY_AND_THERE = [
+    *((family, mode, False) for family in servers.ALL for mode in modes(family)),
+    *((family, mode, True) for family, mode in SOME if mode in modes(family)),
+]
+EVERY_OUTBOX_AWAY_AND_THERE = pytest.mark.parametrize(
+    ("family", "outbox", "there"),
+    list(dict.fromkeys(AWAY_AND_THERE)),
+    ids=lambda value: {True: "broker up", False: "broker away"}.get(value, value),
+)
 
 
 # ---- events ----------------------------------------------------------------

@@ -23,7 +23,6 @@ from keyspace_amqp.publisher.link import BACKOFF_MAX
 from keyspace_amqp.publisher.retries import REFUSED_MAX
 from keyspace_amqp.publisher.window import WINDOW
 from tests.fix_faults import Load, Probe, Proxy, delivered, time_to_list
-from tests.fix_outbox import with_outbox
 from tests.fix_servers import (
     EXCHANGE,
     MODULE,
@@ -35,7 +34,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
-from tests.servers import REDIS
+from tests.servers import NEW_VALKEY, REDIS
 
 
 def loaded(server: RedisServer) -> Load:
@@ -68,13 +67,12 @@ def least_wait(attempts: int, most: float = BACKOFF_MAX) -> float:
 # ---- the broker is away ----------------------------------------------------
 
 
-@with_outbox([REDIS])
 def test_killed_three_times_under_load(
-    family: str, own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
+    own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
     """On the other servers, test_an_outage kills the broker once."""
     mailbox = Mailbox(own_broker).keep()
-    server = start_redis(family, arguments_for(own_broker, mailbox, "$"))
+    server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
     client = server.client()
     client.set("first", 1)
     settled(client, confirmed=1)
@@ -142,7 +140,7 @@ def test_stopped_and_started_under_load(
     assert numbers["handler_errors"] == 0
 
 
-@with_outbox([REDIS])
+@pytest.mark.parametrize(("family", "outbox"), [(REDIS, "off"), (NEW_VALKEY, "atomic")])
 def test_paused_under_load(
     family: str, own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:

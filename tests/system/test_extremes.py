@@ -16,7 +16,7 @@ from keyspace_amqp.fallback import JOB_ELEMENTS
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_brokers import message_limit
 from tests.fix_faults import Load, Notifications, Probe, delivered
-from tests.fix_outbox import AND_OUTBOX
+from tests.fix_outbox import AND_ATOMIC, AND_OUTBOX
 from tests.fix_servers import (
     Mailbox,
     Message,
@@ -109,7 +109,7 @@ def bodies_of(told: Notifications) -> list[bytes]:
 # ---- maxmemory -------------------------------------------------------------
 
 
-@AND_OUTBOX
+@AND_ATOMIC
 def test_noeviction(
     family: str, broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
@@ -191,7 +191,7 @@ def is_part_in_order(part: list[bytes], whole: list[bytes]) -> bool:
     return all(item in rest for item in part)
 
 
-@AND_OUTBOX
+@AND_ATOMIC
 @pytest.mark.parametrize("away", [False, True], ids=["connected", "away"])
 def test_an_eviction_storm(
     family: str, away: bool, broker: RabbitServer, start_redis: StartRedis

@@ -26,7 +26,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
-from tests.servers import NEW_REDIS, REDIS
+from tests.servers import NEW_REDIS, REDIS, SOME
 
 
 def write(client: redis.Redis, first: int, count: int) -> list[bytes]:
@@ -431,7 +431,9 @@ def test_disconnect_and_connect(
     assert keys_of(once(mailbox.receive())) == expected
 
 
-@AND_OUTBOX
+@pytest.mark.parametrize(
+    ("family", "outbox"), [*((family, "off") for family in SOME), (REDIS, "reply")]
+)
 def test_paused_writes_do_not_stop_the_server(
     family: str, broker: RabbitServer, start_redis: StartRedis
 ) -> None:

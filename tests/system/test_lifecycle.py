@@ -23,7 +23,7 @@ from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.times import STOP
 from tests.fix_faults import Load, Proxy, delivered
-from tests.fix_outbox import AND_OUTBOX
+from tests.fix_outbox import AND_ATOMIC
 from tests.fix_servers import (
     EXCHANGE,
     MODULE,
@@ -338,7 +338,7 @@ SHUTDOWNS = {
 }
 
 
-@AND_OUTBOX
+@AND_ATOMIC
 @pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
 @pytest.mark.parametrize("persistence", list(SHUTDOWNS))
 def test_shutdown(
@@ -434,7 +434,6 @@ def test_save_has_what_is_in_memory(start_redis: StartRedis) -> None:
     settled(server.client(), fallback_length=500)
 
 
-@AND_OUTBOX
 @pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
 def test_forks_under_load(
     family: str, there: bool, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis

@@ -15,7 +15,7 @@ from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import delivered
-from tests.fix_outbox import AND_OUTBOX
+from tests.fix_outbox import AND_ATOMIC
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, list_length, settled, stats
 from tests.servers import NEW_REDIS, NEW_VALKEY, REDIS, SOME, at_least
 
@@ -94,9 +94,10 @@ def squeeze(client: redis.Redis, policy: str) -> Squeezed:
     [
         *((family, "off", policy) for family in SOME for policy in POLICIES),
         (REDIS, "reply", "volatile-random"),
+        (NEW_REDIS, "atomic", "volatile-ttl"),
+        (NEW_REDIS, "atomic", "allkeys-lru"),
         (NEW_VALKEY, "reply", "allkeys-random"),
-        *((NEW_REDIS, "atomic", policy) for policy in POLICIES),
-        (NEW_VALKEY, "atomic", "allkeys-lru"),
+        (NEW_VALKEY, "atomic", "allkeys-lfu"),
     ],
 )
 def test_evictions_do_not_feed_themselves(
@@ -109,7 +110,7 @@ def test_evictions_do_not_feed_themselves(
     found = squeeze(client, policy)
     assert found.errors == bare.errors == 0
     room = found.limit * DEFAULTS.fallback_memory / 100
-    assert list_bytes(client) <= 1.1 * room  # the module measures a part of the list
+    assert list_bytes(client) <= 1.15 * room  # the module measures a part of the list
     # The table of keys grows and shrinks in large steps, so the numbers of two servers differ.
     assert found.evicted < 1.4 * bare.evicted + 2 * room / found.key_bytes
     assert stats(client)["dropped"] == 0
@@ -256,7 +257,7 @@ def limited(server: RedisServer, room: int) -> redis.Redis:
     return client
 
 
-@AND_OUTBOX
+@AND_ATOMIC
 @pytest.mark.parametrize(
     ("policy", "room", "count"), [("noeviction", MIB, 20_000), ("volatile-lru", MIB // 4, 5000)]
 )

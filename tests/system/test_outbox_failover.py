@@ -5,14 +5,13 @@ For Sentinel see test_redis_faults.py."""
 
 from __future__ import annotations
 
-import pytest
 import redis
 
 from keyspace_amqp.cluster.slots import slot_of
 from keyspace_amqp.demo.servers import RabbitServer, free_port, wait_for
 from tests.fix_cluster import StartCluster
 from tests.fix_outbox import (
-    EVERY_OUTBOX,
+    EVERY_OUTBOX_AWAY_AND_THERE,
     SOME_OUTBOX,
     Clients,
     Told,
@@ -38,8 +37,7 @@ def check_confirmed(outbox: str, clients: Clients, told: list[Told]) -> None:
     assert not lost, f"{len(lost)} lost: {lost[:5]}"
 
 
-@EVERY_OUTBOX
-@pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
+@EVERY_OUTBOX_AWAY_AND_THERE
 def test_the_primary_is_killed(
     family: str,
     outbox: str,

@@ -14,7 +14,7 @@ import pytest
 
 from keyspace_amqp.demo.servers import RabbitServer, free_port
 from tests.fix_outbox import (
-    EVERY_OUTBOX,
+    EVERY_OUTBOX_AWAY_AND_THERE,
     Clients,
     Told,
     check_order,
@@ -34,8 +34,7 @@ MOST = 3000
 THREADS = ["io-threads 1", "io-threads 3", "io-threads 3\nio-threads-do-reads yes"]
 
 
-@EVERY_OUTBOX
-@pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
+@EVERY_OUTBOX_AWAY_AND_THERE
 def test_killed_under_load(
     family: str,
     outbox: str,
