@@ -101,7 +101,7 @@ def squeeze(client: redis.Redis, policy: str) -> Squeezed:
     ],
 )
 def test_evictions_do_not_feed_themselves(
-    family: str, policy: str, start_redis: StartRedis
+    family: str, outbox: str, policy: str, start_redis: StartRedis
 ) -> None:
     """With the broker away, Redis evicts as many keys as it does without the module, and those
     that make room for the list's share."""
@@ -110,12 +110,15 @@ def test_evictions_do_not_feed_themselves(
     found = squeeze(client, policy)
     assert found.errors == bare.errors == 0
     room = found.limit * DEFAULTS.fallback_memory / 100
-    assert list_bytes(client) <= 1.15 * room  # the module measures a part of the list
+    assert list_bytes(client) <= 1.1 * room  # the module measures a part of the list
     # The table of keys grows and shrinks in large steps, so the numbers of two servers differ.
     assert found.evicted < 1.4 * bare.evicted + 2 * room / found.key_bytes
-    assert stats(client)["dropped"] == 0
     free_memory(client)
-    assert list_length(client) == evictions(client)
+    numbers = settled(client)
+    # With an outbox, there is a list already while other keys are evicted.
+    lost = numbers["dropped_fallback_evicted"] if outbox != "off" else 0
+    assert numbers["dropped"] == lost
+    assert list_length(client) == evictions(client) - lost
 
 
 @pytest.mark.parametrize("policy", ["volatile-lru", "allkeys-random"])
