@@ -136,9 +136,7 @@ def test_a_primary_dies_under_load(own_broker: RabbitServer, start_cluster: Star
 
 # For an older Redis see test_a_node_comes_and_goes. SETSLOT of Valkey waits for the replicas, so
 # that 5461 slots take most of a minute.
-@pytest.mark.parametrize(
-    ("family", "outbox"), [(NEW_REDIS, "off"), (NEW_REDIS, "reply"), (NEW_REDIS, "atomic")]
-)
+@pytest.mark.parametrize(("family", "outbox"), [(NEW_REDIS, "off"), (NEW_REDIS, "atomic")])
 def test_all_slots_of_a_node_move_while_the_broker_is_away(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:

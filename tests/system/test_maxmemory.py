@@ -93,8 +93,7 @@ def squeeze(client: redis.Redis, policy: str) -> Squeezed:
     ("family", "outbox", "policy"),
     [
         *((family, "off", policy) for family in SOME for policy in POLICIES),
-        (REDIS, "reply", "volatile-random"),
-        (NEW_REDIS, "atomic", "volatile-ttl"),
+        (REDIS, "reply", "volatile-ttl"),
         (NEW_REDIS, "atomic", "allkeys-lru"),
         (NEW_VALKEY, "reply", "allkeys-random"),
         (NEW_VALKEY, "atomic", "allkeys-lfu"),
