@@ -67,8 +67,8 @@ def test_killed_under_load(
         # Redis 8 with I/O threads answers some writes before it has written them to the file. Then
         # the write is lost too.
         loses = threads != THREADS[0] and at_least(family, redis="8.0")
-        there = {key for _, key in keys_there(client)} if loses else set()
-        answered += [key for key in clients.answered if not loses or key in there]
+        kept = {key for _, key in keys_there(client)} if loses else set()
+        answered += [key for key in clients.answered if not loses or key in kept]
         if there:
             settled(client, fallback_length=0, queue_length=0, in_flight=0, dropped=0)
 
