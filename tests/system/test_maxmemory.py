@@ -117,7 +117,9 @@ def test_evictions_do_not_feed_themselves(
     # With an outbox, there is a list already while other keys are evicted.
     lost = numbers["dropped_fallback_evicted"] if outbox != "off" else 0
     assert numbers["dropped"] == lost
-    assert list_length(client) == evictions(client) - lost
+    # The evictions of the list itself make no event.
+    of_list = evictions(client) - lost - list_length(client)
+    assert 0 <= of_list <= (5 if lost else 0)
 
 
 @pytest.mark.parametrize("policy", ["volatile-lru", "allkeys-random"])
