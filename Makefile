@@ -23,7 +23,7 @@ ifneq ($(wildcard .venv/.*),)
 $(shell $(VENV)/python -c 'import _cffi_backend' 2>/dev/null || rm -f .venv/.build .venv/.demo .venv/.dev)
 endif
 
-.PHONY: help setup venv build demo demo-cluster test test-pika test-reach test-containers soak bench bench-quick lint format clean
+.PHONY: help setup venv build demo demo-cluster test test-pika test-reach test-containers soak kills bench bench-quick lint format clean
 
 help: ## print this text
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
@@ -52,6 +52,9 @@ test-containers: setup ## test the image, and a cluster of containers; needs Doc
 
 soak: setup build ## random faults on real servers; MINUTES=10, SEED=… repeats a run
 	$(VENV)/python -m tests.system.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+kills: setup build ## kill Redis under load, twenty times for each server and mode of the outbox
+	KEYSPACE_AMQP_KILLS=20 $(VENV)/python -m pytest -n $(PYTEST_JOBS) $(PYTEST_ARGS) tests/system/test_outbox_kills.py
 
 bench: setup build ## benchmarks, side by side with a bare Redis; BENCH_ARGS='--only NAME'
 	$(VENV)/python -m tests.bench $(BENCH_ARGS)

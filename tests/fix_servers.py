@@ -281,7 +281,21 @@ StartRedis = Callable[..., RedisServer]
 
 
 @pytest.fixture
-def start_redis(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[StartRedis]:
+def outbox() -> str:
+    """The value of the parameter `outbox` on the servers of `start_redis`. Tests that run with
+    several values have one of the marks in fix_outbox.py."""
+    return "off"
+
+
+def outbox_options(outbox: str) -> list[str]:
+    """Return the lines of redis.conf for a value of the parameter `outbox`."""
+    return [] if outbox == "off" else [f"keyspaceamqp.outbox {outbox}"]
+
+
+@pytest.fixture
+def start_redis(
+    tmp_path: pathlib.Path, request: pytest.FixtureRequest, outbox: str
+) -> Iterator[StartRedis]:
     """Starts a Redis with the module. `family` and `options` as for `RedisServer`;
     `arguments`: those of the module (None: start without the module)."""
     known: list[RedisServer] = request.node.stash.setdefault(_SERVERS, [])
@@ -294,6 +308,8 @@ def start_redis(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Itera
         start: bool = True,
     ) -> RedisServer:
         module = [] if arguments is None else [str(MODULE), *map(str, arguments)]
+        if arguments is not None:
+            options = [*options, *outbox_options(outbox)]
         server = RedisServer(
             tmp_path / f"redis-{len(started)}", servers.program(family), module, options
         )

@@ -14,6 +14,7 @@ from keyspace_amqp.cluster.slots import slot_of
 from keyspace_amqp.demo.servers import RabbitServer, as_text, wait_for
 from keyspace_amqp.publisher.window import WINDOW
 from tests.fix_cluster import Bench, StartCluster, Writer
+from tests.fix_outbox import with_outbox
 from tests.fix_servers import replicated, settled, stats
 from tests.servers import NEW_REDIS, NEW_VALKEY, REDIS, VALKEY
 
@@ -43,7 +44,7 @@ def test_ten_thousand_writes_arrive_once(
             assert (stats(client)["confirmed"] == 0) is (bench.role(node) == "replica")
 
 
-@pytest.mark.parametrize("family", [REDIS, VALKEY])
+@with_outbox([REDIS, VALKEY])
 def test_a_primary_dies_while_the_broker_is_away(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
@@ -75,7 +76,7 @@ def test_a_primary_dies_while_the_broker_is_away(
     bench.checked()
 
 
-@pytest.mark.parametrize("family", [REDIS, VALKEY])
+@with_outbox([REDIS, VALKEY])
 def test_failovers_by_command_while_the_broker_is_away(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:
@@ -135,7 +136,7 @@ def test_a_primary_dies_under_load(own_broker: RabbitServer, start_cluster: Star
 
 # For an older Redis see test_a_node_comes_and_goes. SETSLOT of Valkey waits for the replicas, so
 # that 5461 slots take most of a minute.
-@pytest.mark.parametrize("family", [NEW_REDIS])
+@pytest.mark.parametrize(("family", "outbox"), [(NEW_REDIS, "off"), (NEW_REDIS, "atomic")])
 def test_all_slots_of_a_node_move_while_the_broker_is_away(
     family: str, own_broker: RabbitServer, start_cluster: StartCluster
 ) -> None:

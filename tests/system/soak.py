@@ -3,8 +3,8 @@
 
 Each minute is a round of its own, whose seed is that of the round before plus one. A round has a
 Redis with a replica, a broker, and writers. The seed decides the family and the persistence of the
-server, what the writers do, and which faults come when. Two threads make faults, so that faults
-coincide: one hurts the broker and the link to it, the other Redis and the module.
+server, its outbox, what the writers do, and which faults come when. Two threads make faults, so
+that faults coincide: one hurts the broker and the link to it, the other Redis and the module.
 
 At the end nothing fails any more, and the messages are compared with what Redis itself has told its
 subscribers: nothing is lost, nothing is unexpected, repeated messages have their first message_id,
@@ -36,11 +36,14 @@ import redis
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import PROBE_BOUND, Notifications, Probe, Proxy
+from tests.fix_outbox import modes
 from tests.fix_servers import (
     MODULE,
     Mailbox,
     Message,
     arguments_for,
+    once,
+    outbox_options,
     replicated,
     settled,
     stats,
@@ -135,6 +138,7 @@ class Writer:
 
     def __init__(self, source: random.Random) -> None:
         self.client: redis.Redis | None = None
+        self.mark = ""  # a key that only this segment has
         self.resting = threading.Lock()
         self._source = source
 
@@ -144,6 +148,7 @@ class Writer:
                 continue  # whoever holds it may have failed
             try:
                 if self.client is not None:
+                    self.client.set(self.mark, 1)
                     next(random_commands(self.client, self._source, 1))
             finally:
                 self.resting.release()
@@ -159,6 +164,7 @@ class Round:
         self.family = ALL[seed % len(ALL)]
         self.persistence = list(PERSISTENCE)[seed // len(ALL) % 2]
         source = random.Random(seed)
+        self.outbox = source.choice(["off", *modes(self.family)])
         self._broker_source = random.Random(source.random())
         self._redis_source = random.Random(source.random())
         self._writers = [Writer(random.Random(source.random())) for _ in range(WRITERS)]
@@ -181,7 +187,7 @@ class Round:
 
     @property
     def _what(self) -> str:
-        return f"{self.family} with {self.persistence.upper()}"
+        return f"{self.family} with {self.persistence.upper()}, outbox {self.outbox}"
 
     # ---- a round -----------------------------------------------------------
 
@@ -208,7 +214,7 @@ class Round:
                 self.folder / f"redis-{number}",
                 program(self.family),
                 list(map(str, self._module())),
-                PERSISTENCE[self.persistence],
+                [*PERSISTENCE[self.persistence], *outbox_options(self.outbox)],
             )
             server.start()
             self._nodes.append(Node(server))
@@ -278,8 +284,10 @@ class Round:
         self._begin_probe()
         self._segments += 1
         # Nothing else makes this event: it tells which messages come from which load of the module.
-        primary.client.set(f"segment:{self._segments}", 1)
+        mark = f"segment:{self._segments}"
+        primary.client.set(mark, 1)
         for writer in self._writers:
+            writer.mark = mark
             writer.client = primary.server.client()
             if self._resting:
                 writer.resting.release()
@@ -395,6 +403,7 @@ class Round:
                 ("queue-limit", [16 * 1024 * 1024, 64 * 1024 * 1024]),
                 ("worker-nice", [10, 15]),
                 ("masks", ["ALL", "ALL ^k"]),
+                ("outbox", ["off", *modes(self.family)]),
             ]
         )
         self._command("CONFIG", "SET", f"keyspaceamqp.{name}", source.choice(values))
@@ -426,7 +435,9 @@ class Round:
     def _load_anew(self, _source: random.Random) -> None:
         self._end_segment(memory_empty=False)
         self._command("MODULE", "UNLOAD", "keyspaceamqp")
-        self._command("MODULE", "LOAD", *self._module())
+        path, *arguments = self._module()
+        outbox = ["CONFIG", "keyspaceamqp.outbox", self.outbox]
+        self._command("MODULE", "LOADEX", path, *outbox, "ARGS", *arguments)
         self._primary.new_load()
         self._begin_segment()
 
@@ -482,17 +493,15 @@ class Round:
             late = [(b, a) for a, b in itertools.pairwise(places) if b < a]
             assert not late, f"{len(late)} first arrivals late: {late[0][0]} after {late[0][1]}"
         loads = [load for node in self._nodes for load in node.loads if load]
-        by_load = {event: load for load, found in arrived.items() for event in found.values()}
-        for events in loads:
+        of_load = _by_load(messages, loads)
+        for number, events in enumerate(loads):
             # Keys may expire before this event, also in another load of the module, and before the
             # subscription.
             mark = next(event for event in events if event[2].startswith(b"segment:"))
-            found = arrived.pop(by_load.get(mark, ""), {})
-            came = [found[number] for number in sorted(found)]
+            came = of_load[number]
             start = max(came.index(mark) - events.index(mark), 0) if mark in came else 0
             assert {name for _, name, _ in came[:start]} <= {b"expired"}
             _compare(events, came[start:])
-        assert not arrived, f"messages of nobody: {list(arrived.values())}"
         for node in self._nodes:
             assert "events lost" not in node.server.log()
             assert node.server.stop() == 0
@@ -543,6 +552,28 @@ def _identity(message: Message) -> tuple[str, int]:
     """The load of the module that a message comes from, and its number there."""
     load, _, number = message.properties.message_id.rpartition("-")
     return load, int(number)
+
+
+def _by_load(messages: list[Message], loads: list[list[Event]]) -> dict[int, list[Event]]:
+    """The first arrivals of each load, by its place in `loads`, in their order. An outbox gives
+    events ids of its own, so a load has two kinds of them."""
+    with_mark = {
+        event[2]: number
+        for number, events in enumerate(loads)
+        for event in events
+        if event[2].startswith(b"segment:")
+    }
+    load_of: dict[str, int] = {}
+    for message in messages:
+        if message.event[2] in with_mark:
+            load_of.setdefault(_identity(message)[0], with_mark[message.event[2]])
+    came: dict[int, list[Event]] = collections.defaultdict(list)
+    near = 0
+    for message in once(messages):
+        # A few events without a mark belong to those beside which they arrive.
+        near = load_of.setdefault(_identity(message)[0], near)
+        came[near].append(message.event)
+    return came
 
 
 def _compare(expected: list[Event], arrived: list[Event]) -> None:

@@ -34,6 +34,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
+from tests.servers import NEW_VALKEY, REDIS
 
 
 def loaded(server: RedisServer) -> Load:
@@ -139,10 +140,13 @@ def test_stopped_and_started_under_load(
     assert numbers["handler_errors"] == 0
 
 
-def test_paused_under_load(own_broker: RabbitServer, start_redis: StartRedis, probe: Probe) -> None:
+@pytest.mark.parametrize(("family", "outbox"), [(REDIS, "off"), (NEW_VALKEY, "atomic")])
+def test_paused_under_load(
+    family: str, own_broker: RabbitServer, start_redis: StartRedis, probe: Probe
+) -> None:
     """SIGSTOP: the connection stays, but nothing is read and nothing confirmed."""
     mailbox = Mailbox(own_broker)
-    server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
+    server = start_redis(family, arguments_for(own_broker, mailbox, "$"))
     client = server.client()
     with loaded(server) as load:
         for seconds in (10, 3, 3):

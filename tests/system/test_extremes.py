@@ -16,6 +16,7 @@ from keyspace_amqp.fallback import JOB_ELEMENTS
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_brokers import message_limit
 from tests.fix_faults import Load, Notifications, Probe, delivered
+from tests.fix_outbox import AND_ATOMIC, AND_OUTBOX
 from tests.fix_servers import (
     Mailbox,
     Message,
@@ -108,6 +109,7 @@ def bodies_of(told: Notifications) -> list[bytes]:
 # ---- maxmemory -------------------------------------------------------------
 
 
+@AND_ATOMIC
 def test_noeviction(
     family: str, broker: RabbitServer, start_redis: StartRedis, probe: Probe
 ) -> None:
@@ -146,6 +148,7 @@ def test_noeviction(
     delivered(client, mailbox, bodies_of(told), what=event_body)
 
 
+@AND_OUTBOX
 @pytest.mark.parametrize("events", ["$", "$xe"])
 def test_the_list_is_evicted(
     family: str, events: str, broker: RabbitServer, start_redis: StartRedis, probe: Probe
@@ -188,6 +191,7 @@ def is_part_in_order(part: list[bytes], whole: list[bytes]) -> bool:
     return all(item in rest for item in part)
 
 
+@AND_ATOMIC
 @pytest.mark.parametrize("away", [False, True], ids=["connected", "away"])
 def test_an_eviction_storm(
     family: str, away: bool, broker: RabbitServer, start_redis: StartRedis
@@ -576,6 +580,7 @@ def round_of_commands(client: redis.Redis, number: int) -> None:
     client.eval("return redis.call('EXISTS', KEYS[1])", 1, c)
 
 
+@AND_OUTBOX
 def test_every_source_of_events(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:

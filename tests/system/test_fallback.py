@@ -14,6 +14,7 @@ from keyspace_amqp.fallback import JOB_ELEMENTS, from_element, to_element
 from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import delivered, time_to_list
+from tests.fix_outbox import AND_OUTBOX, with_outbox
 from tests.fix_servers import (
     Mailbox,
     StartRedis,
@@ -25,7 +26,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
-from tests.servers import NEW_REDIS
+from tests.servers import NEW_REDIS, REDIS, SOME
 
 
 def write(client: redis.Redis, first: int, count: int) -> list[bytes]:
@@ -43,6 +44,7 @@ def keys_of(messages: list) -> list[bytes]:
     return [item.event[2] for item in messages]
 
 
+@AND_OUTBOX
 def test_an_outage(family: str, own_broker: RabbitServer, start_redis: StartRedis) -> None:
     """The broker is killed under load, is away, and comes back: everything arrives, in order, and
     repeated messages have the same message_id."""
@@ -91,6 +93,7 @@ def test_events_are_in_the_list_soon(start_redis: StartRedis) -> None:
     assert time_to_list(client) < 0.1
 
 
+@AND_OUTBOX
 @pytest.mark.parametrize("persistence", ["rdb", "aof"])
 def test_the_list_outlives_redis(
     family: str, persistence: str, broker: RabbitServer, start_redis: StartRedis
@@ -141,6 +144,7 @@ def test_a_long_list_outlives_redis(
     delivered(client, mailbox, expected, timeout=120, confirmed=count, fallback_drained=count)
 
 
+@AND_OUTBOX
 def test_pushes_and_trims_are_replicated(
     family: str, broker: RabbitServer, start_redis: StartRedis
 ) -> None:
@@ -222,9 +226,10 @@ def test_a_planned_promotion_needs_no_full_copy(
     assert keys_of(once(mailbox.receive())) == expected
 
 
-def test_a_cap_keeps_the_newest(broker: RabbitServer, start_redis: StartRedis) -> None:
+@with_outbox([REDIS])
+def test_a_cap_keeps_the_newest(family: str, broker: RabbitServer, start_redis: StartRedis) -> None:
     mailbox = Mailbox(broker)
-    server = start_redis(arguments=arguments_for(free_port(), mailbox, size=700))
+    server = start_redis(family, arguments_for(free_port(), mailbox, size=700))
     client = server.client()
     expected = write(client, 0, 5000)
     numbers = settled(client, fallback_length=700, dropped=4300, queue_length=0)
@@ -328,6 +333,7 @@ TEXTS = {
 }
 
 
+@AND_OUTBOX
 @pytest.mark.parametrize(
     ("damage", "reason", "lost"),
     [
@@ -425,6 +431,9 @@ def test_disconnect_and_connect(
     assert keys_of(once(mailbox.receive())) == expected
 
 
+@pytest.mark.parametrize(
+    ("family", "outbox"), [*((family, "off") for family in SOME), (REDIS, "reply")]
+)
 def test_paused_writes_do_not_stop_the_server(
     family: str, broker: RabbitServer, start_redis: StartRedis
 ) -> None:

@@ -15,6 +15,7 @@ from cloudevents.core.formats.json import JSONFormat
 from keyspace_amqp.demo.servers import RabbitServer, wait_for
 from tests.fix_brokers import message_limit
 from tests.fix_faults import Notifications
+from tests.fix_outbox import with_outbox
 from tests.fix_servers import (
     EVERY_FAMILY,
     Mailbox,
@@ -24,7 +25,7 @@ from tests.fix_servers import (
     linked,
     settled,
 )
-from tests.servers import at_least
+from tests.servers import REDIS, at_least
 
 
 # frames.py finds the places of a size, an id and a time in an example message by their values. The
@@ -333,11 +334,12 @@ def test_too_large_is_what_the_message_is(
     assert valued(mailbox, 1) == [("set", "b", string("2"))]
 
 
+@with_outbox([REDIS])
 def test_values_wait_in_the_list(
-    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+    family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
     """With the values that keys had at their events, not those at the delivery."""
-    server = start_redis(arguments=arguments_for(broker, mailbox), options=VALUE)
+    server = start_redis(family, arguments_for(broker, mailbox), VALUE)
     client = server.client()
     client.execute_command("KEYSPACEAMQP.DISCONNECT")
     for number in range(50):

@@ -19,6 +19,7 @@ import redis
 from keyspace_amqp.demo.books import balance
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from tests.fix_faults import delivered
+from tests.fix_outbox import SOME_OUTBOX, listed
 from tests.fix_servers import (
     CORE,
     Mailbox,
@@ -240,6 +241,38 @@ def test_masks_and_books_while_the_handler_hangs(
         assert (numbers["queue_length"], numbers["dropped_queue_full"]) == (80, 1)
     numbers = delivered(client, mailbox, expected, dropped=1)
     assert (numbers["events_matched"], numbers["confirmed"]) == (81, 80)
+
+
+# ---- an outbox --------------------------------------------------------------------
+
+
+@SOME_OUTBOX
+def test_events_are_in_the_list_while_the_handler_hangs(
+    family: str,
+    outbox: str,
+    impatient: pathlib.Path,
+    broker: RabbitServer,
+    mailbox: Mailbox,
+    start_redis: StartRedis,
+) -> None:
+    """The outbox needs no handler. When it goes on, it delivers them, each once."""
+    server = start_redis(family, None)
+    client = server.client()
+    client.execute_command(
+        *("MODULE", "LOADEX", str(impatient), "CONFIG", "keyspaceamqp.outbox", outbox),
+        *("ARGS", *arguments_for(free_port(), mailbox, "$")),
+    )
+    expected = write(client, "before", 50)
+    with Hang(server, "turn") as hang:
+        expected += write(client, "meanwhile", 50)
+        hang.wait()
+        for number in range(20):
+            expected += write(client, f"later:{number}", 50)
+            assert [event.key for event in listed(client)] == expected
+        assert stats(client)["outbox"] == outbox
+    client.config_set("keyspaceamqp.port", broker.port)
+    numbers = delivered(client, mailbox, expected)
+    assert numbers["outbox_missed"] == 0
 
 
 # ---- an unload that is refused ---------------------------------------------------

@@ -23,6 +23,7 @@ from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.times import STOP
 from tests.fix_faults import Load, Proxy, delivered
+from tests.fix_outbox import AND_ATOMIC
 from tests.fix_servers import (
     EXCHANGE,
     MODULE,
@@ -337,6 +338,7 @@ SHUTDOWNS = {
 }
 
 
+@AND_ATOMIC
 @pytest.mark.parametrize("there", [True, False], ids=["broker up", "broker away"])
 @pytest.mark.parametrize("persistence", list(SHUTDOWNS))
 def test_shutdown(

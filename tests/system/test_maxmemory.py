@@ -15,8 +15,9 @@ from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import delivered
+from tests.fix_outbox import AND_ATOMIC
 from tests.fix_servers import Mailbox, StartRedis, arguments_for, list_length, settled, stats
-from tests.servers import SOME, at_least
+from tests.servers import NEW_REDIS, NEW_VALKEY, REDIS, SOME, at_least
 
 MIB = 1024 * 1024
 # Long names: the event of an eviction needs more memory in the list than the eviction has freed.
@@ -88,9 +89,18 @@ def squeeze(client: redis.Redis, policy: str) -> Squeezed:
     return Squeezed(last[-1], errors, full - MIB, (full - empty) / KEYS)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("family", "outbox", "policy"),
+    [
+        *((family, "off", policy) for family in SOME for policy in POLICIES),
+        (REDIS, "reply", "volatile-ttl"),
+        (NEW_REDIS, "atomic", "allkeys-lru"),
+        (NEW_VALKEY, "reply", "allkeys-random"),
+        (NEW_VALKEY, "atomic", "allkeys-lfu"),
+    ],
+)
 def test_evictions_do_not_feed_themselves(
-    family: str, policy: str, start_redis: StartRedis
+    family: str, outbox: str, policy: str, start_redis: StartRedis
 ) -> None:
     """With the broker away, Redis evicts as many keys as it does without the module, and those
     that make room for the list's share."""
@@ -102,9 +112,14 @@ def test_evictions_do_not_feed_themselves(
     assert list_bytes(client) <= 1.1 * room  # the module measures a part of the list
     # The table of keys grows and shrinks in large steps, so the numbers of two servers differ.
     assert found.evicted < 1.4 * bare.evicted + 2 * room / found.key_bytes
-    assert stats(client)["dropped"] == 0
     free_memory(client)
-    assert list_length(client) == evictions(client)
+    numbers = settled(client)
+    # With an outbox, there is a list already while other keys are evicted.
+    lost = numbers["dropped_fallback_evicted"] if outbox != "off" else 0
+    assert numbers["dropped"] == lost
+    # The evictions of the list itself make no event.
+    of_list = evictions(client) - lost - list_length(client)
+    assert 0 <= of_list <= (5 if lost else 0)
 
 
 @pytest.mark.parametrize("policy", ["volatile-lru", "allkeys-random"])
@@ -246,6 +261,7 @@ def limited(server: RedisServer, room: int) -> redis.Redis:
     return client
 
 
+@AND_ATOMIC
 @pytest.mark.parametrize(
     ("policy", "room", "count"), [("noeviction", MIB, 20_000), ("volatile-lru", MIB // 4, 5000)]
 )

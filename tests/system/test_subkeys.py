@@ -108,6 +108,7 @@ def test_limits(
 
 
 @TELLING
+@pytest.mark.parametrize("outbox", ["off", "reply", "atomic"])
 def test_subkeys_wait_in_the_list(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
