@@ -91,7 +91,7 @@ void config_apply(RedisModuleCtx *ctx) {
     capture_classes(ctx, parameters_classes(classes, strlen(classes)),
                     is_text ? 0 : atoi(text_of(PARAMETER_INDEX_SUBKEYS)));
     values_take(ctx, is_text ? 0 : strtoul(text_of(PARAMETER_INDEX_VALUE), NULL, 10));
-    outbox_set_mode(ctx, text_of(PARAMETER_INDEX_OUTBOX), config_has_list());
+    outbox_set_mode(text_of(PARAMETER_INDEX_OUTBOX), config_has_list());
     main_thread.fallback_memory = atoi(text_of(PARAMETER_INDEX_FALLBACK_MEMORY));
     if (unsent) config_send(); /* on_apply is called for each parameter of a CONFIG SET */
 }

@@ -48,6 +48,7 @@ enum { CLOSED = OUTBOX_CLOSED, HELD = OUTBOX_HELD, OPEN = OUTBOX_OPEN };
 static enum mode mode;
 static long long held_ms; /* clock_ms at the start of the hold */
 static int by_unit;       /* events are stored after each command, not at the end of the turn */
+static int unsure;        /* if that is necessary; a command says so */
 static int post_job;      /* the server will run on_unit_end */
 static RedisModuleString *key_string; /* of the list */
 /* The events of this turn. The first `listed` of them are in the list. */
@@ -94,12 +95,12 @@ static int replies_early(RedisModuleCtx *ctx) {
     return early;
 }
 
-void outbox_set_mode(RedisModuleCtx *ctx, const char *value, int has_list) {
+void outbox_set_mode(const char *value, int has_list) {
     mode = ATOMIC;
     while (mode > OFF && strcmp(value, MODES[mode]) != 0)
         mode--;
-    by_unit = mode == ATOMIC ||
-              (mode == REPLY && RedisModule_AddPostNotificationJob != NULL && replies_early(ctx));
+    by_unit = RedisModule_AddPostNotificationJob != NULL;
+    unsure = by_unit && mode == REPLY;
     if (mode == OFF || !has_list) outbox_close();
     main_thread.outbox = mode != OFF;
 }
@@ -360,6 +361,9 @@ int outbox_collect(RedisModuleCtx *ctx, const record_t *head, const char *name,
 void outbox_tell(void) { tell(1); }
 
 void outbox_end_turn(RedisModuleCtx *ctx) {
+    /* The context in which parameters are set has no client, which a command needs. */
+    if (unsure) by_unit = replies_early(ctx);
+    unsure = 0;
     if (state_now() == HELD && count_pending > 0 &&
         (clock_ms() - held_ms > HOLD_MS || pending.len > HOLD_BYTES))
         outbox_close();

@@ -17,7 +17,7 @@ void outbox_prepare(void);
 /* At unload: frees what it holds. */
 void outbox_release(void);
 /* Takes the value of the parameter, and whether there is a list. */
-void outbox_set_mode(RedisModuleCtx *ctx, const char *value, int has_list);
+void outbox_set_mode(const char *value, int has_list);
 /* Before another worker starts: events go to its queue, until it opens the outbox. */
 void outbox_renew(void);
 /* After the start of the worker of a load: opens the outbox if the worker has asked for it. */
