@@ -116,6 +116,7 @@ def test_the_defaults_make_a_configuration() -> None:
         confirm_timeout=60,
         fallback_memory=2,
         subkeys=0,
+        outbox="off",
     )
 
 
@@ -174,6 +175,7 @@ def test_from_values_takes_every_value_to_its_place() -> None:
         confirm_timeout=90,
         fallback_memory=25,
         subkeys=100,
+        outbox="reply",
     )
 
 

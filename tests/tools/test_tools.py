@@ -301,7 +301,8 @@ def test_status(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis, run: Run
 ) -> None:
     """The table and JSON say what STATS says."""
-    server = start_redis(family, arguments_for(broker, mailbox))
+    options = ["keyspaceamqp.outbox reply"]
+    server = start_redis(family, arguments_for(broker, mailbox), options)
     with server.client() as client:
         for number in range(1234):
             client.set("k", number)
@@ -312,6 +313,7 @@ def test_status(
     assert row["role"] == "primary"
     assert row["state"] == "connected"
     assert row["broker"] == f"127.0.0.1:{broker.port}"
+    assert row["outbox"] == "reply"
     assert row["matched"] == row["confirmed"] == "1,234"
     assert row["dropped"] == row["list"] == row["in flight"] == row["queue"] == "0"
     code, out, err = run("status", "--json", "--redis", url(server))
