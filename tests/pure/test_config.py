@@ -134,7 +134,7 @@ def test_from_values_takes_every_value_to_its_place() -> None:
         b"^a.*$ b\\x20c", b"2097152", b"19",
         b"amqp://h", b"v", b"/p", b"external", b"on", b"/ca", b"/cert", b"/key", b"name", b"off",
         b"0", b"node", b"json", b"on", b"7", b"off", b"app", b"type", b"9", b"60000", b"on",
-        b"0,2-3", b"90", b"25", b"100",
+        b"0,2-3", b"90", b"25", b"100", b"reply",
     ])  # fmt: skip
     assert config == Config(
         events="g$",
