@@ -38,10 +38,10 @@ static int check(int index, RedisModuleString *value, char *error, size_t capaci
     size_t len;
     const char *bytes = RedisModule_StringPtrLen(value, &len);
     if (index == PARAMETER_INDEX_OUTBOX && !outbox_can(bytes)) {
-        snprintf(
-            error, capacity,
-            "outbox: atomic is not accepted: this server cannot do it (Redis 7.2 and later and "
-            "Valkey can); give reply or off");
+        snprintf(error, capacity,
+                 "outbox: '%s' is not accepted: it needs Redis 7.2 or Valkey 7.2, or later; "
+                 "give reply or off",
+                 bytes);
         return -1;
     }
     return parameters_check(index, bytes, len, capture_available(), error, capacity);

@@ -378,9 +378,9 @@ PARAMETERS: tuple[Parameter, ...] = (
         "outbox",
         "off",
         "off|reply|atomic",
-        "events that are put into the fallback list. `off`: those that the broker does not take; "
-        "`reply`: all, before a client hears of its write; `atomic`: all, in one transaction with "
-        "the write",
+        "the events that Redis itself puts into the fallback list. `off`: none; `reply`: all, "
+        "before a client hears of its write; `atomic`: all, in one transaction with the write "
+        "(Redis 7.2, Valkey 7.2, or later)",
         accepted="off, reply or atomic",
     ),
 )

@@ -82,6 +82,8 @@ TEXT_HELP: dict[Text, str] = {
     Text.LAST_ERROR: "the last problem with the broker or the list; empty: none so far",
     Text.OUTBOX: "the parameter `outbox`; with ` (waits)` while events go through memory",
 }
+# The end of this text.
+OUTBOX_WAITS = " (waits)"
 
 HELP: dict[Stat, str] = {
     Stat.EVENTS_SEEN: "events of the chosen classes since load or STATS RESET",

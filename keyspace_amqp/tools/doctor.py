@@ -26,7 +26,7 @@ from rich.text import Text
 
 from .. import __version__
 from ..tables.parameters import PARAMETERS
-from ..tables.stats import FIRST_REASON, HELP, Stat
+from ..tables.stats import FIRST_REASON, HELP, OUTBOX_WAITS, Stat
 from ..tables.times import COMMAND
 from . import ToolError, amqp, nodes
 from .path import module_path
@@ -47,6 +47,7 @@ _ACCESS_REFUSED, _NOT_FOUND = 403, 404
 # Parameters of the server itself.
 _REDIS_CONFIG = (
     "save",
+    "appendfsync",
     "enable-module-command",
     "stop-writes-on-bgsave-error",
     "min-replicas-to-write",
@@ -229,6 +230,10 @@ _LOSSES: dict[Stat, tuple[Level, str]] = {
     ),
     Stat.HANDLER_ERRORS: (PROBLEM, "a defect of the module: the server's log has more"),
     Stat.MESSAGES_REJECTED: (WARNING, "see the log: have all nodes the same version?"),
+    Stat.OUTBOX_MISSED: (
+        WARNING,
+        "they are not lost, unless Redis was killed then: docs/guarantees.md has the reasons",
+    ),
     Stat.DROPPED_QUEUE_FULL: (PROBLEM, "raise queue-limit, or lower worker-nice"),
     Stat.DROPPED_FALLBACK_FULL: (PROBLEM, "raise fallback-size"),
     Stat.DROPPED_FALLBACK_EVICTED: (PROBLEM, "choose a maxmemory-policy without allkeys"),
@@ -298,6 +303,42 @@ def persistence(facts: Facts) -> Iterator[Finding]:
         yield Finding("persistence", WARNING, text, "set appendonly to yes, or save")
 
 
+# The append-only file by its parameter `appendfsync`.
+_ON_DISK = {
+    "always": "is on disk with each write",
+    "everysec": "is written to disk once a second: a crash of the machine can cost the last writes "
+    "and their events",
+    "no": "is written to disk when the system likes: a crash of the machine can cost many writes "
+    "and their events",
+}
+
+
+def outbox(facts: Facts) -> Iterator[Finding]:
+    """Check that the outbox works, and how durable its events are."""
+    mode, now = facts.parameters.get("outbox", "off"), facts.stats.get("outbox", "off")
+    if mode == "off" or now == "off":
+        return
+    fsync = facts.redis_config.get("appendfsync", "")
+    if facts.info.get("role") != "master":
+        yield Finding("outbox", OK, f"{mode}, once this is a primary")
+    elif int(facts.parameters["fallback-size"]) < 0:
+        text = f"{mode}, but there is no list: all events go through memory"
+        yield Finding("outbox", PROBLEM, text, "set keyspaceamqp.fallback-size to 0 or more")
+    elif now.endswith(OUTBOX_WAITS):
+        text = f"{mode}, but it waits: events go through memory"
+        advice = "look again in a moment. It opens when the list can be written (last_error says "
+        advice += "why not) and memory is empty; in a cluster only on a primary with slots"
+        yield Finding("outbox", WARNING, text, advice)
+    elif facts.info.get("aof_enabled") == 0:
+        text = f"{mode}, and there is no append-only file: a kill of Redis costs all writes since "
+        text += "the last save, and their events"
+        yield Finding("outbox", WARNING, text, "set appendonly to yes, and appendfsync as needed")
+    elif fsync in _ON_DISK:
+        level = WARNING if fsync == "no" else OK
+        advice = "" if level is OK else "set appendfsync to always or everysec"
+        yield Finding("outbox", level, f"{mode}, the append-only file {_ON_DISK[fsync]}", advice)
+
+
 def memory(facts: Facts) -> Iterator[Finding]:
     limit, policy = facts.info.get("maxmemory", 0), facts.info.get("maxmemory_policy", "")
     if limit and policy.startswith("allkeys"):
@@ -337,7 +378,7 @@ def unloaded(facts: Facts) -> Iterator[Finding]:
         yield Finding("python", OK, f"{platform.python_version()}, {sys.executable}")
 
 
-_CHECKS = (server, refused, module, role, state, losses, fallback, persistence, memory)
+_CHECKS = (server, refused, module, role, state, losses, fallback, persistence, outbox, memory)
 
 
 def examine(facts: Facts) -> Iterator[Finding]:
@@ -541,7 +582,7 @@ def report(found: Findings, count: int) -> Table:
 
 _ORDER = (
     *("server", "python", "access", "handler", "module", "role", "state", "losses", "list"),
-    *("persistence", "memory", "cluster", "broker", "exchange", "publishing"),
+    *("persistence", "outbox", "memory", "cluster", "broker", "exchange", "publishing"),
 )
 
 

@@ -22,7 +22,7 @@ from prometheus_client import core
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from ..cluster.topology import ALONE, Topology
-from ..tables.stats import HELP, TEXT_HELP, Stat, Text
+from ..tables.stats import HELP, OUTBOX_WAITS, TEXT_HELP, Stat, Text
 from . import ToolError
 from .nodes import open_client, place, sibling, topology
 from .replies import reason
@@ -70,12 +70,22 @@ def families(answers: Mapping[str, Answer]) -> Iterable[core.Metric]:
         "1 for the present state: " + TEXT_HELP[Text.STATE],
         labels=["node", "state"],
     )
+    outbox = core.GaugeMetricFamily(
+        PREFIX + "outbox",
+        "1 while events go into the list with their writes, 0 while they go through memory, by the "
+        "parameter `outbox`; nothing with `off`",
+        labels=["node", "mode"],
+    )
     info = core.InfoMetricFamily(PREFIX.rstrip("_"), "versions, and the broker", labels=["node"])
     for node, answer in answered.items():
         state.add_metric([node, answer["state"]], 1)
+        text = str(answer.get("outbox", "off"))  # another version of the module may not have it
+        mode = text.removesuffix(OUTBOX_WAITS)
+        if mode != "off":
+            outbox.add_metric([node, mode], text == mode)
         names = ("version", "server", "broker")
         info.add_metric([node], {name: str(answer.get(name, "")) for name in names})
-    yield from (up, state, info)
+    yield from (up, state, outbox, info)
     dropped = core.CounterMetricFamily(
         PREFIX + "dropped", HELP[Stat.DROPPED], labels=["node", "reason"]
     )

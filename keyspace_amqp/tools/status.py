@@ -26,7 +26,7 @@ TIMEOUT = 2.0
 # Enough for the longest line: nothing is cut off in a pipe.
 _PIPE_WIDTH = 1000
 # From this width on there is room for all columns.
-_WIDE = 150
+_WIDE = 165
 # The columns with counters and gauges.
 _COLUMNS = {
     "matched": Stat.EVENTS_MATCHED,
@@ -79,30 +79,33 @@ def _look(node: nodes.Node) -> Look:
 
 
 def table(looks: Sequence[Look], *, live: bool, clustered: bool, width: int) -> Group:
-    """Return the table. In a narrow window it has no brokers, and the errors are below it.
+    """Return the table. In a narrow window it has no brokers and no modes of the outbox,
+    and the errors are below it.
     `live`: with a column of rates; `clustered`: with a row of sums."""
     wide = width >= _WIDE
     result = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), header_style="bold")
     result.add_column("address", overflow="fold")
-    names = ["role", "state", *["broker"] * wide, *_COLUMNS, *["last error"] * wide]
+    names = ["role", "state", *["broker", "outbox"] * wide, *_COLUMNS, *["last error"] * wide]
     for name in names:
         numeric = name in _COLUMNS
         result.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
         if live and name == "confirmed":
             result.add_column("per s", justify="right", no_wrap=True)
 
-    def row(look: Look, state: Text, broker: str, numbers: Sequence[Text], style: str = "") -> None:
+    def row(look: Look, state: Text, numbers: Sequence[Text], style: str = "") -> None:
         numbers = numbers or [Text()] * (len(_COLUMNS) + live)
+        # An older version of the module has no outbox.
+        texts = [Text((look.stats or {}).get(name, "")) for name in ("broker", "outbox")]
         cells = [Text(look.address), Text(look.role), state]
-        cells += [Text(broker), *numbers, Text(look.error)] if wide else numbers
+        cells += [*texts, *numbers, Text(look.error)] if wide else numbers
         result.add_row(*cells, style=style)
 
     for each in looks:
         if each.stats is None:
-            row(each, Text("no answer", "bold red"), "", [])
+            row(each, Text("no answer", "bold red"), [])
         else:
             state = Text(each.stats["state"], _colour(each.stats["state"]))
-            row(each, state, each.stats["broker"], _cells(each.stats, each.rate, live))
+            row(each, state, _cells(each.stats, each.rate, live))
     if clustered:
         answered = [each for each in looks if each.stats is not None]
         sums = {
@@ -112,7 +115,7 @@ def table(looks: Sequence[Look], *, live: bool, clustered: bool, width: int) -> 
         rates = [each.rate for each in answered if each.rate is not None]
         count = f"{len(answered)} of {len(looks)}"
         cells = _cells(sums, sum(rates) if rates else None, live)
-        row(Look("sum", count), Text(), "", cells, style="bold")
+        row(Look("sum", count), Text(), cells, style="bold")
     errors = [Text(f"{each.address}: {each.error}") for each in looks if each.error]
     return Group(result, *([] if wide else errors))
 

@@ -116,6 +116,7 @@ def test_the_defaults_make_a_configuration() -> None:
         confirm_timeout=60,
         fallback_memory=2,
         subkeys=0,
+        outbox="off",
     )
 
 
@@ -133,7 +134,7 @@ def test_from_values_takes_every_value_to_its_place() -> None:
         b"^a.*$ b\\x20c", b"2097152", b"19",
         b"amqp://h", b"v", b"/p", b"external", b"on", b"/ca", b"/cert", b"/key", b"name", b"off",
         b"0", b"node", b"json", b"on", b"7", b"off", b"app", b"type", b"9", b"60000", b"on",
-        b"0,2-3", b"90", b"25", b"100",
+        b"0,2-3", b"90", b"25", b"100", b"reply",
     ])  # fmt: skip
     assert config == Config(
         events="g$",
@@ -174,6 +175,7 @@ def test_from_values_takes_every_value_to_its_place() -> None:
         confirm_timeout=90,
         fallback_memory=25,
         subkeys=100,
+        outbox="reply",
     )
 
 

@@ -144,6 +144,7 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
     "confirm-timeout": ([b"0", b"60", b"86400"], [b"", b"-1", b"86401", b"1s"]),
     "fallback-memory": ([b"0", b"2", b"100"], [b"", b"-1", b"101", b"5%", b"1.5"]),
     "subkeys": ([b"0", b"1", b"10000"], [b"", b"-1", b"10001", b"all"]),
+    "outbox": ([b"off", b"reply", b"atomic"], [b"", b"on", b"Reply", b"atomic ", b"replyatomic"]),
 }
 # fmt: on
 

@@ -71,6 +71,7 @@ GOOD = {
     "confirm-timeout": [b"0", b"1", b"60", b"86400"],
     "fallback-memory": [b"0", b"2", b"100"],
     "subkeys": [b"0", b"1", b"10000"],
+    "outbox": [b"off", b"reply"],
 }
 # All that a refusal may say. Each text names what is accepted.
 REASON = re.compile(

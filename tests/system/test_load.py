@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import redis
 
 from keyspace_amqp import __version__
-from keyspace_amqp.demo.servers import RedisServer
+from keyspace_amqp.demo.servers import RedisServer, ServerError
 from keyspace_amqp.tables.parameters import PARAMETERS
 from tests.fix_servers import (
     CORE,
@@ -30,7 +31,7 @@ from tests.fix_servers import (
     settled,
     site_packages,
 )
-from tests.servers import old_program, program, version_of
+from tests.servers import at_least, old_program, program, version_of
 
 DEFAULTS = {parameter.name: parameter.default for parameter in PARAMETERS}
 GIVEN = ["$x", "localhost", "1234", "user", "secret", "20", "my-exchange", "my.key", "2", "0"]
@@ -163,6 +164,7 @@ def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> Non
         "confirm-timeout": "90",
         "fallback-memory": "7",
         "subkeys": "7",
+        "outbox": "reply",
     }
     if version_of(program(family)) in ("8.1.0", "8.1.1"):
         # Valkey has this defect: docs/operations.md.
@@ -226,6 +228,7 @@ def test_every_parameter_can_be_set_while_it_runs(
         "confirm-timeout": "90",
         "fallback-memory": "0",
         "subkeys": "10000",
+        "outbox": "reply",
     }
     server = start_redis(arguments=arguments_for(broker, mailbox))
     client = server.client()
@@ -266,6 +269,7 @@ WRONG = [
     ("worker-nice", "20", "0 to 19"),
     ("fallback-memory", "101", "0 to 100"),
     ("subkeys", "10001", "10000"),
+    ("outbox", "on", "off, reply or atomic"),
 ]
 
 
@@ -305,6 +309,39 @@ def test_a_wrong_value_is_refused(
     # The failed load has left nothing behind: the module can be loaded now.
     client.execute_command("MODULE", "LOAD", str(MODULE))
     assert parameters(client) == DEFAULTS
+
+
+@EVERY_FAMILY
+def test_a_mode_of_the_outbox_needs_a_newer_server(
+    family: str, start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """Elsewhere `atomic` is refused, however it is given, and the error says what to use."""
+    server = start_redis(family)
+    client = server.client()
+    mode = ("keyspaceamqp.outbox", "atomic")
+    other = RedisServer(tmp_path / "file", program(family), [str(MODULE)], [" ".join(mode)])
+    if at_least(family, redis="7.2", valkey="7.2"):
+        client.config_set(*mode)
+        settled(client, outbox="atomic")
+        with other:
+            settled(other.client(), outbox="atomic")
+        return
+    client.config_set("keyspaceamqp.outbox", "reply")
+    refusal = "outbox: 'atomic' is not accepted: it needs Redis 7.2 .*; give reply or off"
+    for command in (["CONFIG", "SET", *mode], ["KEYSPACEAMQP.CONFIG", "SET", "outbox", "atomic"]):
+        with pytest.raises(redis.exceptions.ResponseError, match=refusal):
+            client.execute_command(*command)
+    settled(client, outbox="reply")
+    client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    with pytest.raises(redis.exceptions.ResponseError):
+        client.execute_command("MODULE", "LOADEX", str(MODULE), "CONFIG", *mode)
+    assert re.search(refusal, server.log())
+    assert not loaded(client)
+    client.execute_command("MODULE", "LOADEX", str(MODULE), "CONFIG", mode[0], "reply")
+    settled(client, outbox="reply")
+    with pytest.raises(ServerError):
+        other.start()
+    assert re.search(refusal, other.log())
 
 
 def test_an_unknown_named_parameter(family: str, start_redis: StartRedis) -> None:

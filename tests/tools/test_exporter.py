@@ -128,6 +128,17 @@ def test_the_numbers_are_those_of_stats(
     assert info["broker"] == f"127.0.0.1:{broker.port}"
 
 
+def test_the_outbox() -> None:
+    """Its mode is a label. Nothing is said of `off`, nor by a version that has no outbox."""
+    texts = {"a": "reply", "b": "atomic (waits)", "c": "off"}
+    answers = {node: {"state": "idle", "outbox": text} for node, text in texts.items()}
+    found = samples(generate_latest(Answers(answers | {"d": {"state": "idle"}})).decode())
+    assert {key: number for key, number in found.items() if key[0] == "keyspace_amqp_outbox"} == {
+        ("keyspace_amqp_outbox", frozenset({("node", "a"), ("mode", "reply")})): 1,
+        ("keyspace_amqp_outbox", frozenset({("node", "b"), ("mode", "atomic")})): 0,
+    }
+
+
 def test_buckets_are_cumulative_and_in_seconds() -> None:
     """STATS counts each bucket by itself."""
     answer = {"state": "connected", "confirm_ms_le_5": 3, "confirm_ms_le_10": 0}
@@ -296,7 +307,7 @@ def test_the_dashboard_uses_what_there_is(start_redis: StartRedis) -> None:
     server = start_redis(arguments=arguments_for(free_port()))
     there: dict[str, set[str]] = {}
     answer = {"state": "idle", "confirm_ms_le_1": 1, "confirm_ms_le_inf": 1, "confirm_ms_sum": 1}
-    made_up = samples(generate_latest(Answers({"a": answer})).decode())
+    made_up = samples(generate_latest(Answers({"a": answer | {"outbox": "reply"}})).decode())
     for name, labels in [*scrape(exporter.Nodes(url(server))), *made_up]:
         there.setdefault(name, set()).update(dict(labels))
     for panel in board()["panels"]:
@@ -332,7 +343,7 @@ def test_the_dashboard_has_all_that_is_to_be_watched() -> None:
     for name in (
         *("up", "state", "events_matched_total", "confirmed_total", "fallback_length"),
         *("queue_bytes", "in_flight", "dropped_total", "nacked_total", "returned_total"),
-        *("reconnects_total", "confirm_seconds_bucket"),
+        *("reconnects_total", "confirm_seconds_bucket", "outbox", "outbox_missed_total"),
     ):
         assert f"keyspace_amqp_{name}" in text, name
     ids = [panel["id"] for panel in panels]

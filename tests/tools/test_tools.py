@@ -301,7 +301,8 @@ def test_status(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis, run: Run
 ) -> None:
     """The table and JSON say what STATS says."""
-    server = start_redis(family, arguments_for(broker, mailbox))
+    options = ["keyspaceamqp.outbox reply"]
+    server = start_redis(family, arguments_for(broker, mailbox), options)
     with server.client() as client:
         for number in range(1234):
             client.set("k", number)
@@ -312,6 +313,7 @@ def test_status(
     assert row["role"] == "primary"
     assert row["state"] == "connected"
     assert row["broker"] == f"127.0.0.1:{broker.port}"
+    assert row["outbox"] == "reply"
     assert row["matched"] == row["confirmed"] == "1,234"
     assert row["dropped"] == row["list"] == row["in flight"] == row["queue"] == "0"
     code, out, err = run("status", "--json", "--redis", url(server))
@@ -644,6 +646,77 @@ def test_doctor_finds_in_the_settings(
     server = start_redis(arguments=arguments, options=options)
     _, bad, _ = findings(run, server)
     assert any(re.search(f"^{expected}", line) for line in bad), bad
+
+
+def facts(outbox: str, now: str, *, size: int = 1000, **info: Any) -> doctor.Facts:
+    """The answers of a primary; `now`: the text of STATS."""
+    return doctor.Facts(
+        {"role": "master", "aof_enabled": 1, **info},
+        {"appendfsync": "everysec"},
+        [],
+        {"outbox": now, "last_error": "", "state": "idle", "fallback_length": 0},
+        {"outbox": outbox, "fallback-size": str(size)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (facts("off", "off"), ""),
+        (facts("atomic", "atomic"), "ok atomic, the append-only file is written .* second"),
+        (facts("reply", "reply", aof_enabled=0), "warning reply, .* no append-only file"),
+        (facts("reply", "reply (waits)"), "warning reply, but it waits: .* through memory"),
+        (facts("reply", "reply (waits)", size=-1), "problem reply, but there is no list"),
+        (facts("reply", "reply (waits)", role="slave"), "ok reply, once this is a primary"),
+        (facts("atomic", "atomic (waits)", cluster_enabled=1), "warning .* a primary with slots"),
+    ],
+)
+def test_doctor_looks_at_the_outbox(given: doctor.Facts, expected: str) -> None:
+    found = [f"{each.level} {each.text} {each.advice}" for each in doctor.outbox(given)]
+    assert len(found) == bool(expected)
+    assert all(re.search(f"^{expected}", line) for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("given", "level", "expected"),
+    [
+        ("always", "ok", "with each write"),
+        ("everysec", "ok", "once a second"),
+        ("no", "warning", "when the system likes"),
+    ],
+)
+def test_doctor_looks_at_the_append_only_file_of_an_outbox(
+    given: str, level: str, expected: str
+) -> None:
+    found = facts("reply", "reply")
+    found.redis_config["appendfsync"] = given
+    (finding,) = doctor.outbox(found)
+    assert (finding.level, expected in finding.text) == (level, True), finding
+
+
+def test_doctor_and_an_outbox_that_has_missed_events(
+    broker: RabbitServer, start_redis: StartRedis, run: Run
+) -> None:
+    """Here without a list. Its limit set, the outbox opens, and no event is lost."""
+    options = ["keyspaceamqp.outbox reply", "keyspaceamqp.fallback-size -1", "appendonly yes"]
+    server = start_redis(arguments=arguments_for(broker), options=options)
+    with server.client() as client:
+        client.set("k", "v")
+        settled(client, outbox="reply (waits)", outbox_missed=1, returned=1)
+        _, bad, _ = findings(run, server)
+        for expected in (
+            "problem outbox reply, but there is no list: .*→ set keyspaceamqp.fallback-size",
+            "warning losses outbox_missed 1: .*→ they are not lost",
+        ):
+            assert any(re.search(f"^{expected}", line) for line in bad), (expected, bad)
+        client.config_set("keyspaceamqp.fallback-size", 1000)
+        settled(client, outbox="reply")
+        client.execute_command("KEYSPACEAMQP.STATS", "RESET")
+        _, bad, good = findings(run, server)
+        assert not [line for line in bad if "outbox" in line]
+        assert "ok outbox reply, " in good
+        client.set("k", "v")
+        settled(client, outbox_missed=0, returned=1, dropped=0)
 
 
 def test_doctor_finds_that_memory_is_nearly_used_up(
