@@ -10,24 +10,24 @@ import collections
 import dataclasses
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from hypothesis import note
 
-from keyspace_amqp.fallback import from_element
+from keyspace_amqp.config import Config
 from keyspace_amqp.jobs import Command, Job, JobResult
 from keyspace_amqp.message import Event
 from keyspace_amqp.publisher.actions import Action, Flushed, Send, Submit
 from keyspace_amqp.publisher.entry import element_of
 from keyspace_amqp.tables.keys import KEY
-from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.job_queue import JobQueue
 from keyspace_amqp.worker.outbox import Outbox
 from keyspace_amqp.worker.records import Listed, Reader
-from tests.publisher.simulated import Step, dropped_of, event_of, number_in, number_of
-from tests.publisher.simulated_outbox import CLOSED, HELD, OPEN, MainThread
-from tests.publisher.worlds import LosslessWorld, NarrowWorld, SharedWorld, SlotsWorld, World
+from tests.publisher.simulated import Step, dropped_of, number_in, number_of
+from tests.publisher.simulated_outbox import HELD, OPEN, MainThread
+from tests.publisher.worlds import LosslessWorld, SharedWorld, SlotsWorld, World
 
 MODES = ("reply", "atomic", "atomic", "off")
 
@@ -88,12 +88,15 @@ class WithOutbox(World):
 
     first_key = KEY
 
+    def inherited(self) -> bytes | None:
+        return None if self.publisher.primary else KEY
+
     def make_worker(self, run_id: str) -> None:
         shim = self.main.shim
         self.jobs = JobQueue(shim, self.failed, lambda jobs: self.outbox.book(jobs))
         self.outbox = Outbox(
             shim, self.publisher, self.jobs.submit,
-            lambda: self.intake.waiting + len(self.file), lambda: self.now,
+            lambda: self.intake.waiting + len(self.file), self.inherited, lambda: self.now,
         )  # fmt: skip
         shim.prefix = self.outbox.prefix
         self.intake = Intake(
@@ -156,13 +159,13 @@ class WithOutbox(World):
     def mode_changes(self, chance: random.Random) -> None:
         self.configure(outbox=chance.choice(MODES))
 
-    def configure(self, **parameters: object) -> None:
-        self.config = config = dataclasses.replace(self.config, **parameters)  # type: ignore[arg-type]
+    def configure(self, **parameters: Any) -> None:
+        self.config = config = dataclasses.replace(self.config, **parameters)
         self.main.set_mode(config.outbox, has_list=config.fallback_size >= 0)
         self.main.requests.append(lambda: self.take_config(config))
 
-    def take_config(self, config: object) -> None:
-        self.worker_config = config  # type: ignore[assignment]
+    def take_config(self, config: Config) -> None:
+        self.worker_config = config
         self.publisher.configure(self.worker_config, reconnect=False)
 
     def somebody_configures(self, chance: random.Random) -> None:
@@ -248,7 +251,9 @@ class WithOutbox(World):
                 self.jobs.submit(job, self.job_done)
             case Send(events=events):
                 for event in events if self.checks_ids else ():
-                    assert self.ids.setdefault(number_of(event), event.message_id) == event.message_id
+                    assert (
+                        self.ids.setdefault(number_of(event), event.message_id) == event.message_id
+                    )
 
     def job_done(self, result: JobResult) -> None:
         assert result.replies == (self.result and self.result.replies)
@@ -268,12 +273,12 @@ class WithOutbox(World):
 
     def failed(self, _what: str = "") -> None:
         if not isinstance(sys.exception(), Fault):
-            raise  # noqa: PLE0704
+            raise
         self.repair(job_lost=not self.jobs.expects(self.job_done))
 
-    def attempt(self, place: str, work: object) -> None:
+    def attempt(self, place: str, work: Callable[[], object]) -> None:
         try:
-            work()  # type: ignore[operator]
+            work()
             if self.fault_at == place:
                 self.fault_at = None
                 raise Fault
@@ -312,7 +317,9 @@ class WithOutbox(World):
         came = self.publisher.taken + len(main.waiting()) + main.listed + self.unbooked
         assert main.emitted - self.before == came, "the books of the outbox"
         assert main.shim.unbooked == self.unbooked + self.outbox._booked
-        handed = len(main.shim.events.records) - len(main.waiting()) + len(main.pending) - main.listed
+        handed = (
+            len(main.shim.events.records) - len(main.waiting()) + len(main.pending) - main.listed
+        )
         assert main.shim.in_queue == handed
 
     def check_known_elements(self) -> None:
@@ -355,7 +362,7 @@ class WithOutbox(World):
             self.check_arrivals(self.born)
 
     def redis_saves(self, chance: random.Random) -> None:
-        self.main.store()
+        self.main.before_save()
         super().redis_saves(chance)
 
     def stop(self, chance: random.Random) -> None:
@@ -421,6 +428,9 @@ class SlotsOutboxWorld(WithOutbox, SlotsWorld):
     """Slots come and go, with their lists."""
 
     first_key = b""
+
+    def inherited(self) -> bytes | None:
+        return None if self.publisher.primary else max(self.list.served, default=None)
 
     def tell_lists(self, *, now: bool) -> None:
         if self.ready and (self.main.listed or self.unbooked):

@@ -96,6 +96,11 @@ class MainThread:
         if not self._push():
             self.close()
 
+    def before_save(self) -> None:
+        self.store()
+        if self.state is HELD:
+            self.close()
+
     def _push(self) -> bool:
         if self.refuses_writes:
             return False
@@ -203,11 +208,10 @@ class MainThread:
             job.run(OK if self._hold() else CLOSED_ERROR)
 
     def _hold(self) -> bool:
-        if self.mode == "off" or not self.list.writable:
+        if self.mode == "off":
             return False
         self.store()
-        if self.state is OPEN:
-            self.tell(at_once=False)
+        self.tell(at_once=True)
         self._held_at = self._clock()
         self.shim.outbox = HELD
         return True
@@ -221,7 +225,7 @@ class MainThread:
         self.store()
         if self.state is not OPEN:
             return False
-        self.tell(at_once=False)
+        self.tell(at_once=True)
         return True
 
     # For checks
