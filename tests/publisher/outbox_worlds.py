@@ -257,6 +257,7 @@ class WithOutbox(World):
 
     def job_done(self, result: JobResult) -> None:
         assert result.replies == (self.result and self.result.replies)
+        self.result_is_taken()
         if self.fault_at == "result":
             self.fault_at = None
             self.risked_by_others += self.cut
@@ -266,8 +267,13 @@ class WithOutbox(World):
         self.result = None
         self.publisher.job_done(result)
 
+    def result_is_taken(self) -> None: ...
+
     def deliver_result(self) -> bool:
-        return False  # a turn does it
+        """A turn of the worker does it."""
+        if self.result is not None:
+            self.turn()
+        return False
 
     # Exceptions
 
@@ -431,6 +437,13 @@ class SlotsOutboxWorld(WithOutbox, SlotsWorld):
 
     def inherited(self) -> bytes | None:
         return None if self.publisher.primary else max(self.list.served, default=None)
+
+    def result_is_taken(self) -> None:
+        self.looks_later = self.looks_later and self.job is not None
+
+    def handler_fails(self, chance: random.Random) -> None:
+        WithOutbox.handler_fails(self, chance)
+        self.looks_later = self.looks_later and (self.job or self.result) is not None
 
     def tell_lists(self, *, now: bool) -> None:
         if self.ready and (self.main.listed or self.unbooked):
