@@ -82,8 +82,8 @@ def _cut(key: bytes, elements: Sequence[bytes]) -> Command:
 
 
 def cut_job(key: bytes, keep: int) -> Job:
-    """Keep only this many of the newest elements, and then read the list's length."""
-    return Job([Command("LTRIM", [key, b"%d" % -keep, b"-1"], write=True), Lengths([key])])
+    """Read the list's length, and then keep only this many of the newest elements."""
+    return Job([Lengths([key]), Command("LTRIM", [key, b"%d" % -keep, b"-1"], write=True)])
 
 
 def purge_job(keys: Sequence[bytes]) -> Job:

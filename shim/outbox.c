@@ -315,7 +315,8 @@ static int push(RedisModuleCtx *ctx) {
     return 1;
 }
 
-void outbox_store(RedisModuleCtx *ctx) {
+/* Stores what was collected, if the outbox is open. */
+static void store(RedisModuleCtx *ctx) {
     if (state_now() != OPEN || listed == count_pending) return;
     int stored = may_store();
     if (stored) {
@@ -329,11 +330,16 @@ void outbox_store(RedisModuleCtx *ctx) {
     if (!stored) outbox_close();
 }
 
+void outbox_before_save(RedisModuleCtx *ctx) {
+    store(ctx);
+    if (state_now() == HELD) outbox_close(); /* the worker stores them */
+}
+
 /* The server's callback after the command, transaction or script that has caused events. */
 static void on_unit_end(RedisModuleCtx *ctx, void *data) {
     (void)data;
     post_job = 0;
-    outbox_store(ctx);
+    store(ctx);
 }
 
 int outbox_collect(RedisModuleCtx *ctx, const record_t *head, const char *name,
@@ -367,7 +373,7 @@ void outbox_end_turn(RedisModuleCtx *ctx) {
     if (state_now() == HELD && count_pending > 0 &&
         (clock_ms() - held_ms > HOLD_MS || pending.len > HOLD_BYTES))
         outbox_close();
-    outbox_store(ctx);
+    store(ctx);
     if (state_now() == OPEN) tell(0);
 }
 
@@ -375,8 +381,8 @@ void outbox_end_turn(RedisModuleCtx *ctx) {
 
 int outbox_hold(RedisModuleCtx *ctx) {
     if (mode == OFF) return -1;
-    outbox_store(ctx);
-    if (state_now() == OPEN) tell(0);
+    store(ctx);
+    tell(1); /* the next job sees them in the list */
     held_ms = clock_ms();
     set_state(HELD);
     return 0;
@@ -388,9 +394,9 @@ int outbox_open(RedisModuleCtx *ctx, const char *bytes, size_t len) {
         count(&shared.outbox_missed); /* clients may have had the replies long ago */
     set_key(bytes, len);
     set_state(OPEN);
-    outbox_store(ctx);
+    store(ctx);
     if (state_now() != OPEN) return -1;
-    tell(0);
+    tell(1); /* the next job sees them in the list */
     return 0;
 }
 

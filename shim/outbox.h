@@ -26,8 +26,8 @@ void outbox_start(void);
 void outbox_end_turn(RedisModuleCtx *ctx);
 /* Tells the worker what was stored, before one of its jobs runs. */
 void outbox_tell(void);
-/* Stores what was collected, in a turn that goes on. */
-void outbox_store(RedisModuleCtx *ctx);
+/* Before a save within a turn: stores what was collected, or leaves it to the worker to do so. */
+void outbox_before_save(RedisModuleCtx *ctx);
 /* This server is no primary any more, or loads a data set: events that are still collected go to
  * the queue. */
 void outbox_leave(void);

@@ -101,7 +101,7 @@ static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t
     if (subevent != REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START) return;
     int within_flush = flush_saves;
     flush_saves = 0;
-    if (!within_flush) outbox_store(ctx);
+    if (!within_flush) outbox_before_save(ctx);
     if (within_flush || !main_thread.capturing || !config_has_list() ||
         (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF) ||
         RedisModule_AvoidReplicaTraffic())

@@ -86,9 +86,10 @@ class Trim:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """The job that removes the oldest elements of a full list."""
+    """The job that removes the oldest elements of a full list, which keeps `keep` of them."""
 
     list: FallbackList
+    keep: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +227,7 @@ class ListJobs:
         slack = min(JOB_ELEMENTS, keep // CUT_SHARE)
         if current.key is None or keep == 0 or current.length <= keep + slack:
             return None
-        return self._submit(Cut(current), fallback.cut_job(current.key, keep))
+        return self._submit(Cut(current, keep), fallback.cut_job(current.key, keep))
 
     def _most(self, fallback_size: int) -> int:
         """Return the most elements that the list may have; 0: any number."""
@@ -351,8 +352,8 @@ class ListJobs:
                 self._read_done(result, kind)
             case Trim():
                 self._trim_done(result, kind)
-            case Cut(list=source):
-                self._cut_done(result, source)
+            case Cut():
+                self._cut_done(result, kind)
             case Purge(keys=keys):
                 self._purge_done(result, keys)
         for one in (self._list, self._lists.refused):
@@ -544,17 +545,19 @@ class ListJobs:
         source.forget_head()
         self.check_now()
 
-    def _cut_done(self, result: JobResult, source: FallbackList) -> None:
-        lengths = result.reply(1)
-        if result.reply(0) != b"OK" or not isinstance(lengths, list):
-            error = result.reply(0)
-            if isinstance(error, JobError):
-                self._failed(error)
+    def _cut_done(self, result: JobResult, cut: Cut) -> None:
+        lengths, outcome = result.reply(0), result.reply(1)
+        if outcome != b"OK" or not isinstance(lengths, list):
+            if isinstance(outcome, JobError):
+                self._failed(outcome)
             self.check_now()
             return
         (length,) = lengths
-        if isinstance(length, int) and 0 <= length < source.length and source.is_ready:
-            self._cut(source, source.length - length)
+        assert isinstance(length, int)
+        # First what others have changed: so the elements that were cut are those that count.
+        self._lists.set_length(cut.list, length)
+        if length > cut.keep:
+            self._cut(cut.list, length - cut.keep)
 
     def _purge_done(self, result: JobResult, keys: Sequence[bytes]) -> None:
         purges, self._purges = self._purges, []

@@ -38,6 +38,8 @@ class Lists:
     primary.
     `writable`: it can write lists, because it is a primary and is not loading a data set.
     `known`: it is known which lists there are; if False, ClusterWatch looks for them.
+    `kept`: the list into which the outbox may put events at any moment; no other one is chosen,
+    because these events come before those that would go to the next list.
     `unserved_key`: the key of a list whose slot turned out not to be served by this node;
     ClusterWatch reads it and sets it back to None.
     """
@@ -48,6 +50,7 @@ class Lists:
         self.primary = False
         self.writable = False
         self.known = False
+        self.kept: bytes | None = None
         self.unserved_key: bytes | None = None
         self.others: dict[bytes, int] = {}  # lengths of the lists besides the current one
         self._home: bytes | None = None
@@ -194,10 +197,26 @@ class Lists:
         To be called while no job is under way.
 
         The current list is kept until it is empty. Then the longest of the other lists is
-        chosen, or, if all are empty, the node's own.
+        chosen, or, if all are empty, the node's own. But see `kept`.
         """
         chosen = self._choose_refused()
         return self._choose_current() or chosen
+
+    @property
+    def waits_for_outbox(self) -> bool:
+        """True if another list would be chosen if the outbox kept none."""
+        current = self.current
+        if not self.known or self.kept is None:
+            return False
+        return current.key != self.kept or (bool(self.others) and self._ends)
+
+    @property
+    def _ends(self) -> bool:
+        """True if the current list is empty, or is none."""
+        # A key that holds something else may never become a list; the other lists do not wait
+        # for it.
+        no_list = self.current.state is ListState.NONE and bool(self.others)
+        return self.current.length == 0 and (self.current.is_ready or no_list)
 
     def _choose_refused(self) -> bool:
         key = self._refused_key
@@ -212,16 +231,16 @@ class Lists:
 
     def _choose_current(self) -> bool:
         current = self.current
-        # A key that holds something else may never become a list; the other lists do not wait
-        # for it.
-        no_list = current.state is ListState.NONE and bool(self.others)
-        empty = current.length == 0 and (current.is_ready or no_list)
-        if not self.known or not (current.key is None or empty):
+        if not self.known or not (current.key is None or self._ends):
             return False
         key = max(self.others, key=self.others.__getitem__, default=self._home)
         if key is None:
             current.state = ListState.NONE
             return False
+        if self.kept is not None and key != self.kept:
+            if current.key is not None or not (self.kept in self.others or self.kept == self._home):
+                return False
+            key = self.kept
         if key == current.key:
             return False
         current.choose(key, self.others.pop(key, 0))

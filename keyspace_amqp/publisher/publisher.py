@@ -592,6 +592,20 @@ class Publisher:
         """Return the key of the list that takes all events, if it takes pushes now."""
         return self.list.key if self._storable and not self._flushing.ends else None
 
+    def keep_list(self, key: bytes | None) -> None:
+        """Note into which list the outbox may put events at any moment; None: into none."""
+        self.lists.kept = key
+
+    @property
+    def changes_list(self) -> bool:
+        """True if the outbox should be held, because another list is to be chosen.
+
+        It is if the present one can be emptied soon: events that come all the time would keep it
+        from that.
+        """
+        soon = self._broker_answers and not self.list.unread
+        return self.lists.waits_for_outbox or (bool(self.lists.others) and soon)
+
     @property
     def has_memory(self) -> bool:
         """True if events are in memory that are older than new ones."""

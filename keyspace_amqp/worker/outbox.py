@@ -19,6 +19,10 @@ from .shim_api import OutboxState, Shim
 
 # Seconds until the next attempt to open the outbox.
 RETRY_AFTER = 0.5
+# The outbox is held for so many seconds, at most, until another list is chosen (the shim holds it
+# for a second); and the seconds until it is held for that again.
+CHANGE_WITHIN = 0.3
+CHANGE_AGAIN = 5.0
 
 
 class Publisher(Protocol):
@@ -28,6 +32,11 @@ class Publisher(Protocol):
 
     @property
     def outbox_key(self) -> bytes | None: ...
+
+    @property
+    def changes_list(self) -> bool: ...
+
+    def keep_list(self, key: bytes | None) -> None: ...
 
     @property
     def has_memory(self) -> bool: ...
@@ -91,14 +100,14 @@ class Outbox:
         self._clock = clock
         self._requests: collections.deque[Listed] = collections.deque()
         self._booked = 0  # elements that the shim still counts
-        self._key: bytes | None = None  # of the list, while the outbox is open
+        self._key: bytes | None = None  # of the list, while the outbox is open or about to be
         self._job_running = False
-        self._retry_at = clock()
+        self._retry_at = self._change_at = self._change_until = clock()
         self._wanted = False
 
     def start(self, key: bytes) -> None:
         """Have the outbox open from the first event on, with this list; empty: it stays closed."""
-        self._key = key or None
+        self._keep(key or None)
         self._shim.outbox_start(self.prefix, key)
 
     # ---- what the main thread has done ---------------------------------------------
@@ -155,39 +164,57 @@ class Outbox:
         if wanted != self._wanted:
             self._wanted = wanted
             self._shim.outbox_wants(wanted)
+        state = self._shim.outbox_state()
         if self._job_running:
+            return
+        if state is not OutboxState.OPEN:
+            self._keep(None)
+        self._publisher.storing_all = enabled and state is OutboxState.HELD
+        if not enabled or self._clock() < self._retry_at:
             return
         # Of a replica it is opened before there are events: its promotion is no reason to miss one.
         key = self._publisher.outbox_key or self._inherited()
-        state = self._shim.outbox_state()
-        self._publisher.storing_all = enabled and state is OutboxState.HELD
-        if not enabled or key is None or self._clock() < self._retry_at:
-            return
+        changes = self._publisher.changes_list
         match state:
-            case OutboxState.HELD:
-                if not self._publisher.has_memory and not self._queued():
-                    self._run(OutboxStep([key], open=True), key)
-            case OutboxState.CLOSED:
-                self._run(OutboxStep([], open=False), None)
-            case OutboxState.OPEN if key != self._key:
-                self._run(OutboxStep([], open=False), None)
+            case OutboxState.OPEN if (changes and self._may_change) or key not in (None, self._key):
+                self._change_until = self._clock() + CHANGE_WITHIN
+                self._change_at = self._clock() + CHANGE_AGAIN
+                self._run(OutboxStep([], open=False))
+            case OutboxState.HELD if key is not None:
+                waits = changes and self._clock() < self._change_until
+                if not (waits or self._publisher.has_memory or self._queued()):
+                    self._keep(key)
+                    self._run(OutboxStep([key], open=True))
+            case OutboxState.CLOSED if key is not None:
+                self._run(OutboxStep([], open=False))
 
-    def _run(self, step: OutboxStep, key: bytes | None) -> None:
+    @property
+    def _may_change(self) -> bool:
+        return self._clock() >= self._change_at
+
+    def _keep(self, key: bytes | None) -> None:
+        if key != self._key:
+            self._key = key
+            self._publisher.keep_list(key)
+
+    def _run(self, step: OutboxStep) -> None:
         self._job_running = True
-        self._submit(Job([step]), lambda result: self._done(result, step, key))
+        self._submit(Job([step]), self._done)
 
-    def _done(self, result: JobResult, step: OutboxStep, key: bytes | None) -> None:
+    def _done(self, result: JobResult) -> None:
         self._job_running = False
-        failed = isinstance(result.reply(0), JobError)
-        if failed:
+        if isinstance(result.reply(0), JobError):
             self._retry_at = self._clock() + RETRY_AFTER
-        self._key = None if failed else key
 
     def wake_at(self, *, enabled: bool) -> float | None:
         """Return the time at which to call `poll` again if nothing else happens."""
-        closed = self._shim.outbox_state() is not OutboxState.OPEN
-        waits = enabled and closed and not self._job_running
-        return max(self._retry_at, self._clock() + RETRY_AFTER) if waits else None
+        if not enabled or self._job_running:
+            return None
+        now, changes = self._clock(), self._publisher.changes_list
+        if self._shim.outbox_state() is OutboxState.OPEN:
+            return max(self._retry_at, self._change_at) if changes else None
+        waits = changes and now < self._change_until
+        return max(self._retry_at, self._change_until if waits else now + RETRY_AFTER)
 
     def repair(self) -> None:
         """Start again after an exception: what is known about places in the list may be wrong."""

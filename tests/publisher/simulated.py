@@ -47,11 +47,11 @@ def wall_at(now: float) -> int:
 
 
 def event_of(number: int, key: bytes = b"k") -> Event:
-    return Event(f"t-{number}", BEGIN_MS, 0, "g", b"del", key)
+    return Event(f"t-{number}", BEGIN_MS, number, "g", b"del", key)
 
 
 def number_of(event: Event) -> int:
-    return int(event.message_id[2:])
+    return event.db
 
 
 @functools.cache

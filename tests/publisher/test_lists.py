@@ -8,7 +8,7 @@ from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import JobError
 from keyspace_amqp.publisher.actions import FlushMode
 from keyspace_amqp.publisher.flush import STORE_GRACE
-from keyspace_amqp.publisher.list_jobs import CHECK_EVERY, JOB_RETRY_AFTER
+from keyspace_amqp.publisher.list_jobs import CHECK_EVERY, JOB_RETRY_AFTER, TRIM_EVERY
 from keyspace_amqp.publisher.publisher import STORE_AFTER
 from keyspace_amqp.publisher.recent import PUSHED_RECENTLY
 from keyspace_amqp.publisher.window import WINDOW_BYTES
@@ -316,3 +316,64 @@ def test_reset_stats_counts_all_lists_as_found() -> None:
     bench.publisher.reset_stats()
     assert_books_balance(bench.publisher)
     assert bench.count(Stat.FALLBACK_FOUND) == 5
+
+
+# ---- the list of the outbox -------------------------------------------------------------------
+
+
+def test_a_list_into_which_the_outbox_puts_events_is_kept() -> None:
+    """Even if it is empty: what comes into it is older than what would go into the next one."""
+    bench = SlotsBench({SECOND: 2}, outbox="reply")
+    bench.list.served = {FIRST}
+    bench.tell(FIRST)
+    bench.publisher.keep_list(FIRST)
+    assert not bench.publisher.changes_list
+    bench.list.served.add(SECOND)
+    bench.tell(FIRST)
+    assert bench.publisher.works_with(FIRST)
+    assert bench.publisher.changes_list, "the outbox is to be held"
+    bench.publisher.listed(FIRST, 1, 1)
+    bench.publisher.keep_list(None)
+    bench.settle()
+    assert bench.publisher.works_with(FIRST), "it is not empty any more"
+    assert not bench.publisher.changes_list, "the broker is away"
+
+
+def test_the_outbox_makes_way_for_another_list() -> None:
+    """With the broker there, events that come all the time do not keep the list from its end."""
+    bench = SlotsBench({FIRST: 1, SECOND: 2}, outbox="reply")
+    bench.list.served = {FIRST}
+    bench.tell(FIRST)
+    bench.publisher.keep_list(FIRST)
+    bench.publisher.connect()
+    bench.settle()
+    bench.list.served.add(SECOND)
+    bench.tell(FIRST)
+    assert not bench.publisher.changes_list
+    assert sent(bench.link_up()) == [1]
+    assert bench.publisher.changes_list
+    bench.publisher.keep_list(None)
+    bench.ack(1)
+    bench.wait(TRIM_EVERY)
+    assert bench.publisher.works_with(SECOND)
+    assert not bench.publisher.changes_list
+
+
+def test_the_list_of_the_outbox_is_chosen_again() -> None:
+    """After a change of the role: events may have come into it before the lists were known."""
+    bench = SlotsBench({SECOND: 2}, outbox="reply")
+    bench.list.served = {FIRST}
+    bench.tell(FIRST)
+    bench.publisher.keep_list(FIRST)
+    bench.publisher.set_role(primary=False, loading=False)
+    bench.publisher.set_role(primary=True, loading=False)
+    bench.list.served.add(SECOND)
+    bench.tell(FIRST)
+    assert bench.publisher.works_with(FIRST)
+
+
+def test_a_list_of_the_outbox_that_has_left_is_not_waited_for() -> None:
+    bench = SlotsBench({SECOND: 2}, outbox="reply")
+    bench.tell(FIRST)
+    bench.publisher.keep_list(THIRD)
+    assert bench.publisher.changes_list

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.publisher.outbox_worlds import OutboxWorld, SharedOutboxWorld, SlotsOutboxWorld
 from tests.publisher.simulated import set_limit
 from tests.publisher.worlds import (
     LIMITS,
@@ -28,7 +29,18 @@ from tests.publisher.worlds import (
 
 @pytest.mark.parametrize(
     "kind",
-    [LosslessWorld, ClusterWorld, NarrowWorld, FussyWorld, ImportWorld, SharedWorld, SlotsWorld],
+    [
+        LosslessWorld,
+        ClusterWorld,
+        NarrowWorld,
+        FussyWorld,
+        ImportWorld,
+        SharedWorld,
+        SlotsWorld,
+        OutboxWorld,
+        SharedOutboxWorld,
+        SlotsOutboxWorld,
+    ],
 )
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32), story=stories)
@@ -36,6 +48,9 @@ from tests.publisher.worlds import (
 @example(seed=171, story=[322741, 965231, 278573])
 # In a world of slots: a demotion while events are being pushed that are newer than recent pushes.
 @example(seed=0, story=[41, 3899539, 5, 7, 405, 31895, 531499, 13, 987740, 1034])
+# With an outbox: a handler that fails during a cut; a job right after one that opens the outbox.
+@example(seed=9, story=[228196, 286686])
+@example(seed=1009, story=[141095, 153367, 866090, 394293, 974730, 562915, 802939])
 def test_world(kind: type[World], seed: int, story: list[int]) -> None:
     chance = random.Random(seed)
     with pytest.MonkeyPatch.context() as patch:

@@ -167,6 +167,10 @@ class World:
             assert self.now < self.flush_until, "a flush takes longer than it may"
         return actions
 
+    def wake_at(self) -> float | None:
+        """The time of the worker's next turn, if nothing else happens."""
+        return self.publisher.wake_at()
+
     def take_events(self) -> None:
         publisher = self.publisher
         while not self.stopped:
@@ -280,7 +284,7 @@ class World:
     # What may happen
 
     def time_passes(self, chance: random.Random) -> None:
-        at = self.publisher.wake_at()
+        at = self.wake_at()
         if at is not None and chance.random() < 0.5:
             self.now = max(self.now, at)
         else:
@@ -473,6 +477,9 @@ class World:
             self.job = self.result = None
             self.twice = True  # a push that was done is done again
         self.broker.arrives_at_loss = chance.random()
+        self.repair(job_lost=job_lost)
+
+    def repair(self, *, job_lost: bool) -> None:
         self.broker.lose()
         self.publisher.link_down("unexpected exception")
         self.publisher.repair(job_lost=job_lost, taken=self.publisher.taken)
@@ -482,6 +489,9 @@ class World:
 
     def set_role(self, *, primary: bool, loading: bool, agreed: bool = False) -> None:
         self.list.writable = primary and not loading
+        self.tell_role(primary=primary, loading=loading, agreed=agreed)
+
+    def tell_role(self, *, primary: bool, loading: bool, agreed: bool) -> None:
         self.publisher.set_role(primary=primary, loading=loading, agreed=agreed)
 
     # How it ends
@@ -533,7 +543,7 @@ class World:
             if actions or any(events) or self.publisher.has_more:
                 idle = 0
                 continue
-            at = self.publisher.wake_at()
+            at = self.wake_at()
             assert at is not None, "stuck: it would sleep for ever"
             idle = idle + 1 if at < self.now + 0.02 else 0
             assert idle < 250, "spins"

@@ -79,6 +79,10 @@ class FakeQueue:
     def size(self) -> int:
         return sum(map(len, self._records))
 
+    @property
+    def records(self) -> Sequence[bytes]:
+        return self._records
+
     def take(self) -> bytes:
         return b"".join(self._records[: self.together])
 

@@ -13,12 +13,13 @@ from keyspace_amqp.message import Event
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.leftovers import Leftovers
-from keyspace_amqp.worker.outbox import RETRY_AFTER, Outbox
+from keyspace_amqp.worker.outbox import CHANGE_AGAIN, CHANGE_WITHIN, RETRY_AFTER, Outbox
 from keyspace_amqp.worker.records import HEAD, LISTED, LISTED_BIT, Kind, Listed, parse_request
 from keyspace_amqp.worker.shim_api import OutboxState
 from tests.worker.fakes import Failures, FakeQueue, FakeShim, event
 from tests.worker.test_intake import Receiver
 
+OTHER = b"keyspaceamqp:{1}:fallback"
 OK, ERROR = (b"+OK\r\n", 0), (b"-ERR closed\r\n", 0)
 
 
@@ -30,8 +31,13 @@ class Publisher:
         self.outbox_key: bytes | None = KEY
         self.has_memory = False
         self.wants_records = False
+        self.changes_list = False
+        self.kept: bytes | None = None
         self.booked: list[tuple[bytes, int, int]] = []
         self.place: tuple[int, int] | None = (10, 1)
+
+    def keep_list(self, key: bytes | None) -> None:
+        self.kept = key
 
     def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None:
         self.booked.append((key, count, length))
@@ -131,14 +137,50 @@ def test_a_hold_that_has_ended_by_itself_is_forgotten() -> None:
 
 
 def test_another_list_takes_the_place_of_the_first() -> None:
+    """The publisher keeps the list until the outbox is held."""
     world = World()
     world.outbox.start(KEY)
     world.shim.outbox = OutboxState.OPEN
     assert world.poll() is None
-    world.publisher.outbox_key = b"keyspaceamqp:{1}:fallback"
+    assert world.publisher.kept == KEY
+    world.publisher.changes_list = True
     assert world.poll() == OutboxStep([], open=False)
+    assert world.publisher.kept == KEY
     world.finish(OK, OutboxState.HELD)
-    assert world.poll() == OutboxStep([b"keyspaceamqp:{1}:fallback"], open=True)
+    assert world.poll() is None, "no list is chosen yet"
+    assert world.publisher.kept is None
+    world.publisher.outbox_key, world.publisher.changes_list = OTHER, False
+    assert world.poll() == OutboxStep([OTHER], open=True)
+    assert world.publisher.kept == OTHER
+    world.finish(OK, OutboxState.OPEN)
+    world.poll()
+    assert world.publisher.kept == OTHER
+
+
+def test_a_change_of_the_list_that_takes_too_long_is_put_off() -> None:
+    world = World()
+    world.outbox.start(KEY)
+    world.shim.outbox = OutboxState.OPEN
+    world.publisher.changes_list = True
+    world.poll()
+    world.finish(OK, OutboxState.HELD)
+    assert world.poll() is None
+    assert world.outbox.wake_at(enabled=True) == pytest.approx(world.now + CHANGE_WITHIN)
+    world.now += CHANGE_WITHIN
+    assert world.poll() == OutboxStep([KEY], open=True)
+    world.finish(OK, OutboxState.OPEN)
+    assert world.poll() is None
+    assert world.outbox.wake_at(enabled=True) == pytest.approx(100.0 + CHANGE_AGAIN)
+    world.now = 100.0 + CHANGE_AGAIN
+    assert world.poll() == OutboxStep([], open=False)
+
+
+def test_a_list_is_not_kept_when_the_outbox_has_closed_itself() -> None:
+    world = World()
+    world.outbox.start(KEY)
+    world.shim.outbox = OutboxState.CLOSED
+    assert world.poll() == OutboxStep([], open=False)
+    assert world.publisher.kept is None
 
 
 def test_records_are_asked_for_once() -> None:
