@@ -40,7 +40,7 @@ from tests.fix_servers import (
 from tests.servers import ALL, SOME
 
 # Of `atomic`, with what to use instead.
-REFUSAL = "outbox: atomic is not accepted: .*; give reply or off"
+REFUSAL = r"outbox: 'atomic' is not accepted: .*; give reply or off"
 WITHOUT_ATOMIC = [family for family in ALL if not has_atomic(family)]
 
 
