@@ -287,7 +287,7 @@ def test_a_full_table_of_states(make: MakeFilter) -> None:
     """All states are forgotten, in the middle of a key, and what follows is right."""
     made, expected = many_states(make)
     generator = random.Random(7)
-    for length in [30, 1000, 3000] * 150:
+    for length in [3, 10, 15, 19, 30, 1000, 3000] * 150:
         key = bytes(generator.choices(b"ab", k=length))
         assert made.passes(key) is expected(key)
 
