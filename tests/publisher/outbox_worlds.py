@@ -445,10 +445,19 @@ class SlotsOutboxWorld(WithOutbox, SlotsWorld):
         WithOutbox.handler_fails(self, chance)
         self.looks_later = self.looks_later and (self.job or self.result) is not None
 
+    looks_again = False
+
     def tell_lists(self, *, now: bool) -> None:
-        if self.ready and (self.main.listed or self.unbooked):
-            return  # a look is a job, and what was stored before it is booked before
-        super().tell_lists(now=now)
+        # A look is a job, and what was stored before it is booked before its result.
+        self.looks_again = self.ready and bool(self.main.listed or self.unbooked)
+        if not self.looks_again:
+            super().tell_lists(now=now)
+
+    def turn(self) -> list[Action]:
+        actions = super().turn()
+        if self.looks_again:
+            self.tell_lists(now=True)
+        return actions
 
     def check_known_elements(self) -> None:
         for entry in self.publisher.list.known:
