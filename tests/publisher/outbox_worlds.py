@@ -26,7 +26,7 @@ from keyspace_amqp.worker.job_queue import JobQueue
 from keyspace_amqp.worker.outbox import Outbox
 from keyspace_amqp.worker.records import Listed, Reader
 from tests.publisher.simulated import Step, dropped_of, number_in, number_of
-from tests.publisher.simulated_outbox import HELD, OPEN, MainThread
+from tests.publisher.simulated_outbox import HELD, OPEN, MainThread, event_in
 from tests.publisher.worlds import LosslessWorld, SharedWorld, SlotsWorld, World
 
 MODES = ("reply", "atomic", "atomic", "off")
@@ -108,9 +108,7 @@ class WithOutbox(World):
 
     @property
     def outside(self) -> collections.deque[Event]:  # type: ignore[override]
-        waiting = self.main.waiting()
-        events, _ = Reader("x").parse(b"".join(waiting), range(len(waiting)))
-        return collections.deque(events)
+        return collections.deque(map(event_in, self.main.waiting()))
 
     @outside.setter
     def outside(self, _events: object) -> None: ...
@@ -214,7 +212,7 @@ class WithOutbox(World):
             self.intake.take(pushed)
         self.attempt("taken", lambda: None)
         self.meanwhile()
-        note(f"    polls: {self.publisher.list.length} of {self.list.numbers}, {main.state.name}")
+        note(f"    polls: {self.publisher.list.length} known, {main.state.name}")
         actions = self.publisher.poll(more=self.intake.waiting > 0, most=self.most)
         for action in actions:
             note(f"    {action}")
