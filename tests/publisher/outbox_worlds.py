@@ -427,6 +427,13 @@ class OutboxWorld(WithRenewal, LosslessWorld):
 class SharedOutboxWorld(WithRenewal, SharedWorld):
     """Other clients change the list too."""
 
+    def somebody_changes_the_list(self, chance: random.Random) -> None:
+        """What they insert among known elements is found by a trim, but not by a cut."""
+        before = set(self.list.elements)
+        super().somebody_changes_the_list(chance)
+        if self.config.fallback_size > 0:
+            self.risked_by_others += len(set(self.list.elements) - before)
+
 
 class SlotsOutboxWorld(WithOutbox, SlotsWorld):
     """Slots come and go, with their lists."""
