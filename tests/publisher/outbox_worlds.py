@@ -26,7 +26,7 @@ from keyspace_amqp.worker.job_queue import JobQueue
 from keyspace_amqp.worker.outbox import Outbox
 from keyspace_amqp.worker.records import Listed, Reader
 from tests.publisher.simulated import Step, dropped_of, number_in, number_of
-from tests.publisher.simulated_outbox import HELD, OPEN, MainThread
+from tests.publisher.simulated_outbox import HELD, OPEN, MainThread, event_in
 from tests.publisher.worlds import LosslessWorld, SharedWorld, SlotsWorld, World
 
 MODES = ("reply", "atomic", "atomic", "off")
@@ -108,9 +108,7 @@ class WithOutbox(World):
 
     @property
     def outside(self) -> collections.deque[Event]:  # type: ignore[override]
-        waiting = self.main.waiting()
-        events, _ = Reader("x").parse(b"".join(waiting), range(len(waiting)))
-        return collections.deque(events)
+        return collections.deque(map(event_in, self.main.waiting()))
 
     @outside.setter
     def outside(self, _events: object) -> None: ...
@@ -214,7 +212,7 @@ class WithOutbox(World):
             self.intake.take(pushed)
         self.attempt("taken", lambda: None)
         self.meanwhile()
-        note(f"    polls: {self.publisher.list.length} of {self.list.numbers}, {main.state.name}")
+        note(f"    polls: {self.publisher.list.length} known, {main.state.name}")
         actions = self.publisher.poll(more=self.intake.waiting > 0, most=self.most)
         for action in actions:
             note(f"    {action}")
@@ -429,6 +427,13 @@ class OutboxWorld(WithRenewal, LosslessWorld):
 class SharedOutboxWorld(WithRenewal, SharedWorld):
     """Other clients change the list too."""
 
+    def somebody_changes_the_list(self, chance: random.Random) -> None:
+        """What they insert among known elements is found by a trim, but not by a cut."""
+        before = set(self.list.elements)
+        super().somebody_changes_the_list(chance)
+        if self.config.fallback_size > 0:
+            self.risked_by_others += len(set(self.list.elements) - before)
+
 
 class SlotsOutboxWorld(WithOutbox, SlotsWorld):
     """Slots come and go, with their lists."""
@@ -445,10 +450,19 @@ class SlotsOutboxWorld(WithOutbox, SlotsWorld):
         WithOutbox.handler_fails(self, chance)
         self.looks_later = self.looks_later and (self.job or self.result) is not None
 
+    looks_again = False
+
     def tell_lists(self, *, now: bool) -> None:
-        if self.ready and (self.main.listed or self.unbooked):
-            return  # a look is a job, and what was stored before it is booked before
-        super().tell_lists(now=now)
+        # A look is a job, and what was stored before it is booked before its result.
+        self.looks_again = self.ready and bool(self.main.listed or self.unbooked)
+        if not self.looks_again:
+            super().tell_lists(now=now)
+
+    def turn(self) -> list[Action]:
+        actions = super().turn()
+        if self.looks_again:
+            self.tell_lists(now=True)
+        return actions
 
     def check_known_elements(self) -> None:
         for entry in self.publisher.list.known:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from keyspace_amqp.fallback import push_job, to_element
 from keyspace_amqp.jobs import Job, JobResult, OutboxStep
 from keyspace_amqp.message import Event
-from keyspace_amqp.worker.records import HEAD, LISTED_BIT, Kind, Listed, Reader, starts_listed
+from keyspace_amqp.worker.records import HEAD, LISTED_BIT, Kind, Listed, Reader
 from keyspace_amqp.worker.shim_api import OutboxState
-from tests.publisher.simulated import BEGIN_MS, SimulatedList
+from tests.publisher.simulated import BEGIN_MS, SimulatedList, event_of
 from tests.worker.fakes import FakeJob, FakeShim, record
 
 CLOSED, HELD, OPEN = OutboxState.CLOSED, OutboxState.HELD, OutboxState.OPEN
@@ -25,10 +25,17 @@ def record_of(event: Event) -> bytes:
     return record(Kind.EVENT, event.key, name=event.name, time_ms=BEGIN_MS, db=event.db)
 
 
+def event_in(data: bytes) -> Event:
+    """The event in such a record, but for its id."""
+    return event_of(HEAD.unpack_from(data)[3])
+
+
+_BIT_AT = HEAD.size - 1
+
+
 def in_list(data: bytes) -> bytes:
     """The record of an event that is in the list already."""
-    at = HEAD.size - 1
-    return data[:at] + bytes([data[at] | LISTED_BIT]) + data[at + 1 :]
+    return data[:_BIT_AT] + bytes([data[_BIT_AT] | LISTED_BIT]) + data[_BIT_AT + 1 :]
 
 
 class OutboxShim(FakeShim):
@@ -233,5 +240,5 @@ class MainThread:
     def waiting(self) -> list[bytes]:
         """The records of events that are nowhere but here and in the queue."""
         queue = self.shim.events
-        queued = [one for one in queue.records if not starts_listed(one)]
+        queued = [one for one in queue.records if not one[_BIT_AT] & LISTED_BIT]
         return queued + self.pending[self.listed :]

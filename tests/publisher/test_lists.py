@@ -352,6 +352,9 @@ def test_the_outbox_makes_way_for_another_list() -> None:
     assert not bench.publisher.changes_list
     assert sent(bench.link_up()) == [1]
     assert bench.publisher.changes_list
+    bench.lose_link()
+    assert not bench.publisher.changes_list, "nobody empties it"
+    bench.link_up()
     bench.publisher.keep_list(None)
     bench.ack(1)
     bench.wait(TRIM_EVERY)
