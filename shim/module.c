@@ -127,6 +127,11 @@ __attribute__((visibility("default"))) int keyspace_amqp_unload(RedisModuleCtx *
         RedisModule_Log(ctx, "warning", "not unloaded: the handler still hangs");
         return REDISMODULE_ERR;
     }
+    if (outbox_has_job()) { /* the server would call it after it has freed the module */
+        RedisModule_Log(ctx, "warning",
+                        "not unloaded: unload the module outside of a transaction that writes");
+        return REDISMODULE_ERR;
+    }
     /* Nothing may be written to the list here, so the mode is FLUSH_LEAVE. Redis replicates any
      * command that has changed the data set. A replicated MODULE UNLOAD would unload the module
      * on the replicas too. */

@@ -342,13 +342,16 @@ static void on_unit_end(RedisModuleCtx *ctx, void *data) {
     store(ctx);
 }
 
+int outbox_has_job(void) { return post_job; }
+
 int outbox_collect(RedisModuleCtx *ctx, const record_t *head, const char *name,
                    const char *payload) {
     if (state_now() == CLOSED) {
         count(&shared.outbox_missed);
         return queue_event(head, name, payload);
     }
-    if (pending.len > queue_get_limit(shared.events)) { /* one long script, for example */
+    if (pending.len - listed_bytes >
+        queue_get_limit(shared.events)) { /* one long script, for example */
         outbox_close();
         return outbox_collect(ctx, head, name, payload);
     }

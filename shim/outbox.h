@@ -24,6 +24,9 @@ void outbox_renew(void);
 void outbox_start(void);
 /* Before the event loop sleeps: stores what is left of this turn, and tells the worker. */
 void outbox_end_turn(RedisModuleCtx *ctx);
+/* Returns whether the server is going to call the outbox after the present command, transaction or
+ * script. */
+int outbox_has_job(void);
 /* Tells the worker what was stored, before one of its jobs runs. */
 void outbox_tell(void);
 /* Before a save within a turn: stores what was collected, or leaves it to the worker to do so. */

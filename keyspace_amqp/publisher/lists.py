@@ -169,6 +169,16 @@ class Lists:
         """Set the length of a list, as it was read, and count what others changed."""
         self.book_change(one.key, one.set_length(length))
 
+    def imported(self, key: bytes, length: int, count: int) -> None:
+        """Count `count` elements that were put to the end of a list; its `length` after that."""
+        if not self.known:
+            return  # all lengths are about to be read, perhaps because the role has changed
+        for new_length in (length - count, length):
+            if key != self.current.key:
+                self.found({key: new_length})
+            elif self.current.is_ready:  # else its length is about to be read anyway
+                self.set_length(self.current, new_length)
+
     def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None:
         """Count elements that the outbox has put to the end of a list, and its length after that.
 

@@ -14,7 +14,8 @@ The places of events, in the order in which they are sent:
   order; after a lost connection they are sent again in their order.
 - Events that the broker has refused are in a second list and a second log: see delivery.py.
 - Each part has an object of its own: Link, Window, Retries, Memory, Delivery, FallbackList,
-  Lists, ListJobs, RecentPushes, Flushing, Suspects, Aside, Ledger. This file holds the decisions
+  Lists, ListJobs, RecentPushes, Flushing, Suspects, Aside, OutboxView,
+  Ledger. This file holds the decisions
   that concern several of them, and their order: see `poll`.
 """
 
@@ -48,6 +49,7 @@ from .link import Link
 from .list_jobs import ListJobs
 from .lists import Lists
 from .memory import Memory
+from .outbox import OutboxView
 from .recent import RecentPushes
 from .recovery import Recovery
 from .renewal import Renewal
@@ -74,8 +76,7 @@ class Publisher:
 
     `clock`: monotonic seconds; `wall`: Unix time in milliseconds; `jitter`: random numbers
     from 0 to 1; `clustered`: Redis runs in cluster mode. `last_error` is for users.
-    `has_more`: poll has more to do after confirms were read. `storing_all`: the outbox waits until
-    all events of memory are in the list.
+    `has_more`: poll has more to do after confirms were read.
     """
 
     def __init__(
@@ -89,7 +90,6 @@ class Publisher:
     ) -> None:
         self.last_error = ""
         self.has_more = False
-        self.storing_all = False
         self.ledger = Ledger(clock, wall)
         self.link = Link(clock, jitter)
         self.window = Window(clock)
@@ -103,19 +103,16 @@ class Publisher:
         self.recovery = Recovery()
         self.aside = Aside(self.lists, self.memory, self.refused, self.window, self.ledger, wall)
         self.jobs = ListJobs(
-            self.lists,
-            self.memory,
-            self.refused,
-            self.window,
-            self.recent,
-            self.ledger,
-            self.aside,
-            clock,
-            self._note_error,
-        )
+            self.lists, self.memory, self.refused, self.window, self.recent, self.ledger,
+            self.aside, clock, self._note_error,
+        )  # fmt: skip
         self.delivery = Delivery(
             self.window, self.retries, self.memory, self.refused, self.lists, self.ledger, clock
         )
+        self.outbox = OutboxView(
+            self.link, self.window, self.memory, self.lists, self.ledger, clock,
+            lambda: self._storable and not self._flushing.ends,
+        )  # fmt: skip
         self.suspects = Suspects(self.lists, self.memory, self.delivery, self.window, clock)
         self._clock = clock
         self._config = config
@@ -211,42 +208,13 @@ class Publisher:
         `length`: its length after that. To be called after `job_done` for jobs that ran
         before, and before `job_done` for jobs that ran later.
         """
-        if not self.lists.known:
-            return  # all lengths are about to be read, perhaps because the role has changed
-        for new_length in (length - count, length):
-            if key != self.list.key:
-                self.lists.found({key: new_length})
-            elif self.list.is_ready:  # else its length is about to be read anyway
-                self.lists.set_length(self.list, new_length)
+        self.lists.imported(key, length, count)
 
     def add(self, events: Sequence[Event]) -> None:
         """Take in events of the shim's queue, oldest first."""
         now = self._clock()
         self.memory.add([Entry(event, now) for event in events])
         self.ledger.matched(len(events))
-
-    def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None:
-        """Count elements that the outbox has put to the end of a list; see Lists.listed."""
-        self.ledger.matched(count)
-        self.ledger.pushed(count)
-        return self.lists.listed(key, count, length)
-
-    def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None:
-        """Take in events that are elements of the list, from this place on.
-
-        They are ignored if elements before them are not known, or if enough elements are: then
-        they will be read when their turn comes.
-        """
-        at, generation = place
-        known = self.list.known_end - at
-        room = 2 * JOB_ELEMENTS - self.list.unsent
-        if generation != self.list.generation or known < 0 or room <= 0:
-            return
-        now = self._clock()
-        entries = [Entry(event, now) for event in events[known : known + room]]
-        for entry in entries:
-            entry.listed = True
-        self.list.read(entries)
 
     def recover(self, events: Sequence[Event], *, more: bool = False) -> None:
         """Take in leftovers of an earlier load, in the order of their file.
@@ -534,9 +502,8 @@ class Publisher:
         oldest = self.memory.oldest
         if oldest is None or not self._storable:
             return False
-        if self.storing_all:
-            # Pushed behind unread elements, what was sent would be read and sent again.
-            return not (self._flushing.leaves or (self.list.unread and self.memory.sent))
+        if self.outbox.storing_all:
+            return self.outbox.may_store and not self._flushing.leaves
         if self.flushing:
             return not self._flushing.leaves and not self._flushing.may_deliver
         overdue = self._clock() >= oldest.at + STORE_AFTER
@@ -586,35 +553,6 @@ class Publisher:
     def works_with(self, key: bytes) -> bool:
         """True if this is the key of the list that the publisher works with."""
         return key == self.list.key
-
-    @property
-    def outbox_key(self) -> bytes | None:
-        """Return the key of the list that takes all events, if it takes pushes now."""
-        return self.list.key if self._storable and not self._flushing.ends else None
-
-    def keep_list(self, key: bytes | None) -> None:
-        """Note into which list the outbox may put events at any moment; None: into none."""
-        self.lists.kept = key
-
-    @property
-    def changes_list(self) -> bool:
-        """True if the outbox should be held, because another list is to be chosen.
-
-        It is if the present one can be emptied soon: events that come all the time would keep it
-        from that.
-        """
-        soon = self._broker_answers and not self.list.unread
-        return self.lists.waits_for_outbox or (bool(self.lists.others) and soon)
-
-    @property
-    def has_memory(self) -> bool:
-        """True if events are in memory that are older than new ones."""
-        return bool(self.memory)
-
-    @property
-    def wants_records(self) -> bool:
-        """True if events that are put into the list can be sent soon."""
-        return self.link.is_up and self.list.unread < JOB_ELEMENTS
 
     @property
     def broker_is_busy(self) -> bool:

@@ -56,8 +56,6 @@ class Receiver(Protocol):
 
     def gauges(self) -> Mapping[Stat, int]: ...
 
-    def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None: ...
-
 
 class Outbox(Protocol):
     """The members of the outbox that the intake uses; see outbox.py."""
@@ -66,6 +64,8 @@ class Outbox(Protocol):
 
     @property
     def handed_count(self) -> int: ...
+
+    def add(self, events: Sequence[Event], place: tuple[int, int]) -> None: ...
 
     def next_handed(self, number: int) -> Handed | None: ...
 
@@ -190,7 +190,7 @@ class Intake:
             try:
                 events, size = self._outbox_reader.parse(data[:size], numbers, listed=True)
                 count = len(events)
-                self._receiver.add_listed(events, handed.place)
+                self._outbox.add(events, handed.place)
             except Exception:
                 self._failed("the handler cannot parse an event that is in the list")
                 handed.place = None

@@ -101,7 +101,7 @@ class Worker:
         self._job_queue = JobQueue(shim, self._unexpected, lambda jobs: self._outbox.book(jobs))
         self._outbox = Outbox(
             shim,
-            publisher,
+            publisher.outbox,
             self._job_queue.submit,
             lambda: self._intake.waiting + self._leftovers.pending,
             lambda: watch.inherited_home,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import collections
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..jobs import Job, JobError, JobResult, OutboxStep
+from ..message import Event
 from .records import Listed
 from .shim_api import OutboxState, Shim
 
@@ -26,12 +27,12 @@ CHANGE_AGAIN = 5.0
 
 
 class Publisher(Protocol):
-    """The members of the publisher that are used here; see publisher.py."""
+    """The members of the publisher's OutboxView that are used here; see there."""
 
     storing_all: bool
 
     @property
-    def outbox_key(self) -> bytes | None: ...
+    def key(self) -> bytes | None: ...
 
     @property
     def changes_list(self) -> bool: ...
@@ -43,6 +44,8 @@ class Publisher(Protocol):
 
     @property
     def wants_records(self) -> bool: ...
+
+    def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None: ...
 
     def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None: ...
 
@@ -134,6 +137,10 @@ class Outbox:
             self._shim.outbox_booked(self._booked)
             self._booked = 0
 
+    def add(self, events: Sequence[Event], place: tuple[int, int]) -> None:
+        """Give events with this place in the list, and after it, to the publisher."""
+        self._publisher.add_listed(events, place)
+
     # ---- records of events in the list ------------------------------------------------
 
     @property
@@ -173,7 +180,7 @@ class Outbox:
         if not enabled or self._clock() < self._retry_at:
             return
         # Of a replica it is opened before there are events: its promotion is no reason to miss one.
-        key = self._publisher.outbox_key or self._inherited()
+        key = self._publisher.key or self._inherited()
         changes = self._publisher.changes_list
         match state:
             case OutboxState.OPEN if (changes and self._may_change) or key not in (None, self._key):

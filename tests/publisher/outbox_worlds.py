@@ -95,7 +95,7 @@ class WithOutbox(World):
         shim = self.main.shim
         self.jobs = JobQueue(shim, self.failed, lambda jobs: self.outbox.book(jobs))
         self.outbox = Outbox(
-            shim, self.publisher, self.jobs.submit,
+            shim, self.publisher.outbox, self.jobs.submit,
             lambda: self.intake.waiting + len(self.file), self.inherited, lambda: self.now,
         )  # fmt: skip
         shim.prefix = self.outbox.prefix

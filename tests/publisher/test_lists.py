@@ -326,17 +326,17 @@ def test_a_list_into_which_the_outbox_puts_events_is_kept() -> None:
     bench = SlotsBench({SECOND: 2}, outbox="reply")
     bench.list.served = {FIRST}
     bench.tell(FIRST)
-    bench.publisher.keep_list(FIRST)
-    assert not bench.publisher.changes_list
+    bench.publisher.outbox.keep_list(FIRST)
+    assert not bench.publisher.outbox.changes_list
     bench.list.served.add(SECOND)
     bench.tell(FIRST)
     assert bench.publisher.works_with(FIRST)
-    assert bench.publisher.changes_list, "the outbox is to be held"
-    bench.publisher.listed(FIRST, 1, 1)
-    bench.publisher.keep_list(None)
+    assert bench.publisher.outbox.changes_list, "the outbox is to be held"
+    bench.publisher.outbox.listed(FIRST, 1, 1)
+    bench.publisher.outbox.keep_list(None)
     bench.settle()
     assert bench.publisher.works_with(FIRST), "it is not empty any more"
-    assert not bench.publisher.changes_list, "the broker is away"
+    assert not bench.publisher.outbox.changes_list, "the broker is away"
 
 
 def test_the_outbox_makes_way_for_another_list() -> None:
@@ -344,22 +344,22 @@ def test_the_outbox_makes_way_for_another_list() -> None:
     bench = SlotsBench({FIRST: 1, SECOND: 2}, outbox="reply")
     bench.list.served = {FIRST}
     bench.tell(FIRST)
-    bench.publisher.keep_list(FIRST)
+    bench.publisher.outbox.keep_list(FIRST)
     bench.publisher.connect()
     bench.settle()
     bench.list.served.add(SECOND)
     bench.tell(FIRST)
-    assert not bench.publisher.changes_list
+    assert not bench.publisher.outbox.changes_list
     assert sent(bench.link_up()) == [1]
-    assert bench.publisher.changes_list
+    assert bench.publisher.outbox.changes_list
     bench.lose_link()
-    assert not bench.publisher.changes_list, "nobody empties it"
+    assert not bench.publisher.outbox.changes_list, "nobody empties it"
     bench.link_up()
-    bench.publisher.keep_list(None)
+    bench.publisher.outbox.keep_list(None)
     bench.ack(1)
     bench.wait(TRIM_EVERY)
     assert bench.publisher.works_with(SECOND)
-    assert not bench.publisher.changes_list
+    assert not bench.publisher.outbox.changes_list
 
 
 def test_the_list_of_the_outbox_is_chosen_again() -> None:
@@ -367,7 +367,7 @@ def test_the_list_of_the_outbox_is_chosen_again() -> None:
     bench = SlotsBench({SECOND: 2}, outbox="reply")
     bench.list.served = {FIRST}
     bench.tell(FIRST)
-    bench.publisher.keep_list(FIRST)
+    bench.publisher.outbox.keep_list(FIRST)
     bench.publisher.set_role(primary=False, loading=False)
     bench.publisher.set_role(primary=True, loading=False)
     bench.list.served.add(SECOND)
@@ -378,5 +378,5 @@ def test_the_list_of_the_outbox_is_chosen_again() -> None:
 def test_a_list_of_the_outbox_that_has_left_is_not_waited_for() -> None:
     bench = SlotsBench({SECOND: 2}, outbox="reply")
     bench.tell(FIRST)
-    bench.publisher.keep_list(THIRD)
-    assert bench.publisher.changes_list
+    bench.publisher.outbox.keep_list(THIRD)
+    assert bench.publisher.outbox.changes_list

@@ -39,14 +39,14 @@ class OutboxBench(Bench):
 
     def book(self, events: Sequence[Event]) -> tuple[int, int] | None:
         """The worker hears of the newest elements of the list."""
-        place = self.publisher.listed(KEY, len(events), len(self.list.elements))
+        place = self.publisher.outbox.listed(KEY, len(events), len(self.list.elements))
         assert_books_balance(self.publisher)
         return place
 
     def hand(self, events: Sequence[Event], place: tuple[int, int] | None) -> None:
         """The worker takes their records."""
         assert place is not None
-        self.publisher.add_listed(events, place)
+        self.publisher.outbox.add_listed(events, place)
 
     def outbox(self, count: int = 1) -> None:
         """All of this for new events."""
@@ -206,8 +206,8 @@ def test_others_have_removed_elements() -> None:
 
 def test_a_list_that_is_not_the_current_one() -> None:
     bench = OutboxBench()
-    assert bench.publisher.listed(OTHER, 3, 3) is None
-    assert bench.publisher.listed(OTHER, 1, 4) is None
+    assert bench.publisher.outbox.listed(OTHER, 3, 3) is None
+    assert bench.publisher.outbox.listed(OTHER, 1, 4) is None
     assert bench.publisher.lists.others == {OTHER: 4}
     assert bench.count(Stat.FALLBACK_LENGTH) == 4
     assert_books_balance(bench.publisher)
@@ -216,7 +216,7 @@ def test_a_list_that_is_not_the_current_one() -> None:
 def test_a_list_of_a_node_that_is_no_primary_any_more() -> None:
     bench = OutboxBench()
     bench.publisher.set_role(primary=False, loading=False)
-    assert bench.publisher.listed(KEY, 3, 3) is None
+    assert bench.publisher.outbox.listed(KEY, 3, 3) is None
     assert bench.publisher.lists.others == {}
     assert bench.count(Stat.EVENTS_MATCHED) + bench.count(Stat.FALLBACK_FOUND) == 0
     assert_books_balance(bench.publisher)

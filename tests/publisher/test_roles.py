@@ -248,7 +248,7 @@ def test_a_result_that_is_lost_in_an_exception_counts_as_none() -> None:
     run(bench)
     demote(bench)
     bench.publisher.link_down("unexpected exception")
-    bench.publisher.repair(job_lost=True)
+    bench.publisher.repair(job_lost=True, taken=bench.publisher.taken)
     bench.wait(60)
     assert sent(bench.link_up()) == [1, 2, 3, 4, 5]
 

@@ -193,7 +193,7 @@ def test_users_see_which_ones_were_set_aside() -> None:
     assert bench.count(Stat.DROPPED_SET_ASIDE) == 30
     lines = [line for line in texts(bench.actions) if "is set aside" in line]
     assert len(lines) >= 10
-    first = f"the event of key b'bad:0' (del, database 0) is set aside: {REASON}"
+    first = f"the event of key b'bad:0' (del, database 1) is set aside: {REASON}"
     assert lines[0] == first
     shown = bench.publisher.aside.newest(1000)
     assert len(shown) == 30

@@ -187,7 +187,7 @@ def test_too_large_to_be_kept_is_named_and_the_others_are_kept() -> None:
     newest, oldest = bench.publisher.aside.newest(10)
     assert newest.element == b""
     assert newest.why.startswith("the event of key b'big:kkk")
-    assert newest.why.endswith("(del, database 0), larger than the broker's limit of 4000000 bytes")
+    assert newest.why.endswith("(del, database 2), larger than the broker's limit of 4000000 bytes")
     assert len(newest.why) < 300
     assert oldest.element.endswith(b"k" * 1000)
     assert oldest.why == "larger than the broker's limit of 500 bytes"

@@ -207,6 +207,8 @@ class NoOutbox:
     prefix = "outbox"
     handed_count = 0
 
+    def add(self, events: object, place: object) -> None: ...
+
     def next_handed(self, number: int) -> Handed | None:
         return None
 

@@ -32,7 +32,6 @@ class Receiver:
         self.given_up = 0
         self.pressure: list[bool] = []
         self.recovering = False
-        self.listed: list[tuple[tuple[int, int], list[str]]] = []
 
     def room(self) -> int:
         return self.space - len(self.waiting)
@@ -63,9 +62,6 @@ class Receiver:
 
     def set_pressure(self, pressure: bool) -> None:
         self.pressure.append(pressure)
-
-    def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None:
-        self.listed.append((place, [event.message_id for event in events]))
 
     def gauges(self) -> Mapping[Stat, int]:
         objects = sum(EVENT_BYTES + len(e.name) + len(e.key) for e in self.waiting)

@@ -4,7 +4,7 @@ compiled module."""
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -28,13 +28,17 @@ class Publisher:
 
     def __init__(self) -> None:
         self.storing_all = False
-        self.outbox_key: bytes | None = KEY
+        self.key: bytes | None = KEY
         self.has_memory = False
         self.wants_records = False
         self.changes_list = False
+        self.added: list[tuple[tuple[int, int], list[str]]] = []
         self.kept: bytes | None = None
         self.booked: list[tuple[bytes, int, int]] = []
         self.place: tuple[int, int] | None = (10, 1)
+
+    def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None:
+        self.added.append((place, [event.message_id for event in events]))
 
     def keep_list(self, key: bytes | None) -> None:
         self.kept = key
@@ -106,7 +110,7 @@ def test_not_while_it_is_off_or_the_list_takes_nothing() -> None:
     world = World()
     assert world.poll(enabled=False) is None
     assert world.outbox.wake_at(enabled=False) is None
-    world.publisher.outbox_key = None
+    world.publisher.key = None
     assert world.poll() is None
     assert world.outbox.wake_at(enabled=True) is not None, "it looks again"
 
@@ -131,7 +135,7 @@ def test_a_hold_that_has_ended_by_itself_is_forgotten() -> None:
     world.poll()
     assert world.publisher.storing_all
     world.shim.outbox = OutboxState.CLOSED  # as the main thread does after a while
-    world.publisher.outbox_key = None
+    world.publisher.key = None
     world.poll()
     assert not world.publisher.storing_all
 
@@ -149,7 +153,7 @@ def test_another_list_takes_the_place_of_the_first() -> None:
     world.finish(OK, OutboxState.HELD)
     assert world.poll() is None, "no list is chosen yet"
     assert world.publisher.kept is None
-    world.publisher.outbox_key, world.publisher.changes_list = OTHER, False
+    world.publisher.key, world.publisher.changes_list = OTHER, False
     assert world.poll() == OutboxStep([OTHER], open=True)
     assert world.publisher.kept == OTHER
     world.finish(OK, OutboxState.OPEN)
@@ -260,7 +264,7 @@ def test_events_in_the_list_go_to_their_places(together: int) -> None:
     assert [e.key for e in world.receiver.waiting] == [b"a", b"b", b"c"]
     assert [e.message_id for e in world.receiver.waiting] == ["run-1", "run-2", "run-7"]
     prefix = world.world.outbox.prefix
-    places = [(place, name) for (place, _), names in world.receiver.listed
+    places = [(place, name) for (place, _), names in world.world.publisher.added
               for place, name in enumerate(names, place)]  # fmt: skip
     assert places == [(10 + n, f"{prefix}-{11 + n}") for n in range(4)]
     assert world.queue.length == world.intake.waiting == 0
@@ -278,7 +282,7 @@ def test_events_without_a_place_are_left_to_the_list(known: bool) -> None:
         world.push(*(in_list(event(b"l")) for _ in range(3)))
     world.push(event(b"a"))
     world.intake.take(world.queue.pushed)
-    assert world.receiver.listed == []
+    assert world.world.publisher.added == []
     assert [e.key for e in world.receiver.waiting] == [b"a"]
     assert world.queue.length == 0
 
@@ -289,7 +293,7 @@ def test_no_more_than_were_pushed_before_the_turn() -> None:
     world.intake.take(2)
     assert world.queue.length == 2
     world.intake.take(4)
-    assert [place for (place, _), _ in world.receiver.listed] == [10, 12]
+    assert [place for (place, _), _ in world.world.publisher.added] == [10, 12]
 
 
 def test_events_in_the_list_need_no_room() -> None:
@@ -307,7 +311,7 @@ def test_an_exception_leaves_them_to_the_list() -> None:
     def fail(events: list[Event], place: tuple[int, int]) -> None:
         raise RuntimeError
 
-    world.receiver.add_listed = fail  # type: ignore[assignment,method-assign]
+    world.world.publisher.add_listed = fail  # type: ignore[assignment,method-assign]
     world.hand(2, number=1, first=1)
     world.intake.take(2)
     assert world.queue.length == 0
