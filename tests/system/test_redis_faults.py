@@ -616,7 +616,7 @@ class Sentinel(RedisServer):
         self.config_path.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n"
             f"sentinel monitor here 127.0.0.1 {primary.port} 1\n"
-            "sentinel down-after-milliseconds here 1000\n"
+            "sentinel down-after-milliseconds here 3000\n"
             "sentinel failover-timeout here 10000\n"
         )
         return self
