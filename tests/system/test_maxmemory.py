@@ -158,7 +158,8 @@ def fill(client: redis.Redis) -> None:
 
 
 def set_one_key(client: redis.Redis, count: int) -> int:
-    """Sets the same key again and again; returns how often Redis has refused."""
+    """Sets the same key again and again; returns how often Redis has refused. A pipeline of 500
+    takes 60 kB of Valkey 9.1."""
     errors = 0
     for first in range(0, count, 500):
         with client.pipeline(transaction=False) as pipeline:
@@ -179,7 +180,7 @@ def limited(server: RedisServer, room: int) -> redis.Redis:
 
 
 @pytest.mark.parametrize(
-    ("policy", "room", "count"), [("noeviction", MIB, 20_000), ("volatile-lru", MIB // 8, 4000)]
+    ("policy", "room", "count"), [("noeviction", MIB, 20_000), ("volatile-lru", MIB // 4, 5000)]
 )
 def test_clients_get_no_errors(
     family: str,
