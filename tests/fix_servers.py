@@ -359,7 +359,12 @@ def list_length(client: redis.Redis) -> int:
 
 def linked(replica: redis.Redis) -> None:
     """Wait until a replica has its full copy and receives the changes after it."""
-    wait_for(lambda: replica.info("replication").get("master_link_status") == "up", 30)
+    wait_for(
+        lambda: replica.info("replication").get("master_link_status") == "up",
+        60,
+        "the replica is linked",
+        lambda: f"INFO has {replica.info('replication')}",
+    )
 
 
 def replicated(primary: redis.Redis, replica: redis.Redis) -> None:

@@ -142,6 +142,11 @@ class Writer:
         """Return the place behind the last whole command, for `rewind`."""
         return self._end, self.count
 
+    @property
+    def is_empty(self) -> bool:
+        """True if no command is in the file."""
+        return self._end == 0
+
     def rewind(self, mark: tuple[int, int] | None = None) -> None:
         """Remove what an exception has left behind the last whole command, or behind a mark."""
         self._end, self.count = mark or self.mark

@@ -129,6 +129,15 @@ class Leftovers:
         self._reading.write(writer)
         self.close()
 
+    def keep(self, writer: Writer) -> None:
+        """Replace the old file by the new one, or delete both if nothing was written. Raises
+        OSError."""
+        if writer.is_empty:
+            writer.discard()
+            self.remove()
+        else:
+            writer.keep()
+
 
 class Rest(Protocol):
     """The events that the publisher does not have; see intake.py."""
@@ -172,13 +181,13 @@ def store(
                 writer.rewind()
                 why = f"{file.path} could not be written: {error}"
             try:
-                writer.keep()
+                file.keep(writer)
             except OSError as error:
                 if file.needed:
                     raise
                 cut = writer.rewind_to_disk()
                 why = f"{file.path} could not be written: {error}"
-                writer.keep()
+                file.keep(writer)
         except BaseException:
             writer.discard()
             raise
@@ -190,11 +199,12 @@ def store(
         log_lost(before, rest.waiting, why, is_alone, sink)
         return
     log_lost(len(waiting) + cut, rest.waiting, why, is_alone, sink)
-    sink(
-        "notice",
-        f"{writer.count} events came too late for the fallback list; they are in "
-        f"{file.path} for the next load",
-    )
+    if not writer.is_empty:
+        sink(
+            "notice",
+            f"{writer.count} events came too late for the fallback list; they are in "
+            f"{file.path} for the next load",
+        )
 
 
 def log_lost(

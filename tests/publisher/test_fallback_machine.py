@@ -25,7 +25,7 @@ from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import Command
 from keyspace_amqp.publisher.actions import Send
 from keyspace_amqp.publisher.list_jobs import Length, Push, Read, Trim
-from keyspace_amqp.tables.keys import KEY
+from keyspace_amqp.tables.keys import KEY, REFUSED_KEY
 from tests.publisher.simulated import (
     CLUSTER_DOWN,
     NOT_SERVED,
@@ -77,42 +77,60 @@ class Raw:
 
 
 class RealList(SimulatedList):
-    """The list in a server; the shim's way to run a job is the same."""
+    """The two lists in a server; the shim's way to run a job is the same."""
 
     def __init__(self, server: RedisServer) -> None:
         self.client = server.client(protocol=2)
         self.raw = Raw(server)
         self.client.flushall()
-        self._seen: list[bytes] | None = None  # as it was after the last change
+        self._seen: dict[bytes, list[bytes]] = {}  # lists as they were after the last change
         super().__init__()
 
     def close(self) -> None:
         self.raw.close()
         self.client.close()
 
+    def _elements(self, key: bytes) -> list[bytes]:
+        if key not in self._seen:
+            self._seen[key] = []
+            with contextlib.suppress(redis.exceptions.ResponseError):  # no list
+                self._seen[key] = self.client.lrange(key, 0, -1)
+        return self._seen[key]
+
+    def _replace(self, key: bytes, elements: Sequence[bytes]) -> None:
+        self.change(b"DEL", key)
+        if elements:
+            self.change(b"RPUSH", key, *elements)
+
     @property
     def elements(self) -> list[bytes]:
-        if self._seen is None:
-            self._seen = []
-            with contextlib.suppress(redis.exceptions.ResponseError):  # no list
-                self._seen = self.client.lrange(KEY, 0, -1)
-        return self._seen
+        return self._elements(KEY)
 
     @elements.setter
     def elements(self, elements: Sequence[bytes]) -> None:
-        self.change(b"DEL", KEY)
-        if elements:
-            self.change(b"RPUSH", KEY, *elements)
+        self._replace(KEY, elements)
+
+    @property
+    def refused(self) -> list[bytes]:
+        return self._elements(REFUSED_KEY)
+
+    @refused.setter
+    def refused(self, elements: Sequence[bytes]) -> None:
+        self._replace(REFUSED_KEY, elements)
+
+    @property
+    def numbers(self) -> list[int | None]:
+        return [number_in(element) for element in self.everywhere]
 
     def change(self, *words: bytes | int) -> None:
         """A change by another client, which may fail."""
-        self._seen = None
+        self._seen.clear()
         with contextlib.suppress(redis.exceptions.ResponseError):
             self.client.execute_command(*words)
 
     def _execute(self, command: Command) -> bytes:
         if command.write:
-            self._seen = None
+            self._seen.clear()
         return self.raw(command.name.encode(), *command.arguments)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import wait_for
 from tests.fix_brokers import displaced, mailbox_of, read
 from tests.fix_faults import Load, Probe
@@ -18,8 +19,9 @@ from tests.fix_servers import Mailbox, StartRedis, arguments_for, once, settled,
 
 # A queue that elects a leader answers nobody for some seconds.
 RECOVERY = 60.0
-# Seconds from an event to its message in a queue that is well.
-SOON = 5.0
+# Seconds from an event to its message in a queue that is well, on a busy machine. With messages
+# that wait for others it would be the confirm-timeout.
+SOON = DEFAULTS.confirm_timeout / 4
 # Seconds for which a member stands still.
 PAUSE = 5.0
 

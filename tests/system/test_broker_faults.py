@@ -127,7 +127,7 @@ def test_stopped_and_started_under_load(
         for run in range(runs):
             with probe(server):
                 load.more(500)
-                wait_for(lambda n=run: stats(client)["reconnects"] == n, 30)
+                wait_for(lambda n=run: stats(client)["reconnects"] >= n, 30)
                 start = stop(own_broker)
                 try:
                     all_stored(client, load)
@@ -370,11 +370,12 @@ def test_packets_vanish_under_load(
                     load.more(500)
                     all_stored(client, load)
             with probe(server):
-                wait_for(lambda: stats(client)["reconnects"] == 1, 60)
+                wait_for(lambda: stats(client)["reconnects"] >= 1, 60)
                 wait_for(lambda: is_back(client), 60)
-        assert "heartbeat" in stats(client)["last_error"]
-        assert proxy.links == 2
-        delivered(client, mailbox, load.keys, repeated=WINDOW)
+        assert "heartbeat" in server.log()
+        # With such heartbeats, a link may end because the machine is slow.
+        assert proxy.links >= 2
+        delivered(client, mailbox, load.keys, repeated=proxy.links * WINDOW)
 
 
 def test_packets_vanish_while_it_opens(
@@ -545,12 +546,13 @@ def test_closed_by_the_broker(
     server = start_redis(arguments=arguments_for(own_broker, mailbox, "$"))
     client = server.client()
     with loaded(server) as load:
-        for run in range(3):
+        for _ in range(3):
             with probe(server):
                 load.more(300)
                 wait_for(lambda: is_back(client), 60)
+                before = stats(client)["reconnects"]
                 own_broker.ctl(*command)
-                wait_for(lambda n=run: stats(client)["reconnects"] == n + 1, 30)
+                wait_for(lambda n=before: stats(client)["reconnects"] > n, 30)
                 assert error in stats(client)["last_error"]
                 wait_for(lambda: is_back(client), 60)
     numbers = delivered(client, mailbox, load.keys, repeated=3 * WINDOW)

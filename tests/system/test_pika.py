@@ -56,5 +56,5 @@ def test_a_pika_of_another_form(
         load.more(1000)
     settled(client, fallback_length=0, confirmed=len(load.keys))
     delivered(client, mailbox, load.keys, repeated=10**6)
-    assert stats(client)["reconnects"] == 1
+    assert stats(client)["reconnects"] >= 1
     assert server.log().count(SLOW_PIKA) == 1

@@ -281,6 +281,19 @@ def test_what_is_too_late_is_lost_and_logged(path: pathlib.Path) -> None:
     assert keys_of(all_of_it().receiver.waiting)[1:] == [b"a", b"b", b"c", b"d"]
 
 
+@pytest.mark.parametrize("old", [True, False])
+def test_nothing_written_in_time_makes_no_file(old: bool, path: pathlib.Path) -> None:
+    """Nor does an old file stay, whose events are delivered."""
+    if old:
+        stop(World(), EVENTS)
+    world = all_of_it()
+    world.push("ab")
+    lines = stop(world, is_late=lambda: True, is_alone=lambda: True)
+    why = "there was no time to write them"
+    assert lines == [("warning", f"2 events stay in the queue, for the next handler: {why}")]
+    assert list(pathlib.Path().iterdir()) == []
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_what_stays_in_the_queue_of_a_module_that_goes_on_is_not_lost(
     there: bool, path: pathlib.Path
