@@ -38,7 +38,8 @@ STOP_LIMIT = 2.0
 
 # Appended to worker/loop.py. `hang-NAME` in the server's directory stops the handler at a place,
 # `fail-NAME` makes the place fail, `crash` makes it crash, by the function in the file.
-# `await-request` makes the handler wait once for a request, after its look at the queue of events.
+# `await-flush` makes the handler wait, after its look at the queue of events, until it is told to
+# end. Other requests wait too.
 INJECT = """
 
 import ctypes as _ctypes
@@ -76,11 +77,23 @@ def _crash(function):
     return crash
 
 
-def _await_request(function):
+def _flush_waits(data):
+    at = 0
+    while at < len(data):
+        total, *_, kind, _ = _records.HEAD.unpack_from(data, at)
+        if kind == _records.Kind.FLUSH:
+            return True
+        at += total
+    return False
+
+
+def _await_flush(function):
     def wait(self):
-        file = _pathlib.Path("await-request")
+        file = _pathlib.Path("await-flush")
+        if file.exists():
+            log.LOGGER.info("awaits the flush")
         while file.exists():
-            if self._shim.requests.length:
+            if _flush_waits(bytes(self._shim.requests.take())):
                 file.unlink()
             else:
                 time.sleep(0.001)
@@ -89,12 +102,13 @@ def _await_request(function):
 
 
 import threading as _threading
+from . import records as _records
 _signal.pthread_self = _threading.get_ident
 Worker.__init__ = _hang("start", Worker.__init__)
 Worker._turn = _hang("turn", _crash(Worker._turn))
 Worker._leave = _hang("leave", Worker._leave)
 Worker.end = _hang("end", Worker.end)
-Requests.take = _await_request(Requests.take)
+Requests.take = _await_flush(Requests.take)
 """
 
 
@@ -317,14 +331,15 @@ def test_an_unload_that_is_refused(
     start_redis: StartRedis,
 ) -> None:
     """The module stays, and so does the capture: whatever happens meanwhile, events are delivered
-    as soon as the handler goes on. "leave at once": it is told to end before it has seen any, as a
-    rule."""
+    as soon as the handler goes on. "leave at once": it is told to end before it has seen any."""
     server = start_redis(family, None, ["save 3600 1000000"])
     server.module = [str(impatient)]
     client = server.client()
     if place == "leave at once":
-        (server.folder / "await-request").touch()
+        (server.folder / "await-flush").touch()
     load(client, impatient, arguments_for(free_port(), mailbox, "$"))
+    if place == "leave at once":
+        wait_for(lambda: "awaits the flush" in server.log(), 30)
     expected = write(client, "before", 50)
     with Hang(server, place.partition(" ")[0]) as hang:
         if place == "turn":

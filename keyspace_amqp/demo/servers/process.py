@@ -154,16 +154,35 @@ class Server:
             os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        """Send SIGKILL and wait for the end."""
+        """Send SIGKILL and wait for the end of the server and of the programs that it started."""
         if self.process is not None:
-            self.signal(signal.SIGKILL)
-            self.process.wait()
+            self._end(self._started())
+
+    def _started(self) -> set[tuple[int, str]]:
+        """Return the programs that the server started. None after its end: its id may be that
+        of another process then."""
+        return _started_by(self.pid) if self.running else set()
+
+    def _end(self, programs: set[tuple[int, str]]) -> None:
+        """Kill the server, and wait for its end and for that of programs that it started, which
+        may have sessions of their own: those of Erlang end only when they see that the broker
+        has ended."""
+        assert self.process is not None
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+        try:
+            wait_for(lambda: not programs & _programs().keys(), STOP_TIMEOUT)
+        except TimeoutError:
+            for pid, _ in programs & _programs().keys():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> int:
         """Send SIGTERM, and SIGKILL if the server still runs `timeout` seconds later. Return
         the exit code."""
         if self.process is None:
             return 0
+        programs = self._started()
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGCONT)
@@ -171,8 +190,33 @@ class Server:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout)
         code = self.process.poll()
-        self.kill()
+        self._end(programs)
         return -signal.SIGKILL if code is None else code
+
+
+def _programs() -> dict[tuple[int, str], int]:
+    """Return the id and the start (in the kernel's ticks) of each process that runs, with the id
+    of the process that started it, from /proc."""
+    found = {}
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # The name, in brackets, may have spaces; from `state` on, fields are numbers.
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                found[int(process.name), fields[19]] = int(fields[1])
+    return found
+
+
+def _started_by(pid: int) -> set[tuple[int, str]]:
+    """Return the processes (id and start) that a process started, and those that they started."""
+    programs = _programs()
+    found: set[tuple[int, str]] = set()
+    parents = {pid}
+    while parents:
+        children = {key for key, parent in programs.items() if parent in parents}
+        found |= children
+        parents = {child for child, _ in children}
+    return found
 
 
 def missing(program: str) -> ServerError:
