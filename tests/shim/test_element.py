@@ -37,7 +37,7 @@ def write(shim: Shim, data: bytes, prefix: bytes, number: int) -> bytes:
 
 def read(data: bytes, number: int = 1) -> Event:
     """The event that the worker makes of a record."""
-    (event,), _, _ = Reader(RUN).parse(data, [number])
+    (event,), _ = Reader(RUN).parse(data, [number])
     return event
 
 
