@@ -100,10 +100,12 @@ void outbox_set_mode(const char *value, int has_list) {
     while (mode > OFF && strcmp(value, MODES[mode]) != 0)
         mode--;
     by_unit = RedisModule_AddPostNotificationJob != NULL;
-    unsure = by_unit && mode == REPLY;
+    outbox_ask_again();
     if (mode == OFF || !has_list) outbox_close();
     main_thread.outbox = mode != OFF;
 }
+
+void outbox_ask_again(void) { unsure = mode == REPLY && RedisModule_AddPostNotificationJob != NULL; }
 
 const char *outbox_text(void) {
     static const char *const WAITING[] = {"off", "reply (waits)", "atomic (waits)"};

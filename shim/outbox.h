@@ -18,6 +18,8 @@ void outbox_prepare(void);
 void outbox_release(void);
 /* Takes the value of the parameter, and whether there is a list. */
 void outbox_set_mode(const char *value, int has_list);
+/* A parameter of the server was changed, perhaps the number of I/O threads. */
+void outbox_ask_again(void);
 /* Before another worker starts: events go to its queue, until it opens the outbox. */
 void outbox_renew(void);
 /* After the start of the worker of a load: opens the outbox if the worker has asked for it. */

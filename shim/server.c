@@ -152,6 +152,17 @@ static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
         changes_note("swapdb", "", 0);
 }
 
+/* ---- the server's own parameters --------------------------------------------------------- */
+
+static void on_config_changed(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t subevent,
+                              void *data) {
+    (void)ctx;
+    (void)event;
+    (void)subevent;
+    (void)data;
+    outbox_ask_again();
+}
+
 /* ---- the cluster ------------------------------------------------------------------------ */
 
 /* A message of another node. This receiver is never unregistered: Redis would keep a
@@ -201,6 +212,7 @@ void server_subscribe(RedisModuleCtx *ctx) {
         {{REDISMODULE_EVENT_FLUSHDB, 1}, on_flush_db},
         {{REDISMODULE_EVENT_SWAPDB, 1}, on_swap_db},
         {{REDISMODULE_EVENT_SHUTDOWN, 1}, on_shutdown},
+        {{REDISMODULE_EVENT_CONFIG, 1}, on_config_changed},
     };
     for (size_t i = 0; i < sizeof(SUBSCRIPTIONS) / sizeof(SUBSCRIPTIONS[0]); i++)
         RedisModule_SubscribeToServerEvent(ctx, SUBSCRIPTIONS[i].event, SUBSCRIPTIONS[i].callback);

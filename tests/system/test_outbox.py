@@ -126,6 +126,37 @@ def test_the_event_is_there_with_the_write(family: str, start_redis: StartRedis)
     )
 
 
+def lengths_within(client: redis.Redis) -> list[int]:
+    """The lengths of the list after each of two writes of a pipeline."""
+    before = list_length(client)
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.set("a", 1).llen(KEY).set("b", 1).llen(KEY)
+        return [length - before for length in pipeline.execute()[1::2]]
+
+
+@pytest.mark.parametrize("family", [family for family in ALL if has_atomic(family)])
+def test_replies_before_the_end_of_a_turn(family: str, start_redis: StartRedis) -> None:
+    """With I/O threads, replies may leave before the turn ends: then `reply` puts each event into
+    the list at once. Without them, it puts all events of a turn there together. Newer servers can
+    change the number of threads while they run."""
+    client = start_redis(
+        family, arguments_for(free_port(), events="$"), ["keyspaceamqp.outbox reply"]
+    ).client()
+    wait_for(lambda: is_open(client), 30)
+    wait_for(lambda: lengths_within(client) == [0, 0], 10)
+    try:
+        client.config_set("io-threads", 3)
+    except redis.exceptions.ResponseError:
+        options = ["keyspaceamqp.outbox reply", "io-threads 3"]
+        client = start_redis(family, arguments_for(free_port(), events="$"), options).client()
+        wait_for(lambda: is_open(client), 30)
+        assert lengths_within(client) == [1, 2]
+        return
+    assert lengths_within(client) == [1, 2]
+    client.config_set("io-threads", 1)
+    wait_for(lambda: lengths_within(client) == [0, 0], 10)
+
+
 @SOME_OUTBOX
 def test_a_steady_flow(
     family: str, outbox: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
@@ -252,7 +283,7 @@ def test_unloaded_and_loaded_under_load(
                 pipeline.set(f"begin:{len(loads)}", 1)
                 pipeline.execute()
             load.more(500)
-            with client.pipeline(transaction=True) as pipeline:
+            with client.pipeline(transaction=False) as pipeline:
                 pipeline.set(f"end:{len(loads)}", 1)
                 if port != broker.port:
                     pipeline.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
@@ -268,6 +299,23 @@ def test_unloaded_and_loaded_under_load(
         begin, end = arrived.index(b"begin:%d" % number), arrived.index(b"end:%d" % number)
         between = [int(key[5:]) for key in arrived[begin + 1 : end]]
         assert between == list(range(between[0], between[0] + len(between)))
+
+
+@ATOMIC
+def test_an_unload_in_a_transaction_that_writes(family: str, start_redis: StartRedis) -> None:
+    """The server would call the module at the end of the transaction, so the unload is refused, and
+    the event is where it belongs."""
+    server = start_redis(family, arguments_for(free_port(), events="$"))
+    client = server.client()
+    with client.pipeline(transaction=True) as pipeline:
+        pipeline.set("a", 1).execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+        _, refusal = pipeline.execute(raise_on_error=False)
+    assert isinstance(refusal, redis.exceptions.ResponseError)
+    assert "not unloaded: unload the module outside of a transaction that writes" in server.log()
+    assert keys_of(listed(client)) == [b"a"]
+    client.set("b", 1)
+    client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    assert keys_of(listed(client)) == [b"a", b"b"]
 
 
 # ---- what stands in the way -----------------------------------------------------------
