@@ -105,7 +105,9 @@ void outbox_set_mode(const char *value, int has_list) {
     main_thread.outbox = mode != OFF;
 }
 
-void outbox_ask_again(void) { unsure = mode == REPLY && RedisModule_AddPostNotificationJob != NULL; }
+void outbox_ask_again(void) {
+    unsure = mode == REPLY && RedisModule_AddPostNotificationJob != NULL;
+}
 
 const char *outbox_text(void) {
     static const char *const WAITING[] = {"off", "reply (waits)", "atomic (waits)"};
