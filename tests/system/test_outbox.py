@@ -19,6 +19,7 @@ from tests.fix_outbox import (
     SOME_OUTBOX,
     Clients,
     Told,
+    check_same,
     has_atomic,
     keys_there,
     listed,
@@ -260,6 +261,28 @@ def test_changed_under_load(
         load.more(300)
     client.config_set("keyspaceamqp.port", broker.port)
     delivered(client, mailbox, load.keys, outbox="off")
+
+
+@SOME_OUTBOX
+def test_a_save_while_it_opens(family: str, outbox: str, start_redis: StartRedis) -> None:
+    """While the outbox opens, events are collected for a moment. A save finds those of all writes
+    before it, too, at whatever moment it comes."""
+    server = start_redis(family, arguments_for(free_port(), events="$"), ["save ''"])
+    for size in (0, 1, 20, 200, 1000):
+        client = server.client()
+        with Load(server, batch=20) as load:
+            load.more(100)
+            for count in (0, size):
+                with client.pipeline(transaction=False) as pipeline:
+                    pipeline.config_set("keyspaceamqp.outbox", "off")
+                    pipeline.config_set("keyspaceamqp.outbox", outbox)
+                    pipeline.execute()
+                # So the save comes sooner or later.
+                write(client, f"save:{size}:{count}", 5 + count)
+                client.save()
+        server.kill()
+        server.start()
+        check_same(server.client(), lambda: listed(server.client()))
 
 
 @SOME_OUTBOX
