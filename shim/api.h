@@ -113,13 +113,15 @@ size_t queue_get_limit(const queue_t *queue);
 
 /* ---- element.c: elements of the fallback list ----------------------------- */
 
-/* Any thread, both. Writes the element that `to_element` in fallback.py makes of this event: a
- * record of kind EVENT, VALUED or SUBKEYED. Its message_id is the prefix and then the number.
- * Returns the bytes of the element. `out` has room for `element_room` bytes. */
+/* Any thread, all of these. Writes the element that `to_element` in fallback.py makes of this
+ * event: a record of kind EVENT, VALUED or SUBKEYED. Its message_id is the prefix and then the
+ * number. Returns the bytes of the element. `out` has room for `element_room` bytes. */
 size_t element_write(char *out, const record_t *head, const char *name, const char *payload,
                      const char *prefix, size_t prefix_len, uint64_t number);
 /* Returns a number of bytes that an element of this record never exceeds. */
 size_t element_room(const record_t *head, size_t prefix_len);
+/* Leaves the value and the subkeys out of a record. */
+void element_strip(record_t *head, const char **payload);
 
 /* ---- parameters.c: the values of parameters ------------------------------- */
 
@@ -198,7 +200,7 @@ void shim_command_done(uint64_t handle, const char *reply, size_t len);
 /* ---- outbox.c. Worker thread, all of these ---------------------------------- */
 
 /* The states of the outbox. CLOSED: events go to the queue. HELD: they are collected. OPEN: they
- * go into the list. */
+ * go into the list, or are about to: a load has just begun. */
 enum { OUTBOX_CLOSED = 0, OUTBOX_HELD = 1, OUTBOX_OPEN = 2 };
 int shim_outbox_state(void);
 /* Called before shim_ready. `prefix`: the start of the ids of elements. `key`: the list that takes

@@ -142,6 +142,23 @@ size_t element_write(char *out, const record_t *head, const char *name, const ch
     return (size_t)(at - out);
 }
 
+void element_strip(record_t *head, const char **payload) {
+    if (head->kind == RECORD_SUBKEYED) {
+        subkeyed_t subkeyed;
+        memcpy(&subkeyed, *payload, sizeof(subkeyed));
+        *payload += sizeof(subkeyed) + subkeyed.bytes;
+        head->payload_len -= (uint32_t)sizeof(subkeyed) + subkeyed.bytes;
+        head->kind = subkeyed.kind;
+    }
+    if (head->kind == RECORD_VALUED) {
+        valued_t value;
+        memcpy(&value, *payload, sizeof(value));
+        *payload += sizeof(value);
+        head->payload_len = value.key_len;
+        head->kind = RECORD_EVENT;
+    }
+}
+
 size_t element_room(const record_t *head, size_t prefix_len) {
     /* A subkey has four bytes for its length in the record, and two more than the length has
      * digits in the element. So only subkeys of 100 bytes and more take more room there, and not

@@ -17,7 +17,8 @@
 
 /* States take at most this much memory: enough for all states of thousands of masks. */
 #define STATES_BYTES ((size_t)8 * 1024 * 1024)
-#define BUCKETS 4096 /* of the hash table of states */
+/* Buckets of the hash table of states: for a few short chains even with all states. */
+#define BUCKETS 65536
 #define WORD_BITS 64
 
 /* ---- positions: masks, item by item ------------------------------------------------- */

@@ -13,7 +13,6 @@
  */
 #include "outbox.h"
 
-#include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +22,7 @@
 #include "element.h"
 #include "jobs.h"
 #include "latency.h"
+#include "list_push.h"
 #include "maxmemory.h"
 #include "redis_api.h"
 #include "tables.h"
@@ -32,12 +32,19 @@
  * it count towards maxmemory. */
 #define PUSH_ELEMENTS 1024
 #define PUSH_BYTES ((size_t)256 * 1024)
-/* A hold ends by itself after so many milliseconds, or bytes of collected events. */
+/* The worker takes all records of a turn at once, so it gets no more than these; others it reads.
+ */
+#define HANDED_MOST 4096
+/* A hold ends by itself after so many milliseconds, or when the collected events take this part of
+ * the queue's limit. */
 #define HOLD_MS 1000
-#define HOLD_BYTES ((size_t)4 * 1024 * 1024)
+#define HOLD_PART 4
 #define ID_BYTES 40
 /* While so many bytes of requests wait, the worker is behind. */
 #define BEHIND ((size_t)1024 * 1024)
+/* Pushes for events that the pushes before them have caused. Another module may write whenever the
+ * list changes; what is left then goes to the list at the end of the next turn. */
+#define MORE_PUSHES 10
 
 enum mode { OFF, REPLY, ATOMIC };
 static const char *const MODES[] = {"off", "reply", "atomic"};
@@ -50,6 +57,10 @@ static long long held_ms; /* clock_ms at the start of the hold */
 static int by_unit;       /* events are stored after each command, not at the end of the turn */
 static int unsure;        /* if that is necessary; a command says so */
 static int post_job;      /* the server will run on_unit_end */
+static int turn_is_over;  /* the event loop is about to sleep, or sleeps */
+static int storing;       /* callbacks of other modules may run meanwhile, and may write */
+static int close_wanted;  /* when that has ended */
+static int can_push;      /* list_push works here */
 static RedisModuleString *key_string; /* of the list */
 /* The events of this turn. The first `listed` of them are in the list. */
 static buffer_t pending;
@@ -65,6 +76,7 @@ static _Atomic int state;
 /* Written by the worker, read by the main thread. */
 static _Atomic int wants_records;
 static _Atomic(char *) start_key; /* counted; taken by outbox_start */
+static _Atomic int starting;      /* a load has begun, and outbox_start is still to come */
 static char id_prefix[ID_BYTES];  /* written while the main thread waits for the start, or before */
 
 /* ---- states ------------------------------------------------------------------------ */
@@ -73,6 +85,7 @@ static int state_now(void) { return atomic_load_explicit(&state, memory_order_re
 
 static void set_state(int new) {
     atomic_store(&state, new);
+    can_push = 0;
     main_thread.outbox = mode != OFF;
 }
 
@@ -81,16 +94,17 @@ int outbox_can(const char *value) {
 }
 
 /* Returns whether the server may send a reply before the turn of its command ends. With I/O threads
- * it may, if it has post-notification jobs; Redis 7.0 sends all replies at the end. */
+ * it may, if it has post-notification jobs; Redis 7.0 sends all replies at the end. If CONFIG has
+ * another name here, nobody knows, so it may. */
 static int replies_early(RedisModuleCtx *ctx) {
     RedisModuleCallReply *reply = RedisModule_Call(ctx, "CONFIG", "cc", "GET", "io-threads");
-    if (reply == NULL) return 0;
+    if (reply == NULL) return 1;
     size_t len = 0;
     const char *value = NULL;
     if (RedisModule_CallReplyType(reply) == REDISMODULE_REPLY_ARRAY &&
         RedisModule_CallReplyLength(reply) == 2)
         value = RedisModule_CallReplyStringPtr(RedisModule_CallReplyArrayElement(reply, 1), &len);
-    int early = value != NULL && !(len == 1 && value[0] == '1');
+    int early = !(value != NULL && len == 1 && value[0] == '1');
     RedisModule_FreeCallReply(reply);
     return early;
 }
@@ -99,14 +113,14 @@ void outbox_set_mode(const char *value, int has_list) {
     mode = ATOMIC;
     while (mode > OFF && strcmp(value, MODES[mode]) != 0)
         mode--;
-    by_unit = RedisModule_AddPostNotificationJob != NULL;
     outbox_ask_again();
     if (mode == OFF || !has_list) outbox_close();
-    main_thread.outbox = mode != OFF;
+    main_thread.outbox = mode != OFF || storing;
 }
 
 void outbox_ask_again(void) {
-    unsure = mode == REPLY && RedisModule_AddPostNotificationJob != NULL;
+    by_unit = RedisModule_AddPostNotificationJob != NULL;
+    unsure = by_unit && mode == REPLY;
 }
 
 const char *outbox_text(void) {
@@ -128,13 +142,14 @@ static void forget(void) {
 void outbox_prepare(void) {
     forget();
     mode = OFF;
-    by_unit = post_job = 0;
+    by_unit = post_job = storing = close_wanted = 0;
     next_id = 1;
     untold = 0;
     set_state(CLOSED);
     free(atomic_exchange(&start_key, NULL));
     atomic_store(&shared.outbox_in_queue, 0);
     outbox_renew();
+    atomic_store(&starting, 1);
 }
 
 void outbox_release(void) {
@@ -145,16 +160,19 @@ void outbox_release(void) {
 void outbox_renew(void) {
     outbox_close();
     untold = 0;
+    atomic_store(&starting, 0);
     atomic_store(&wants_records, 0);
     atomic_store(&shared.outbox_unbooked, 0);
 }
 
 void outbox_start(void) {
     char *text = atomic_exchange(&start_key, NULL);
-    if (text == NULL) return;
-    set_key(text, strlen(text));
-    free(text);
-    set_state(OPEN);
+    if (text != NULL) {
+        set_key(text, strlen(text));
+        free(text);
+        set_state(OPEN);
+    }
+    atomic_store(&starting, 0);
 }
 
 /* ---- to the worker ------------------------------------------------------------------- */
@@ -179,7 +197,7 @@ static size_t size_of(const event_t *event) {
 /* Sends the request about what was put into the list, and the records of these events, if the
  * worker wants them, there is room, and they are all of this turn. */
 static void send(void) {
-    int wanted = atomic_load(&wants_records) && untold == listed &&
+    int wanted = atomic_load(&wants_records) && untold == listed && listed <= HANDED_MOST &&
                  queue_bytes(shared.events) + listed_bytes < queue_get_limit(shared.events) / 2;
     listed_t told = {.jobs = jobs_count(),
                      .number = queue_pushed(shared.events) + 1,
@@ -219,19 +237,31 @@ static void tell(int at_once) {
     count_pending -= listed;
     listed = 0;
     listed_bytes = 0;
+    if (pending.len == 0) buffer_empty(&pending); /* frees it if it is large */
 }
 
-/* Puts the events that are not in the list into the queue. */
+/* Puts an event into the queue, and counts it as missed. Returns 0, or -1 if the queue is full. */
+static int miss(const event_t *event) {
+    if (queue_event(&event->head, event->name, event->payload) != 0) return -1;
+    count(&shared.outbox_missed);
+    return 0;
+}
+
+/* Puts the events that are not in the list into the queue; those that are too large for it without
+ * their values and subkeys. */
 static void spill(void) {
     for (size_t at = listed_bytes; at < pending.len;) {
         event_t event = event_at(at);
-        if (queue_event(&event.head, event.name, event.payload) != 0) count(&shared.queue_full);
-        count(&shared.outbox_missed);
         at += size_of(&event);
+        if (miss(&event) == 0) continue;
+        element_strip(&event.head, &event.payload);
+        if (miss(&event) != 0) count(&shared.queue_full);
     }
 }
 
 void outbox_close(void) {
+    close_wanted = storing;
+    if (storing) return;
     tell(1); /* before newer events come into the queue */
     spill();
     forget();
@@ -245,8 +275,10 @@ void outbox_leave(void) {
 /* ---- storing --------------------------------------------------------------------------- */
 
 /* Returns whether the list may be written now. */
-static int may_store(void) {
-    return main_thread.capturing && !jobs_refuses_writes() && !RedisModule_AvoidReplicaTraffic();
+static int may_store(RedisModuleCtx *ctx) {
+    if (!can_push) can_push = list_push_works(ctx);
+    return can_push && main_thread.capturing && !jobs_refuses_writes() &&
+           !RedisModule_AvoidReplicaTraffic();
 }
 
 /* Makes the strings of the next elements, and returns their number. `end`: becomes the offset in
@@ -267,37 +299,6 @@ static size_t make_elements(RedisModuleString **strings, size_t *end, size_t *si
     return made;
 }
 
-/* Appends the strings to the list by a command. Returns the list's length, or -1. In a cluster,
- * only a command says whether this node serves the list's slot. */
-static long long push_by_command(RedisModuleCtx *ctx, RedisModuleString **strings, size_t count) {
-    RedisModuleCallReply *reply =
-        RedisModule_Call(ctx, "RPUSH", "!Esv", key_string, strings, count);
-    if (reply == NULL) return -1;
-    long long result = -1;
-    if (RedisModule_CallReplyType(reply) == REDISMODULE_REPLY_INTEGER)
-        result = RedisModule_CallReplyInteger(reply);
-    RedisModule_FreeCallReply(reply);
-    return result;
-}
-
-/* The same without a command, which takes half the time. */
-static long long push_directly(RedisModuleCtx *ctx, RedisModuleString **strings, size_t count) {
-    long long result = -1;
-    RedisModuleKey *list =
-        RedisModule_OpenKey(ctx, key_string, REDISMODULE_READ | REDISMODULE_WRITE);
-    int type = RedisModule_KeyType(list);
-    if (type == REDISMODULE_KEYTYPE_LIST || type == REDISMODULE_KEYTYPE_EMPTY) {
-        for (size_t i = 0; i < count; i++)
-            RedisModule_ListPush(list, REDISMODULE_LIST_TAIL, strings[i]);
-        result = (long long)RedisModule_ValueLength(list);
-    }
-    RedisModule_CloseKey(list);
-    if (result < 0) return -1;
-    RedisModule_SignalModifiedKey(ctx, key_string); /* for clients that watch it */
-    RedisModule_Replicate(ctx, "RPUSH", "sv", key_string, strings, count);
-    return result;
-}
-
 /* Pushes the next elements, and returns whether that has worked. */
 static int push(RedisModuleCtx *ctx) {
     static RedisModuleString *strings[PUSH_ELEMENTS];
@@ -306,8 +307,7 @@ static int push(RedisModuleCtx *ctx) {
     long long result = -1;
     /* Asked for each push: all events of one long command may be put into the list at once. */
     if (maxmemory_allows(ctx, key, key_len, size))
-        result = shim_clustered() ? push_by_command(ctx, strings, count)
-                                  : push_directly(ctx, strings, count);
+        result = list_push(ctx, key_string, strings, count);
     for (size_t i = 0; i < count; i++)
         RedisModule_FreeString(NULL, strings[i]);
     if (result < 0) return 0;
@@ -321,17 +321,21 @@ static int push(RedisModuleCtx *ctx) {
 
 /* Stores what was collected, if the outbox is open. */
 static void store(RedisModuleCtx *ctx) {
-    if (state_now() != OPEN || listed == count_pending) return;
-    int stored = may_store();
+    if (state_now() != OPEN || listed == count_pending || storing) return;
+    int stored = may_store(ctx), more = MORE_PUSHES;
     if (stored) {
         const int job_runs = main_thread.job_running;
+        const uint32_t count_before = count_pending;
         RedisModule_SelectDb(ctx, 0); /* a post-notification job runs in the event's database */
         main_thread.job_running = 1;  /* the event of this push is our own */
-        while (stored && listed < count_pending)
+        storing = 1;
+        while (stored && !close_wanted && listed < count_pending &&
+               (listed < count_before || more-- > 0))
             stored = push(ctx);
+        storing = 0;
         main_thread.job_running = job_runs;
     }
-    if (!stored) outbox_close();
+    if (!stored || close_wanted) outbox_close();
 }
 
 void outbox_before_save(RedisModuleCtx *ctx) {
@@ -350,12 +354,9 @@ int outbox_has_job(void) { return post_job; }
 
 int outbox_collect(RedisModuleCtx *ctx, const record_t *head, const char *name,
                    const char *payload) {
-    if (state_now() == CLOSED) {
-        count(&shared.outbox_missed);
-        return queue_event(head, name, payload);
-    }
-    if (pending.len - listed_bytes >
-        queue_get_limit(shared.events)) { /* one long script, for example */
+    if (state_now() == CLOSED) return miss(&(event_t){*head, name, payload});
+    if (pending.len - listed_bytes > queue_get_limit(shared.events) &&
+        !storing) { /* one long script, for example */
         outbox_close();
         return outbox_collect(ctx, head, name, payload);
     }
@@ -363,6 +364,10 @@ int outbox_collect(RedisModuleCtx *ctx, const record_t *head, const char *name,
     buffer_add(&pending, name, head->name_len);
     buffer_add(&pending, payload, head->payload_len);
     count_pending++;
+    /* Redis 7.0 resumes clients that were blocked when the turn of the outbox is over, and sends
+     * their replies before the next one: that has to come at once. */
+    if (turn_is_over && count_pending == 1) worker_wake_main();
+    if (storing) return 0; /* it goes on with this event */
     if (by_unit && !post_job && state_now() == OPEN)
         post_job =
             RedisModule_AddPostNotificationJob(ctx, on_unit_end, NULL, NULL) == REDISMODULE_OK;
@@ -378,10 +383,22 @@ void outbox_end_turn(RedisModuleCtx *ctx) {
     if (unsure) by_unit = replies_early(ctx);
     unsure = 0;
     if (state_now() == HELD && count_pending > 0 &&
-        (clock_ms() - held_ms > HOLD_MS || pending.len > HOLD_BYTES))
+        (clock_ms() - held_ms > HOLD_MS ||
+         pending.len > queue_get_limit(shared.events) / HOLD_PART))
         outbox_close();
     store(ctx);
     if (state_now() == OPEN) tell(0);
+    turn_is_over = 1;
+}
+
+void outbox_begin_turn(void) { turn_is_over = 0; }
+
+void outbox_shutdown(void) {
+    /* SHUTDOWN NOSAVE during a script: the writes of its unit are not in the append-only file, nor
+     * on replicas, so their events must not be in the file of leftovers. */
+    if (!post_job || state_now() != OPEN) return;
+    tell(1); /* of those that are in the list */
+    forget();
 }
 
 /* ---- the worker's jobs -------------------------------------------------------------------- */
@@ -397,19 +414,20 @@ int outbox_hold(RedisModuleCtx *ctx) {
 
 int outbox_open(RedisModuleCtx *ctx, const char *bytes, size_t len) {
     if (mode == OFF || state_now() != HELD) return -1;
-    for (uint32_t i = 0; i < count_pending; i++)
-        count(&shared.outbox_missed); /* clients may have had the replies long ago */
+    const uint32_t held = count_pending;
     set_key(bytes, len);
     set_state(OPEN);
     store(ctx);
     if (state_now() != OPEN) return -1;
-    tell(1); /* the next job sees them in the list */
+    for (uint32_t i = 0; i < held; i++)
+        count(&shared.outbox_missed); /* clients may have had the replies long ago */
+    tell(1);                          /* the next job sees them in the list */
     return 0;
 }
 
 /* ---- worker thread: api.h says what each function does --------------------------------------- */
 
-int shim_outbox_state(void) { return atomic_load(&state); }
+int shim_outbox_state(void) { return atomic_load(&starting) ? OPEN : atomic_load(&state); }
 void shim_outbox_wants(int wanted) { atomic_store(&wants_records, wanted); }
 void shim_outbox_booked(int64_t count) { atomic_fetch_sub(&shared.outbox_unbooked, count); }
 void shim_outbox_taken(int64_t count) { atomic_fetch_sub(&shared.outbox_in_queue, count); }

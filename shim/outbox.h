@@ -24,6 +24,10 @@ void outbox_ask_again(void);
 void outbox_renew(void);
 /* After the start of the worker of a load: opens the outbox if the worker has asked for it. */
 void outbox_start(void);
+/* When the event loop has slept. */
+void outbox_begin_turn(void);
+/* Before the stop of a shutdown: forgets the events of writes that end with the process. */
+void outbox_shutdown(void);
 /* Before the event loop sleeps: stores what is left of this turn, and tells the worker. */
 void outbox_end_turn(RedisModuleCtx *ctx);
 /* Returns whether the server is going to call the outbox after the present command, transaction or

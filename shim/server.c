@@ -32,6 +32,7 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
     (void)data;
     if (subevent == REDISMODULE_SUBEVENT_EVENTLOOP_AFTER_SLEEP) {
         main_thread.now_ms = RedisModule_Milliseconds();
+        outbox_begin_turn();
         return;
     }
     flush_saves = 0;
@@ -101,11 +102,11 @@ static void on_persistence(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t
     if (subevent != REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START) return;
     int within_flush = flush_saves;
     flush_saves = 0;
-    if (!within_flush) outbox_before_save(ctx);
     if (within_flush || !main_thread.capturing || !config_has_list() ||
         (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_AOF) ||
         RedisModule_AvoidReplicaTraffic())
         return;
+    outbox_before_save(ctx);
     long long began = clock_us();
     if (!flush_worker(ctx, FLUSH_STORE))
         RedisModule_Log(ctx, "warning",
@@ -122,6 +123,7 @@ static void on_shutdown(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t su
     /* Redis has written its files before this event, so a push to the list would be lost.
      * The worker delivers what it can and puts the rest into the file of leftovers. A server
      * without persistence gets no such file. */
+    outbox_shutdown();
     int has_files = (RedisModule_GetContextFlags(ctx) &
                      (REDISMODULE_CTX_FLAGS_AOF | REDISMODULE_CTX_FLAGS_RDB)) != 0;
     if (!life_stop(ctx, has_files ? FLUSH_LEAVE : FLUSH_DRAIN))

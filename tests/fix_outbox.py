@@ -115,6 +115,14 @@ def of_messages(messages: Iterable[Message]) -> list[Told]:
     return list(told.values())
 
 
+def lengths_within(client: redis.Redis) -> list[int]:
+    """Return by how much the list is longer after each of two writes of a pipeline."""
+    before = int(client.llen(KEY))
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.set("a", 1).llen(KEY).set("b", 1).llen(KEY)
+        return [length - before for length in pipeline.execute()[1::2]]
+
+
 # ---- clients ---------------------------------------------------------------
 
 # How a client writes a few keys, and the names of the events that each of them has.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -93,6 +95,23 @@ def records(draw: st.DrawFn) -> bytes:
 )
 def test_an_element_is_that_of_the_handler(shim: Shim, data: bytes, number: int) -> None:
     check(shim, data, number)
+
+
+@given(records(), numbers(2**64 - 1))
+def test_a_record_without_value_and_subkeys(shim: Shim, data: bytes, number: int) -> None:
+    ffi, lib = shim.ffi, shim.lib
+    head = ffi.new("record_t *")
+    ffi.buffer(head)[:] = data[: HEAD.size]
+    name_end = HEAD.size + head.name_len
+    payload = ffi.from_buffer("char[]", data[name_end : name_end + head.payload_len])
+    left = ffi.new("const char **", payload)
+    lib.element_strip(head, left)
+    key = bytes(ffi.buffer(left[0], head.payload_len))
+    event = read(data, number)
+    assert (head.kind, key) == (Kind.EVENT, event.key)
+    stripped = bytes(ffi.buffer(head)) + data[HEAD.size : name_end] + key
+    bare = dataclasses.replace(event, value=None, subkeys=None)
+    assert read(stripped + bytes(-len(stripped) % 8), number) == bare
 
 
 def test_an_element_as_on_the_page(shim: Shim) -> None:

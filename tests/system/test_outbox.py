@@ -21,6 +21,7 @@ from tests.fix_outbox import (
     Told,
     check_same,
     has_atomic,
+    lengths_within,
     keys_there,
     listed,
     modes,
@@ -125,14 +126,6 @@ def test_the_event_is_there_with_the_write(family: str, start_redis: StartRedis)
     assert b" ".join(found).decode() == (
         "MULTI SET RPUSH EXEC MULTI MSET RPUSH EXEC MULTI SET SET RPUSH EXEC MULTI SET RPUSH EXEC"
     )
-
-
-def lengths_within(client: redis.Redis) -> list[int]:
-    """The lengths of the list after each of two writes of a pipeline."""
-    before = list_length(client)
-    with client.pipeline(transaction=False) as pipeline:
-        pipeline.set("a", 1).llen(KEY).set("b", 1).llen(KEY)
-        return [length - before for length in pipeline.execute()[1::2]]
 
 
 @pytest.mark.parametrize("family", [family for family in ALL if has_atomic(family)])
