@@ -239,6 +239,47 @@ def test_small_trims_wait() -> None:
     assert bench.stored == []
 
 
+def test_trims_do_not_wait_for_messages_in_flight() -> None:
+    """Events that come all the time leave some in flight at any moment."""
+    bench = OutboxBench()
+    bench.outbox(SMALL)
+    bench.settle()
+    bench.ack(1)
+    for newest in range(2, 20):
+        bench.outbox(1)
+        bench.settle()
+        bench.ack(newest, multiple=True)
+        assert commands(bench.wait(TRIM_EVERY)) == ["LRANGE", "LTRIM"]
+        assert bench.stored[0] == newest + 1
+
+
+def test_trims_do_not_wait_for_elements_that_wait_to_be_sent() -> None:
+    """The window is full, and the broker confirms slowly."""
+    bench = OutboxBench()
+    for _ in range(4):
+        bench.outbox(JOB_ELEMENTS)
+        bench.settle()
+    assert bench.publisher.list.unsent > 0
+    bench.ack(1)
+    bench.ack(2)
+    assert bench.publisher.wake_at() == pytest.approx(bench.now + TRIM_EVERY)
+    bench.wait(TRIM_EVERY)
+    assert bench.stored[0] == 3
+
+
+def test_refused_elements_are_moved_after_a_while() -> None:
+    bench = OutboxBench()
+    bench.outbox(1)
+    bench.settle()
+    bench.ack(1)
+    bench.outbox(1)
+    bench.settle()
+    assert commands(bench.nack(2)) == []
+    assert bench.publisher.wake_at() == pytest.approx(bench.now + TRIM_EVERY)
+    bench.wait(TRIM_EVERY)
+    assert bench.stored == []
+
+
 def test_large_trims_do_not_wait() -> None:
     bench = OutboxBench()
     bench.outbox(1)
