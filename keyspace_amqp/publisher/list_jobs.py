@@ -87,7 +87,10 @@ class Trim:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """The job that removes the oldest elements of a full list, which keeps `keep` of them."""
+    """The job that removes the oldest elements of a full list, which keeps `keep` of them.
+
+    It compares none, as a trim does: the oldest have to go, whatever they are.
+    """
 
     list: FallbackList
     keep: int
@@ -332,7 +335,8 @@ class ListJobs:
         to = self._lists.refused.key
         job = fallback.trim_job(source.key, elements, moved, to or b"")
         source.trimming = len(elements)
-        self.trim_at = self._clock() + TRIM_EVERY
+        if source is self._list and len(elements) == len(settled):  # else the rest follows at once
+            self.trim_at = self._clock() + TRIM_EVERY
         return self._submit(Trim(source, len(elements), len(moved)), job)
 
     # ---- reading replies ---------------------------------------------------------
