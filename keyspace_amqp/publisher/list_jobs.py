@@ -35,7 +35,8 @@ CHECK_EVERY = 1.0
 JOB_RETRY_AFTER = 0.2
 # While more confirms are on their way, a trim waits for this many confirmed elements.
 TRIM_ELEMENTS = JOB_ELEMENTS // 4
-# Seconds between two small trims while all events go through the list.
+# Seconds between two trims of fewer elements. A kill or a failover repeats what was confirmed since
+# the last trim.
 TRIM_EVERY = 0.05
 # A list may have this part more than `fallback-size` until its oldest elements are removed.
 CUT_SHARE = 100
@@ -86,7 +87,10 @@ class Trim:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """The job that removes the oldest elements of a full list, which keeps `keep` of them."""
+    """The job that removes the oldest elements of a full list, which keeps `keep` of them.
+
+    It compares none, as a trim does: the oldest have to go, whatever they are.
+    """
 
     list: FallbackList
     keep: int
@@ -109,7 +113,7 @@ class ListJobs:
     `running`: the job under way. `retry_at`: no other job than reading the length is made
     before this time. `push_at`, `refused_push_at`: no push to the list is made before this time,
     nor one to the list of refused events; the other jobs go on, because they free memory.
-    `trim_at`: no small trim of a list that gets all events is made before this time.
+    `trim_at`: from this time on, a trim waits for no more confirms.
     `check_at`: the time to read the lengths again. `on_error`: called with the text of each
     error that users should see.
     """
@@ -283,18 +287,20 @@ class ListJobs:
     def next_trim(self, *, at_once: bool, more: bool, patient: bool = False) -> Submit | None:
         """Return the job that removes settled elements, if there are enough of them.
 
-        `more`: more confirms are to come, so the job waits for TRIM_ELEMENTS or WINDOW_BYTES.
-        `patient`: elements come all the time, so it waits for more of them, or for TRIM_EVERY.
-        `at_once`: it waits for nothing. Otherwise it waits until all that was sent is
-        settled.
+        Enough are TRIM_ELEMENTS or WINDOW_BYTES; any number TRIM_EVERY after the last trim; and all
+        that were sent, unless there is `more` to send.
+        `patient`: elements come all the time, so enough are JOB_ELEMENTS, and all that were sent
+        are not. `at_once`: any number is enough.
         """
         current = self._list
         sent = len(current.known) - current.unsent
-        more = more or (patient and self._clock() < self.trim_at)
+        least = JOB_ELEMENTS if patient else TRIM_ELEMENTS
+        at_once = at_once or self._clock() >= self.trim_at
+        whole = not (more or patient)
 
         def enough(count: int, size: int) -> bool:
-            large = count >= (JOB_ELEMENTS if patient else TRIM_ELEMENTS) or size >= WINDOW_BYTES
-            return count > 0 and (at_once or large or (not more and count >= sent))
+            large = count >= least or size >= WINDOW_BYTES
+            return count > 0 and (at_once or large or (whole and count >= sent))
 
         if not enough(current.done + current.refused, current.done_bytes):
             return None  # this cheap test comes first: the prefix is found by a walk
@@ -329,7 +335,8 @@ class ListJobs:
         to = self._lists.refused.key
         job = fallback.trim_job(source.key, elements, moved, to or b"")
         source.trimming = len(elements)
-        self.trim_at = self._clock() + TRIM_EVERY
+        if source is self._list and len(elements) == len(settled):  # else the rest follows at once
+            self.trim_at = self._clock() + TRIM_EVERY
         return self._submit(Trim(source, len(elements), len(moved)), job)
 
     # ---- reading replies ---------------------------------------------------------

@@ -614,7 +614,7 @@ class Publisher:
         if self.list.key is None or self.jobs.running is not None:
             return []
         times: list[float | None] = [self.jobs.check_at]
-        if self.list.done and self.jobs.trim_at > self._clock():
+        if (self.list.done or self.list.refused) and self.jobs.trim_at > self._clock():
             times.append(self.jobs.trim_at)
         oldest = self.memory.oldest
         if oldest is not None and self.list.is_ready and self._config.fallback_size >= 0:

@@ -13,7 +13,7 @@ from keyspace_amqp.publisher.list_jobs import CHECK_EVERY, CUT_SHARE, TRIM_EVERY
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, commands, sent
-from tests.publisher.simulated import assert_books_balance, event_of
+from tests.publisher.simulated import assert_books_balance, event_of, set_limit
 
 OTHER = b"keyspaceamqp:{7}:fallback"
 SMALL = 100  # fewer elements than a trim waits for
@@ -239,6 +239,47 @@ def test_small_trims_wait() -> None:
     assert bench.stored == []
 
 
+def test_trims_do_not_wait_for_messages_in_flight() -> None:
+    """Events that come all the time leave some in flight at any moment."""
+    bench = OutboxBench()
+    bench.outbox(SMALL)
+    bench.settle()
+    bench.ack(1)
+    for newest in range(2, 20):
+        bench.outbox(1)
+        bench.settle()
+        bench.ack(newest, multiple=True)
+        assert commands(bench.wait(TRIM_EVERY)) == ["LRANGE", "LTRIM"]
+        assert bench.stored[0] == newest + 1
+
+
+def test_trims_do_not_wait_for_elements_that_wait_to_be_sent() -> None:
+    """The window is full, and the broker confirms slowly."""
+    bench = OutboxBench()
+    for _ in range(4):
+        bench.outbox(JOB_ELEMENTS)
+        bench.settle()
+    assert bench.publisher.list.unsent > 0
+    bench.ack(1)
+    bench.ack(2)
+    assert bench.publisher.wake_at() == pytest.approx(bench.now + TRIM_EVERY)
+    bench.wait(TRIM_EVERY)
+    assert bench.stored[0] == 3
+
+
+def test_refused_elements_are_moved_after_a_while() -> None:
+    bench = OutboxBench()
+    bench.outbox(1)
+    bench.settle()
+    bench.ack(1)
+    bench.outbox(1)
+    bench.settle()
+    assert commands(bench.nack(2)) == []
+    assert bench.publisher.wake_at() == pytest.approx(bench.now + TRIM_EVERY)
+    bench.wait(TRIM_EVERY)
+    assert bench.stored == []
+
+
 def test_large_trims_do_not_wait() -> None:
     bench = OutboxBench()
     bench.outbox(1)
@@ -250,6 +291,17 @@ def test_large_trims_do_not_wait() -> None:
         last = max(a.first_tag + len(a.events) for a in bench.actions if isinstance(a, Send)) - 1
         actions = bench.ack(last, multiple=True)
     assert bench.stored == []
+
+
+def test_a_trim_that_is_too_large_for_one_job_goes_on_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_limit(monkeypatch, "JOB_BYTES", 200)
+    bench = OutboxBench()
+    bench.outbox(SMALL)
+    bench.settle()
+    assert commands(bench.ack(SMALL - 1, multiple=True)).count("LTRIM") > 2
+    assert bench.stored == [SMALL]
 
 
 def test_trims_do_not_wait_while_the_broker_is_away() -> None:
@@ -307,6 +359,35 @@ def test_a_cut_of_a_list_that_others_have_changed() -> None:
     assert bench.count(Stat.DROPPED_FALLBACK_FULL) == 6
     assert bench.count(Stat.FALLBACK_LENGTH) == most
     assert sent(bench.link_up()) == bench.stored
+
+
+def test_a_cut_of_a_list_into_which_others_have_inserted_elements() -> None:
+    """It removes the oldest elements, whatever they are. What is left is read and sent again; but
+    an inserted element is not counted if it was cut in place of one that was confirmed."""
+    bench = OutboxBench(fallback_size=20)
+    most = cap(bench)
+    bench.outbox(most)
+    bench.settle()
+    bench.ack(2)
+    bench.ack(3)
+    inserted = next(bench.numbers)
+    bench.list.elements.insert(1, to_element(event_of(inserted)))
+    bench.book(bench.put(2))
+    bench.poll()
+    assert bench.job is not None, "a cut"
+    bench.run_job()
+    assert len(bench.stored) == most
+    assert bench.stored[0] == 3, "1, the inserted one and 2 are gone"
+    assert bench.count(Stat.DROPPED_FALLBACK_FULL) == 1, "2 and 3 were confirmed"
+    assert bench.count(Stat.FALLBACK_FOUND) == 1
+    bench.lose_link()
+    assert sent(bench.link_up())[:2] == [4, 5]
+    again = sent(bench.ack(bench.publisher.window.next_tag - 1, multiple=True))
+    assert again == bench.stored, "the list is read and sent again"
+    bench.ack(bench.publisher.window.next_tag - 1, multiple=True)
+    bench.wait(TRIM_EVERY)
+    assert bench.stored == []
+    assert_books_balance(bench.publisher)
 
 
 def test_a_cut_during_which_the_handler_fails() -> None:

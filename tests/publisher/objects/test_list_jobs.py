@@ -16,6 +16,7 @@ from keyspace_amqp.publisher.list_jobs import (
     CHECK_EVERY,
     JOB_RETRY_AFTER,
     TRIM_ELEMENTS,
+    TRIM_EVERY,
     Length,
     ListJobs,
     Purge,
@@ -376,9 +377,22 @@ def test_confirmed_elements_are_trimmed_in_large_pieces(
 ) -> None:
     bench = Bench(known)
     bench.send(sent, done=done)
+    bench.jobs.trim_at = bench.clock() + 1
     job = bench.jobs.next_trim(at_once=at_once, more=more)
     assert (job is not None) == (trims > 0)
     assert bench.jobs.running == (Trim(bench.list, trims, 0) if trims else None)
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_confirmed_elements_are_trimmed_after_a_while(patient: bool) -> None:
+    bench = Bench(5)
+    bench.send(4, done=1)
+    bench.jobs.trim_at = bench.clock() + TRIM_EVERY
+    assert bench.jobs.next_trim(at_once=False, more=True, patient=patient) is None
+    bench.clock.now += TRIM_EVERY
+    assert bench.jobs.next_trim(at_once=False, more=True, patient=patient) is not None
+    assert bench.jobs.running == Trim(bench.list, 1, 0)
+    assert bench.jobs.trim_at == bench.clock() + TRIM_EVERY
 
 
 def test_a_trim_removes_them_from_the_head() -> None:
