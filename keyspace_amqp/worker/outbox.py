@@ -1,8 +1,7 @@
 """The outbox, as the worker sees it: when it opens, and which events are in the list already.
 
 The main thread puts events into the list by itself while the outbox is open (shim/outbox.c),
-and says so in a request. Such a request stands between two jobs of the main thread, and is booked
-between their results. Worker thread; nothing here waits.
+and says so in a request. Worker thread; nothing here waits.
 """
 
 from __future__ import annotations
@@ -58,11 +57,11 @@ class Handed:
     not known.
     """
 
-    def __init__(self, listed: Listed, place: tuple[int, int] | None) -> None:
+    def __init__(self, listed: Listed) -> None:
         self.number = listed.number
         self.last = listed.number + listed.handed - 1
         self.id = listed.id
-        self.place = place
+        self.place: tuple[int, int] | None = None
 
     def advance(self, count: int) -> None:
         """Go on behind the next `count` events."""
@@ -101,7 +100,6 @@ class Outbox:
         self._queued = queued
         self._inherited = inherited
         self._clock = clock
-        self._requests: collections.deque[Listed] = collections.deque()
         self._booked = 0  # elements that the shim still counts
         self._key: bytes | None = None  # of the list, while the outbox is open or about to be
         self._job_running = False
@@ -116,20 +114,16 @@ class Outbox:
     # ---- what the main thread has done ---------------------------------------------
 
     def listed(self, request: Listed) -> None:
-        """Take a request, which `book` will book."""
-        self._requests.append(request)
-
-    def book(self, jobs: int) -> None:
-        """Book what the main thread has put into the list before it ran more than `jobs` jobs."""
-        requests = self._requests
-        while requests and requests[0].jobs <= jobs:
-            request = requests.popleft()
-            place = self._publisher.listed(request.key, request.count, request.length)
-            self._booked += request.count
-            self.balance += request.count
-            if request.handed:
-                self._handed.append(Handed(request, place))
-                self._handed_count += request.handed
+        """Book what the main thread has put into the list: after the results of the jobs that it
+        had run before, and before those of later ones."""
+        # First what has to be true even if the publisher fails: the shim's count, and the records.
+        self._booked += request.count
+        handed = Handed(request)
+        if request.handed:
+            self._handed.append(handed)
+            self._handed_count += request.handed
+        handed.place = self._publisher.listed(request.key, request.count, request.length)
+        self.balance += request.count
 
     def show(self) -> None:
         """Tell the shim what is in the worker's counts now."""
