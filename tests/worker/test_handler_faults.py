@@ -7,14 +7,13 @@ import re
 
 import pytest
 
-from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
+from keyspace_amqp.demo.servers import RabbitServer, wait_for
 from keyspace_amqp.tables.keys import KEY
-from tests.fix_faults import Load, delivered
+from tests.fix_faults import Load, delivered, start_faulty
 from tests.fix_servers import (
     Mailbox,
     StartRedis,
     arguments_for,
-    handler_copy,
     list_length,
     settled,
     stats,
@@ -138,23 +137,6 @@ for _module in [module for name, module in _sys.modules.items()
         if isinstance(_value, type(_wrap)) and _value in _faulty:
             setattr(_module, _name, _faulty[_value])
 """
-
-
-def start_faulty(
-    start_redis: StartRedis,
-    family: str,
-    tmp_path: pathlib.Path,
-    code: str,
-    arguments: list,
-) -> RedisServer:
-    """Start a server with a copy of the handler in which `code` is appended to loop.py."""
-    path = handler_copy(tmp_path / "environment")
-    with (path.parent / "worker" / "loop.py").open("a") as file:
-        file.write(code)
-    server = start_redis(family, None, start=False)
-    server.module = [str(path), *map(str, arguments)]
-    server.start()
-    return server
 
 
 @pytest.mark.parametrize(("there", "seed"), [(True, 0), (False, 1)], ids=["up", "away"])
