@@ -438,10 +438,10 @@ def _evict(client: redis.Redis) -> None:
 
 
 def _swap(client: redis.Redis) -> None:
-    client.swapdb(0, 1)
-    client.execute_command("SELECT", 1)
-    client.flushdb()
-    client.execute_command("SELECT", 0)
+    with client.pipeline(transaction=True) as pipeline:
+        pipeline.swapdb(0, 1).execute_command("SELECT", 1)
+        pipeline.flushdb().execute_command("SELECT", 0)
+        pipeline.execute()
 
 
 def _rename(client: redis.Redis) -> None:
@@ -470,7 +470,7 @@ def test_losses_while_the_worker_is_late(
     # No event of the ways themselves: it would be lost with the next way.
     arguments = arguments_for(free_port(), events="$", masks=("^lost",))
     server = start_faulty(start_redis, family, tmp_path, _LATE, arguments, options)
-    client = server.client(single_connection_client=True)
+    client = server.client()
     ways = [*WAYS_TO_LOSE, *reversed(WAYS_TO_LOSE), *WAYS_TO_LOSE[::2]]
     late = server.folder / "late"
     write(client, "lost:first", 3)
