@@ -46,7 +46,7 @@ class Publisher(Protocol):
 
     def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None: ...
 
-    def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None: ...
+    def listed(self, key: bytes, count: int, length: int, lost: int) -> tuple[int, int] | None: ...
 
 
 class Handed:
@@ -101,6 +101,7 @@ class Outbox:
         self._inherited = inherited
         self._clock = clock
         self._booked = 0  # elements that the shim still counts
+        self._next_id = 0  # the number in the id of the next element; 0: not known
         self._key: bytes | None = None  # of the list, while the outbox is open or about to be
         self._job_running = False
         self._retry_at = self._change_at = self._change_until = clock()
@@ -116,14 +117,16 @@ class Outbox:
     def listed(self, request: Listed) -> None:
         """Book what the main thread has put into the list: after the results of the jobs that it
         had run before, and before those of later ones."""
-        # First what has to be true even if the publisher fails: the shim's count, and the records.
-        self._booked += request.count
         handed = Handed(request)
-        if request.handed:
+        if request.handed:  # first of all: whatever fails, their records are in the queue
             self._handed.append(handed)
             self._handed_count += request.handed
-        handed.place = self._publisher.listed(request.key, request.count, request.length)
-        self.balance += request.count
+        # If the handler has failed over a request, its elements are booked with the next one's.
+        lost = request.id - (self._next_id or request.id)
+        handed.place = self._publisher.listed(request.key, request.count, request.length, lost)
+        self._booked += lost + request.count
+        self.balance += lost + request.count
+        self._next_id = request.id + request.count
 
     def show(self) -> None:
         """Tell the shim what is in the worker's counts now."""
@@ -145,17 +148,25 @@ class Outbox:
     def next_handed(self, number: int) -> Handed | None:
         """Return the events of which this is the first number in the queue, if it is known."""
         handed = self._handed
-        while handed and handed[0].last < number:
-            handed.popleft()
         return handed[0] if handed and handed[0].number == number else None
 
-    def released(self, count: int) -> None:
-        """Note that the next records of such events, so many, are released."""
+    def released(self, number: int, count: int) -> None:
+        """Note that records of such events are about to be released: so many, from this number on.
+
+        Not all of them may be known: an earlier worker has had their request, or an exception has
+        come in between.
+        """
         self.balance -= count
         self._shim.outbox_taken(count)
-        if self._handed and self._handed_count:
-            self._handed[0].advance(count)
-            self._handed_count -= count
+        end = number + count
+        while self._handed and self._handed[0].number < end:
+            handed = self._handed[0]
+            known = min(end, handed.last + 1) - handed.number
+            handed.advance(known)
+            self._handed_count -= known
+            if handed.number <= handed.last:
+                break
+            self._handed.popleft()
 
     # ---- opening ----------------------------------------------------------------------
 
