@@ -21,8 +21,8 @@ enum {
     RECORD_CONFIG = 2,  /* the counted values of all parameters */
     RECORD_ROLE = 3,    /* u8 primary, u8 loading, u8 another has all writes */
     RECORD_FLUSH = 4,   /* u64 clock_ms at its start, u32 id, u32 milliseconds, u8 mode (FLUSH_*) */
-    /* A fallback list was changed, and not by a job: the command or event, and the key
-     * (empty: any of the lists), both counted */
+    /* A fallback list was changed, and not by a job: u64 how many jobs were run before, the
+     * command or event, and the key (empty: any of the lists), both counted */
     RECORD_LIST_CHANGED = 5,
     RECORD_MESSAGE = 6, /* from another node: its id and the text, both counted */
     RECORD_VALUED = 7,  /* an event with its key's value: valued_t, the key, the data */

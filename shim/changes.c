@@ -8,6 +8,7 @@
 
 #include "api.h"
 #include "buffer.h"
+#include "jobs.h"
 #include "worker.h"
 
 /* Lists that are told apart; with more of them the worker looks at all. A node has one list, or
@@ -57,7 +58,9 @@ void changes_note(const char *what, const char *key, size_t len) {
 }
 
 static void send(const change_t *change) {
+    const uint64_t jobs = jobs_count();
     buffer_t buffer = {0};
+    buffer_add(&buffer, &jobs, sizeof(jobs));
     buffer_add_counted(&buffer, change->what, strlen(change->what));
     buffer_add_counted(&buffer, change->key, change->len);
     worker_request_buffer(RECORD_LIST_CHANGED, &buffer);

@@ -8,8 +8,9 @@
  * of the lists. */
 void changes_note(const char *what, const char *key, size_t len);
 /* Tells the worker of the changes since the last call. To be called before each other request and
- * before the end of each job: so the worker hears of a change before it reads what a later request
- * or a job has found. */
+ * before the end of each job. So the worker hears of a change before it reads what a later request
+ * or a job has found, but after it has read what earlier ones have found: each loss gets the
+ * reason of its own change. */
 void changes_send(void);
 /* The same, unless the worker is far behind with its requests. To be called once in a turn. */
 void changes_send_unless_behind(void);

@@ -1,7 +1,7 @@
 """For the tests of faults.
 
 `delivered`: the two checks at the end of each test. `Background`: a thread that runs in a `with`.
-`Load`: a client that writes.
+`start_faulty`: a server with another handler. `Load`: a client that writes.
 `Notifications`: the events that Redis itself tells its subscribers. `Proxy`: a network link
 that can go bad. `probe`: measures how long Redis takes to answer meanwhile; the end of
 pytest's output has a table of its results.
@@ -10,6 +10,7 @@ pytest's output has a table of its results.
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import selectors
 import socket
 import statistics
@@ -24,7 +25,15 @@ import pytest
 import redis
 
 from keyspace_amqp.demo.servers import RedisServer, wait_for
-from tests.fix_servers import Mailbox, Message, list_length, once, settled
+from tests.fix_servers import (
+    Mailbox,
+    Message,
+    StartRedis,
+    handler_copy,
+    list_length,
+    once,
+    settled,
+)
 
 # ---- threads ---------------------------------------------------------------
 
@@ -47,6 +56,27 @@ class Background:
         self._stop.set()
         self._thread.join(60)
         assert not self._thread.is_alive()
+
+
+# ---- faults in the handler -------------------------------------------------
+
+
+def start_faulty(
+    start_redis: StartRedis,
+    family: str,
+    tmp_path: pathlib.Path,
+    code: str,
+    arguments: list[Any],
+    options: Sequence[str] = (),
+) -> RedisServer:
+    """Start a server with a copy of the handler in which `code` is appended to loop.py."""
+    path = handler_copy(tmp_path / "environment")
+    with (path.parent / "worker" / "loop.py").open("a") as file:
+        file.write(code)
+    server = start_redis(family, None, list(options), start=False)
+    server.module = [str(path), *map(str, arguments)]
+    server.start()
+    return server
 
 
 # ---- sets and books --------------------------------------------------------

@@ -44,10 +44,15 @@ class OutboxView:
 
     # ---- events --------------------------------------------------------------
 
-    def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None:
-        """Count elements that the outbox has put to the end of a list; see Lists.listed."""
-        self._ledger.matched(count)
-        self._ledger.pushed(count)
+    def listed(self, key: bytes, count: int, length: int, lost: int = 0) -> tuple[int, int] | None:
+        """Count elements that the outbox has put to the end of a list; see Lists.listed.
+
+        `lost`: elements before them of which the publisher was not told, because the handler failed
+        over that. The length of the list shows them, so that they are counted as found.
+        """
+        self._ledger.matched(count + lost)
+        self._ledger.pushed(count + lost)
+        self._ledger.found(-lost)
         return self._lists.listed(key, count, length)
 
     def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None:

@@ -69,7 +69,7 @@ class Outbox(Protocol):
 
     def next_handed(self, number: int) -> Handed | None: ...
 
-    def released(self, count: int) -> None: ...
+    def released(self, number: int, count: int) -> None: ...
 
 
 class Intake:
@@ -194,7 +194,7 @@ class Intake:
             except Exception:
                 self._failed("the handler cannot parse an event that is in the list")
                 handed.place = None
-        self._outbox.released(count)
+        self._outbox.released(queue.released + 1, count)
         queue.release(size, count)
         return True
 
@@ -229,7 +229,7 @@ class Intake:
             return False
         if starts_listed(data):
             size, count = first_of_a_kind(data, len(data), listed=True)
-            self._outbox.released(count)
+            self._outbox.released(self._queue.released + 1, count)
             self._queue.release(size, count)
             return True
         size, count = first_of_a_kind(data, len(data), listed=False)

@@ -98,7 +98,7 @@ class Worker:
             shim, publisher, peers, self._identity, self._broker_address, rare_log
         )
         self._leftovers = Leftovers(shim.port)
-        self._job_queue = JobQueue(shim, self._unexpected, lambda jobs: self._outbox.book(jobs))
+        self._job_queue = JobQueue(shim, self._unexpected, lambda jobs: self._requests.book(jobs))
         self._outbox = Outbox(
             shim,
             publisher.outbox,
@@ -156,7 +156,8 @@ class Worker:
         if self._broken:
             self._repair()
         # Order: first the requests that came before a job ran, then the job's result, then
-        # the requests that the job itself caused, then the next command.
+        # the requests that the job itself caused, then the next command. (Of several jobs that have
+        # run, `book` knows between which of them a list was changed.)
         # Only the events pushed so far are taken in this turn: a turn ends, however fast they come,
         # and what the main thread did before one of them is among the requests that are taken next.
         # If one of them is in the list already, the request that says so is booked in this turn.
@@ -165,7 +166,7 @@ class Worker:
         self._requests.take()
         self._job_queue.finish(finished)
         self._requests.take()
-        self._outbox.book(self._job_queue.finished)
+        self._requests.book(self._job_queue.finished)
         self._cluster_io.poll()
         self._handler.resume_commands()
         # A client's command may be for all nodes, so the topology has to be known.

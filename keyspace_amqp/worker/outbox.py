@@ -1,8 +1,7 @@
 """The outbox, as the worker sees it: when it opens, and which events are in the list already.
 
 The main thread puts events into the list by itself while the outbox is open (shim/outbox.c),
-and says so in a request. Such a request stands between two jobs of the main thread, and is booked
-between their results. Worker thread; nothing here waits.
+and says so in a request. Worker thread; nothing here waits.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Publisher(Protocol):
 
     def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None: ...
 
-    def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None: ...
+    def listed(self, key: bytes, count: int, length: int, lost: int) -> tuple[int, int] | None: ...
 
 
 class Handed:
@@ -58,11 +57,11 @@ class Handed:
     not known.
     """
 
-    def __init__(self, listed: Listed, place: tuple[int, int] | None) -> None:
+    def __init__(self, listed: Listed) -> None:
         self.number = listed.number
         self.last = listed.number + listed.handed - 1
         self.id = listed.id
-        self.place = place
+        self.place: tuple[int, int] | None = None
 
     def advance(self, count: int) -> None:
         """Go on behind the next `count` events."""
@@ -101,8 +100,8 @@ class Outbox:
         self._queued = queued
         self._inherited = inherited
         self._clock = clock
-        self._requests: collections.deque[Listed] = collections.deque()
         self._booked = 0  # elements that the shim still counts
+        self._next_id = 0  # the number in the id of the next element; 0: not known
         self._key: bytes | None = None  # of the list, while the outbox is open or about to be
         self._job_running = False
         self._retry_at = self._change_at = self._change_until = clock()
@@ -116,20 +115,18 @@ class Outbox:
     # ---- what the main thread has done ---------------------------------------------
 
     def listed(self, request: Listed) -> None:
-        """Take a request, which `book` will book."""
-        self._requests.append(request)
-
-    def book(self, jobs: int) -> None:
-        """Book what the main thread has put into the list before it ran more than `jobs` jobs."""
-        requests = self._requests
-        while requests and requests[0].jobs <= jobs:
-            request = requests.popleft()
-            place = self._publisher.listed(request.key, request.count, request.length)
-            self._booked += request.count
-            self.balance += request.count
-            if request.handed:
-                self._handed.append(Handed(request, place))
-                self._handed_count += request.handed
+        """Book what the main thread has put into the list: after the results of the jobs that it
+        had run before, and before those of later ones."""
+        handed = Handed(request)
+        if request.handed:  # first of all: whatever fails, their records are in the queue
+            self._handed.append(handed)
+            self._handed_count += request.handed
+        # If the handler has failed over a request, its elements are booked with the next one's.
+        lost = request.id - (self._next_id or request.id)
+        handed.place = self._publisher.listed(request.key, request.count, request.length, lost)
+        self._booked += lost + request.count
+        self.balance += lost + request.count
+        self._next_id = request.id + request.count
 
     def show(self) -> None:
         """Tell the shim what is in the worker's counts now."""
@@ -151,17 +148,25 @@ class Outbox:
     def next_handed(self, number: int) -> Handed | None:
         """Return the events of which this is the first number in the queue, if it is known."""
         handed = self._handed
-        while handed and handed[0].last < number:
-            handed.popleft()
         return handed[0] if handed and handed[0].number == number else None
 
-    def released(self, count: int) -> None:
-        """Note that the next records of such events, so many, are released."""
+    def released(self, number: int, count: int) -> None:
+        """Note that records of such events are about to be released: so many, from this number on.
+
+        Not all of them may be known: an earlier worker has had their request, or an exception has
+        come in between.
+        """
         self.balance -= count
         self._shim.outbox_taken(count)
-        if self._handed and self._handed_count:
-            self._handed[0].advance(count)
-            self._handed_count -= count
+        end = number + count
+        while self._handed and self._handed[0].number < end:
+            handed = self._handed[0]
+            known = min(end, handed.last + 1) - handed.number
+            handed.advance(known)
+            self._handed_count -= known
+            if handed.number <= handed.last:
+                break
+            self._handed.popleft()
 
     # ---- opening ----------------------------------------------------------------------
 

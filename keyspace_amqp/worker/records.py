@@ -240,9 +240,10 @@ class SetRole:
 
 @dataclasses.dataclass(frozen=True)
 class ListChanged:
-    """A fallback list was changed, and not by a job. `what`: the name of the event or
-    command. `key`: the list; empty: any list."""
+    """A fallback list was changed, and not by a job. `jobs`: so many jobs were run before.
+    `what`: the name of the event or command. `key`: the list; empty: any list."""
 
+    jobs: int
     what: bytes
     key: bytes
 
@@ -317,7 +318,8 @@ def parse_request(kind: int, payload: bytes) -> Request:
         case Kind.ROLE:
             return SetRole(*map(bool, payload))
         case Kind.LIST_CHANGED:
-            return ListChanged(*counted(payload))
+            (jobs,) = _NUMBER.unpack_from(payload)
+            return ListChanged(jobs, *counted(payload, _NUMBER.size))
         case Kind.SLOTS_MOVED:
             ranges = _SLOTS.iter_unpack(payload[1:])
             slots = {slot for first, last in ranges for slot in range(first, last + 1)}

@@ -1,10 +1,15 @@
 """Requests of Redis' main thread: takes them from their queue and carries them out.
 
+Requests about lists stand between two jobs of the main thread. They are carried out between the
+results of these jobs: each length of a list is compared with what the main thread had done before
+it, so that the publisher knows how each loss came about.
+
 Worker thread; nothing here waits.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable
 
@@ -58,14 +63,35 @@ class Requests:
         self._peers = peers
         self._outbox = outbox
         self._failed = failed
+        self._about_lists: collections.deque[ListChanged | Listed] = collections.deque()
 
     def take(self) -> None:
-        """Carry out all requests, oldest first."""
+        """Carry out all requests, oldest first; those about lists wait for `book`."""
         for kind, payload in take_requests(self._shim.requests):
-            try:
-                self.carry_out(parse_request(kind, payload))
-            except Exception:  # the other requests are still carried out
-                self._failed()
+            self._attempt(functools.partial(self._read, kind, payload))
+
+    def _read(self, kind: int, payload: bytes) -> None:
+        self.receive(parse_request(kind, payload))
+
+    def receive(self, request: Request) -> None:
+        """Carry out a request; if it is about a list, it waits for `book`."""
+        if isinstance(request, ListChanged | Listed):
+            self._about_lists.append(request)
+        else:
+            self.carry_out(request)
+
+    def book(self, jobs: int) -> None:
+        """Carry out the requests about lists that the main thread sent before it had run more than
+        `jobs` jobs."""
+        waiting = self._about_lists
+        while waiting and waiting[0].jobs <= jobs:
+            self._attempt(functools.partial(self.carry_out, waiting.popleft()))
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:  # the other requests are still carried out
+            self._failed()
 
     def carry_out(self, request: Request) -> None:
         match request:

@@ -24,7 +24,8 @@ from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.job_queue import JobQueue
 from keyspace_amqp.worker.outbox import Outbox
-from keyspace_amqp.worker.records import Listed, Reader
+from keyspace_amqp.worker.records import ListChanged, Listed, Reader
+from keyspace_amqp.worker.requests import Requests
 from tests.publisher.simulated import Step, dropped_of, number_in, number_of
 from tests.publisher.simulated_outbox import HELD, OPEN, MainThread, event_in
 from tests.publisher.worlds import LosslessWorld, SharedWorld, SlotsWorld, World
@@ -56,6 +57,12 @@ class File:
 
     def skip(self) -> None:
         self._events.popleft()
+
+
+class NoWatch:
+    """Lists are told of in a way of the world's own."""
+
+    def list_changed(self, key: bytes) -> None: ...
 
 
 class WithOutbox(World):
@@ -93,11 +100,15 @@ class WithOutbox(World):
 
     def make_worker(self, run_id: str) -> None:
         shim = self.main.shim
-        self.jobs = JobQueue(shim, self.failed, lambda jobs: self.outbox.book(jobs))
+        self.jobs = JobQueue(shim, self.failed, lambda jobs: self.requests.book(jobs))
         self.outbox = Outbox(
             shim, self.publisher.outbox, self.jobs.submit,
             lambda: self.intake.waiting + len(self.file), self.inherited, lambda: self.now,
         )  # fmt: skip
+        none: Any = None  # parts that no request of a world needs
+        self.requests = Requests(
+            shim, none, none, none, self.publisher, NoWatch(), none, self.outbox, self.failed
+        )  # type: ignore[arg-type]
         shim.prefix = self.outbox.prefix
         self.intake = Intake(
             shim.events, self.publisher, File(self.file), run_id, self.failed, self.outbox
@@ -206,7 +217,7 @@ class WithOutbox(World):
         self.meanwhile()
         self.jobs.finish(finished)
         self.take_requests()
-        self.attempt("book", lambda: self.outbox.book(self.jobs.finished))
+        self.attempt("book", lambda: self.requests.book(self.jobs.finished))
         self.meanwhile()
         if not self.stopped:
             self.intake.take(pushed)
@@ -228,9 +239,9 @@ class WithOutbox(World):
     def take_requests(self) -> None:
         while self.main.requests:
             match self.main.requests.popleft():
-                case Listed() as told:
+                case ListChanged() | Listed() as told:
                     note(f"    {told}")
-                    self.outbox.listed(told)
+                    self.requests.receive(told)
                 case carry_out:
                     carry_out()
 
@@ -309,7 +320,7 @@ class WithOutbox(World):
 
     @property
     def unbooked(self) -> int:
-        requests = [one for one in (*self.main.requests, *self.outbox._requests)
+        requests = [one for one in (*self.main.requests, *self.requests._about_lists)
                     if isinstance(one, Listed)]  # fmt: skip
         return self.main.untold + sum(one.count for one in requests)
 
@@ -426,6 +437,9 @@ class OutboxWorld(WithRenewal, LosslessWorld):
 
 class SharedOutboxWorld(WithRenewal, SharedWorld):
     """Other clients change the list too."""
+
+    def tell_change(self, what: bytes) -> None:
+        self.main.requests.append(ListChanged(self.main.jobs_run, what, b""))
 
     def somebody_changes_the_list(self, chance: random.Random) -> None:
         """What they insert among known elements is found by a trim, but not by a cut."""

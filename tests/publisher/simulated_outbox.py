@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from keyspace_amqp.fallback import push_job, to_element
 from keyspace_amqp.jobs import Job, JobResult, OutboxStep
 from keyspace_amqp.message import Event
-from keyspace_amqp.worker.records import HEAD, LISTED_BIT, Kind, Listed, Reader
+from keyspace_amqp.worker.records import HEAD, LISTED_BIT, Kind, ListChanged, Listed, Reader
 from keyspace_amqp.worker.shim_api import OutboxState
 from tests.publisher.simulated import BEGIN_MS, SimulatedList, event_of
 from tests.worker.fakes import FakeJob, FakeShim, record
@@ -61,13 +61,15 @@ class OutboxShim(FakeShim):
 
 
 class MainThread:
-    """Collects events, stores them, runs jobs. `requests`: Listed, or what the worker does for
-    another kind of request. `clock`: seconds."""
+    """Collects events, stores them, runs jobs. `requests`: those about lists, or what the worker
+    does for another kind of request. `clock`: seconds."""
 
     def __init__(self, there: SimulatedList, clock: Callable[[], float]) -> None:
         self.list = there
         self.shim = OutboxShim()
-        self.requests: collections.deque[Listed | Callable[[], None]] = collections.deque()
+        self.requests: collections.deque[ListChanged | Listed | Callable[[], None]] = (
+            collections.deque()
+        )
         self.mode = "off"
         self.key: bytes | None = None
         self.pending: list[bytes] = []  # records of this turn; the first `listed` are in the list

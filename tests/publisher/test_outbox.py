@@ -76,6 +76,28 @@ def test_events_with_records_are_not_read() -> None:
     assert bench.count(Stat.FALLBACK_DRAINED) == 5
 
 
+def test_elements_of_which_nothing_was_told() -> None:
+    """They are delivered, and count as events of this node as soon as that is known."""
+    bench = OutboxBench()
+    bench.outbox(1)
+    bench.put(2)
+    bench.publisher.link_down("unexpected exception")
+    bench.publisher.repair(job_lost=True, taken=1)
+    bench.link_up()
+    assert bench.count(Stat.FALLBACK_FOUND) == 2
+    events = bench.put(1)
+    place = bench.publisher.outbox.listed(KEY, 1, len(bench.list.elements), 2)
+    assert_books_balance(bench.publisher)
+    assert bench.count(Stat.FALLBACK_FOUND) == 0
+    assert bench.count(Stat.EVENTS_MATCHED) == bench.count(Stat.FALLBACK_PUSHED) == 4
+    bench.hand(events, place)
+    bench.settle()
+    bench.ack(4, multiple=True)
+    bench.wait(TRIM_EVERY)
+    assert bench.stored == []
+    assert bench.count(Stat.CONFIRMED) == 4
+
+
 def test_events_behind_unread_ones_are_read() -> None:
     """Records only came for the newer ones."""
     bench = OutboxBench()

@@ -753,7 +753,7 @@ class SharedWorld(World):
                 del elements[place:]
             case 2:
                 elements.clear()
-                self.publisher.list_changed(chance.choice([b"flushdb", b"evicted", b"del"]))
+                self.tell_change(chance.choice([b"flushdb", b"evicted", b"del"]))
             case 3:
                 elements += [to_element(self.new_event()) for _ in range(place)]
             case 4:
@@ -763,6 +763,9 @@ class SharedWorld(World):
             case 6:
                 elements.insert(place, b"junk")
         self.risked_by_others += len(before - set(elements))
+
+    def tell_change(self, what: bytes) -> None:
+        self.publisher.list_changed(what)
 
     def somebody_purges(self, _chance: random.Random) -> None:
         def done(_outcome: int | JobError) -> None:

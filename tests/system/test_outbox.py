@@ -3,6 +3,8 @@ in its way."""
 
 from __future__ import annotations
 
+import collections
+import pathlib
 import re
 
 import pytest
@@ -12,7 +14,7 @@ from keyspace_amqp.demo.servers import RabbitServer, RedisServer, ServerError, f
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.message import Event
 from keyspace_amqp.tables.keys import KEY
-from tests.fix_faults import Background, Load, Notifications, delivered
+from tests.fix_faults import Background, Load, Notifications, delivered, start_faulty
 from tests.fix_outbox import (
     ATOMIC,
     EVERY_OUTBOX,
@@ -36,6 +38,7 @@ from tests.fix_servers import (
     arguments_for,
     list_length,
     once,
+    outbox_options,
     settled,
     stats,
 )
@@ -470,6 +473,84 @@ def test_flushed_while_it_is_open(
     assert numbers["dropped"] == numbers["dropped_fallback_flushed"] == 5 * 20 + 4 * 20
     client.config_set("keyspaceamqp.port", broker.port)
     delivered(client, mailbox, expected, dropped=180)
+
+
+# Appended to worker/loop.py in a copy of the handler: while a file named `late` is in the server's
+# directory, the worker takes no requests.
+_LATE = """
+
+import pathlib as _pathlib
+
+def _take(self, _function=Requests.take):
+    while _pathlib.Path("late").exists():
+        time.sleep(0.01)
+    _function(self)
+Requests.take = _take
+"""
+
+
+def _expire(client: redis.Redis) -> None:
+    client.pexpire(KEY, 1)
+    wait_for(lambda: not client.exists(KEY), 10)
+
+
+def _evict(client: redis.Redis) -> None:
+    client.expire(KEY, 1000)  # the only key that `volatile-ttl` may evict
+    client.config_set("maxmemory", 1)
+    wait_for(lambda: not client.exists(KEY), 10)
+    client.config_set("maxmemory", 0)
+
+
+def _swap(client: redis.Redis) -> None:
+    with client.pipeline(transaction=True) as pipeline:
+        pipeline.swapdb(0, 1).execute_command("SELECT", 1)
+        pipeline.flushdb().execute_command("SELECT", 0)
+        pipeline.execute()
+
+
+def _rename(client: redis.Redis) -> None:
+    client.rename(KEY, "other")
+    client.delete("other")
+
+
+# How others take the list away, and the reason that is counted.
+WAYS_TO_LOSE = [
+    (redis.Redis.flushall, "flushed"),
+    (redis.Redis.flushdb, "flushed"),
+    (_swap, "flushed"),
+    (_expire, "expired"),
+    (_evict, "evicted"),
+    (lambda client: client.delete(KEY), "removed"),
+    (_rename, "removed"),
+]
+
+
+@SOME_OUTBOX
+def test_losses_while_the_worker_is_late(
+    family: str, outbox: str, start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """It hears of all of them at once, and each is counted with its own reason."""
+    options = [*outbox_options(outbox), "maxmemory-policy volatile-ttl"]
+    # No event of the ways themselves: it would be lost with the next way.
+    arguments = arguments_for(free_port(), events="$", masks=("^lost",))
+    server = start_faulty(start_redis, family, tmp_path, _LATE, arguments, options)
+    client = server.client()
+    ways = [*WAYS_TO_LOSE, *reversed(WAYS_TO_LOSE), *WAYS_TO_LOSE[::2]]
+    late = server.folder / "late"
+    write(client, "lost:first", 3)
+    # After that the worker has looked at the list: what is lost before has the last reason.
+    wait_for(lambda: client.execute_command("KEYSPACEAMQP.FALLBACK", "PURGE") == 3, 30)
+    late.touch()
+    expected = collections.Counter(dropped_purged=3)
+    for number, (take_away, reason) in enumerate(ways):
+        count = 10 + number
+        write(client, f"lost:{number}", count)
+        assert list_length(client) == count
+        take_away(client)
+        assert list_length(client) == 0
+        expected[f"dropped_fallback_{reason}"] += count
+    late.unlink()
+    settled(client, fallback_length=0, queue_length=0, dropped=expected.total(), **expected)
 
 
 @SOME_OUTBOX

@@ -212,7 +212,7 @@ class NoOutbox:
     def next_handed(self, number: int) -> Handed | None:
         return None
 
-    def released(self, count: int) -> None: ...
+    def released(self, number: int, count: int) -> None: ...
 
 
 class Failures:

@@ -35,6 +35,7 @@ class Publisher:
         self.added: list[tuple[tuple[int, int], list[str]]] = []
         self.kept: bytes | None = None
         self.booked: list[tuple[bytes, int, int]] = []
+        self.lost = 0
         self.place: tuple[int, int] | None = (10, 1)
 
     def add_listed(self, events: Sequence[Event], place: tuple[int, int]) -> None:
@@ -43,8 +44,9 @@ class Publisher:
     def keep_list(self, key: bytes | None) -> None:
         self.kept = key
 
-    def listed(self, key: bytes, count: int, length: int) -> tuple[int, int] | None:
+    def listed(self, key: bytes, count: int, length: int, lost: int) -> tuple[int, int] | None:
         self.booked.append((key, count, length))
+        self.lost += lost
         return self.place
 
 
@@ -81,9 +83,9 @@ class World:
         self.shim.outbox = state
         self.jobs[-1][1](JobResult([reply]))
 
-    def listed(self, jobs: int, count: int, length: int, *, number: int = 1, first: int = 1,
+    def listed(self, count: int, length: int, *, number: int = 1, first: int = 1,
                handed: int = 0) -> None:  # fmt: skip
-        self.outbox.listed(Listed(jobs, number, first, length, count, handed, KEY))
+        self.outbox.listed(Listed(0, number, first, length, count, handed, KEY))
 
 
 # ---- opening -------------------------------------------------------------------------
@@ -202,22 +204,17 @@ def test_records_are_asked_for_once() -> None:
 # ---- what was put into the list ----------------------------------------------------------
 
 
-def test_requests_are_booked_between_the_results_of_jobs() -> None:
+def test_what_was_booked_is_shown_once() -> None:
     world = World()
-    world.listed(0, 3, 3)
-    world.listed(1, 2, 5)
-    world.listed(1, 1, 6)
-    world.listed(2, 1, 2)
-    world.outbox.book(0)
-    assert world.publisher.booked == [(KEY, 3, 3)]
-    world.outbox.book(1)
-    assert world.publisher.booked == [(KEY, 3, 3), (KEY, 2, 5), (KEY, 1, 6)]
+    world.listed(3, 3, first=1)
+    world.listed(2, 5, first=4)
+    assert world.publisher.booked == [(KEY, 3, 3), (KEY, 2, 5)]
     world.outbox.show()
-    world.outbox.book(2)
+    world.listed(1, 2, first=6)
     world.outbox.show()
     world.outbox.show()
     booked = [heard for heard in world.shim.heard if heard[0] == "outbox_booked"]  # type: ignore[index]
-    assert booked == [("outbox_booked", 6), ("outbox_booked", 1)]
+    assert booked == [("outbox_booked", 5), ("outbox_booked", 1)]
 
 
 def test_the_request_is_read_as_the_shim_lays_it_out() -> None:
@@ -248,8 +245,7 @@ class Queue:
 
     def hand(self, count: int, *, number: int, first: int) -> None:
         """Hand over events from this number of the queue on."""
-        self.world.listed(0, count, 99, number=number, first=first, handed=count)
-        self.world.outbox.book(0)
+        self.world.listed(count, 99, number=number, first=first, handed=count)
         self.push(*(in_list(event(b"l%d" % place)) for place in range(count)))
 
 
@@ -315,3 +311,55 @@ def test_an_exception_leaves_them_to_the_list() -> None:
     world.hand(2, number=1, first=1)
     world.intake.take(2)
     assert world.queue.length == 0
+
+
+def test_records_are_known_even_if_the_publisher_fails_over_their_request() -> None:
+    """They are left to the list, and the next ones are not taken for them."""
+    world = Queue()
+    listed = world.world.publisher.listed
+
+    def fail(key: bytes, count: int, length: int, lost: int) -> None:
+        raise RuntimeError
+
+    world.hand(1, number=1, first=1)
+    world.world.publisher.listed = fail  # type: ignore[assignment,method-assign]
+    with pytest.raises(RuntimeError):
+        world.world.listed(2, 3, number=2, first=2, handed=2)
+    world.push(*(in_list(event(b"l%d" % place)) for place in range(2)))
+    world.world.publisher.listed = listed  # type: ignore[method-assign]
+    world.hand(3, number=4, first=4)
+    assert world.world.publisher.lost == 2
+    assert world.intake.waiting == 0
+    world.intake.take(2)
+    world.intake.take(6)
+    assert world.queue.length == world.intake.waiting == world.world.outbox.handed_count == 0
+    prefix = world.world.outbox.prefix
+    assert world.world.publisher.added == [
+        ((10, 1), [f"{prefix}-1"]),
+        ((10, 1), [f"{prefix}-{n}" for n in (4, 5, 6)]),
+    ]
+    assert world.world.outbox.balance == 0, "all are released"
+    world.world.outbox.show()
+    assert ("outbox_booked", 6) in world.world.shim.heard
+
+
+def test_a_request_that_is_lost_in_an_exception() -> None:
+    """Its elements are booked with the next one's. Its records, if they are in the queue, are not
+    taken for those of the next one."""
+    world = Queue()
+    world.hand(1, number=1, first=1)
+    world.push(*(in_list(event(b"lost")) for _ in range(5)))
+    world.hand(3, number=7, first=7)
+    world.world.outbox.show()
+    assert ("outbox_booked", 9) in world.world.shim.heard
+    assert world.world.publisher.lost == 5
+    assert world.intake.waiting == 5
+    world.intake.take(4)
+    world.intake.take(9)
+    assert world.queue.length == world.intake.waiting == world.world.outbox.handed_count == 0
+    world.hand(2, number=10, first=10)
+    assert world.intake.waiting == 0
+    world.intake.take(11)
+    prefix = world.world.outbox.prefix
+    (_, first), (_, last) = world.world.publisher.added
+    assert (first, last) == ([f"{prefix}-1"], [f"{prefix}-10", f"{prefix}-11"])

@@ -191,8 +191,16 @@ def test_a_damaged_record_with_subkeys_is_found_or_can_be_read(data: st.DataObje
         (Kind.ROLE, b"\1\0\0", SetRole(primary=True, loading=False, agreed=False)),
         (Kind.ROLE, b"\0\1\0", SetRole(primary=False, loading=True, agreed=False)),
         (Kind.ROLE, b"\0\0\1", SetRole(primary=False, loading=False, agreed=True)),
-        (Kind.LIST_CHANGED, counted(b"del", b"list"), ListChanged(b"del", b"list")),
-        (Kind.LIST_CHANGED, counted(b"flushdb", b""), ListChanged(b"flushdb", b"")),
+        (
+            Kind.LIST_CHANGED,
+            struct.pack("=Q", 7) + counted(b"del", b"list"),
+            ListChanged(7, b"del", b"list"),
+        ),
+        (
+            Kind.LIST_CHANGED,
+            struct.pack("=Q", 7) + counted(b"flushdb", b""),
+            ListChanged(7, b"flushdb", b""),
+        ),
         (Kind.MESSAGE, counted(b"ab\xff", b"\xfftext"), PeerMessage("ab\ufffd", b"\xfftext")),
         (Kind.FLUSH, struct.pack("=QIIB", 8500, 9, 1500, 2), StartFlush(8.5, 9, 1.5, 2)),
         (Kind.SLOTS_MOVED, b"\0", SlotsMoved(came=False, slots=set())),

@@ -13,14 +13,17 @@ from keyspace_amqp.broker.target import needs_new_connection
 from keyspace_amqp.cluster.topology import ALONE
 from keyspace_amqp.config import Config
 from keyspace_amqp.publisher.actions import FlushMode
+from keyspace_amqp.publisher.list_jobs import CHECK_EVERY
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.parameters import INDEX, PARAMETERS
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker.handler import Handler
 from keyspace_amqp.worker.lanes import Lane
+from keyspace_amqp.worker.outbox import Outbox
 from keyspace_amqp.worker.parameters import Parameters
-from keyspace_amqp.worker.records import Kind
+from keyspace_amqp.worker.records import LISTED, Kind, Listed
 from keyspace_amqp.worker.requests import Requests
+from tests.publisher.bench import Bench
 from tests.worker.fakes import Failures, FakeShim, counted, record
 
 DEFAULTS = [parameter.default.encode() for parameter in PARAMETERS]
@@ -71,6 +74,10 @@ class World:
             self.parameters, self.publisher, self.watch, self.peers, self.status, clustered=False
         )
         self.lane = Lane(lambda job, done: None, self.failures)
+        self.connect()
+
+    def connect(self) -> None:
+        """Make the requests with the parts as they are now."""
         self.requests = Requests(
             self.shim, self.lane, self.handler, self.parameters, self.publisher, self.watch,
             self.peers, self.outbox, self.failures,
@@ -110,11 +117,95 @@ def test_a_role(
     ]
 
 
-def test_a_list_that_was_changed(world: World) -> None:
-    assert world.request(Kind.LIST_CHANGED, counted(b"del", b"key")) == [
+def changed(jobs: int, what: bytes, key: bytes = b"") -> bytes:
+    """The request of a list that was changed."""
+    return record(Kind.LIST_CHANGED, struct.pack("=Q", jobs) + counted(what, key))
+
+
+def test_requests_about_lists_are_carried_out_between_the_results_of_jobs(world: World) -> None:
+    told = (1, 1, 1, 20, 20, 0)
+    world.shim.requests.push(
+        changed(0, b"del", b"key"),
+        record(Kind.LISTED, LISTED.pack(*told) + KEY),
+        changed(1, b"flushdb"),
+        record(Kind.ROLE, b"\1\0\0"),
+        changed(2, b"evicted"),
+    )
+    world.requests.take()
+    assert [name for name, *_ in world.heard] == ["publisher.set_role", "watch.set_role"]
+    world.heard.clear()
+    world.requests.book(0)
+    assert world.heard == [
         ("publisher.list_changed", b"del", b"key"),
         ("watch.list_changed", b"key"),
     ]
+    world.heard.clear()
+    world.requests.book(1)
+    assert world.heard == [
+        ("outbox.listed", Listed(*told, KEY)),
+        ("publisher.list_changed", b"flushdb", b""),
+        ("watch.list_changed", b""),
+    ]
+    world.heard.clear()
+    world.requests.book(3)
+    assert [name for name, *_ in world.heard] == ["publisher.list_changed", "watch.list_changed"]
+
+
+def test_each_loss_has_the_reason_of_its_own_change() -> None:
+    """A worker that is behind gets many requests at once, and the results of jobs with them."""
+    world = World()
+    bench = Bench(outbox="reply")
+    world.publisher = bench.publisher
+    world.outbox = Outbox(
+        world.shim, bench.publisher.outbox, lambda job, done: None, lambda: 0, lambda: None
+    )
+    world.connect()
+    bench.lose_link()
+    jobs = 0
+    losses = [b"flushdb", b"evicted", b"flushdb", b"expired", b"del", b"swapdb"]
+    for what in losses:  # seen by the next request of the outbox
+        world.shim.requests.push(
+            record(Kind.LISTED, LISTED.pack(jobs, 1, 1, 10, 10, 0) + KEY), changed(jobs, what)
+        )
+    world.shim.requests.push(record(Kind.LISTED, LISTED.pack(jobs, 1, 1, 10, 10, 0) + KEY))
+    world.requests.take()
+    world.requests.book(jobs)
+    dropped = {stat: bench.count(stat) for stat in Stat if stat.name.startswith("DROPPED_FALLBACK")}
+    assert {stat: count for stat, count in dropped.items() if count} == {
+        Stat.DROPPED_FALLBACK_FLUSHED: 30,
+        Stat.DROPPED_FALLBACK_EVICTED: 10,
+        Stat.DROPPED_FALLBACK_EXPIRED: 10,
+        Stat.DROPPED_FALLBACK_REMOVED: 10,
+    }
+
+
+def test_a_loss_that_a_job_finds_has_the_reason_of_the_change_before_the_job() -> None:
+    """Also without an outbox: one change came before a job ran, the other one after that."""
+    world = World()
+    bench = Bench(found=3)
+    world.publisher = bench.publisher
+    world.connect()
+    bench.lose_link()
+    bench.wait(CHECK_EVERY)
+    assert bench.count(Stat.FALLBACK_LENGTH) == 3
+    bench.emit(2)
+    while bench.job is None:
+        bench.now += 0.01
+        bench.poll()
+    assert next(iter(bench.job.commands)).name == "RPUSH"
+    bench.list.elements.clear()
+    result = bench.list.run(bench.job)
+    bench.list.elements.clear()
+    world.shim.requests.push(changed(0, b"evicted"), changed(1, b"flushdb"))
+    world.requests.take()
+    world.requests.book(0)
+    bench.job = None
+    bench.publisher.job_done(result)
+    world.requests.book(1)
+    bench.settle()
+    assert bench.count(Stat.DROPPED_FALLBACK_EVICTED) == 3
+    assert bench.count(Stat.DROPPED_FALLBACK_FLUSHED) == 2
+    assert bench.count(Stat.DROPPED_FALLBACK_REMOVED) == 0
 
 
 def test_slots_that_have_moved(world: World) -> None:
