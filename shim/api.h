@@ -238,8 +238,8 @@ void job_lengths(job_t *job);
  * for all nodes, and the text. It fails if there is no connection to the node. */
 void job_message(job_t *job);
 /* Adds a command for the outbox. Without `open`: collect events for now, and keep them. With it:
- * put them and all later ones into the list whose key is the argument. It fails if the outbox is
- * off, or was not held. */
+ * put them and all later ones into the list whose key is the argument; an empty key: close the
+ * outbox, and put them into the queue. It fails if the outbox is off, or was not held. */
 void job_outbox(job_t *job, int open);
 /* Gives the command that was added last all its arguments: their bytes one after the other,
  * and their lengths. They are copied. */

@@ -414,6 +414,10 @@ int outbox_hold(RedisModuleCtx *ctx) {
 
 int outbox_open(RedisModuleCtx *ctx, const char *bytes, size_t len) {
     if (mode == OFF || state_now() != HELD) return -1;
+    if (len == 0) {
+        outbox_close();
+        return 0;
+    }
     const uint32_t held = count_pending;
     set_key(bytes, len);
     set_state(OPEN);

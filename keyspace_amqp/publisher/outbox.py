@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from ..fallback import JOB_ELEMENTS
 from ..message import Event
-from .entry import Entry
+from .entry import Entry, fitting
 from .ledger import Ledger
 from .link import Link
 from .lists import Lists
 from .memory import Memory
-from .window import Window
+from .window import WINDOW_BYTES, Window
 
 
 class OutboxView:
@@ -68,6 +68,7 @@ class OutboxView:
             return
         now = self._clock()
         entries = [Entry(event, now) for event in events[known : known + room]]
+        del entries[fitting(entries, self._list.unsent_bytes, WINDOW_BYTES) :]
         for entry in entries:
             entry.listed = True
         self._list.read(entries)

@@ -163,6 +163,8 @@ class Intake:
         numbers = range(taken + 1, min(taken + most, until) + 1)
         if not numbers or not (data := self._queue.take()):
             return False
+        if starts_listed(data):  # it has come since _take_listed looked
+            return True
         events, size = self._attempt(lambda: self._reader.parse(data, numbers)) or ([], 0)
         # Released only when the publisher has them: an exception before loses nothing.
         self._receiver.add(events)

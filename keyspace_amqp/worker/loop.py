@@ -274,7 +274,7 @@ class Worker:
         job_lost = not self._job_queue.expects(self._publisher.job_done)
         self._publisher.repair(job_lost=job_lost, taken=self._intake.taken + self._outbox.balance)
         self._cluster_io.repair()
-        self._outbox.repair()
+        self._outbox.repair(job_lost=not self._job_queue.expects(self._outbox.job_done))
         self._broken = False
 
     def end(self) -> None:

@@ -17,12 +17,18 @@ from ..message import Event
 from .records import Listed
 from .shim_api import OutboxState, Shim
 
-# Seconds until the next attempt to open the outbox.
+# Seconds until the next attempt to open the outbox: after a failure, and after many in a row. In
+# each attempt events wait up to a second, although the broker may be there.
 RETRY_AFTER = 0.5
-# The outbox is held for so many seconds, at most, until another list is chosen (the shim holds it
-# for a second); and the seconds until it is held for that again.
-CHANGE_WITHIN = 0.3
-CHANGE_AGAIN = 5.0
+RETRY_MOST = 8.0
+# An outbox that was closed by the main thread within so many seconds was opened in vain.
+STEADY_AFTER = 1.0
+# A hold is given up after so many seconds without a list that takes pushes. It may be one for which
+# the publisher has only to read its length.
+GIVE_UP_AFTER = 0.1
+# The outbox stays closed for so many seconds, at most, until another list is chosen, and then open
+# for as long, at least.
+CHANGE_EVERY = 5.0
 
 
 class Publisher(Protocol):
@@ -104,7 +110,13 @@ class Outbox:
         self._next_id = 0  # the number in the id of the next element; 0: not known
         self._key: bytes | None = None  # of the list, while the outbox is open or about to be
         self._job_running = False
-        self._retry_at = self._change_at = self._change_until = clock()
+        self._retry_at = self._change_at = clock()
+        self._retry_after = RETRY_AFTER
+        # What the jobs have brought about, as far as the worker knows.
+        self._reached = OutboxState.CLOSED
+        self._state_after = self._reached
+        self._opened_at = clock()
+        self._list_at = clock()  # the last time at which a list took pushes
         self._wanted = False
 
     def start(self, key: bytes) -> None:
@@ -181,56 +193,89 @@ class Outbox:
             return
         if state is not OutboxState.OPEN:
             self._keep(None)
+        if state is OutboxState.CLOSED:
+            self._note_closed()
         self._publisher.storing_all = enabled and state is OutboxState.HELD
         if not enabled or self._clock() < self._retry_at:
             return
         # Of a replica it is opened before there are events: its promotion is no reason to miss one.
         key = self._publisher.key or self._inherited()
-        changes = self._publisher.changes_list
+        if key is not None:
+            self._list_at = self._clock()
+        memory, changes = self._publisher.has_memory, self._publisher.changes_list
+        may_change = self._clock() >= self._change_at
         match state:
-            case OutboxState.OPEN if (changes and self._may_change) or key not in (None, self._key):
-                self._change_until = self._clock() + CHANGE_WITHIN
-                self._change_at = self._clock() + CHANGE_AGAIN
-                self._run(OutboxStep([], open=False))
-            case OutboxState.HELD if key is not None:
-                waits = changes and self._clock() < self._change_until
-                if not (waits or self._publisher.has_memory or self._queued()):
+            case OutboxState.OPEN:
+                # Memory has something again if pushes were taken back after a demotion.
+                other = key not in (None, self._key)
+                if other or memory or (changes and may_change):
+                    self._change_at = self._clock() + CHANGE_EVERY
+                    self._hold()
+            case OutboxState.HELD:
+                if key is None:
+                    if self._clock() >= self._list_at + GIVE_UP_AFTER:
+                        self._run(OutboxStep([b""], open=True), OutboxState.CLOSED)
+                elif not (memory or self._queued() or (changes and not may_change)):
+                    self._change_at = self._clock() + CHANGE_EVERY
                     self._keep(key)
-                    self._run(OutboxStep([key], open=True))
-            case OutboxState.CLOSED if key is not None:
-                self._run(OutboxStep([], open=False))
+                    self._run(OutboxStep([key], open=True), OutboxState.OPEN)
+            case OutboxState.CLOSED if key is not None and (may_change or not changes):
+                self._hold()
 
-    @property
-    def _may_change(self) -> bool:
-        return self._clock() >= self._change_at
+    def _note_closed(self) -> None:
+        """The main thread has closed the outbox, perhaps: if that came soon, another attempt would
+        fail soon, too."""
+        before, self._reached = self._reached, OutboxState.CLOSED
+        if before is OutboxState.OPEN and self._clock() >= self._opened_at + STEADY_AFTER:
+            self._retry_after = RETRY_AFTER
+        elif before is not OutboxState.CLOSED:
+            self._note_failure()
+
+    def _note_failure(self) -> None:
+        self._retry_at = self._clock() + self._retry_after
+        self._retry_after = min(2 * self._retry_after, RETRY_MOST)
 
     def _keep(self, key: bytes | None) -> None:
         if key != self._key:
             self._key = key
             self._publisher.keep_list(key)
 
-    def _run(self, step: OutboxStep) -> None:
-        self._job_running = True
-        self._submit(Job([step]), self._done)
+    def _hold(self) -> None:
+        self._run(OutboxStep([], open=False), OutboxState.HELD)
 
-    def _done(self, result: JobResult) -> None:
+    def _run(self, step: OutboxStep, state: OutboxState) -> None:
+        """Have the main thread run a step, which leads to this state unless it fails."""
+        self._job_running = True
+        self._state_after = state
+        self._submit(Job([step]), self.job_done)
+
+    def job_done(self, result: JobResult) -> None:
+        """Take the result of a job that this has submitted."""
         self._job_running = False
-        if isinstance(result.reply(0), JobError):
-            self._retry_at = self._clock() + RETRY_AFTER
+        failed = isinstance(result.reply(0), JobError)
+        self._reached = OutboxState.CLOSED if failed else self._state_after
+        if self._reached is OutboxState.OPEN:
+            self._opened_at = self._clock()
+        elif self._reached is OutboxState.CLOSED:
+            self._note_failure()
 
     def wake_at(self, *, enabled: bool) -> float | None:
         """Return the time at which to call `poll` again if nothing else happens."""
         if not enabled or self._job_running:
             return None
-        now, changes = self._clock(), self._publisher.changes_list
-        if self._shim.outbox_state() is OutboxState.OPEN:
-            return max(self._retry_at, self._change_at) if changes else None
-        waits = changes and now < self._change_until
-        return max(self._retry_at, self._change_until if waits else now + RETRY_AFTER)
+        state = self._shim.outbox_state()
+        if state is not OutboxState.OPEN:
+            pause = GIVE_UP_AFTER if state is OutboxState.HELD else RETRY_AFTER
+            return max(self._retry_at, self._clock() + pause)
+        return max(self._retry_at, self._change_at) if self._publisher.changes_list else None
 
-    def repair(self) -> None:
-        """Start again after an exception: what is known about places in the list may be wrong."""
-        self._job_running = False
+    def repair(self, *, job_lost: bool) -> None:
+        """Start again after an exception: what is known about places in the list may be wrong.
+
+        `job_lost`: a job that was under way will not be heard of.
+        """
+        if job_lost:
+            self._job_running = False
         self._publisher.storing_all = False
         for handed in self._handed:
             handed.place = None

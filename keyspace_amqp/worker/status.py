@@ -147,6 +147,7 @@ class Status:
         publisher.reset_stats()
         self._peers.rejected = self._messages.cut = 0
         self._shim.reset_numbers(publisher.taken - publisher.counts[Stat.EVENTS_MATCHED])
+        self.show()
 
     def counters(self) -> dict[str, int]:
         """Return the counters and gauges as STATS shows them."""

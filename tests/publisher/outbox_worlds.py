@@ -313,7 +313,7 @@ class WithOutbox(World):
         self.publisher.link_down("unexpected exception")
         taken = self.intake.taken + self.outbox.balance
         self.publisher.repair(job_lost=job_lost, taken=taken)
-        self.outbox.repair()
+        self.outbox.repair(job_lost=not self.jobs.expects(self.outbox.job_done))
         self.twice = True
 
     # What must always hold

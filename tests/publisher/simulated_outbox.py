@@ -228,12 +228,16 @@ class MainThread:
     def _open(self, key: bytes) -> bool:
         if self.mode == "off" or self.state is not HELD:
             return False
-        self.missed += len(self.pending)
+        if not key:
+            self.close()
+            return True
+        held = len(self.pending)
         self._set_key(key)
         self.shim.outbox = OPEN
         self.store()
         if self.state is not OPEN:
             return False
+        self.missed += held
         self.tell(at_once=True)
         return True
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
 
 from keyspace_amqp.fallback import JOB_ELEMENTS, to_element
-from keyspace_amqp.message import Event
+from keyspace_amqp.message import Event, Value
 from keyspace_amqp.publisher.actions import Send
 from keyspace_amqp.publisher.list_jobs import CHECK_EVERY, CUT_SHARE, TRIM_EVERY
+from keyspace_amqp.publisher.window import WINDOW_BYTES
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, commands, sent
@@ -432,3 +434,24 @@ def test_records_of_events_that_were_cut_meanwhile() -> None:
     bench.hand(events, place)
     assert bench.known == most
     assert sent(bench.link_up()) == bench.stored
+
+
+def test_records_that_are_handed_over_are_bounded_in_bytes() -> None:
+    """Rule 13: what is known of the list and not sent is bounded as after a read. The rest is left
+    to the list."""
+    bench = OutboxBench()
+    data = bytes(256 * 1024)
+    for _ in range(10):  # the broker confirms nothing
+        events = [
+            dataclasses.replace(
+                event_of(next(bench.numbers)), value=Value("string", len(data), data, before=False)
+            )
+            for _ in range(40)
+        ]
+        bench.list.elements += map(to_element, events)
+        bench.hand(events, bench.book(events))
+        bench.poll()
+        if bench.job is not None:
+            bench.run_job()
+    assert bench.publisher.list.unread > 0
+    assert bench.publisher.list.unsent_bytes <= 2 * WINDOW_BYTES

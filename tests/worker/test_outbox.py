@@ -13,7 +13,14 @@ from keyspace_amqp.message import Event
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.leftovers import Leftovers
-from keyspace_amqp.worker.outbox import CHANGE_AGAIN, CHANGE_WITHIN, RETRY_AFTER, Outbox
+from keyspace_amqp.worker.outbox import (
+    CHANGE_EVERY,
+    GIVE_UP_AFTER,
+    RETRY_AFTER,
+    RETRY_MOST,
+    STEADY_AFTER,
+    Outbox,
+)
 from keyspace_amqp.worker.records import HEAD, LISTED, LISTED_BIT, Kind, Listed, parse_request
 from keyspace_amqp.worker.shim_api import OutboxState
 from tests.worker.fakes import Failures, FakeQueue, FakeShim, event
@@ -163,7 +170,9 @@ def test_another_list_takes_the_place_of_the_first() -> None:
     assert world.publisher.kept == OTHER
 
 
-def test_a_change_of_the_list_that_takes_too_long_is_put_off() -> None:
+def test_a_change_of_the_list_that_takes_long_is_not_given_up_at_once() -> None:
+    """Confirms may take longer than a hold: the outbox stays closed for a while. Meanwhile the list
+    gets no events, so it becomes empty."""
     world = World()
     world.outbox.start(KEY)
     world.shim.outbox = OutboxState.OPEN
@@ -171,14 +180,70 @@ def test_a_change_of_the_list_that_takes_too_long_is_put_off() -> None:
     world.poll()
     world.finish(OK, OutboxState.HELD)
     assert world.poll() is None
-    assert world.outbox.wake_at(enabled=True) == pytest.approx(world.now + CHANGE_WITHIN)
-    world.now += CHANGE_WITHIN
+    assert world.outbox.wake_at(enabled=True) is not None
+    world.shim.outbox = OutboxState.CLOSED  # as the main thread does after a while
+    assert world.poll() is None
+    world.now = 100.0 + CHANGE_EVERY - 0.1
+    assert world.poll() is None
+    world.now = 100.0 + CHANGE_EVERY
+    assert world.poll() == OutboxStep([], open=False)
+    world.finish(OK, OutboxState.HELD)
     assert world.poll() == OutboxStep([KEY], open=True)
     world.finish(OK, OutboxState.OPEN)
     assert world.poll() is None
-    assert world.outbox.wake_at(enabled=True) == pytest.approx(100.0 + CHANGE_AGAIN)
-    world.now = 100.0 + CHANGE_AGAIN
+    assert world.outbox.wake_at(enabled=True) == pytest.approx(world.now + CHANGE_EVERY)
+
+
+def test_a_hold_ends_when_the_list_takes_nothing() -> None:
+    world = World()
+    world.poll()
+    world.finish(OK, OutboxState.HELD)
+    world.publisher.key = None
+    assert world.poll() is None, "it may be there in a moment"
+    world.now += GIVE_UP_AFTER
+    assert world.poll() == OutboxStep([b""], open=True)
+    world.finish(OK, OutboxState.CLOSED)
+    world.publisher.key = KEY
+    assert world.poll() is None
+    world.now += RETRY_AFTER
     assert world.poll() == OutboxStep([], open=False)
+
+
+def attempt(world: World, *, lasts: float) -> float:
+    """The outbox is opened, and closed by the main thread after so many seconds. Return the seconds
+    before that."""
+    pause = 0.0
+    while world.poll() is None:
+        world.now += 0.25
+        pause += 0.25
+    world.finish(OK, OutboxState.HELD)
+    assert world.poll() == OutboxStep([KEY], open=True)
+    world.finish(OK, OutboxState.OPEN)
+    world.now += lasts
+    world.shim.outbox = OutboxState.CLOSED
+    return pause
+
+
+def test_attempts_in_vain_become_rare() -> None:
+    """Near maxmemory, for example. Events wait while the outbox is held."""
+    world = World()
+    assert [attempt(world, lasts=0.125) for _ in range(7)] == [0, 0.5, 1, 2, 4, 8, RETRY_MOST]
+    assert attempt(world, lasts=STEADY_AFTER) == RETRY_MOST
+    assert attempt(world, lasts=0.125) == 0
+    assert attempt(world, lasts=0.125) == RETRY_AFTER
+
+
+def test_memory_that_comes_back_is_older() -> None:
+    """After a demotion, events of pushes that may be lost are in memory again."""
+    world = World()
+    world.outbox.start(KEY)
+    world.shim.outbox = OutboxState.OPEN
+    world.publisher.has_memory = True
+    assert world.poll() == OutboxStep([], open=False)
+    world.finish(OK, OutboxState.HELD)
+    assert world.poll() is None
+    world.publisher.has_memory = False
+    assert world.poll() == OutboxStep([KEY], open=True)
 
 
 def test_a_list_is_not_kept_when_the_outbox_has_closed_itself() -> None:
@@ -266,6 +331,18 @@ def test_events_in_the_list_go_to_their_places(together: int) -> None:
     assert world.queue.length == world.intake.waiting == 0
     taken = sum(heard[1] for heard in world.world.shim.heard if heard[0] == "outbox_taken")  # type: ignore[index]
     assert taken == 4
+
+
+def test_a_record_that_comes_between_two_looks() -> None:
+    """The main thread may be stopped after it has counted a record, before it has filled it."""
+    world = Queue()
+    world.hand(1, number=1, first=1)
+    take, looks = world.queue.take, iter([b""])
+    world.queue.take = lambda: next(looks, None) or take()  # type: ignore[method-assign]
+    world.intake.take(world.queue.pushed)
+    world.intake.take(world.queue.pushed)
+    assert world.queue.length == world.intake.waiting == 0
+    assert world.world.outbox.balance == 0
 
 
 @pytest.mark.parametrize("known", [True, False])
