@@ -422,6 +422,8 @@ int outbox_open(RedisModuleCtx *ctx, const char *bytes, size_t len) {
     set_key(bytes, len);
     set_state(OPEN);
     store(ctx);
+    /* Even if there was nothing to store. A replica cannot say yet. */
+    if (main_thread.capturing && !may_store(ctx)) outbox_close();
     if (state_now() != OPEN) return -1;
     for (uint32_t i = 0; i < held; i++)
         count(&shared.outbox_missed); /* clients may have had the replies long ago */

@@ -44,7 +44,8 @@ class Topology:
 
 
 # For a server that is in no cluster; one slot stands for all of its data.
-ALONE = Topology("", {"": Node("", "", primary=True, failing=False)}, {KEY_SLOT})
+_SLOT = frozenset({KEY_SLOT})
+ALONE = Topology("", {"": Node("", "", primary=True, failing=False)}, _SLOT, inherited=_SLOT)
 
 
 def _slots(first: str, last: str) -> range:

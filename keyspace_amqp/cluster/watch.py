@@ -106,7 +106,7 @@ class ClusterWatch:
     def inherited_home(self) -> bytes | None:
         """Return the key of this node's own list if it has to take over from its primary; None if
         it is no replica."""
-        return home_in(self.topology.inherited)
+        return None if self._lists.active else home_in(self.topology.inherited)
 
     def repair(self) -> None:
         """Start again after an exception: the job under way is lost."""

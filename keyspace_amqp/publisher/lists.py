@@ -218,7 +218,13 @@ class Lists:
         current = self.current
         if not self.known or self.kept is None:
             return False
-        return current.key != self.kept or (bool(self.others) and self._ends)
+        return current.key != self.kept or (self.has_next and self._ends)
+
+    @property
+    def has_next(self) -> bool:
+        """True if another list than the current one is to be worked with when this one is empty."""
+        away = self.current.key not in (None, self._home) and self._home is not None
+        return bool(self.others) or (self.known and away)
 
     @property
     def _ends(self) -> bool:

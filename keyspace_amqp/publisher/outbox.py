@@ -109,4 +109,4 @@ class OutboxView:
         """
         answers = self._link.is_up and not self._window.is_stalled
         soon = answers and not self._list.unread
-        return self._lists.waits_for_outbox or (bool(self._lists.others) and soon)
+        return self._lists.waits_for_outbox or (self._lists.has_next and soon)

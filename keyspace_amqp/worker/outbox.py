@@ -134,7 +134,8 @@ class Outbox:
             self._handed.append(handed)
             self._handed_count += request.handed
         # If the handler has failed over a request, its elements are booked with the next one's.
-        lost = request.id - (self._next_id or request.id)
+        self._next_id = self._next_id or request.id
+        lost = request.id - self._next_id
         handed.place = self._publisher.listed(request.key, request.count, request.length, lost)
         self._booked += lost + request.count
         self.balance += lost + request.count
@@ -198,11 +199,12 @@ class Outbox:
         self._publisher.storing_all = enabled and state is OutboxState.HELD
         if not enabled or self._clock() < self._retry_at:
             return
+        memory, changes = self._publisher.has_memory, self._publisher.changes_list
         # Of a replica it is opened before there are events: its promotion is no reason to miss one.
-        key = self._publisher.key or self._inherited()
+        # But a replica cannot store what it has in memory.
+        key = self._publisher.key or (None if memory else self._inherited())
         if key is not None:
             self._list_at = self._clock()
-        memory, changes = self._publisher.has_memory, self._publisher.changes_list
         may_change = self._clock() >= self._change_at
         match state:
             case OutboxState.OPEN:
@@ -226,10 +228,14 @@ class Outbox:
         """The main thread has closed the outbox, perhaps: if that came soon, another attempt would
         fail soon, too."""
         before, self._reached = self._reached, OutboxState.CLOSED
-        if before is OutboxState.OPEN and self._clock() >= self._opened_at + STEADY_AFTER:
+        if before is OutboxState.OPEN and self._is_steady:
             self._retry_after = RETRY_AFTER
         elif before is not OutboxState.CLOSED:
             self._note_failure()
+
+    @property
+    def _is_steady(self) -> bool:
+        return self._clock() >= self._opened_at + STEADY_AFTER
 
     def _note_failure(self) -> None:
         self._retry_at = self._clock() + self._retry_after
@@ -241,6 +247,8 @@ class Outbox:
             self._publisher.keep_list(key)
 
     def _hold(self) -> None:
+        if self._reached is OutboxState.OPEN and self._is_steady:
+            self._retry_after = RETRY_AFTER
         self._run(OutboxStep([], open=False), OutboxState.HELD)
 
     def _run(self, step: OutboxStep, state: OutboxState) -> None:
@@ -254,10 +262,13 @@ class Outbox:
         self._job_running = False
         failed = isinstance(result.reply(0), JobError)
         self._reached = OutboxState.CLOSED if failed else self._state_after
-        if self._reached is OutboxState.OPEN:
-            self._opened_at = self._clock()
-        elif self._reached is OutboxState.CLOSED:
-            self._note_failure()
+        match self._reached:
+            case OutboxState.OPEN:
+                self._opened_at = self._clock()
+            case OutboxState.HELD:
+                self._list_at = self._clock()
+            case OutboxState.CLOSED:
+                self._note_failure()
 
     def wake_at(self, *, enabled: bool) -> float | None:
         """Return the time at which to call `poll` again if nothing else happens."""

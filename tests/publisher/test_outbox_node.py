@@ -169,3 +169,60 @@ def test_order_after_a_demotion_and_a_promotion() -> None:
         node.turn()
     order = list(dict.fromkeys(node.sent))
     assert order == sorted(order), order
+
+
+def with_another_list() -> tuple[Node, bytes]:
+    """A node with three elements in a list that arrived with its slot, and the home list."""
+    node = Node(0.02)
+    home, other, *_ = node.list.KEYS
+    node.list.served = {home}
+    node.role(primary=True)
+    node.turn()
+    node.tell(home)
+    for _ in range(400):
+        node.turn()
+    node.list.here[other].elements = [to_element(event_of(10**6 + n)) for n in range(3)]
+    node.list.served = {home, other}
+    node.tell(home)
+    return node, home
+
+
+def test_back_to_the_home_list() -> None:
+    node, home = with_another_list()
+    for _ in range(6000):
+        node.emit()
+        node.turn()
+    for _ in range(2000):
+        node.turn()
+    assert 10**6 in node.sent
+    assert (node.main.state, node.main.key) == (OPEN, home)
+
+
+def test_order_over_a_failover_after_a_list_has_arrived() -> None:
+    """A promoted replica opens its outbox with the home list."""
+    node, home = with_another_list()
+    for _ in range(4000):
+        node.emit()
+        node.turn()
+    assert node.main.state is OPEN
+    node.publisher.link_down("away")
+    node.latency = None
+    for _ in range(5):
+        node.emit()
+        node.turn()
+    node.role(primary=False, agreed=True)  # the replica has the same data
+    node.inherited = home
+    for _ in range(20):
+        node.turn()
+    assert node.main.state is OPEN
+    node.role(primary=True)
+    for _ in range(5):
+        node.emit()
+        node.turn()
+    node.tell(home)
+    node.inherited = None
+    node.latency = 0.02
+    for _ in range(8000):
+        node.turn()
+    order = [number for number in dict.fromkeys(node.sent) if number < 10**6]
+    assert order == sorted(order)

@@ -12,7 +12,7 @@ import time
 import pytest
 import redis
 
-from keyspace_amqp.demo.servers import RedisServer, free_port, wait_for
+from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_outbox import (
     EVERY_OUTBOX,
@@ -141,6 +141,36 @@ def test_rpush_has_another_name(
     numbers = settled(client, queue_length=5, dropped=0, outbox_missed=5)
     assert numbers["outbox"] == f"{outbox} (waits)"
     assert list_length(client) == 0
+
+
+@pytest.mark.parametrize("outbox", ["atomic"])
+def test_rpush_has_another_name_and_the_broker_is_there(
+    outbox: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """Memory is empty all the time, and yet the outbox does not open."""
+    options = ["rename-command RPUSH other"]
+    client = start_redis(NEW_REDIS, arguments_for(broker, mailbox, "$"), options).client()
+    for number in range(1, 4):
+        client.set("key", 1)
+        wait_for(lambda n=number: stats(client)["confirmed"] == n, 30)
+        began = client.time()[0]
+        while client.time()[0] < began + 2:
+            assert stats(client)["outbox"] == f"{outbox} (waits)"
+    assert stats(client)["outbox_missed"] == 3
+
+
+@pytest.mark.parametrize("outbox", ["off", "atomic"])
+def test_a_replica_is_ready_for_its_promotion(outbox: str, start_redis: StartRedis) -> None:
+    """Outside of a cluster too, and if the mode was set while it was a replica."""
+    options = [f"replicaof 127.0.0.1 {free_port()}"]
+    client = start_redis(NEW_REDIS, arguments_for(free_port(), events="$"), options).client()
+    client.config_set("keyspaceamqp.outbox", "atomic")
+    wait_for(lambda: stats(client)["outbox"] == "atomic", 30)
+    with client.pipeline(transaction=False) as pipeline:
+        pipeline.execute_command("REPLICAOF", "NO", "ONE")
+        pipeline.set("a", 1).llen(KEY)
+        assert pipeline.execute()[-1] == 1
+    assert stats(client)["outbox_missed"] == 0
 
 
 @pytest.mark.parametrize("family", [family for family in ALL if has_atomic(family)])

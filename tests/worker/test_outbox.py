@@ -233,6 +233,60 @@ def test_attempts_in_vain_become_rare() -> None:
     assert attempt(world, lasts=0.125) == RETRY_AFTER
 
 
+def test_failures_are_forgotten_after_a_long_time_open() -> None:
+    """Whoever has ended that time."""
+    world = World()
+    for _ in range(3):
+        assert attempt(world, lasts=0.125) <= 1
+    attempt(world, lasts=0.125)
+    while world.poll() is None:
+        world.now += 0.25
+    world.finish(OK, OutboxState.HELD)
+    world.poll()
+    world.finish(OK, OutboxState.OPEN)
+    world.now += 3600
+    world.publisher.changes_list = True
+    assert world.poll() == OutboxStep([], open=False)
+    world.finish(OK, OutboxState.HELD)
+    world.shim.outbox = OutboxState.CLOSED
+    world.publisher.changes_list = False
+    assert attempt(world, lasts=0.125) == RETRY_AFTER
+
+
+def test_a_hold_has_its_time_from_its_own_start() -> None:
+    """The list was out of reach before it."""
+    world = World()
+    world.outbox.start(KEY)
+    world.shim.outbox = OutboxState.OPEN
+    world.poll()
+    world.publisher.key = None
+    world.now += 3
+    world.publisher.changes_list = True
+    assert world.poll() == OutboxStep([], open=False)
+    world.finish(OK, OutboxState.HELD)
+    assert world.poll() is None, "its length is about to be read"
+    world.publisher.key, world.publisher.changes_list = OTHER, False
+    assert world.poll() == OutboxStep([OTHER], open=True)
+
+
+def test_a_replica_with_events_in_memory() -> None:
+    """It cannot store them, so its outbox stays closed."""
+    world = World()
+    world.publisher.key, world.inherited = None, KEY
+    world.publisher.has_memory = True
+    assert world.poll() is None
+    world.publisher.has_memory = False
+    assert world.poll() == OutboxStep([], open=False)
+    world.finish(OK, OutboxState.HELD)
+    assert world.poll() == OutboxStep([KEY], open=True)
+    world.finish(OK, OutboxState.OPEN)
+    world.publisher.has_memory = True
+    assert world.poll() == OutboxStep([], open=False)
+    world.finish(OK, OutboxState.HELD)
+    world.now += GIVE_UP_AFTER
+    assert world.poll() == OutboxStep([b""], open=True)
+
+
 def test_memory_that_comes_back_is_older() -> None:
     """After a demotion, events of pushes that may be lost are in memory again."""
     world = World()
@@ -267,6 +321,23 @@ def test_records_are_asked_for_once() -> None:
 
 
 # ---- what was put into the list ----------------------------------------------------------
+
+
+def test_a_failure_over_the_first_request() -> None:
+    """Its elements are booked with those of the next one."""
+    world = World()
+    listed = world.publisher.listed
+
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    world.publisher.listed = fail  # type: ignore[method-assign, assignment]
+    with pytest.raises(RuntimeError):
+        world.listed(2, 2, first=1)
+    world.publisher.listed = listed  # type: ignore[method-assign]
+    world.listed(3, 5, first=3)
+    world.outbox.show()
+    assert ("outbox_booked", 5) in world.shim.heard
 
 
 def test_what_was_booked_is_shown_once() -> None:
