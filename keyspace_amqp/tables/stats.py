@@ -118,7 +118,7 @@ HELP: dict[Stat, str] = {
     "or left them without a confirm. They are in `fallback_length`, `queue_length` and `in_flight` "
     "too",
     Stat.OUTBOX_MISSED: "events that went through memory though `outbox` was on, because the list "
-    "could not be written",
+    "could not be written; and events that were held back until the outbox opened",
     Stat.DROPPED_QUEUE_FULL: "`queue-limit` was reached, and the list was off or out of reach",
     Stat.DROPPED_FALLBACK_FULL: "oldest elements of a list that had reached `fallback-size`",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",
