@@ -220,7 +220,10 @@ def test_an_eviction_storm(
     # The list may be evicted like other keys; there is one if the broker is away or slow.
     assert numbers["dropped"] == numbers["dropped_fallback_evicted"]
     arrived = [message.body for message in mailbox.receive()]
-    assert len(arrived) == len(expected) - numbers["dropped"]
+    # With an outbox the list may be evicted while its events are on their way, too. They arrive,
+    # and count as dropped.
+    least = len(expected) - numbers["dropped"]
+    assert len(arrived) == least if away else len(arrived) >= least
     assert is_part_in_order(arrived, expected)
 
 

@@ -164,7 +164,8 @@ def test_a_steady_flow(
     client = server.client()
     with Clients(server, "flow") as clients:
         clients.more(5000)
-    wait_for(lambda: not client.keys("short:*"), 30)
+    # KEYS does not show keys that are about to expire.
+    wait_for(lambda: client.info("keyspace")["db0"]["expires"] == 0, 30)
     numbers = settled(client, fallback_length=0, queue_length=0, in_flight=0, dropped=0)
     assert (numbers["outbox"], numbers["outbox_missed"]) == (outbox, 0)
     assert numbers["fallback_found"] == 0
@@ -174,7 +175,7 @@ def test_a_steady_flow(
     assert replayed(told) == keys_there(client)
     order = [int(event.message_id.rpartition("-")[2]) for event in told]
     assert order == list(range(1, len(told) + 1))
-    assert len(messages) == len(told)
+    assert numbers["reconnects"] or len(messages) == len(told)
 
 
 @SOME_OUTBOX

@@ -22,7 +22,8 @@ from tests.fix_outbox import ATOMIC, Told, listed, replayed
 from tests.fix_servers import StartRedis, arguments_for
 from tests.servers import REDIS, kind_of, program
 
-APPEND_ONLY = ["appendonly yes", "auto-aof-rewrite-percentage 0"]
+# Without `appendfsync no`, a write to the file may be put off while the disk is busy.
+APPEND_ONLY = ["appendonly yes", "appendfsync no", "auto-aof-rewrite-percentage 0"]
 
 
 def write(client: redis.Redis) -> None:
