@@ -33,7 +33,7 @@ from tests.servers import REDIS, at_least, program
 
 # Seconds; see tables/times.py. A worker that does not hang needs a small part of them, even on a
 # busy machine.
-LIMITS = {"READY": 2.0, "STOP": 1.2, "STOP_LEFTOVERS": 0.3, "STOP_GOODBYE": 0.1, "STARVED": 0.4}
+LIMITS = {"READY": 5.0, "STOP": 1.2, "STOP_LEFTOVERS": 0.3, "STOP_GOODBYE": 0.1, "STARVED": 0.4}
 STOP_LIMIT = 2.0
 
 # Appended to worker/loop.py. `hang-NAME` in the server's directory stops the handler at a place,
