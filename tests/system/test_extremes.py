@@ -248,7 +248,7 @@ def test_a_key_of_another_type_in_the_way_for_long(
     for run in range(3):
         with probe(server):
             go(client, free_port())
-            expected += write(client, f"run {run}", 20_000)
+            expected += write(client, f"run {run}", 40_000)
             wait_for(lambda: stats(client)["dropped"] > dropped, 30)  # noqa: B023
             numbers = settled(client, events_seen=len(expected))
             assert numbers["dropped"] == numbers["dropped_queue_full"]
