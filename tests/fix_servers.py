@@ -9,6 +9,7 @@ cannot pass as green. The report of a failing test has the logs of all its serve
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -201,6 +202,14 @@ def lists_are_empty(client: redis.Redis, found: dict[str, Any]) -> bool:
         return True
 
 
+def all_is_shown(client: redis.Redis, found: dict[str, Any]) -> bool:
+    """True if STATS are still `found` after the handler has answered a command. It shows at the end
+    of a turn what it has taken from the queue; a command is answered in a later turn."""
+    with contextlib.suppress(redis.ResponseError):  # as in lists_are_empty
+        client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST")
+    return stats(client) == found
+
+
 def settled(client: redis.Redis, timeout: float = 30, **expected: Any) -> dict[str, Any]:
     """Wait until STATS stays the same, balances, and has the expected values. Return STATS.
 
@@ -218,6 +227,7 @@ def settled(client: redis.Redis, timeout: float = 30, **expected: Any) -> dict[s
             and balance(last) == 0
             and all(last[name] == value for name, value in expected.items())
             and (expected.get("fallback_length") != 0 or lists_are_empty(client, last))
+            and all_is_shown(client, last)
         )
 
     try:

@@ -294,8 +294,7 @@ def test_a_cluster_that_is_down(own_broker: RabbitServer, start_cluster: StartCl
         client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)
         for key in mine:
             client.set(key, b"v", px=1)
-        wait_for(lambda: stats(client)["queue_length"] == 0)
-        length = stats(client)["fallback_length"]
+        length = settled(client, queue_length=0)["fallback_length"]
         for node in gone:
             node.kill()
         wait_for(lambda: "cluster_state:fail" in as_text(client, "CLUSTER INFO"))

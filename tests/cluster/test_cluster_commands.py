@@ -369,8 +369,9 @@ def test_cluster_and_stats_cluster(cluster: Nodes, broker: RabbitServer, mailbox
         port = broker.port if primary is primaries[0] else free_port()
         cluster.run(primary, "CONFIG SET", "port", port, "LOCAL")
     write(cluster, [f"more:{number}" for number in range(60)])
-    for primary in primaries:
-        settled(cluster.at(primary), queue_length=0)
+    settled(cluster.at(primaries[0]), fallback_length=0, queue_length=0, in_flight=0)
+    for primary in primaries[1:]:
+        settled(cluster.at(primary), queue_length=0, in_flight=0)
     for number, node in enumerate(cluster.nodes):
         assert len(cluster.rows(node)) == 6
         wait_for(lambda node=node: right(cluster, node, cluster.nodes), SOON)

@@ -221,7 +221,7 @@ def test_each_change_is_published_once(
         writer.wait_more()
         if away:
             with source.client() as client:
-                (key,) = client.keys("keyspaceamqp:*")
+                (key,) = wait_for(lambda: client.keys("keyspaceamqp:*"), what="a list")
                 event = Event("t-1", 1, 0, "$", b"set", refused)
                 client.rpush(refused_key(key), to_element(event))
             writer.events[b"set", refused] += 1
@@ -265,7 +265,7 @@ def test_all_slots_of_a_node_move(
     with source.client() as client:
         wait_for(lambda: stats(client)["fallback_length"] == 0)
     # Events of the last moment may have come when the node had no slot for a list any more.
-    assert bench.waiting() == len(bench.written)
+    wait_for(lambda: bench.waiting() == len(bench.written))
     own_broker.start()
     bench.checked(in_order=False)
 

@@ -94,7 +94,7 @@ def test_killed_three_times_under_load(
 
 
 def _stop_process(broker: RabbitServer) -> Callable[[], object]:
-    assert broker.stop() == 0
+    assert broker.stop(60) == 0
     return broker.start
 
 
@@ -777,7 +777,8 @@ def test_unload_while_a_name_resolves(
             client.execute_command("MODULE", "LOAD", str(MODULE), *arguments)
     waiting = len(list(threads.iterdir()))
     slow_name.answer()
-    wait_for(lambda: len(list(threads.iterdir())) == waiting - 3, 30)
+    # Less if the kernel listed the thread of the last load for a moment yet.
+    wait_for(lambda: len(list(threads.iterdir())) <= waiting - 3, 30)
     client.execute_command("MODULE", "LOAD", str(MODULE), *arguments_for(broker, mailbox, "$"))
     delivered(client, mailbox, expected)
     assert "Traceback" not in server.log()

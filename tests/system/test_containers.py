@@ -258,14 +258,17 @@ class Node(Member):
             self.log()
             self.container.stop()
 
-    def client(self) -> redis.Redis:
+    def client(self, timeout: float = 60) -> redis.Redis:
+        """A client that waits so many seconds for an answer: on a busy machine, it is late."""
         # A command that was sent must not be sent again.
         retry = Retry(NoBackoff(), 0)
-        return redis.Redis(self.ip, socket_connect_timeout=1, socket_timeout=2, retry=retry)
+        return redis.Redis(
+            self.ip, socket_connect_timeout=timeout / 2, socket_timeout=timeout, retry=retry
+        )
 
     def answers(self) -> bool:
         try:
-            with self.client() as client:
+            with self.client(2) as client:
                 return bool(client.ping())
         except (redis.RedisError, OSError):
             return False
@@ -352,7 +355,7 @@ class Writer(Background):
             key = b"{%b}%d" % (self._tag, number)
             try:
                 if client is None:
-                    client = self.node.client()
+                    client = self.node.client(2)
                 client.set(key, 1)
             except (redis.RedisError, OSError):
                 self.unsure.add(key)

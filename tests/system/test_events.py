@@ -336,6 +336,7 @@ def test_masks_that_exclude(
     for key in ("tmp:2", "d"):
         client.set(key, 1)
     client.config_rewrite()
+    settled(client, confirmed=3)
     server.stop()
     server.start()
     client = server.client()

@@ -3,6 +3,7 @@ the server keeps running."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pathlib
 import re
@@ -17,7 +18,7 @@ from redis.retry import Retry
 
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.fallback import from_element
-from keyspace_amqp.publisher.flush import MARGIN
+from keyspace_amqp.publisher.flush import MARGIN, STOP_RESERVE
 from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.parameters import PARAMETERS
@@ -45,6 +46,20 @@ def resources(server: RedisServer) -> tuple[int, int]:
     return len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
 
 
+def worker_gone(server: RedisServer) -> None:
+    """Wait until the kernel no longer lists the worker's thread: it may do so for a moment after
+    Redis has seen the thread's end."""
+
+    def gone() -> bool:
+        names = []
+        for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # it has ended
+                names.append((task / "comm").read_text().strip())
+        return "keyspace-amqp" not in names
+
+    wait_for(gone, 30, "the worker's thread is gone")
+
+
 def rss(server: RedisServer) -> int:
     status = pathlib.Path(f"/proc/{server.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0])
@@ -68,6 +83,7 @@ def test_many_unloads_under_load(
             load.more(20)
             client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
             if cycle in (9, cycles - 1):
+                worker_gone(server)
                 size = (client.memory_usage(KEY, samples=0) or 0) // 1024
                 measured.append((*resources(server), rss(server) - size))
     (threads, descriptors, memory), (threads2, descriptors2, memory2) = measured
@@ -233,8 +249,10 @@ def test_unload_while_a_connection_opens(start_redis: StartRedis) -> None:
             client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
             assert time.monotonic() - begin < 10
             if number == 4:
+                worker_gone(server)
                 before = resources(server)
         assert before is not None
+        worker_gone(server)
         threads, descriptors = resources(server)
         assert threads <= before[0]
         assert descriptors <= before[1]
@@ -361,10 +379,11 @@ def test_shutdown(
         pipeline.execute()
     begin = time.monotonic()
     assert server.stop(timeout=30) == 0
-    assert time.monotonic() - begin < 15
+    took = time.monotonic() - begin
+    assert took < 15
     expected = [b"k%d" % number for number in range(2000)]
-    if not there and persistence == "neither":
-        return
+    if persistence == "neither" and (not there or took >= STOP - MARGIN - STOP_RESERVE):
+        return  # lost: on a slow machine, the time for the broker may be over
     server.start()
     client = server.client()
     if not there:

@@ -99,16 +99,17 @@ def test_a_password_from_a_file(
 def test_what_the_broker_knows_of_us(broker: RabbitServer, client: redis.Redis) -> None:
     config_set(client, node_name="shop-1", tcp_keepalive=17)
     connected(client)
-    found = broker.ctl("list_connections", "client_properties", "--formatter", "json")
-    for word in ('"keyspace-amqp shop-1"', f'"{__version__}"', '"cluster"', '"node"'):
-        assert word in found
+
+    def known() -> str:
+        return broker.ctl("list_connections", "client_properties", "--formatter", "json")
+
+    wait_for(lambda: '"keyspace-amqp shop-1"' in known())
+    for word in (f'"{__version__}"', '"cluster"', '"node"'):
+        assert word in known()
     config_set(client, node_name="")
     connected(client)
     wait_for(
-        lambda: (
-            f':{client.connection_pool.connection_kwargs["port"]}"'
-            in broker.ctl("list_connections", "client_properties", "--formatter", "json")
-        ),
+        lambda: f':{client.connection_pool.connection_kwargs["port"]}"' in known(),
         what="the name by default is that of machine and port",
     )
 
@@ -247,7 +248,7 @@ def test_tls(secured: Secured, start_redis: StartRedis, tmp_path: pathlib.Path) 
     config_set(client, auth_mechanism="external", username="nobody", password="wrong")
     client.set("a", 1)
     numbers = connected(client, fallback_length=0, queue_length=0, in_flight=0)
-    assert "from-certificate" in secured.broker.ctl("list_connections", "user")
+    wait_for(lambda: "from-certificate" in secured.broker.ctl("list_connections", "user"))
     config_set(
         client,
         tls="off", auth_mechanism="plain", tls_ca_file="", tls_cert_file="", tls_key_file="",

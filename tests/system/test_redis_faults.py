@@ -18,6 +18,7 @@ from redis.retry import Retry
 
 from keyspace_amqp import fallback, message
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
+from keyspace_amqp.demo.servers.redis_server import patient
 from keyspace_amqp.fallback import from_element
 from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import KEY
@@ -75,8 +76,8 @@ class Writer:
         while not self._stop.is_set():
             try:
                 # The client's own retries would write keys twice.
-                retry = Retry(NoBackoff(), 0)
-                with redis.Redis("127.0.0.1", self._where(), retry=retry) as client:
+                once_only = patient() | {"retry": Retry(NoBackoff(), 0)}
+                with redis.Redis("127.0.0.1", self._where(), **once_only) as client:
                     self._write(client)
             except redis.exceptions.RedisError:
                 self._stop.wait(0.02)
@@ -91,7 +92,7 @@ class Writer:
                 pipeline.set(key, 1)
             try:
                 answers = pipeline.execute(raise_on_error=False)
-            except redis.exceptions.ConnectionError:
+            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
                 self.uncertain += keys
                 raise
             now = time.monotonic()
@@ -535,13 +536,16 @@ def test_promoted_under_load_and_back(
     one, two = first.client(), second.client()
     primary = first
     stored: dict[str, bytes] = {}  # message_id: key
-    promotions = []
+    # The newest answer before each promotion, and the time after it: until then, the old primary
+    # takes writes that nobody else gets.
+    promotions: list[tuple[float, float]] = []
     with Writer(lambda: primary.port) as load:
         for new, old in ((second, first), (first, second)):
             load.more(8000)
             wait_for(lambda n=new: list_length(n.client()) > 1000, 30)
+            newest = load.newest
             elements = promote(new)
-            promotions.append(load.newest)
+            promotions.append((newest, time.monotonic()))
             stored |= {event_of(element).message_id: event_of(element).key for element in elements}
             primary = new
             load.more(300)  # to the old primary, which is not demoted yet
@@ -575,7 +579,11 @@ def test_promoted_under_load_and_back(
     # Of the keys that are there, only those of the last moments before a promotion have no event.
     lost = [key for key in loaded_keys(one) if key in load.answered and key not in arrived]
     ages = [
-        min(now - load.answered[key] for now in promotions if now > load.answered[key] - LATE)
+        min(
+            newest - load.answered[key]
+            for newest, after in promotions
+            if after > load.answered[key] - LATE
+        )
         for key in lost
     ]
     print(f"{len(stored)} were stored, {held} in memory; {len(lost)} lost, {ages[:1]} s old")

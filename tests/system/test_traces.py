@@ -27,6 +27,8 @@ IDLE = 4
 
 # The commands of the onlooker, and of its connections.
 OWN = {"info", "time", "monitor", "psubscribe", "ping", "hello", "config|set", "client|setinfo"}
+# On a busy machine a job may take a millisecond. Then the module asks whether Redis wants to know.
+OWN.add("config|get")
 
 
 class Onlooker:
@@ -89,7 +91,8 @@ def test_an_idle_module_is_not_seen(family: str, listed: int, start_redis: Start
     if listed:
         client.mset({f"k{number}": 1 for number in range(listed)})
         wait_for(lambda: list_length(client) == listed, 30)
-    settled(client, queue_length=0)
+    # After a load the handler reads the length of the list with a command, once.
+    settled(client, queue_length=0, fallback_length=listed)
     onlooker = Onlooker(server)
     with onlooker.sees() as seen:
         let_pass(client, IDLE)
