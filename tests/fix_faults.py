@@ -10,6 +10,7 @@ pytest's output has a table of its results.
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import selectors
 import socket
 import statistics
@@ -138,6 +139,17 @@ class Notifications:
 
 
 # ---- load ------------------------------------------------------------------
+
+
+def workers(server: RedisServer, count: int) -> bool:
+    """True if the server has so many worker threads."""
+    names = []
+    for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
+        try:
+            names.append((task / "comm").read_text().strip())
+        except OSError:  # it has ended
+            continue
+    return names.count("keyspace-amqp") == count
 
 
 class Load:
