@@ -170,6 +170,17 @@ class Notifications:
 # ---- load ------------------------------------------------------------------
 
 
+def workers(server: RedisServer, count: int) -> bool:
+    """True if the server has so many worker threads."""
+    names = []
+    for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
+        try:
+            names.append((task / "comm").read_text().strip())
+        except OSError:  # it has ended
+            continue
+    return names.count("keyspace-amqp") == count
+
+
 class Load:
     """A client that SETs numbered keys until its `with` ends, `batch` keys at a time.
 

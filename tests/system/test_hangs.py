@@ -18,7 +18,7 @@ import redis
 
 from keyspace_amqp.demo.books import balance
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
-from tests.fix_faults import delivered
+from tests.fix_faults import delivered, workers
 from tests.fix_outbox import SOME_OUTBOX, listed
 from tests.fix_servers import (
     CORE,
@@ -219,17 +219,6 @@ def test_a_load_that_takes_too_long(
     delivered(client, mailbox, write(client, "after", 100))
     unload_at_last(client)
     wait_for(lambda: workers(server, 0), 30, "the thread ends")
-
-
-def workers(server: RedisServer, count: int) -> bool:
-    """True if the server has so many worker threads."""
-    names = []
-    for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
-        try:
-            names.append((task / "comm").read_text().strip())
-        except OSError:  # it has ended
-            continue
-    return names.count("keyspace-amqp") == count
 
 
 def test_many_loads_that_take_too_long(impatient: pathlib.Path, start_redis: StartRedis) -> None:

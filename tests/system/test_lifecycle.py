@@ -3,7 +3,6 @@ the server keeps running."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import pathlib
 import re
@@ -23,7 +22,7 @@ from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.times import STOP
-from tests.fix_faults import Load, Proxy, delivered
+from tests.fix_faults import Load, Proxy, delivered, workers
 from tests.fix_outbox import AND_ATOMIC
 from tests.fix_servers import (
     EXCHANGE,
@@ -49,15 +48,7 @@ def resources(server: RedisServer) -> tuple[int, int]:
 def worker_gone(server: RedisServer) -> None:
     """Wait until the kernel no longer lists the worker's thread: it may do so for a moment after
     Redis has seen the thread's end."""
-
-    def gone() -> bool:
-        names = []
-        for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
-            with contextlib.suppress(OSError):  # it has ended
-                names.append((task / "comm").read_text().strip())
-        return "keyspace-amqp" not in names
-
-    wait_for(gone, 30, "the worker's thread is gone")
+    wait_for(lambda: workers(server, 0), 30, "the worker's thread is gone")
 
 
 def rss(server: RedisServer) -> int:
