@@ -32,7 +32,7 @@ from tests.fix_servers import (
     settled,
     stats,
 )
-from tests.servers import ALL, NEW_REDIS
+from tests.servers import ALL, NEW_REDIS, NEW_VALKEY
 
 AOF, SAVE = "appendonly yes", "save 3600 1"
 
@@ -217,6 +217,35 @@ def test_an_event_is_missed_once(outbox: str, start_redis: StartRedis) -> None:
     assert numbers["outbox_missed"] + numbers["dropped_queue_full"] <= 20_001 + numbers["dropped"]
     assert numbers["outbox_missed"] <= 20_001
     assert numbers["dropped_queue_full"] > 0
+
+
+# ---- many events at once ----------------------------------------------------------------
+
+
+def worker_ns(server: RedisServer) -> int:
+    """Return how long the worker has computed, in nanoseconds."""
+    tasks = pathlib.Path(f"/proc/{server.pid}/task")
+    (task,) = (t for t in tasks.iterdir() if (t / "comm").read_text().strip() == "keyspace-amqp")
+    return int((task / "schedstat").read_text().split()[0])
+
+
+@pytest.mark.parametrize(("family", "outbox"), [(NEW_VALKEY, "reply"), (NEW_REDIS, "atomic")])
+def test_a_script_of_many_writes(
+    family: str, outbox: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """The worker answers a command long before it has dealt with all events of a turn."""
+    writes = 100_000
+    server = start_redis(family, arguments_for(broker, mailbox, "$"))
+    client = server.client()
+    client.set("first", 1)
+    settled(client, fallback_length=0, queue_length=0, in_flight=0, outbox_missed=0)
+    before = worker_ns(server)
+    client.eval(f"for n = 1, {writes} do redis.call('SET', 'key:' .. n, 1) end", 0)
+    client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST")
+    answered = worker_ns(server)
+    numbers = settled(client, 120, fallback_length=0, queue_length=0, in_flight=0, outbox_missed=0)
+    assert numbers["published"] >= writes
+    assert (answered - before) * 12 < worker_ns(server) - before
 
 
 # ---- other modules --------------------------------------------------------------------
