@@ -359,6 +359,9 @@ def test_the_outbox_makes_way_for_another_list() -> None:
     bench.ack(1)
     bench.wait(TRIM_EVERY)
     assert bench.publisher.works_with(SECOND)
+    bench.ack(3, multiple=True)
+    bench.wait(TRIM_EVERY)
+    assert bench.publisher.works_with(FIRST), "the list of its slot"
     assert not bench.publisher.outbox.changes_list
 
 
