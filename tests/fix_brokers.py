@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from keyspace_amqp.demo.servers import RabbitServer
 from tests.fix_servers import Mailbox, Message
@@ -49,6 +50,15 @@ def displaced(numbers: Sequence[int]) -> int:
         place = bisect.bisect_left(ends, number)
         ends[place : place + 1] = [number]
     return len(numbers) - len(ends)
+
+
+def unconfirmed(numbers: Mapping[str, Any]) -> int:
+    """Return how many messages were sent without a confirm, by STATS. So many may be out of order.
+
+    A queue that elects a leader may refuse a message and take the next one, and a broker that is
+    killed may not have said so yet.
+    """
+    return int(numbers["published"] - numbers["confirmed"])
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from keyspace_amqp.demo.servers import RabbitServer, wait_for
-from tests.fix_brokers import KINDS, displaced, mailbox_of, message_limit, read
+from tests.fix_brokers import KINDS, displaced, mailbox_of, message_limit, read, unconfirmed
 from tests.fix_faults import Load, Probe, delivered
 from tests.fix_servers import Mailbox, Message, StartRedis, arguments_for, once, settled, stats
 
@@ -64,7 +64,7 @@ def test_killed_under_load(
         print(f"{kind}: {repeated} repeated, {out_of_order} out of order, {len(lost)} returned")
         assert set(arrived) <= place.keys()
         assert len(lost) <= (numbers["returned"] if kind == "stream" else 0), kind
-        assert out_of_order <= numbers["nacked"], kind
+        assert out_of_order <= unconfirmed(numbers), kind
 
 
 # ---- what arrives is what was sent -----------------------------------------------
