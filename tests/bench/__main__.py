@@ -29,7 +29,7 @@ from .report import Report
 from .rig import Rig
 
 FLOODS = ("broker", "sink", "masks", "away")
-NOT_QUICK = ("instructions", "queues", "growth")
+NOT_QUICK = ("instructions", "queues", "growth", "outbox")
 # The outage is last, because it kills the broker. `items.floods` measures all FLOODS in one go,
 # at the place of the first.
 ITEMS = {

@@ -50,16 +50,15 @@ class Plan:
     stored: int  # events
     drains: int  # rounds
     outage: float  # before, during and after
-    outbox_delay: float  # 0: the modes of `outbox` only with the broker away
 
 
 FULL = Plan(
     rounds=5, capture=100_000, flood=2.0, steady=2.5, confirmed=200_000, delay=3.0,
-    stored=1_000_000, drains=1, outage=3.0, outbox_delay=2.0,
+    stored=1_000_000, drains=1, outage=3.0,
 )  # fmt: skip
 QUICK = Plan(
     rounds=2, capture=100_000, flood=0.5, steady=1.2, confirmed=40_000, delay=1.5,
-    stored=40_000, drains=2, outage=1.0, outbox_delay=0,
+    stored=40_000, drains=2, outage=1.0,
 )  # fmt: skip
 
 

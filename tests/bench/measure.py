@@ -18,10 +18,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from keyspace_amqp.demo.servers import RedisServer
+import redis
+
+from keyspace_amqp.demo.servers import RedisServer, wait_for
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOURCES = pathlib.Path(__file__).parent
@@ -161,17 +163,30 @@ def pipeline(port: int, requests: int, length: int = 16) -> None:
         sender.join()
 
 
-def instructions(server: RedisServer, sets: int) -> float:
-    """Return the machine instructions of Redis' main thread for an event, all subscribers
-    included: a figure without noise. `server` is not started yet; it runs under valgrind.
-    Raises BenchError."""
+# The function of Redis that tells all subscribers of an event.
+NOTIFY = ("notifyKeyspaceEvent",)
+# Those that read and carry out commands, and what precedes the sleep of the event loop. The rest of
+# the main thread is Redis' housekeeping.
+WORK = ("readQueryFromClient", "beforeSleep")
+
+
+def instructions(
+    server: RedisServer,
+    sets: int,
+    functions: Sequence[str] = NOTIFY,
+    ready: Callable[[redis.Redis], bool] = lambda client: True,
+) -> float:
+    """Return the machine instructions of functions of Redis' main thread for a SET: a figure
+    without noise. `server` is not started yet; it runs under valgrind. The SETs begin when it is
+    `ready`. Raises BenchError."""
     counted = server.folder / "callgrind"
     words = [
-        "valgrind", "--tool=callgrind", "--toggle-collect=notifyKeyspaceEvent",
+        "valgrind", "--tool=callgrind", *(f"--toggle-collect={name}" for name in functions),
         f"--callgrind-out-file={counted}", *server.command(),
     ]  # fmt: skip
     server.command = lambda: words  # type: ignore[method-assign]
-    with server:
+    with server, server.client() as client:
+        wait_for(lambda: ready(client), 60)
         flood(server.port, sets, keys=1)  # a new key would cause an event of its own
     found = re.search(r"^summary: ([0-9]+)", counted.read_text(), re.MULTILINE)
     if found is None:

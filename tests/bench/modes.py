@@ -7,15 +7,18 @@ the same list, or to the same queue of the broker.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 
 import redis
 
 from keyspace_amqp.demo.servers import RedisServer, wait_for
+from tests.fix_servers import MODULE, stats
 from tests.servers import NEW_REDIS, at_least
 
-from .items import CALM_US, Plan, arrival_times
+from . import measure
+from .items import CALM_US, COUNTED, Plan, arrival_times
 from .measure import CLIENTS, PIPELINE, flood, ratios, thread_ns
 from .report import Report
 from .rig import Rig
@@ -29,12 +32,13 @@ FILES: dict[str, Sequence[str]] = {
 }
 COSTS = 4  # times as many rounds for the processor time, which needs short ones only
 DELAYS = 3  # rounds at most
+FLOOD = 900_000  # SETs at most: `queue-limit` holds so many events
 
 Values = dict[str, list[float]]
 
 
 def outbox(rig: Rig, plan: Plan, report: Report) -> None:
-    """Measure the modes. In a quick plan, only with the broker away."""
+    """Measure the modes."""
     # Redis 7.0 and older have no `atomic`.
     has_all = at_least(rig.family, redis="7.2", valkey="7.2")
     family = rig.family if has_all else NEW_REDIS
@@ -44,11 +48,12 @@ def outbox(rig: Rig, plan: Plan, report: Report) -> None:
             name = f"outbox{suffix}"
             report.item(name, f"the modes of `outbox`, on {family}, {where}")
             _warm_up(other)
+            if not suffix:
+                _instructions(other, report)
             _costs(other, plan, report, name)
             _floods(other, plan, report, f"{name}_away", other.nobody)
-            if plan.outbox_delay:
-                _floods(other, plan, report, f"{name}_up", other.broker.port)
-                _delays(other, plan, report, name)
+            _floods(other, plan, report, f"{name}_up", other.broker.port)
+            _delays(other, plan, report, name)
 
 
 def _warm_up(rig: Rig) -> None:
@@ -125,6 +130,28 @@ def _costs(rig: Rig, plan: Plan, report: Report, name: str) -> None:
             report.row(f"{name}.{mode}_added", f"{mode}: added to a SET with `off`", "ns", added)
 
 
+def _instructions(rig: Rig, report: Report) -> None:
+    """Count the instructions of the main thread, if valgrind is there."""
+    if shutil.which("valgrind") is None:
+        return
+    counts = {}
+    for mode in (BARE, *MODES):
+        if mode == BARE:
+            server = rig.redis(f"valgrind-{mode}")
+            counts[mode] = measure.instructions(server, COUNTED, measure.WORK)
+            continue
+        module = [MODULE, "A", "127.0.0.1", rig.nobody]
+        server = rig.redis(f"valgrind-{mode}", module, [f"keyspaceamqp.outbox {mode}"])
+        counts[mode] = measure.instructions(
+            server, COUNTED, measure.WORK, lambda client, mode=mode: stats(client)["outbox"] == mode
+        )
+    text = f"{PIPELINE} SETs at once, broker away: instructions of the main thread"
+    report.row("outbox.instructions", f"{text}, bare", "", [counts[BARE]])
+    for mode in MODES:
+        name, text = f"outbox.{mode}_instructions", f"{mode}: added to a SET on a bare server"
+        report.row(name, text, "", [counts[mode] - counts[BARE]])
+
+
 def _above(values: list[float], others: list[float]) -> list[float]:
     """Return the difference of each round."""
     return [value - other for value, other in zip(values, others, strict=True)]
@@ -135,7 +162,7 @@ def _floods(rig: Rig, plan: Plan, report: Report, name: str, port: int) -> None:
     tails: Values = {mode: [] for mode in rates}
     missed: Values = {mode: [] for mode in MODES}
     rig.aim(port)
-    requests = int(flood(rig.bare.port, 200_000).rate * plan.flood)
+    requests = min(int(flood(rig.bare.port, 200_000).rate * plan.flood), FLOOD)
     for mode in _turns(plan.rounds):
         turn = _Turn(rig, mode)
         with turn as server:
@@ -168,7 +195,7 @@ def _delays(rig: Rig, plan: Plan, report: Report, name: str) -> None:
     for mode in _turns(min(plan.rounds, DELAYS)):
         if mode != BARE:
             with _Turn(rig, mode):
-                delays[mode].append(arrival_times(rig, plan.outbox_delay))
+                delays[mode].append(arrival_times(rig, plan.delay))
     for mode, rounds in delays.items():
         p50 = [statistics.median(times) * 1e3 for times in rounds]
         p99 = [sorted(times)[len(times) * 99 // 100] * 1e3 for times in rounds]
