@@ -23,6 +23,9 @@ from .path import module_path
 # All letters of any server. Only the module knows which of them its server has.
 _EVENT_LETTERS = frozenset({"A", *(event_class.letter for event_class in EVENT_CLASSES)})
 _INTEGER = re.compile(r"-?[0-9]+")
+# Values that the lines have unless an option says otherwise: defaults for those who begin. That of
+# the module for delivery-mode is the one of the older C module: the broker forgets messages.
+_RECOMMENDED = {"delivery-mode": b"2"}
 _ACCEPTED_MASK = "a mask, with ! before it one that excludes, or ALL for every key"
 
 
@@ -41,13 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "each mask (default: ALL, every key)",
             )
         else:
+            default = _RECOMMENDED.get(parameter.name, os.fsencode(parameter.default)).decode()
             parser.add_argument(
                 f"--{parameter.name}",
                 dest=parameter.name,
                 type=check,
                 metavar="NUMBER" if parameter.kind is Kind.INTEGER else "TEXT",
                 # argparse would expand a percent sign.
-                help=f"{parameter.help} (default: {parameter.default})".replace("%", "%%"),
+                help=f"{parameter.help} (default: {default})".replace("%", "%%"),
             )
 
 
@@ -84,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
     values: dict[str, bytes] = {}
     for parameter in PARAMETERS:
         value = given[parameter.name]
+        if value is None:
+            value = _RECOMMENDED.get(parameter.name)
         if value is None:
             continue
         if parameter.kind is Kind.MASKS:
