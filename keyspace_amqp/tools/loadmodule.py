@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from ..config import format_masks, quoted
 from ..masks import EXCLUDES
+from ..tables.advice import end_of_refusal
 from ..tables.events import EVENT_CLASSES
 from ..tables.parameters import PARAMETERS, Kind, Parameter
 from . import ToolError
@@ -63,8 +64,10 @@ def checked(parameter: Parameter, text: str) -> bytes:
         return value
     # With a URL in the wrong option, the text may have a password too.
     shown = "this value" if parameter.sensitive or "@" in text else repr(text)
-    accepted = _ACCEPTED_MASK if parameter.kind is Kind.MASKS else parameter.accepted
-    raise argparse.ArgumentTypeError(f"{shown} is not accepted; give {accepted}")
+    end = f"; give {_ACCEPTED_MASK}"
+    if parameter.kind is not Kind.MASKS:
+        end = end_of_refusal(parameter, text)
+    raise argparse.ArgumentTypeError(f"{shown} is not accepted{end}")
 
 
 def _is_accepted(parameter: Parameter, text: str, value: bytes) -> bool:

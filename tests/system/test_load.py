@@ -245,7 +245,7 @@ WRONG = [
     ("events", "", "letters"),
     ("host", "", "names or addresses"),
     ("host", "a:0", "names or addresses"),
-    ("url", "http://h", "amqp[s]://"),
+    ("url", "http://h", "amqp:// or amqps://"),
     ("tls", "yes", "on or off"),
     ("auth-mechanism", "PLAIN", "plain or external"),
     ("format", "xml", "text, json or cloudevents"),

@@ -548,8 +548,10 @@ def test_tail_cannot_begin(
         ((*ours, "--amqp", amqp_url(broker, "guest:s3cret")), "403 ACCESS_REFUSED"),
         ((*ours, "--amqp", amqp_url(broker) + "nowhere"), "virtual host"),
         ((*ours, "--amqp", away), "Connection refused"),
-        ((*ours, "--amqp", "http://u:s3cret@x"), "amqp://user:password@host"),
-        ((*ours, "--amqp", "amqp://u:s3cret@x:port"), "cannot be read"),
+        ((*ours, "--amqp", "http://u:s3cret@x"), "it begins with amqp:// or amqps://"),
+        ((*ours, "--amqp", "amqp://u:s3cret@x:port"), "(:1 to :65535)"),
+        ((*ours, "--amqp", "amqp://u:s3cret#@x"), "write %23"),
+        ((*ours, "--amqp", ""), "it begins with amqp:// or amqps://"),
         (("--redis", url(bare)), "the module is not loaded"),
     ):
         code, out, err = run("tail", *words)
