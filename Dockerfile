@@ -3,7 +3,7 @@
 #   docker build -t keyspace-amqp .
 #   docker build -t keyspace-amqp --build-arg BASE=valkey/valkey:8 .
 #
-# /opt/keyspace-amqp/redis.conf loads the module. It is the first argument of the container: the
+# /etc/keyspace-amqp/redis.conf loads the module. It is the first argument of the container: the
 # entry points of these images start their server with it and with the arguments after it.
 ARG BASE=redis:8-bookworm
 
@@ -28,11 +28,17 @@ RUN python3 -m venv /opt/keyspace-amqp \
     && cd /opt/keyspace-amqp \
     && bin/pip install --no-cache-dir "/source[tools]" \
     && ln -s "$(bin/keyspace-amqp path)" libredis_keyspace_amqp.so \
-    && echo "loadmodule $PWD/libredis_keyspace_amqp.so" > redis.conf \
     && bin/pip uninstall --yes setuptools pip
 
 FROM python
 COPY --from=build /opt/keyspace-amqp /opt/keyspace-amqp
 # The command line, which the consumer in compose.yaml runs.
 RUN ln -s /opt/keyspace-amqp/bin/keyspace-amqp /usr/local/bin/
-CMD ["/opt/keyspace-amqp/redis.conf"]
+# The folder belongs to the server's user, like /data: CONFIG REWRITE, which Sentinel gives too,
+# puts a new file there.
+RUN mkdir /etc/keyspace-amqp \
+    && cd /etc/keyspace-amqp \
+    && echo "loadmodule /opt/keyspace-amqp/libredis_keyspace_amqp.so" > redis.conf \
+    && echo "keyspaceamqp.delivery-mode 2" >> redis.conf \
+    && chown -R --reference=/data .
+CMD ["/etc/keyspace-amqp/redis.conf"]

@@ -27,8 +27,8 @@ _BROKEN_PIPE = 141
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "keyspace-amqp",
-        description="Redis keyspace events in RabbitMQ: none lost, in order, and Redis does not "
-        "wait for the broker.",
+        description="Redis keyspace events in RabbitMQ: at least once, in order per node, and "
+        "Redis does not wait for the broker.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"keyspace-amqp {__version__}")

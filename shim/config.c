@@ -181,11 +181,34 @@ static char *check_arguments(RedisModuleCtx *ctx, RedisModuleString **argv, int 
     return masks;
 }
 
+/* CONFIG REWRITE writes the arguments of a module without quotes. Returns true if this one would
+ * not survive that: the next start would read other arguments, or not start. */
+static int needs_quotes(RedisModuleString *argument) {
+    size_t len;
+    const char *bytes = RedisModule_StringPtrLen(argument, &len);
+    return len == 0 || strpbrk(bytes, " \t\n\v\f\r\"'") != NULL;
+}
+
+/* Names the arguments that CONFIG REWRITE would spoil, and not their values. */
+static void warn_of_rewrite(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    for (int i = 0; i < argc; i++) {
+        if (!needs_quotes(argv[i])) continue;
+        int index = i < PARAMETER_INDEX_MASKS ? i : PARAMETER_INDEX_MASKS;
+        RedisModule_Log(ctx, "warning",
+                        "argument %d, %s: it is empty or has blanks or quotes, and CONFIG REWRITE "
+                        "would write it without quotes, so that the next start reads it wrongly. "
+                        "Give the parameter by its name: " MODULE_NAME ".%s",
+                        i + 1, PARAMETERS[index].name, PARAMETERS[index].name);
+        if (index == PARAMETER_INDEX_MASKS) return; /* the name is for all masks */
+    }
+}
+
 /* The positional arguments become the defaults. So a value that is given by name wins, and
  * CONFIG REWRITE leaves out values that the arguments set already. */
 int config_register(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
     char *masks = check_arguments(ctx, argv, argc);
     if (masks == NULL) return REDISMODULE_ERR;
+    warn_of_rewrite(ctx, argv, argc);
     int result = REDISMODULE_OK;
     for (intptr_t i = 0; i < PARAMETERS_COUNT && result == REDISMODULE_OK; i++) {
         const char *value = PARAMETERS[i].default_value;

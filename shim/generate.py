@@ -20,6 +20,7 @@ import cffi  # noqa: E402  # after the path is set
 
 import keyspace_amqp  # noqa: E402
 from keyspace_amqp.tables import keys, times  # noqa: E402
+from keyspace_amqp.tables.advice import ADVICE, Advice  # noqa: E402
 from keyspace_amqp.tables.commands import COMMANDS, Argument, CommandSpec  # noqa: E402
 from keyspace_amqp.tables.events import (  # noqa: E402
     CLASS_LETTERS,
@@ -30,6 +31,7 @@ from keyspace_amqp.tables.events import (  # noqa: E402
     VALUE_TYPES,
 )
 from keyspace_amqp.tables.parameters import (  # noqa: E402
+    INDEX,
     INT64_MAX,
     MASK_BYTES,
     PARAMETERS,
@@ -52,6 +54,7 @@ typedef struct {
 } command_spec_t;
 
 extern const parameter_t PARAMETERS[PARAMETERS_COUNT];
+extern const advice_t ADVICE[ADVICE_COUNT];
 extern const event_class_t EVENT_CLASSES[EVENT_CLASSES_COUNT];
 extern const char *const VALUE_TYPES[VALUE_TYPES_COUNT];
 extern const char *const STAT_NAMES[STATS_COUNT];
@@ -98,6 +101,7 @@ def defines() -> str:
         "MASK_BYTES": MASK_BYTES,
         "SUBKEYS_BYTES": SUBKEYS_BYTES,
         "PARAMETERS_COUNT": len(PARAMETERS),
+        "ADVICE_COUNT": len(ADVICE),
         "EVENT_CLASSES_COUNT": len(classes()),
         "CLASS_LETTERS": quoted(CLASS_LETTERS),
         "UNKNOWN_CLASS": f"'{UNKNOWN_CLASS}'",
@@ -137,6 +141,16 @@ def parameter_row(parameter: Parameter) -> str:
         str(int(parameter.sensitive)),
         quoted(parameter.accepted),
         quoted(pattern),
+    ]
+    return "{" + ", ".join(fields) + "}"
+
+
+def advice_row(advice: Advice) -> str:
+    fields = [
+        str(INDEX[advice.parameter]),
+        quoted(advice.pattern),
+        quoted(advice.text),
+        str(int(advice.found)),
     ]
     return "{" + ", ".join(fields) + "}"
 
@@ -196,6 +210,7 @@ def source() -> str:
     out = [
         "\n".join([HEAD, '#include "tables.h"', "", '#include "redis_api.h"']),
         array("const parameter_t PARAMETERS[]", [parameter_row(p) for p in PARAMETERS]),
+        array("const advice_t ADVICE[]", [advice_row(advice) for advice in ADVICE]),
         array("const event_class_t EVENT_CLASSES[]", classes()),
         array("const char *const VALUE_TYPES[]", [quoted(name) for name in VALUE_TYPES]),
         array("const char *const STAT_NAMES[]", [quoted(stat.name.lower()) for stat in Stat]),

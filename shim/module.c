@@ -26,6 +26,9 @@
 struct main_thread main_thread;
 struct shared shared;
 
+static int loaded;                /* the module is loaded, and not unloaded */
+static uint64_t loaded_arguments; /* then: the fingerprint of its arguments */
+
 /* Returns 0, or -1 if no file descriptor is left. */
 static int prepare(RedisModuleCtx *ctx) {
     stats_prepare();
@@ -68,7 +71,12 @@ static int check_server(RedisModuleCtx *ctx) {
         return -1;
     }
     if (RedisModule_IsModuleNameBusy(MODULE_NAME)) {
-        RedisModule_Log(ctx, "warning", "a module named " MODULE_NAME " is loaded already");
+        RedisModule_Log(ctx, "warning",
+                        "not loaded: a module named " MODULE_NAME " is loaded already, from "
+                        "another file (MODULE LIST shows which). A server has one of them: name "
+                        "one file in the loadmodule lines of redis.conf, of the files that it "
+                        "includes, and of the command line. CONFIG REWRITE writes such a line "
+                        "into redis.conf");
         return -1;
     }
     if (!worker_has_ended()) {
@@ -80,11 +88,51 @@ static int check_server(RedisModuleCtx *ctx) {
     return 0;
 }
 
+/* Returns a number that differs if the arguments of a load do (FNV-1a). It keeps no secrets. */
+static uint64_t fingerprint(RedisModuleString **argv, int argc) {
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (int i = 0; i < argc; i++) {
+        size_t len;
+        const char *bytes = RedisModule_StringPtrLen(argv[i], &len);
+        for (size_t j = 0; j <= len; j++) /* with the NUL at the end, which no argument has */
+            hash = (hash ^ (unsigned char)bytes[j]) * 0x100000001b3u;
+    }
+    return hash;
+}
+
+/* The server loads the module though it is loaded.
+ *
+ * CONFIG REWRITE, and so Sentinel, writes a `loadmodule` line into redis.conf, also if an included
+ * file or the command line has one. The next start loads the module twice, and a server whose
+ * module refuses to be loaded does not start. So this load succeeds, and does nothing: it has a
+ * name, because the server needs one, but no commands, parameters or subscriptions. The
+ * server enters modules into a table by their names. This name is there already, so the table
+ * keeps the first load, and nothing ever finds the second one: neither MODULE LIST, nor MODULE
+ * UNLOAD, nor CONFIG REWRITE. */
+static int load_again(RedisModuleCtx *ctx, RedisModuleString **argv, int argc) {
+    if (!server_is_starting(ctx)) {
+        RedisModule_Log(ctx, "warning",
+                        "not loaded: a module named " MODULE_NAME " is loaded already. To load it "
+                        "again, give MODULE UNLOAD " MODULE_NAME " first");
+        return REDISMODULE_ERR;
+    }
+    RedisModule_SetModuleAttribs(ctx, MODULE_NAME, MODULE_VERSION_NUMBER, REDISMODULE_APIVER_1);
+    int differs = fingerprint(argv, argc) != loaded_arguments;
+    RedisModule_Log(ctx, differs ? "warning" : "notice",
+                    "loadmodule names this module again%s. The first line is in force, this one "
+                    "has no effect. CONFIG REWRITE, and so Sentinel, writes such a line into "
+                    "redis.conf: leave it there, and remove it from the included file or from the "
+                    "command line",
+                    differs ? ", with other arguments" : "");
+    return REDISMODULE_OK;
+}
+
 /* Entry point: MODULE LOAD, MODULE LOADEX, and `loadmodule` in redis.conf. */
 __attribute__((visibility("default"))) int keyspace_amqp_load(RedisModuleCtx *ctx,
                                                               RedisModuleString **argv, int argc) {
     char error[4096];
     long long began = clock_us();
+    if (loaded) return load_again(ctx, argv, argc);
     if (check_server(ctx) != 0) return REDISMODULE_ERR;
     RedisModule_SetModuleAttribs(ctx, MODULE_NAME, MODULE_VERSION_NUMBER, REDISMODULE_APIVER_1);
     release(ctx); /* what a load that took too long had to keep */
@@ -116,6 +164,8 @@ __attribute__((visibility("default"))) int keyspace_amqp_load(RedisModuleCtx *ct
     server_subscribe(ctx);
     RedisModule_Log(ctx, "notice", "version %s, %s", MODULE_VERSION, python_describe());
     latency_add(ctx, MODULE_NAME "-load", began);
+    loaded = 1;
+    loaded_arguments = fingerprint(argv, argc);
     return REDISMODULE_OK;
 }
 
@@ -147,5 +197,6 @@ __attribute__((visibility("default"))) int keyspace_amqp_unload(RedisModuleCtx *
     }
     capture_end(ctx);
     release(ctx);
+    loaded = 0;
     return REDISMODULE_OK;
 }

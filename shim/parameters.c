@@ -45,7 +45,7 @@ int parameters_is_url(const char *value, size_t len) {
 }
 
 /* Writes the refusal of a value: which parameter, which value (unless it is a secret), what
- * is wrong with it, and what is accepted. Returns -1. */
+ * is wrong with it, and what is accepted. `wrong` and `accepted` may be empty. Returns -1. */
 static int refuse(const parameter_t *parameter, const char *value, size_t len, const char *wrong,
                   char *error, size_t capacity) {
     char shown[SHOWN_CHARACTERS + 8];
@@ -61,10 +61,44 @@ static int refuse(const parameter_t *parameter, const char *value, size_t len, c
             used += (size_t)snprintf(shown + used, 5, "\\x%02x", byte);
     }
     snprintf(shown + used, 4, "%s", i < len ? "..." : "");
-    snprintf(error, capacity, "%s: %s%s%s is not accepted%s%s; give %s", parameter->name,
+    snprintf(error, capacity, "%s: %s%s%s is not accepted%s%s%s%s", parameter->name,
              hidden ? "this value" : "'", hidden ? "" : shown, hidden ? "" : "'",
-             wrong[0] ? ": " : "", wrong, parameter->accepted);
+             wrong[0] ? ": " : "", wrong, parameter->accepted[0] ? "; give " : "",
+             parameter->accepted);
     return -1;
+}
+
+/* True if the text matches a pattern of the table. The pattern is compiled each time: parameters
+ * are set rarely, and this takes 0.1 ms. In the locale C, a text is bytes. */
+static int matches(const char *pattern, const char *value, size_t len) {
+    regex_t regex;
+    char *text = strndup(value, len);
+    locale_t bytes = newlocale(LC_ALL_MASK, "C", 0), before = uselocale(bytes);
+    if (text == NULL || regcomp(&regex, pattern, REG_EXTENDED | REG_NOSUB) != 0) abort();
+    int found = regexec(&regex, text, 0, NULL, 0) == 0;
+    regfree(&regex);
+    uselocale(before);
+    freelocale(bytes);
+    free(text);
+    return found;
+}
+
+/* Returns the advice for a refused value of a parameter, or NULL. */
+static const char *advice_for(int index, const char *value, size_t len) {
+    for (int i = 0; i < ADVICE_COUNT; i++)
+        if (ADVICE[i].parameter == index &&
+            matches(ADVICE[i].pattern, value, len) == ADVICE[i].found)
+            return ADVICE[i].text;
+    return NULL;
+}
+
+/* Refuses a text that does not match its pattern, with the advice that there is or with what is
+ * accepted. */
+static int refuse_text(int index, const char *value, size_t len, char *error, size_t capacity) {
+    parameter_t parameter = PARAMETERS[index];
+    const char *advice = advice_for(index, value, len);
+    if (advice != NULL) parameter.accepted = "";
+    return refuse(&parameter, value, len, advice != NULL ? advice : "", error, capacity);
 }
 
 /* Refuses a value of `events`, with the letters that are accepted on this server. */
@@ -123,25 +157,10 @@ static const char *check_masks(const char *value, size_t len) {
     return NULL;
 }
 
-/* True if the text matches a pattern of the table. The pattern is compiled each time: parameters
- * are set rarely, and this takes 0.1 ms. In the locale C, a text is bytes. */
-static int matches(const char *pattern, const char *value, size_t len) {
-    regex_t regex;
-    char *text = strndup(value, len);
-    locale_t bytes = newlocale(LC_ALL_MASK, "C", 0), before = uselocale(bytes);
-    if (text == NULL || regcomp(&regex, pattern, REG_EXTENDED | REG_NOSUB) != 0) abort();
-    int found = regexec(&regex, text, 0, NULL, 0) == 0;
-    regfree(&regex);
-    uselocale(before);
-    freelocale(bytes);
-    free(text);
-    return found;
-}
-
 int parameters_check(int index, const char *value, size_t len, int classes, char *error,
                      size_t capacity) {
     const parameter_t *parameter = &PARAMETERS[index];
-    char wrong[64];
+    char wrong[128];
     wrong[0] = '\0';
     if (memchr(value, '\0', len) != NULL)
         return refuse(parameter, value, len, "it has a NUL byte", error, capacity);
@@ -155,10 +174,15 @@ int parameters_check(int index, const char *value, size_t len, int classes, char
             return refuse_events(parameter, value, len, classes, wrong, error, capacity);
         for (size_t i = 0; i < len; i++) {
             if (is_accepted(value[i], classes)) continue;
-            if (class_bits(value[i]) == 0)
-                snprintf(wrong, sizeof(wrong), "no event class has this letter");
-            else
+            const char *advice = advice_for(index, value, len);
+            if (class_bits(value[i]) != 0)
                 snprintf(wrong, sizeof(wrong), "this server has no class %c", value[i]);
+            else if (advice != NULL)
+                snprintf(wrong, sizeof(wrong), "%s", advice);
+            else if (value[i] > 32 && value[i] < 127)
+                snprintf(wrong, sizeof(wrong), "no event class has the letter %c", value[i]);
+            else
+                snprintf(wrong, sizeof(wrong), "it has a byte that is no letter");
             return refuse_events(parameter, value, len, classes, wrong, error, capacity);
         }
         return 0;
@@ -172,7 +196,7 @@ int parameters_check(int index, const char *value, size_t len, int classes, char
             return refuse(parameter, value, len, wrong, error, capacity);
         }
         if (parameter->pattern[0] != '\0' && !matches(parameter->pattern, value, len))
-            return refuse(parameter, value, len, wrong, error, capacity);
+            return refuse_text(index, value, len, error, capacity);
         return 0;
     }
 }

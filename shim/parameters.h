@@ -21,6 +21,14 @@ typedef struct {
     const char *pattern;  /* of a whole text, POSIX extended; empty: any text */
 } parameter_t;
 
+/* Advice for refused values of a parameter: for those in which the pattern (POSIX extended) is
+ * found or, if `found` is 0, is not found. */
+typedef struct {
+    int parameter;
+    const char *pattern, *text;
+    int found;
+} advice_t;
+
 /* A class of keyspace events: its letter, and its bits in REDISMODULE_NOTIFY_*. */
 typedef struct {
     char letter;

@@ -33,6 +33,8 @@ PyMODINIT_FUNC PyInit__keyspace_amqp(void);
 static int started;
 static char program[PATH_MAX];        /* the interpreter whose environment is used */
 static char package_parent[PATH_MAX]; /* the folder that holds keyspace_amqp/ */
+static char
+    outside[PATH_MAX]; /* the folder of an installed module without an interpreter near it */
 static char description[PATH_MAX + 256];
 static char version[32];
 
@@ -56,6 +58,17 @@ static int join(char *out, const char *folder, const char *rest) {
     return len > 0 && len < PATH_MAX ? 0 : -1;
 }
 
+/* Appends the most likely reason to a message, if the module is outside of an environment. */
+static void hint_at_copy(char *error, size_t capacity) {
+    size_t used = strlen(error);
+    if (outside[0] != '\0' && used < capacity)
+        snprintf(error + used, capacity - used,
+                 ". Was %s copied out of its virtual environment? Then load the file inside of the "
+                 "environment, where pip installed it (keyspace-amqp path prints its place), "
+                 "directly or by a symbolic link",
+                 outside);
+}
+
 /* Finds the handler, and the interpreter whose environment has its packages.
  *
  * An installed module is in .../lib/pythonX.Y/site-packages/keyspace_amqp (or dist-packages),
@@ -70,13 +83,16 @@ static int find_environment(char *error, size_t capacity) {
     snprintf(folder, sizeof(folder), "%s", dirname(self));
 
     int is_installed = join(path, folder, "/worker/loop.py") == 0 && is_file(path);
+    outside[0] = '\0';
     if (is_installed) {
+        snprintf(outside, sizeof(outside), "%s", folder);
         char *parent = dirname(folder); /* site-packages */
         snprintf(package_parent, sizeof(package_parent), "%s", parent);
         char prefix[PATH_MAX];
         if (join(prefix, parent, "/../../..") == 0 &&
             join(path, prefix, "/bin/" PYTHON_NAME) == 0 && is_file(path)) {
             char real_prefix[PATH_MAX];
+            outside[0] = '\0';
             if (realpath(prefix, real_prefix) != NULL)
                 return join(program, real_prefix, "/bin/" PYTHON_NAME);
         }
@@ -103,11 +119,13 @@ static int find_environment(char *error, size_t capacity) {
     int reason = errno;
     if (is_file("/usr/bin/" PYTHON_NAME) && is_installed)
         return join(program, "/usr/bin/" PYTHON_NAME, "");
-    return fail(error, capacity,
-                "the Python environment is missing: %s: %s. Was the virtual environment moved or "
-                "deleted, or may the server's user not read it? Create it again, install "
-                "keyspace-amqp into it, and load the file that keyspace-amqp path prints",
-                BUILD_PYTHON, strerror(reason));
+    fail(error, capacity,
+         "the Python environment is missing: %s: %s. Was the virtual environment moved or "
+         "deleted, or may the server's user not read it? Create it again, install "
+         "keyspace-amqp into it, and load the file that keyspace-amqp path prints",
+         BUILD_PYTHON, strerror(reason));
+    hint_at_copy(error, capacity);
+    return -1;
 }
 
 /* Makes the symbols of our libpython global. The core is opened with RTLD_LOCAL, but
@@ -151,10 +169,12 @@ static int try_import(const char *name, const char *package, char *error, size_t
     }
     char text[512];
     exception_text(text, sizeof(text));
-    return fail(error, capacity,
-                "%s cannot import %s: %s. Check with: %s -c 'import %s'; install "
-                "with: %s -m pip install %s",
-                program, name, text, program, name, program, package);
+    fail(error, capacity,
+         "%s cannot import %s: %s. Check with: %s -c 'import %s'; install with: %s -m pip install "
+         "%s",
+         program, name, text, program, name, program, package);
+    hint_at_copy(error, capacity);
+    return -1;
 }
 
 /* Starts the interpreter. Afterwards this thread holds the GIL. */

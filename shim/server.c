@@ -191,6 +191,14 @@ int shim_clustered(void) { return clustered; }
 
 /* ---- load --------------------------------------------------------------------------------- */
 
+int server_is_starting(RedisModuleCtx *ctx) {
+    RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "clients");
+    unsigned long long clients =
+        RedisModule_ServerInfoGetFieldUnsigned(info, "connected_clients", NULL);
+    RedisModule_FreeServerInfo(ctx, info);
+    return clients == 0;
+}
+
 void server_prepare(RedisModuleCtx *ctx) {
     main_thread.now_ms = RedisModule_Milliseconds();
     RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "server");

@@ -229,6 +229,21 @@ def test_parameters_and_commands_by_their_redis_names() -> None:
     assert set(re.findall(r"keyspaceamqp\.([a-z-]+)", TEXT)) - {"name"} <= known
 
 
+def test_examples_let_the_broker_keep_messages() -> None:
+    """What people copy: every example that loads the module, and the image, sets delivery-mode 2,
+    by name or as the ninth argument. None includes a file: the server would not be able to keep
+    in it what CONFIG REWRITE writes."""
+    texts = [*re.findall(r"^ *```text\n(.*?)```", TEXT, re.MULTILINE | re.DOTALL)]
+    examples = [text for text in texts if re.search(r"^ *(loadmodule|MODULE LOADEX) ", text, re.M)]
+    assert len(examples) >= 4
+    examples.append((ROOT / "Dockerfile").read_text())
+    for example in examples:
+        assert re.search(r"keyspaceamqp\.delivery-mode 2\b|loadmodule (\S+ ){9}2\b", example), (
+            example
+        )
+        assert not re.search(r"^ *include ", example, re.M), example
+
+
 def test_numbers_are_those_of_stats() -> None:
     names = {stat.name.lower() for stat in Stat}
     spoken = re.findall(r"`((?:dropped|fallback|queue|confirm_ms|events|routing_keys)_[a-z_0-9]+)`",

@@ -72,11 +72,22 @@ _SERVER = rf"([^][@/?#,: ]+|\[[0-9A-Fa-f:.]+(%[^][@/?#,: ]+)?\])(:{_PORT})?"
 _BARE_IPV6 = "[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%[^][@/?#,: ]+)?"
 _ANY_SERVER = f"({_SERVER}|{_BARE_IPV6})"
 _SERVERS = f"{_ANY_SERVER}(,{_ANY_SERVER})*"
+# The servers in a URL, and the names in its query.
+URL_SERVERS = f"{_SERVER}(,{_SERVER})*"
+URL_NAMES = (
+    "heartbeat",
+    "auth_mechanism",
+    "verify",
+    "cacertfile",
+    "certfile",
+    "keyfile",
+    "server_name_indication",
+)
 _QUERY = (
     "(heartbeat=[0-9]{1,5}|auth_mechanism=(plain|external)|verify=verify_(peer|none)"
-    "|(cacertfile|certfile|keyfile|server_name_indication)=[^&# ]*)"
+    f"|({'|'.join(URL_NAMES[3:])})=[^&# ]*)"
 )
-_URL = f"(amqps?://([^@/?#, ]*@)?{_SERVER}(,{_SERVER})*(/[^/?# ]*)?(\\?{_QUERY}(&{_QUERY})*)?)?"
+_URL = f"(amqps?://([^@/?#, ]*@)?{URL_SERVERS}(/[^/?# ]*)?(\\?{_QUERY}(&{_QUERY})*)?)?"
 _DATABASES = "ALL|[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*"
 _TEMPLATE = "([^{}]|[{][{]|[}][}]|[{](db|event|class|key|node|key:[1-9][0-9]?|key:[*])[}])*"
 _PRIORITY = "([0-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])?"
@@ -245,8 +256,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         2048,
         "the whole connection in one value; its parts override the single parameters",
         accepted="amqp[s]://[user[:password]@]host[:port][,host...][/vhost][?name=value&...], "
-        "names: heartbeat auth_mechanism verify cacertfile certfile keyfile "
-        "server_name_indication",
+        f"names: {' '.join(URL_NAMES)}",
         pattern=_URL,
         sensitive=True,
     ),

@@ -20,6 +20,7 @@ from ..broker.login import ConnectError, parameters_for
 from ..broker.reasons import reason_of
 from ..broker.target import address, target_of
 from ..config import Config
+from ..tables.advice import end_of_refusal
 from ..tables.parameters import INDEX, PARAMETERS
 from . import ToolError, nodes
 from .replies import mapping, reason
@@ -151,11 +152,10 @@ def _broker_config(url: str | None, parameters: Mapping[str, str]) -> Config:
             )
         values |= {name: value for name, value in parameters.items() if name in values}
     else:
-        if not url or not re.fullmatch(PARAMETERS[INDEX["url"]].pattern, url):
-            raise ToolError(
-                "the broker's URL cannot be read: it has the form "
-                "amqp://user:password@host:port/vhost"
-            )
+        parameter = PARAMETERS[INDEX["url"]]
+        if not url or not re.fullmatch(parameter.pattern, url):
+            end = end_of_refusal(parameter, url)
+            raise ToolError(f"the broker's URL is not accepted{end}")
         values["url"] = url
     values["password"] = os.environ.get("AMQP_PASSWORD", "guest")
     values["password-file"] = ""

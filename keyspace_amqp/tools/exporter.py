@@ -25,7 +25,6 @@ from ..cluster.topology import ALONE, Topology
 from ..tables.stats import HELP, OUTBOX_WAITS, TEXT_HELP, Stat, Text
 from . import ToolError
 from .nodes import open_client, place, sibling, topology
-from .replies import reason
 
 # Seconds for an answer of a node, and for the answers of all. A scrape asks twice, or three
 # times if the node in --redis is away. Prometheus waits for 10 s by default.
@@ -138,10 +137,7 @@ class Nodes(Collector):
     """
 
     def __init__(self, url: str, label: str | None = None) -> None:
-        try:
-            self._first = open_client(url, TIMEOUT)
-        except ValueError as error:
-            raise ToolError(f"--redis: {reason(error)}") from None
+        self._first = open_client(url, TIMEOUT)
         self._label = label or place(self._first)
         # The nodes of the cluster at the last scrape. Replaced as a whole: scrapes may overlap.
         self._cluster: Mapping[str, redis.Redis] = {}

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from ..config import format_masks, quoted
 from ..masks import EXCLUDES
+from ..tables.advice import end_of_refusal
 from ..tables.events import EVENT_CLASSES
 from ..tables.parameters import PARAMETERS, Kind, Parameter
 from . import ToolError
@@ -23,6 +24,9 @@ from .path import module_path
 # All letters of any server. Only the module knows which of them its server has.
 _EVENT_LETTERS = frozenset({"A", *(event_class.letter for event_class in EVENT_CLASSES)})
 _INTEGER = re.compile(r"-?[0-9]+")
+# Values that the lines have unless an option says otherwise: defaults for those who begin. That of
+# the module for delivery-mode is the one of the older C module: the broker forgets messages.
+_RECOMMENDED = {"delivery-mode": b"2"}
 _ACCEPTED_MASK = "a mask, with ! before it one that excludes, or ALL for every key"
 
 
@@ -41,13 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "each mask (default: ALL, every key)",
             )
         else:
+            default = _RECOMMENDED.get(parameter.name, os.fsencode(parameter.default)).decode()
             parser.add_argument(
                 f"--{parameter.name}",
                 dest=parameter.name,
                 type=check,
                 metavar="NUMBER" if parameter.kind is Kind.INTEGER else "TEXT",
                 # argparse would expand a percent sign.
-                help=f"{parameter.help} (default: {parameter.default})".replace("%", "%%"),
+                help=f"{parameter.help} (default: {default})".replace("%", "%%"),
             )
 
 
@@ -59,8 +64,10 @@ def checked(parameter: Parameter, text: str) -> bytes:
         return value
     # With a URL in the wrong option, the text may have a password too.
     shown = "this value" if parameter.sensitive or "@" in text else repr(text)
-    accepted = _ACCEPTED_MASK if parameter.kind is Kind.MASKS else parameter.accepted
-    raise argparse.ArgumentTypeError(f"{shown} is not accepted; give {accepted}")
+    end = f"; give {_ACCEPTED_MASK}"
+    if parameter.kind is not Kind.MASKS:
+        end = end_of_refusal(parameter, text)
+    raise argparse.ArgumentTypeError(f"{shown} is not accepted{end}")
 
 
 def _is_accepted(parameter: Parameter, text: str, value: bytes) -> bool:
@@ -84,6 +91,8 @@ def run(options: argparse.Namespace) -> int:
     values: dict[str, bytes] = {}
     for parameter in PARAMETERS:
         value = given[parameter.name]
+        if value is None:
+            value = _RECOMMENDED.get(parameter.name)
         if value is None:
             continue
         if parameter.kind is Kind.MASKS:

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
@@ -37,15 +38,34 @@ class Node:
 def open_client(url: str, timeout: float) -> redis.Redis:
     """Return a client that is not connected yet and never repeats a command. A repetition would
     wait once more for a node that hangs, and a push without an answer may have been carried
-    out. Raises ValueError if the URL cannot be read."""
-    return redis.Redis.from_url(
-        url,
-        password=os.environ.get("REDISCLI_AUTH"),  # a password in the URL wins
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        retry=Retry(NoBackoff(), 0),
-        protocol=3,
-    )
+    out. Raises ToolError if the URL cannot be read."""
+    try:
+        return redis.Redis.from_url(
+            url,
+            password=os.environ.get("REDISCLI_AUTH"),  # a password in the URL wins
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            protocol=3,
+        )
+    except ValueError:  # its text may quote a part of the URL, with a password
+        raise ToolError(f"--redis: the URL cannot be read: {_wrong_with(url)}") from None
+
+
+def _wrong_with(url: str) -> str:
+    """Return what is wrong with a URL that cannot be read, and how to write it; nothing of it that
+    may be a password."""
+    if url.startswith(("redis://", "rediss://", "unix://")):
+        return (
+            "the port is a number; in user and password, write # as %23, / as %2F, ? as %3F, "
+            "[ as %5B and ] as %5D"
+        )
+    like = "redis://user:password@host:port"
+    if re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?", url):
+        like = f"redis://{url}"
+    elif url.startswith("/"):
+        like = f"unix://{url}"
+    return f"it begins with redis://, rediss:// (TLS) or unix:// (a socket), as {like} does"
 
 
 def sibling(client: redis.Redis, address: str) -> redis.Redis:
@@ -67,8 +87,8 @@ def place(client: redis.Redis) -> str:
 def connect(options: argparse.Namespace, timeout: float = TIMEOUT) -> redis.Redis:
     """Return a client of the server in the option --redis. Raises ToolError if the server
     does not answer."""
+    client = open_client(options.redis, timeout)
     try:
-        client = open_client(options.redis, timeout)
         with contextlib.suppress(redis.ResponseError):  # that is an answer too
             client.ping()
     except (redis.RedisError, OSError, ValueError) as error:

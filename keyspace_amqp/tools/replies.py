@@ -57,8 +57,6 @@ def reason(error: Exception) -> str:
     """Return the reason why a server did not answer or refused, for people."""
     if isinstance(error, redis.TimeoutError):
         return "no answer in time"
-    if type(error) is ValueError:  # its text may quote a part of the URL, with a password
-        return "the URL cannot be read; write special characters of a password as %XX"
     if error_code(error) == "NOAUTH":
         return "it wants a password, in the URL or in REDISCLI_AUTH"
     words = str(error) or type(error).__name__

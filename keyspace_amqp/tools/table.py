@@ -216,9 +216,10 @@ TOOLS: Sequence[Tool] = (
         "tools.loadmodule:run",
         "print the lines for redis.conf",
         "Prints the lines that load the module, for redis.conf or valkey.conf. A parameter that\n"
-        "is not given keeps its default.",
+        "is not given keeps its default, except that delivery-mode is 2: RabbitMQ keeps messages\n"
+        "in durable queues when it restarts.",
         """\
-example: keyspace-amqp loadmodule --host rabbit.example --events A --delivery-mode 2 \\
+example: keyspace-amqp loadmodule --host rabbit.example --events A \\
            --mask '^user:' --mask '^order:'""",
         loadmodule.add_arguments,
     ),

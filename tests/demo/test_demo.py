@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -94,8 +95,19 @@ def test_the_printed_lines_load(tmp_path: pathlib.Path) -> None:
         "keyspaceamqp.password": 'p "w',
         "keyspaceamqp.masks": r"^a\x20b$ !^a\x20bc",
         "keyspaceamqp.fallback-size": "-1",
+        "keyspaceamqp.delivery-mode": "2",  # not the default, so that the broker keeps messages
     }
     assert found == expected
+
+
+def test_the_printed_delivery_mode() -> None:
+    """2, unless an option says otherwise; the help says so."""
+    name = "keyspaceamqp.delivery-mode"
+    assert f"{name} 2" in command_line("loadmodule").stdout.splitlines()
+    lines = command_line("loadmodule", "--delivery-mode", "1").stdout.splitlines()
+    assert [line for line in lines if line.startswith(name)] == [f"{name} 1"]
+    help_ = " ".join(command_line("loadmodule", "--help").stdout.split())
+    assert re.search(r"2: persistent \(default: 2\)", help_)
 
 
 def test_a_wrong_option() -> None:

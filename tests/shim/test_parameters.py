@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from keyspace_amqp.config import format_masks, parse_masks
+from keyspace_amqp.tables.advice import ADVICE, end_of_refusal
 from keyspace_amqp.tables.parameters import (
     INDEX,
     INT64_MAX,
@@ -19,6 +21,7 @@ from keyspace_amqp.tables.parameters import (
     Kind,
     Parameter,
 )
+from keyspace_amqp.tools.loadmodule import checked
 from tests.fix_shim import Shim
 
 # REDISMODULE_NOTIFY_*, as in redismodule.h of Redis 7.0.
@@ -274,8 +277,16 @@ def test_a_refusal_names_the_parameter_the_value_and_what_is_accepted(
         message = check(name, value)
         assert message is not None
         assert message.startswith(f"{name}: ")
-        if name != "events":  # the letters are those of the server
+        text = value.decode("utf-8", "surrogateescape")
+        if name == "events":  # the letters are those of the server
+            assert "; give letters of A g " in message
+        elif len(value) > parameter.maximum:
             assert message.endswith(f"; give {parameter.accepted}")
+        else:  # the same that the command line says
+            assert message.endswith(f" is not accepted{end_of_refusal(parameter, text)}") or (
+                parameter.kind in (Kind.MASKS, Kind.INTEGER)
+                and message.endswith(f"; give {parameter.accepted}")
+            )
         assert len(message) < CUT
         if parameter.sensitive:
             continue
@@ -285,6 +296,95 @@ def test_a_refusal_names_the_parameter_the_value_and_what_is_accepted(
             end = max(n for n in range(65) if len("".join(escaped[:n])) <= 64)
             shown = "".join(escaped[:end]) + "..."
         assert f" '{shown}' is not accepted" in message
+
+
+# A value that people give, and what the refusal has to say of it.
+MISTAKES = [
+    (
+        "events",
+        "KEA",
+        "K, E, S, T, I and V choose channels of pub/sub; leave them out; give letter",
+    ),
+    ("events", "Ex", "leave them out"),
+    ("events", "xq", "no event class has the letter q; give letters of A g $"),
+    ("events", "x e", "nothing between them"),
+    ("events", "x\n", "it has a byte that is no letter"),
+    ("host", "amqp://u:secret@h/", "give a URL in the parameter url"),
+    ("host", "guest@h", "give a URL in the parameter url"),
+    ("host", "h/shop", "in the parameter vhost"),
+    ("host", "a, b", "it has a blank"),
+    ("url", "amqp://u:p#w@h/v", "it has a #; write %23"),
+    ("url", "amqp://u:p w@h/v", "it has a blank; write %20"),
+    ("url", "amqp://u:p@w@h/v", "has an @; write %40"),
+    ("url", "amqp://u:p@w@h,i/v", "has an @; write %40"),
+    ("url", "amqp://u:p@a,u:p@b/v", "stand once, before the first server"),
+    ("url", "amqp://u:p,w@h/v", "has a comma; write %2C"),
+    ("url", "amqp://u:p/w@h/v", "the password has a /; write %2F"),
+    ("url", "amqp://u:p?w@h/v", "the password has a ?; write %3F"),
+    ("url", "amqp://u:p?w=1@h/v", "the password has a ?; write %3F"),
+    ("url", "amqp://u:p@h//", "the virtual host has a /; write %2F. The virtual host / is /%2F"),
+    ("url", "amqp://h/a/b", "the virtual host has a /; write %2F"),
+    ("url", "amqp://h//?heartbeat=1", "the virtual host has a /"),
+    ("url", "http://h", "it begins with amqp:// or amqps://"),
+    ("url", "h:5672", "it begins with amqp:// or amqps://"),
+    ("url", "amqp:/h", "it begins with amqp:// or amqps://"),
+    ("url", "amqp://", "stand servers"),
+    ("url", "amqp://u:p@/v", "stand servers"),
+    ("url", "amqp://h:0/v", "(:1 to :65535)"),
+    ("url", "amqp://u:p@h:70000?heartbeat=1", "(:1 to :65535)"),
+    ("url", "amqp://::1/v", "[an IPv6 address]"),
+    ("url", "amqp://a,,b", "stand servers"),
+    ("url", "amqp://h?connection_timeout=5", "the module has no connection_timeout; leave it out"),
+    ("url", "amqps://h/v?verify=verify_peer&channel_max=9", "the module has no channel_max;"),
+    ("url", "amqp://h/v?fail_if_no_peer_cert=true", "has no fail_if_no_peer_cert;"),
+    ("url", "amqp://h/v?blocked_connection_timeout=1", "has no blocked_connection_timeout;"),
+    ("url", "amqp://h?heart_beat=1", "behind the ? may stand"),
+    ("url", "amqp://h?heartbeat=1&secret", "behind the ? may stand"),
+    ("url", "amqp://h?", "behind the ? may stand"),
+    ("url", "amqp://h?heartbeat=1?verify=x", "heartbeat is a number of seconds"),
+    ("url", "amqp://h?heartbeat=5s", "heartbeat is a number of seconds"),
+    ("url", "amqp://h/v?heartbeat=5&verify=none", "verify verify_peer or verify_none"),
+    ("url", "amqp://h@i/v?verify=", "verify verify_peer or verify_none"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), MISTAKES)
+def test_advice(check: Check, name: str, value: str, said: str) -> None:
+    """Which character or name is wrong, and how to write it; on the command line too."""
+    message = check(name, value.encode())
+    assert message is not None
+    assert said in message
+    assert len(message) < CUT
+    assert "secret" not in message
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        checked(PARAMETERS[INDEX[name]], value)
+    if value not in ("xq", "x\n"):  # the command line knows no server
+        assert said.partition("; give letter")[0] in str(refused.value)
+
+
+def test_each_advice_is_given() -> None:
+    """Every row of the table is the answer to one of the mistakes, except for those that name
+    things in the query of a URL."""
+    said = {end_of_refusal(PARAMETERS[INDEX[name]], value) for name, value, _ in MISTAKES}
+    for advice in ADVICE:
+        if "the module has no" not in advice.text:
+            assert any(f": {advice.text}" in end for end in said), advice
+
+
+@given(
+    data=st.data(),
+    name=st.sampled_from(sorted({advice.parameter for advice in ADVICE} - {"events"})),
+)
+def test_shim_and_command_line_give_the_same_advice(
+    check: Check, data: st.DataObject, name: str
+) -> None:
+    parameter = PARAMETERS[INDEX[name]]
+    pieces = [value for other, value, _ in MISTAKES if other == name]
+    pieces += [*"@:/?#,&=[] ", "amqp://", "%2F", "é", "u:p", "h:5672", "verify=", "ssl=1"]
+    value = "".join(data.draw(st.lists(st.sampled_from(pieces), max_size=5)))
+    message = check(name, value.encode())
+    if message is not None and len(value.encode()) >= parameter.minimum:
+        assert message.endswith(f" is not accepted{end_of_refusal(parameter, value)}")
 
 
 # None of these is in the words of a message.
@@ -387,9 +487,9 @@ def test_the_error_names_the_letters_of_this_server(check: Check) -> None:
 
 
 def test_a_letter_of_no_class_is_told_from_one_the_server_lacks(check: Check) -> None:
-    message = check("events", b"xeK", 0x3FC)
+    message = check("events", b"xeq", 0x3FC)
     assert message is not None
-    assert "no event class has this letter" in message
+    assert "no event class has the letter q" in message
 
 
 # ---- the list of masks --------------------------------------------------------

@@ -47,7 +47,7 @@ BASES = f"keyspace-amqp-base-{RELEASE}"
 # An upgrade goes from the first to the second. No Valkey reads the RDB files of Redis 8, and Redis
 # 8 does not read the nodes.conf of Valkey 8; so on Debian 13 both are the same server.
 FIRST, SECOND = ("redis", "valkey") if RELEASE == "bookworm" else ("redis", "redis")
-CONF = "/opt/keyspace-amqp/redis.conf"
+CONF = "/etc/keyspace-amqp/redis.conf"
 USER = "events"  # of RabbitMQ; its password is the same
 SLOTS = 16384
 # The reaper is one more image to fetch; all that is started here ends in a `with`.
@@ -397,7 +397,6 @@ def fleet(
             "keyspaceamqp.password": USER,
             "keyspaceamqp.heartbeat": "4",  # a dead link is noticed in seconds
             "keyspaceamqp.events": "$",
-            "keyspaceamqp.delivery-mode": "2",
             "keyspaceamqp.routing-key": mailbox.routing_key,
         }
         words = [word for name, value in given.items() for word in (f"--{name}", value)]
@@ -447,8 +446,9 @@ def delivers(node: Node, more: int = 100) -> None:
 
 @pytest.mark.parametrize("base", ["redis", "valkey"])
 def test_the_image(base: str, fleet: Callable[..., Fleet], images: dict[str, str]) -> None:
-    """On each base: it runs as the server's user and has nothing of the build in it. Events that
-    wait at `docker stop` are there for the next container."""
+    """On each base: it runs as the server's user and has nothing of the build in it. Its
+    redis.conf can be rewritten, and then starts the server again. Events that wait at `docker stop`
+    are there for the next container."""
     made = fleet(1)
     (node,) = made.nodes
     node.start(images[base])
@@ -469,6 +469,16 @@ def test_the_image(base: str, fleet: Callable[..., Fleet], images: dict[str, str
     for left in ("/usr/bin/gcc", "/opt/keyspace-amqp/bin/pip", "/source"):
         assert node.container.exec(["test", "-e", left]).exit_code == 1, f"{left} is in the image"
 
+    with node.client() as client:
+        client.config_set("keyspaceamqp.app-id", "rewritten")
+        client.config_rewrite()
+    assert "keyspaceamqp.app-id" in output("cat", CONF)
+    node.container.get_wrapped_container().restart(timeout=30)
+    wait_for(node.answers, 60, "an answer after a restart")
+    with node.client() as client:
+        assert client.config_get("keyspaceamqp.app-id") == {"keyspaceamqp.app-id": "rewritten"}
+        client.config_set("keyspaceamqp.app-id", "")
+
     node.leave(node.amqp)
     with node.client() as client:
         client.set("b", 1)
@@ -478,7 +488,9 @@ def test_the_image(base: str, fleet: Callable[..., Fleet], images: dict[str, str
     with node.client() as client:
         client.set("c", 1)
         settled(client, 60, fallback_length=0, fallback_found=1, confirmed=2, dropped=0)
-    assert [m.event[2] for m in once(made.mailbox.receive())] == [b"a", b"b", b"c"]
+    arrived = once(made.mailbox.receive())
+    assert [message.event[2] for message in arrived] == [b"a", b"b", b"c"]
+    assert {message.properties.delivery_mode for message in arrived} == {2}
 
 
 def test_a_node_without_the_way_to_the_broker(cluster: Fleet) -> None:

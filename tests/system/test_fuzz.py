@@ -17,6 +17,7 @@ import redis
 
 from keyspace_amqp.config import format_masks
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port
+from keyspace_amqp.tables.advice import ADVICE
 from keyspace_amqp.tables.commands import COMMANDS
 from keyspace_amqp.tables.parameters import INDEX, MASK_BYTES, MASKS_BYTES, PARAMETERS, Kind
 from tests.commands.test_live_commands import raw
@@ -73,9 +74,10 @@ GOOD = {
     "subkeys": [b"0", b"1", b"10000"],
     "outbox": [b"off", b"reply"],
 }
-# All that a refusal may say. Each text names what is accepted.
+# All that a refusal may say. Each text names what is accepted, or how to write it.
 REASON = re.compile(
-    r"(?P<name>[a-z-]+): ('.*'|this value) is not accepted.*; give .+"
+    r"(?P<name>[a-z-]+): ('.*'|this value) is not accepted(.*; give .+|: "
+    rf"({'|'.join(re.escape(advice.text) for advice in ADVICE)}))"
     r"|wrong arguments, expected: KEYSPACEAMQP\."
     r"|there is no parameter .*; there are events, "
     r"|there is no mask .*; KEYMASK LIST shows what there is"

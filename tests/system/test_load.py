@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from typing import Any
 
@@ -245,7 +246,7 @@ WRONG = [
     ("events", "", "letters"),
     ("host", "", "names or addresses"),
     ("host", "a:0", "names or addresses"),
-    ("url", "http://h", "amqp[s]://"),
+    ("url", "http://h", "amqp:// or amqps://"),
     ("tls", "yes", "on or off"),
     ("auth-mechanism", "PLAIN", "plain or external"),
     ("format", "xml", "text, json or cloudevents"),
@@ -412,6 +413,34 @@ def test_what_the_build_used_is_gone(start_redis: StartRedis, tmp_path: pathlib.
     client = server.client()
     client.execute_command("MODULE", "LOAD", str(path))
     settled(client, state="idle")
+
+
+@pytest.mark.parametrize("present", [True, False], ids=["another-python", "no-python"])
+def test_the_folder_was_copied_out_of_its_environment(
+    present: bool, start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """Away from its environment, another interpreter is used, which lacks the packages, or none is
+    found. The log names the likely cause, and not only how to install packages."""
+    server = start_redis(arguments=None)
+    folder = tmp_path / "modules" / "keyspace_amqp"
+    shutil.copytree(CORE.parent.parent / "keyspace_amqp", folder)
+    shutil.copy(MODULE, folder)
+    # As if built with another interpreter, on a machine where that one does not exist.
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as other:
+        if present:
+            venv.create(other, symlinks=True)
+        core = CORE.read_bytes()
+        for python in (sys.executable, "/usr/bin/python{}.{}".format(*sys.version_info)):
+            new = f"{other}/bin/python".encode() if python == sys.executable else b"/no"
+            core = core.replace(python.encode() + b"\0", new.ljust(len(python), b"\0") + b"\0")
+        (folder / CORE.name).write_bytes(core)
+        log = load_fails(server, folder / MODULE.name)
+    if present:
+        assert f"{other}/bin/python cannot import _cffi_backend" in log
+    else:
+        assert f"the Python environment is missing: {other}/bin/python: No such file" in log
+    assert f"Was {folder} copied out of its virtual environment?" in log
+    assert "keyspace-amqp path prints its place" in log
 
 
 def test_libpython_is_missing(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
