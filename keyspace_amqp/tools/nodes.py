@@ -91,8 +91,10 @@ class Group:
         try:
             self.renew(self._first)
         except (redis.RedisError, OSError) as error:
-            # A server that is in no cluster refuses with the code ERR.
-            if error_code(error) != "ERR" or is_unknown_command(error):
+            # A server that is in no cluster refuses with the code ERR. If the user may not ask, or
+            # the command has another name, INFO says it too.
+            plain = error_code(error) == "ERR" and not is_unknown_command(error)
+            if not plain and not _is_alone(self._first):
                 raise ToolError(f"CLUSTER NODES: {reason(error)}") from None
             self.clustered = False
 
@@ -118,6 +120,13 @@ class Group:
         self.nodes = nodes
         for node in known.values():
             node.client.close()
+
+
+def _is_alone(client: redis.Redis) -> bool:
+    """True if INFO says that a server is in no cluster."""
+    with contextlib.suppress(redis.RedisError, OSError):
+        return str(client.info("cluster").get("cluster_enabled")) == "0"
+    return False
 
 
 @contextlib.contextmanager

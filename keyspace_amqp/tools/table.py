@@ -133,6 +133,12 @@ def _tail(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="send a marked message, and say whether a queue took it; consumers get it, as the "
+        "event `doctor` with the header x-keyspaceamqp-doctor",
+    )
 
 
 def _exporter(parser: argparse.ArgumentParser) -> None:
@@ -254,15 +260,16 @@ exit code: 0 after --count messages, 130 after Ctrl-C, 1 if it cannot start""",
     ),
     Tool(
         "doctor",
-        "tools.doctor:run",
+        "tools.doctor.run:run",
         "say what is wrong, and what to do about it",
         "Looks at the server, or at all nodes of its cluster, at the module, the broker and the\n"
-        "parameters. Changes nothing; it sends the broker a message that the broker has to\n"
-        "refuse.",
+        "parameters; on a primary outside of a cluster also at its replicas. Changes nothing: it\n"
+        "sends the broker a message in a transaction, and rolls that back. Only with --publish a\n"
+        "message reaches a queue. What could not be looked at is `unknown`.",
         """\
 example: AMQP_PASSWORD=secret keyspace-amqp doctor --redis redis://10.0.0.1:6379
 
-exit code: 0 if there is no problem (there may be warnings), 1 if there is one""",
+exit code: 0 if there is no problem (there may be warnings and unknowns), 1 if there is one""",
         _doctor,
         redis=True,
         amqp=True,
