@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..cluster.topology import ALONE, Topology, read_topology
-from . import ToolError
+from . import ToolError, tls
 from .replies import error_code, is_unknown_command, reason
 
 # Seconds for a connection and for each answer: a node that hangs must not stop the tool.
@@ -37,7 +37,8 @@ class Node:
 def open_client(url: str, timeout: float) -> redis.Redis:
     """Return a client that is not connected yet and never repeats a command. A repetition would
     wait once more for a node that hangs, and a push without an answer may have been carried
-    out. Raises ValueError if the URL cannot be read."""
+    out. Raises ValueError if the URL cannot be read, ToolError if its query cannot be used."""
+    tls.check(url)
     return redis.Redis.from_url(
         url,
         password=os.environ.get("REDISCLI_AUTH"),  # a password in the URL wins
@@ -72,7 +73,10 @@ def connect(options: argparse.Namespace, timeout: float = TIMEOUT) -> redis.Redi
         with contextlib.suppress(redis.ResponseError):  # that is an answer too
             client.ping()
     except (redis.RedisError, OSError, ValueError) as error:
-        raise ToolError(f"{without_secrets(options.redis)}: {reason(error)}") from None
+        words = reason(error)
+        hint = tls.hint(options.redis, words)
+        text = f"{without_secrets(options.redis)}: {words}" + (f"; {hint}" if hint else "")
+        raise ToolError(text) from None
     return client
 
 

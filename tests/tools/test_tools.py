@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -198,28 +199,94 @@ def test_ways_to_a_server(
         client.config_set("requirepass", "")  # for the end of the test
 
 
+@dataclasses.dataclass
+class Files:
+    """Files of two authorities in a folder: `ca` and `other`; of the server and of a client, both
+    of the first authority: `cert`, `key`, `mine`, `mykey`; and `junk`."""
+
+    folder: pathlib.Path
+
+    def __post_init__(self) -> None:
+        authority = trustme.CA()
+        server, client = authority.issue_cert("localhost"), authority.issue_cert("client.example")
+        for name, blob in (
+            ("ca", authority.cert_pem),
+            ("other", trustme.CA().cert_pem),
+            ("cert", server.cert_chain_pems[0]),
+            ("key", server.private_key_pem),
+            ("mine", client.cert_chain_pems[0]),
+            ("mykey", client.private_key_pem),
+        ):
+            blob.write_to_path(str(self.folder / name))
+        (self.folder / "junk").write_text("no certificate")
+
+    def query(self, **names: str) -> str:
+        """The query of a URL; the values are names of files, or words."""
+        known = {name: self.folder / value for name, value in names.items()}
+        return "&".join(
+            f"{name}={path if path.exists() else names[name]}" for name, path in known.items()
+        )
+
+
 def test_tls_to_a_server(start_redis: StartRedis, run: Run, tmp_path: pathlib.Path) -> None:
-    """With the certificates that the URL names; a server with an unknown certificate is refused."""
-    authority, port = trustme.CA(), free_port()
-    mine = authority.issue_cert("127.0.0.1")
-    files = {name: str(tmp_path / name) for name in ("ca", "cert", "key")}
-    authority.cert_pem.write_to_path(files["ca"])
-    mine.cert_chain_pems[0].write_to_path(files["cert"])
-    mine.private_key_pem.write_to_path(files["key"])
-    start_redis(
+    """With the certificates that the URL names. Every mistake has an error that says what to give,
+    and the file or the name that is wrong."""
+    files, port = Files(tmp_path), free_port()
+    server = start_redis(
         options=[
             f"tls-port {port}",
-            *(f"tls-{name}-file {files[name]}" for name in ("cert", "key")),
-            f"tls-ca-cert-file {files['ca']}",
-            "tls-auth-clients no",
+            *(f"tls-{name}-file {tmp_path / name}" for name in ("cert", "key")),
+            f"tls-ca-cert-file {tmp_path / 'ca'}",
         ]
     )
-    code, out, _ = run("status", "--redis", f"rediss://127.0.0.1:{port}?ssl_ca_certs={files['ca']}")
+    client = {"ssl_certfile": "mine", "ssl_keyfile": "mykey"}
+    place = f"rediss://localhost:{port}"
+
+    def status(where: str, **names: str) -> tuple[int, str, str]:
+        return run("status", "--redis", f"{where}?{files.query(**names)}")
+
+    code, out, _ = status(place, ssl_ca_certs="ca", **client)
     assert code == 0
-    assert rows(out)[f"127.0.0.1:{port}"]["state"] == "idle"
-    code, _, err = run("status", "--redis", f"rediss://127.0.0.1:{port}")
+    assert rows(out)[f"localhost:{port}"]["state"] == "idle"
+    by_number = f"rediss://127.0.0.1:{port}"
+    for more in ({"ssl_check_hostname": "no"}, {"ssl_cert_reqs": "none"}):
+        assert status(by_number, ssl_ca_certs="ca", **client, **more)[0] == 0
+    for where, names, expected in (
+        (place, client, r"certificate is refused: self.signed .*\?ssl_ca_certs=FILE"),
+        (place, {"ssl_ca_certs": "other", **client}, r"refused: self.signed .*\?ssl_ca_certs=FILE"),
+        (
+            by_number,
+            {"ssl_ca_certs": "ca", **client},
+            "refused: IP address mismatch.*check_hostname",
+        ),
+        (place, {"ssl_ca_certs": "ca"}, "want a certificate .*ssl_certfile=FILE&ssl_keyfile=FILE"),
+        (f"redis://localhost:{port}", {}, "if this port wants TLS: rediss://"),
+        (place, {"ssl_ca_certs": "/none"}, "ssl_ca_certs /none cannot be used: .*No such file"),
+        (place, {"ssl_ca_certs": "junk"}, "ssl_ca_certs .*/junk cannot be used: no certificate"),
+        (place, {"ssl_ca_path": "/none"}, "ssl_ca_path /none is no folder"),
+        (place, {"ssl_certfile": "mine", "ssl_keyfile": "key"}, "ssl_keyfile .*/key .*mismatch"),
+        (place, {"ssl_keyfile": "mykey"}, "ssl_keyfile is of use with ssl_certfile only"),
+        (place, {"ssl_cert_reqs": "maybe"}, "'maybe' is not accepted; give one of required"),
+        (
+            place,
+            {"ssl_ca_cert": "ca"},
+            "'ssl_ca_cert' is not accepted in the URL; give ssl_ca",
+        ),
+        (url(server), {"ssl_ca_certs": "ca"}, "ssl_ca_certs is for TLS.* rediss://"),
+    ):
+        code, out, err = status(where, **names)
+        assert (code, out, err.count("\n")) == (1, "", 1), (names, err)
+        assert re.search(expected, err), err
+
+
+def test_a_server_without_tls(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait for the end of what it takes for a command."""
+    monkeypatch.setattr("keyspace_amqp.tools.status.TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"rediss://127.0.0.1:{silent.getsockname()[1]}"
+        code, _, err = run("status", "--redis", place)
     assert code == 1
-    assert "CERTIFICATE_VERIFY_FAILED" in err
+    assert "no answer in time; does this port speak TLS? Without TLS: redis://" in err
 
 
 def test_nodes_come_and_go(start_redis: StartRedis) -> None:
