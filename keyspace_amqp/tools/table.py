@@ -55,9 +55,10 @@ def _add_redis(parser: argparse.ArgumentParser) -> None:
         "--redis",
         metavar="URL",
         default=os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
-        help="a server, or any node of a cluster: redis://, rediss:// (TLS) or unix:// "
-        "(default: REDIS_URL from the environment, or redis://127.0.0.1:6379/0); the password "
-        "may be in the environment variable REDISCLI_AUTH",
+        help="a server, or any node of a cluster: redis://, rediss:// (TLS; certificates with "
+        "?ssl_ca_certs=FILE&ssl_certfile=FILE&ssl_keyfile=FILE) or unix:// (default: REDIS_URL "
+        "from the environment, or redis://127.0.0.1:6379/0); the password may be in the "
+        "environment variable REDISCLI_AUTH",
     )
 
 
@@ -67,9 +68,9 @@ def _add_amqp(parser: argparse.ArgumentParser) -> None:
         "--amqp",
         metavar="URL",
         default=os.environ.get("AMQP_URL") or None,
-        help="the broker: amqp://user:password@host:port/vhost, or amqps:// (default: AMQP_URL "
-        "from the environment, or the module's broker, with the password in AMQP_PASSWORD or "
-        "guest)",
+        help="the broker: amqp://user:password@host:port/vhost, or amqps:// (TLS; certificates "
+        "with ?cacertfile=FILE&certfile=FILE&keyfile=FILE; default: AMQP_URL from the environment, "
+        "or the module's broker, with the password in AMQP_PASSWORD or guest)",
     )
     parser.add_argument("--exchange", metavar="NAME", help="default: the module's exchange")
     parser.add_argument(

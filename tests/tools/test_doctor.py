@@ -19,11 +19,15 @@ import termios
 from collections.abc import Iterator
 from typing import Any
 
+import pika
 import pytest
 import trustme
 
 from keyspace_amqp import __version__
+from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
+from keyspace_amqp.tools import amqp
+from keyspace_amqp.tools.doctor import broker as broker_checks
 from keyspace_amqp.tools.doctor import group, node
 from keyspace_amqp.tools.doctor import run as doctor
 from tests.fix_servers import (
@@ -777,12 +781,14 @@ def test_doctor_has_advice_for_what_the_module_says(
     secured: Secured, start_redis: StartRedis, run: Run
 ) -> None:
     """The module knows, and the doctor may not ask for its parameters."""
-    options = ["keyspaceamqp.vhost nope", f"keyspaceamqp.port {secured.broker.port}"]
-    server = start_redis(arguments=[], options=[*options, "keyspaceamqp.events $"])
+    given = {"vhost": "nope", "port": secured.broker.port, "exchange": "nowhere", "events": "$"}
+    options = [f"keyspaceamqp.{name} {value}" for name, value in given.items()]
+    server = start_redis(arguments=[], options=options)
     with server.client() as client:
         client.set("k", 1)
         for name, value, error, advice in (
             ("vhost", "nope", "530 NOT_ALLOWED", "`rabbitmqctl add_vhost`"),
+            ("vhost", "/", "404 NOT_FOUND - no exchange 'nowhere'", "declare it in the broker"),
             ("tls", "on", "TLS: ", "this port does not speak TLS"),
         ):
             client.config_set(f"keyspaceamqp.{name}", value)
@@ -791,10 +797,77 @@ def test_doctor_has_advice_for_what_the_module_says(
             has(lines, f"problem state .*{error}.* → {advice}")
 
 
-def test_doctor_and_a_broker_that_does_not_confirm(
+@pytest.mark.parametrize(
+    ("state", "last_error", "expected"),
+    [
+        ("connecting", "", "warning connecting → look again"),
+        (
+            "connecting",
+            "[Errno 111] Connection refused",
+            "problem connecting; why: .*→ is the brok",
+        ),
+        ("disconnected", "", "problem disconnected → see broker"),
+        ("connected", "404 NOT_FOUND - x", "ok connected; earlier error: 404 NOT_FOUND - x → $"),
+    ],
+)
+def test_states_and_their_errors(state: str, last_error: str, expected: str) -> None:
+    """While it connects again and again, the module has a problem at each moment."""
+    (found,) = node.state(node.Facts(stats={"state": state, "last_error": last_error}))
+    assert re.match(expected, f"{found.level} {found.text} → {found.advice}")
+
+
+class Connection:
+    """A connection, and its channels. `refusals`: the errors of its methods, by their names."""
+
+    def __init__(self, **refusals: Exception) -> None:
+        self._refusals = refusals
+
+    def channel(self) -> Any:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        def method(*_: Any, **__: Any) -> None:
+            if name in self._refusals:
+                raise self._refusals[name]
+
+        return method
+
+
+def way(connection: Connection, exchange: str, *, publish: bool) -> list[str]:
+    """What the doctor finds on the way of a message."""
+    login = pika.ConnectionParameters(credentials=pika.PlainCredentials(b"guest", b"guest"))
+    target = amqp.Target("amqp://x/", (login,), exchange, ("key",))
+    place = broker_checks.Place(target, dataclasses.replace(DEFAULTS, routing_key="key"))
+    found = broker_checks.way(connection, place, publish=publish)
+    return [f"{each.level} {each.about} {each.text} → {each.advice}" for each in found]
+
+
+def test_doctor_and_a_message_without_a_confirm() -> None:
+    """The queue is a quorum queue without its majority, for instance."""
+
+    class Silent(Connection):
+        def confirm_delivery(self) -> None:
+            self._refusals["basic_publish"] = pika.exceptions.AMQPConnectionError("no answer")
+
+    *_, last = way(Silent(), "ks", publish=True)
+    assert re.match("problem queue the marked message got no confirm: no answer", last)
+
+
+def test_doctor_may_not_look_at_the_queue_of_the_default_exchange() -> None:
+    """RabbitMQ 4.3 asks for a permission, which the module does not need."""
+    denied = pika.exceptions.ChannelClosedByBroker(403, "ACCESS_REFUSED")
+    known = ["ok exchange the default one, queue 'key' → ", "ok publishing guest may publish → "]
+    assert way(Connection(), "", publish=False) == known
+    found = way(Connection(queue_declare=denied), "", publish=False)
+    assert found[:1] == known[1:]
+    has(found, UNKNOWN_QUEUE)
+    assert len(found) == 2
+
+
+def test_doctor_and_a_broker_that_is_silent(
     start_redis: StartRedis, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A silent one: the doctor ends, and says what it waited for."""
+    """The doctor ends, and says what it waited for."""
     server = start_redis(arguments=None)
     monkeypatch.setattr("keyspace_amqp.tools.amqp.TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -62,6 +62,12 @@ _ADVICE = tuple(
             r"no AMQP 0-9-1 handshake",
             f"if this port wants TLS, set tls on (in a URL, amqps://); {_TLS_PORT}",
         ),
+        (r"404 NOT_FOUND", "declare it in the broker, or change keyspaceamqp.exchange"),
+        (
+            r"403 ACCESS_REFUSED - (write )?access to (exchange|topic)",
+            "`rabbitmqctl set_permissions`, and for a topic `set_topic_permissions`, have to let "
+            "the user write there",
+        ),
         (
             r"403 ACCESS_REFUSED - Login",
             "user and password (here: --amqp or AMQP_PASSWORD)? guest may by default log in from "

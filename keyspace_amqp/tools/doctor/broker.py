@@ -71,18 +71,28 @@ def broker(place: Place, *, publish: bool = False) -> Iterator[Finding]:
         amqp.end_after(connection, amqp.TIMEOUT)
         text = f"{target.shown} accepts the login ({amqp.product(connection)})"
         yield Finding("broker", OK, text)
-        found = list(_exchange(connection, place))
-        yield from found
-        if all(finding.level is OK for finding in found):
-            found = list(_publishing(connection, place))
-            yield from found
-        if all(finding.level is OK for finding in found):
-            yield from _queue(connection, place, publish=publish)
+        yield from way(connection, place, publish=publish)
     except pika.exceptions.AMQPError as error:
         advice = "it blocks publishers when it lacks memory or disk space: see its alarms"
         yield Finding("broker", PROBLEM, f"{target.shown}: {amqp.explain(error)}", advice)
     finally:
         amqp.close(connection)
+
+
+def way(connection: Any, place: Place, *, publish: bool) -> Iterator[Finding]:
+    """Check the way of a message through the broker, as far as it is open: exchange, permission,
+    queue. Raises pika.exceptions.AMQPError."""
+    exchange = list(_exchange(connection, place))
+    yield from exchange
+    if any(finding.level is not OK for finding in exchange):
+        return
+    publishing = list(_publishing(connection, place))
+    yield from publishing
+    if any(finding.level is not OK for finding in publishing):
+        return
+    if place.target.exchange or place.template or not exchange or publish:
+        yield from _queue(connection, place, publish=publish)
+    # Else the exchange is the default one: the routing key is the queue's name, and it exists.
 
 
 def _exchange(connection: Any, place: Place) -> Iterator[Finding]:
@@ -93,19 +103,22 @@ def _exchange(connection: Any, place: Place) -> Iterator[Finding]:
         if name:
             channel.exchange_declare(name, passive=True)
         elif key is not None:  # the default exchange routes to the queue with this name
-            channel.queue_declare(key.decode(), passive=True)
+            channel.queue_declare(key.decode("utf-8", "replace"), passive=True)
     except pika.exceptions.ChannelClosed as error:
         if error.reply_code == _NOT_FOUND:
             yield _missing(error)
         # With another code, this user may not look at the exchange or the queue: RabbitMQ 4.3 asks
         # for a permission. The module needs none; `_publishing` checks what it needs.
         return
-    yield Finding("exchange", OK, f"{name!r}" if name else f"the default one, queue {key!r}")
+    shown = f"the default one, queue {place.target.routing_keys[0]!r}"
+    if key is None:
+        shown = "the default one; each routing key is the name of a queue"
+    yield Finding("exchange", OK, repr(name) if name else shown)
 
 
 def _missing(error: pika.exceptions.ChannelClosed) -> Finding:
-    advice = "declare it in the broker, or change keyspaceamqp.exchange"
-    return Finding("exchange", PROBLEM, amqp.explain(error), advice)
+    text = amqp.explain(error)
+    return Finding("exchange", PROBLEM, text, advice_for(text))
 
 
 def _publishing(connection: Any, place: Place) -> Iterator[Finding]:
@@ -155,8 +168,6 @@ def _queue(connection: Any, place: Place, *, publish: bool) -> Iterator[Finding]
         text = f"the routing key is the template {place.target.routing_keys[0]!r}, and each event "
         text += "has its own"
         yield Finding("queue", UNKNOWN, text, "give one of these with --routing-key")
-    elif not place.target.exchange and place.fixed_key is not None:
-        return  # the name of the queue is the routing key, and `_exchange` has looked at it
     elif place.reached:
         text = f"{place.reached:,} messages so far, and none was returned: they reach a queue"
         yield Finding("queue", OK, text)
@@ -175,7 +186,8 @@ def _published(connection: Any, place: Place, routing_key: bytes) -> Finding:
     arguments["routing_key"] = routing_key
     properties = arguments["properties"]
     properties.headers = {**(properties.headers or {}), HEADER: True}
-    where = f"exchange {place.target.exchange!r}, routing key {routing_key.decode()!r}"
+    where = f"exchange {place.target.exchange!r}, routing key "
+    where += repr(routing_key.decode("utf-8", "replace"))
     try:
         channel = connection.channel()
         channel.confirm_delivery()

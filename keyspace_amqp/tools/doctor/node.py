@@ -40,8 +40,8 @@ _REDIS_CONFIG = (
 _NEEDED = {
     "llen": "the module does not know what is in its list, and delivers nothing",
     "rpush": "no event gets into the list",
-    "lrange": "nothing that is in the list is delivered",
-    "ltrim": "what was delivered stays in the list, and is delivered again",
+    "lrange": "the list cannot be read, and after an outage or a restart its events stay there",
+    "ltrim": "what was delivered cannot be removed from the list",
 }
 # The module's error if a command has another name.
 _UNKNOWN = re.compile("unknown command '([a-z]+)'")
