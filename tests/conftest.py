@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.fix_cluster",
     "tests.fix_nodes",
     "tests.fix_rabbit_cluster",
+    "tests.fix_tools",
 ]
 
 # Test processes that run side by side take their ports from different ranges.

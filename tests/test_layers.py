@@ -33,6 +33,8 @@ CLUSTER_PURE = {"cluster.lists", "cluster.slots", "cluster.topology"}
 
 # The form of the file of leftovers, for the tool that reads one.
 LEFTOVERS = {"worker.leftover_file"}
+# The message of an event, for the tool that publishes one as the module does.
+MESSAGES = {"broker.frames"}
 
 # Per room what it may import besides itself and the version in the package's __init__.py: whole
 # rooms, or single modules.
@@ -44,7 +46,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "cluster": {"pure", "tables"},
     "commands": {"pure", "tables", *CLUSTER_PURE, "cluster.peers", "cluster.wire"},
     "worker": {"pure", "tables", "publisher", "broker", "cluster", "commands"},
-    "tools": {"pure", "tables", *CLUSTER_PURE, *LOGIN, *LEFTOVERS},
+    "tools": {"pure", "tables", *CLUSTER_PURE, *LOGIN, *LEFTOVERS, *MESSAGES},
     "demo": {"pure", "tables", *CLUSTER_PURE, *LOGIN, "tools.path", "tools.replies"},
     "cli": {"pure", "tables", "tools", "demo"},
 }

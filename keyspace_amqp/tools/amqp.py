@@ -144,13 +144,13 @@ def _broker_config(url: str | None, parameters: Mapping[str, str]) -> Config:
     """Return the configuration for the URL of the options or, without one, for the module's
     parameters. These show no secrets, so the password comes from the environment. Raises
     ToolError."""
-    values = {parameter.name: parameter.default for parameter in PARAMETERS}
+    values: dict[str, str] = {}
     if url is None:
         if parameters.get("url"):
             raise ToolError(
                 "the module's broker is in its parameter url, which it does not show; give --amqp"
             )
-        values |= {name: value for name, value in parameters.items() if name in values}
+        values |= parameters
     else:
         parameter = PARAMETERS[INDEX["url"]]
         if not url or not re.fullmatch(parameter.pattern, url):
@@ -159,7 +159,14 @@ def _broker_config(url: str | None, parameters: Mapping[str, str]) -> Config:
         values["url"] = url
     values["password"] = os.environ.get("AMQP_PASSWORD", "guest")
     values["password-file"] = ""
-    return Config.from_values([os.fsencode(values[parameter.name]) for parameter in PARAMETERS])
+    return config_of(values)
+
+
+def config_of(parameters: Mapping[str, str]) -> Config:
+    """Return the configuration for parameters of a module, which may be of another version:
+    those that it lacks have their defaults."""
+    values = [parameters.get(parameter.name, parameter.default) for parameter in PARAMETERS]
+    return Config.from_values([os.fsencode(value) for value in values])
 
 
 def _shown(parameters: Any) -> str:

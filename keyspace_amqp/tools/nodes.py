@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..cluster.topology import ALONE, Topology, read_topology
-from . import ToolError
+from . import ToolError, tls
 from .replies import error_code, is_unknown_command, reason
 
 # Seconds for a connection and for each answer: a node that hangs must not stop the tool.
@@ -38,7 +38,8 @@ class Node:
 def open_client(url: str, timeout: float) -> redis.Redis:
     """Return a client that is not connected yet and never repeats a command. A repetition would
     wait once more for a node that hangs, and a push without an answer may have been carried
-    out. Raises ToolError if the URL cannot be read."""
+    out. Raises ToolError if the URL cannot be read, or its query cannot be used."""
+    tls.check(url)
     try:
         return redis.Redis.from_url(
             url,
@@ -92,7 +93,10 @@ def connect(options: argparse.Namespace, timeout: float = TIMEOUT) -> redis.Redi
         with contextlib.suppress(redis.ResponseError):  # that is an answer too
             client.ping()
     except (redis.RedisError, OSError, ValueError) as error:
-        raise ToolError(f"{without_secrets(options.redis)}: {reason(error)}") from None
+        words = reason(error)
+        hint = tls.hint(options.redis, words)
+        text = f"{without_secrets(options.redis)}: {words}" + (f"; {hint}" if hint else "")
+        raise ToolError(text) from None
     return client
 
 
@@ -111,8 +115,10 @@ class Group:
         try:
             self.renew(self._first)
         except (redis.RedisError, OSError) as error:
-            # A server that is in no cluster refuses with the code ERR.
-            if error_code(error) != "ERR" or is_unknown_command(error):
+            # A server that is in no cluster refuses with the code ERR. If the user may not ask, or
+            # the command has another name, INFO says it too.
+            plain = error_code(error) == "ERR" and not is_unknown_command(error)
+            if not plain and not _is_alone(self._first):
                 raise ToolError(f"CLUSTER NODES: {reason(error)}") from None
             self.clustered = False
 
@@ -138,6 +144,13 @@ class Group:
         self.nodes = nodes
         for node in known.values():
             node.client.close()
+
+
+def _is_alone(client: redis.Redis) -> bool:
+    """True if INFO says that a server is in no cluster."""
+    with contextlib.suppress(redis.RedisError, OSError):
+        return str(client.info("cluster").get("cluster_enabled")) == "0"
+    return False
 
 
 @contextlib.contextmanager

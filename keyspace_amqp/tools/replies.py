@@ -9,6 +9,8 @@ from typing import Any
 
 import redis
 
+from . import tls
+
 
 def stats(client: Any, *words: str) -> dict[str, Any]:
     """Return KEYSPACEAMQP.STATS: texts as str, counters and gauges as int. `words`: more
@@ -59,7 +61,7 @@ def reason(error: Exception) -> str:
         return "no answer in time"
     if error_code(error) == "NOAUTH":
         return "it wants a password, in the URL or in REDISCLI_AUTH"
-    words = str(error) or type(error).__name__
+    words = tls.explain(str(error) or type(error).__name__)
     if isinstance(error, redis.AuthenticationError) and not error_code(error):
         return f"{words} (a password may be in the URL or in REDISCLI_AUTH)"
     if is_unknown_command(error) and "keyspaceamqp" in words.lower():

@@ -55,9 +55,10 @@ def _add_redis(parser: argparse.ArgumentParser) -> None:
         "--redis",
         metavar="URL",
         default=os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0",
-        help="a server, or any node of a cluster: redis://, rediss:// (TLS) or unix:// "
-        "(default: REDIS_URL from the environment, or redis://127.0.0.1:6379/0); the password "
-        "may be in the environment variable REDISCLI_AUTH",
+        help="a server, or any node of a cluster: redis://, rediss:// (TLS; certificates with "
+        "?ssl_ca_certs=FILE&ssl_certfile=FILE&ssl_keyfile=FILE) or unix:// (default: REDIS_URL "
+        "from the environment, or redis://127.0.0.1:6379/0); the password may be in the "
+        "environment variable REDISCLI_AUTH",
     )
 
 
@@ -67,9 +68,9 @@ def _add_amqp(parser: argparse.ArgumentParser) -> None:
         "--amqp",
         metavar="URL",
         default=os.environ.get("AMQP_URL") or None,
-        help="the broker: amqp://user:password@host:port/vhost, or amqps:// (default: AMQP_URL "
-        "from the environment, or the module's broker, with the password in AMQP_PASSWORD or "
-        "guest)",
+        help="the broker: amqp://user:password@host:port/vhost, or amqps:// (TLS; certificates "
+        "with ?cacertfile=FILE&certfile=FILE&keyfile=FILE; default: AMQP_URL from the environment, "
+        "or the module's broker, with the password in AMQP_PASSWORD or guest)",
     )
     parser.add_argument("--exchange", metavar="NAME", help="default: the module's exchange")
     parser.add_argument(
@@ -133,6 +134,12 @@ def _tail(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="send a marked message, and say whether a queue took it; consumers get it, as the "
+        "event `doctor` with the header x-keyspaceamqp-doctor",
+    )
 
 
 def _exporter(parser: argparse.ArgumentParser) -> None:
@@ -255,15 +262,16 @@ exit code: 0 after --count messages, 130 after Ctrl-C, 1 if it cannot start""",
     ),
     Tool(
         "doctor",
-        "tools.doctor:run",
+        "tools.doctor.run:run",
         "say what is wrong, and what to do about it",
         "Looks at the server, or at all nodes of its cluster, at the module, the broker and the\n"
-        "parameters. Changes nothing; it sends the broker a message that the broker has to\n"
-        "refuse.",
+        "parameters; on a primary outside of a cluster also at its replicas. Changes nothing: it\n"
+        "sends the broker a message in a transaction, and rolls that back. Only with --publish a\n"
+        "message reaches a queue. What could not be looked at is `unknown`.",
         """\
 example: AMQP_PASSWORD=secret keyspace-amqp doctor --redis redis://10.0.0.1:6379
 
-exit code: 0 if there is no problem (there may be warnings), 1 if there is one""",
+exit code: 0 if there is no problem (there may be warnings and unknowns), 1 if there is one""",
         _doctor,
         redis=True,
         amqp=True,

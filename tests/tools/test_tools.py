@@ -1,10 +1,11 @@
-"""`keyspace-amqp status`, `tail` and `doctor` on real servers: what they show, what they
-say when something is away, and how they end."""
+"""`keyspace-amqp status` and `tail` on real servers: what they show, what they say when something
+is away, and how they end; and what all tools have in common."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,58 +25,18 @@ import pytest
 import redis
 import trustme
 
-from keyspace_amqp import __version__, cli
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
-from keyspace_amqp.tools import amqp, doctor, nodes, replies
+from keyspace_amqp.tools import amqp, nodes, replies
 from tests.fix_cluster import StartCluster
 from tests.fix_faults import Proxy
-from tests.fix_servers import (
-    EVERY_FAMILY,
-    ROOT,
-    Mailbox,
-    StartRedis,
-    arguments_for,
-    handler_copy,
-    linked,
-    settled,
-    stats,
-)
-from tests.servers import REDIS, old_program
+from tests.fix_servers import ROOT, Mailbox, StartRedis, arguments_for, settled
+from tests.fix_tools import SOON, Run, amqp_url, url
+from tests.servers import REDIS
 
 ALL_TOOLS = ("status", "tail", "doctor")
-# Bounds against hangs.
-SOON = 30.0
-
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REDIS_URL", "REDISCLI_AUTH", "AMQP_URL", "AMQP_PASSWORD"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def url(server: RedisServer) -> str:
-    return f"redis://127.0.0.1:{server.port}"
-
-
-def amqp_url(broker: RabbitServer, user: str = "guest:guest") -> str:
-    return f"amqp://{user}@127.0.0.1:{broker.port}/"
 
 
 # ---- a tool that runs ----------------------------------------------------------------
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs a tool in this process; returns its exit code, stdout and stderr."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = cli.main(words)
-        return code, *capfd.readouterr()
-
-    return run
 
 
 class Running:
@@ -238,28 +199,94 @@ def test_ways_to_a_server(
         client.config_set("requirepass", "")  # for the end of the test
 
 
+@dataclasses.dataclass
+class Files:
+    """Files of two authorities in a folder: `ca` and `other`; of the server and of a client, both
+    of the first authority: `cert`, `key`, `mine`, `mykey`; and `junk`."""
+
+    folder: pathlib.Path
+
+    def __post_init__(self) -> None:
+        authority = trustme.CA()
+        server, client = authority.issue_cert("localhost"), authority.issue_cert("client.example")
+        for name, blob in (
+            ("ca", authority.cert_pem),
+            ("other", trustme.CA().cert_pem),
+            ("cert", server.cert_chain_pems[0]),
+            ("key", server.private_key_pem),
+            ("mine", client.cert_chain_pems[0]),
+            ("mykey", client.private_key_pem),
+        ):
+            blob.write_to_path(str(self.folder / name))
+        (self.folder / "junk").write_text("no certificate")
+
+    def query(self, **names: str) -> str:
+        """The query of a URL; the values are names of files, or words."""
+        known = {name: self.folder / value for name, value in names.items()}
+        return "&".join(
+            f"{name}={path if path.exists() else names[name]}" for name, path in known.items()
+        )
+
+
 def test_tls_to_a_server(start_redis: StartRedis, run: Run, tmp_path: pathlib.Path) -> None:
-    """With the certificates that the URL names; a server with an unknown certificate is refused."""
-    authority, port = trustme.CA(), free_port()
-    mine = authority.issue_cert("127.0.0.1")
-    files = {name: str(tmp_path / name) for name in ("ca", "cert", "key")}
-    authority.cert_pem.write_to_path(files["ca"])
-    mine.cert_chain_pems[0].write_to_path(files["cert"])
-    mine.private_key_pem.write_to_path(files["key"])
-    start_redis(
+    """With the certificates that the URL names. Every mistake has an error that says what to give,
+    and the file or the name that is wrong."""
+    files, port = Files(tmp_path), free_port()
+    server = start_redis(
         options=[
             f"tls-port {port}",
-            *(f"tls-{name}-file {files[name]}" for name in ("cert", "key")),
-            f"tls-ca-cert-file {files['ca']}",
-            "tls-auth-clients no",
+            *(f"tls-{name}-file {tmp_path / name}" for name in ("cert", "key")),
+            f"tls-ca-cert-file {tmp_path / 'ca'}",
         ]
     )
-    code, out, _ = run("status", "--redis", f"rediss://127.0.0.1:{port}?ssl_ca_certs={files['ca']}")
+    client = {"ssl_certfile": "mine", "ssl_keyfile": "mykey"}
+    place = f"rediss://localhost:{port}"
+
+    def status(where: str, **names: str) -> tuple[int, str, str]:
+        return run("status", "--redis", f"{where}?{files.query(**names)}")
+
+    code, out, _ = status(place, ssl_ca_certs="ca", **client)
     assert code == 0
-    assert rows(out)[f"127.0.0.1:{port}"]["state"] == "idle"
-    code, _, err = run("status", "--redis", f"rediss://127.0.0.1:{port}")
+    assert rows(out)[f"localhost:{port}"]["state"] == "idle"
+    by_number = f"rediss://127.0.0.1:{port}"
+    for more in ({"ssl_check_hostname": "no"}, {"ssl_cert_reqs": "none"}):
+        assert status(by_number, ssl_ca_certs="ca", **client, **more)[0] == 0
+    for where, names, expected in (
+        (place, client, r"certificate is refused: self.signed .*\?ssl_ca_certs=FILE"),
+        (place, {"ssl_ca_certs": "other", **client}, r"refused: self.signed .*\?ssl_ca_certs=FILE"),
+        (
+            by_number,
+            {"ssl_ca_certs": "ca", **client},
+            "refused: IP address mismatch.*check_hostname",
+        ),
+        (place, {"ssl_ca_certs": "ca"}, "want a certificate .*ssl_certfile=FILE&ssl_keyfile=FILE"),
+        (f"redis://localhost:{port}", {}, "if this port wants TLS: rediss://"),
+        (place, {"ssl_ca_certs": "/none"}, "ssl_ca_certs /none cannot be used: .*No such file"),
+        (place, {"ssl_ca_certs": "junk"}, "ssl_ca_certs .*/junk cannot be used: no certificate"),
+        (place, {"ssl_ca_path": "/none"}, "ssl_ca_path /none is no folder"),
+        (place, {"ssl_certfile": "mine", "ssl_keyfile": "key"}, "ssl_keyfile .*/key .*mismatch"),
+        (place, {"ssl_keyfile": "mykey"}, "ssl_keyfile is of use with ssl_certfile only"),
+        (place, {"ssl_cert_reqs": "maybe"}, "'maybe' is not accepted; give one of required"),
+        (
+            place,
+            {"ssl_ca_cert": "ca"},
+            "'ssl_ca_cert' is not accepted in the URL; give ssl_ca",
+        ),
+        (url(server), {"ssl_ca_certs": "ca"}, "ssl_ca_certs is for TLS.* rediss://"),
+    ):
+        code, out, err = status(where, **names)
+        assert (code, out, err.count("\n")) == (1, "", 1), (names, err)
+        assert re.search(expected, err), err
+
+
+def test_a_server_without_tls(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait for the end of what it takes for a command."""
+    monkeypatch.setattr("keyspace_amqp.tools.status.TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"rediss://127.0.0.1:{silent.getsockname()[1]}"
+        code, _, err = run("status", "--redis", place)
     assert code == 1
-    assert "CERTIFICATE_VERIFY_FAILED" in err
+    assert "no answer in time; does this port speak TLS? Without TLS: redis://" in err
 
 
 def test_nodes_come_and_go(start_redis: StartRedis) -> None:
@@ -548,8 +575,10 @@ def test_tail_cannot_begin(
         ((*ours, "--amqp", amqp_url(broker, "guest:s3cret")), "403 ACCESS_REFUSED"),
         ((*ours, "--amqp", amqp_url(broker) + "nowhere"), "virtual host"),
         ((*ours, "--amqp", away), "Connection refused"),
-        ((*ours, "--amqp", "http://u:s3cret@x"), "amqp://user:password@host"),
-        ((*ours, "--amqp", "amqp://u:s3cret@x:port"), "cannot be read"),
+        ((*ours, "--amqp", "http://u:s3cret@x"), "it begins with amqp:// or amqps://"),
+        ((*ours, "--amqp", "amqp://u:s3cret@x:port"), "(:1 to :65535)"),
+        ((*ours, "--amqp", "amqp://u:s3cret#@x"), "write %23"),
+        ((*ours, "--amqp", ""), "it begins with amqp:// or amqps://"),
         (("--redis", url(bare)), "the module is not loaded"),
     ):
         code, out, err = run("tail", *words)
@@ -566,428 +595,3 @@ def test_tail_cannot_begin(
     assert "403 ACCESS_REFUSED" in err
     monkeypatch.setenv("AMQP_URL", away)
     assert "Connection refused" in run("tail", *ours)[2]
-
-
-# ---- doctor --------------------------------------------------------------------------
-
-
-def findings(run: Run, server: RedisServer, *words: str) -> tuple[int, list[str], str]:
-    """The exit code, all findings except ok as `level about text → advice`, and the ok ones."""
-    code, out, err = run("doctor", "--json", "--redis", url(server), *words)
-    assert err == ""
-    report = json.loads(out)
-    lines: dict[bool, list[str]] = {True: [], False: []}
-    for each in report["findings"]:
-        line = "{level} {about} {text} → {advice}".format(**each)
-        lines[each["level"] == "ok"].append(line)
-        assert each["nodes"] == [f"127.0.0.1:{server.port}"]
-        assert (each["advice"] != "") is (each["level"] != "ok"), line
-    assert report["problem"] == sum(line.startswith("problem") for line in lines[False])
-    assert code == (1 if report["problem"] else 0)
-    return code, lines[False], "\n".join(lines[True])
-
-
-def test_doctor_finds_nothing(
-    family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis, run: Run
-) -> None:
-    """All is well. The doctor has changed nothing, and no queue gets its message, not even from an
-    exchange that routes everything to all queues."""
-    with broker.connection() as connection:
-        channel = connection.channel()
-        channel.exchange_declare("tools-all", "fanout")
-        channel.queue_bind(mailbox.name, "tools-all")
-        named = {"port": broker.port, "exchange": "tools-all", "delivery-mode": 2}
-        options = [f"keyspaceamqp.{name} {value}" for name, value in named.items()]
-        server = start_redis(
-            family, ["$"], [*options, "keyspaceamqp.fallback-size 1000", "appendonly yes"]
-        )
-        with server.client() as client:
-            client.set("k", "v")
-            before = settled(client, confirmed=1)
-            code, bad, good = findings(run, server)
-            assert (code, bad) == (0, [])
-            assert stats(client) == before
-        for about in ("server", "python", "module", "role", "state", "losses", "list"):
-            assert f"ok {about} " in good
-        for about in ("persistence", "memory", "broker", "exchange", "publishing"):
-            assert f"ok {about} " in good
-        assert mailbox.count() == 1
-        channel.exchange_delete("tools-all")
-    code, out, _ = run("doctor", "--redis", url(server))
-    assert re.search(r"^ok +broker .* accepts the login \(RabbitMQ \d+\.\d+", out, re.MULTILINE)
-    assert re.search(r"^problem +exchange .*404", out, re.MULTILINE)
-    assert out.rstrip().splitlines()[-1].startswith("1 problem, 0 warnings")
-
-
-NO_MODULE = "is not loaded → put `loadmodule /.*libredis_keyspace_amqp.so`"
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ([], "warning persistence neither RDB saves nor .* the list ends with the process"),
-        (["maxmemory 100mb", "maxmemory-policy allkeys-lru"], "warning memory .*allkeys-lru can"),
-        (["maxmemory 100mb"], "warning list it may take another 800.0 MB, and Redis has 1"),
-        (["keyspaceamqp.fallback-size 0", "maxmemory 1gb"], "warning list it has no limit"),
-        (["keyspaceamqp.fallback-size -1"], "warning list there is none: .*queue-limit"),
-        (["min-replicas-to-write 1"], "problem role 0 replicas, .* writes are refused"),
-        (["keyspaceamqp.delivery-mode 1"], "warning module delivery-mode is 1"),
-        (["keyspaceamqp.exchange nowhere"], "problem exchange 404 .* no exchange 'nowhere'"),
-        (['keyspaceamqp.exchange ""'], "problem exchange 404 .* no queue 'nowhere'"),
-        (["keyspaceamqp.port 1"], "problem broker amqp://guest@127.0.0.1:1/: .*refused"),
-        (["keyspaceamqp.username who"], "problem broker .*403 ACCESS_REFUSED .* AMQP_PASSWORD"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) and value else "",
-)
-def test_doctor_finds_in_the_settings(
-    options: list[str], expected: str, broker: RabbitServer, start_redis: StartRedis, run: Run
-) -> None:
-    arguments = [] if "delivery-mode" in "".join(options) else arguments_for(broker)
-    server = start_redis(arguments=arguments, options=options)
-    _, bad, _ = findings(run, server)
-    assert any(re.search(f"^{expected}", line) for line in bad), bad
-
-
-def facts(outbox: str, now: str, *, size: int = 1000, **info: Any) -> doctor.Facts:
-    """The answers of a primary; `now`: the text of STATS."""
-    return doctor.Facts(
-        {"role": "master", "aof_enabled": 1, **info},
-        {"appendfsync": "everysec"},
-        [],
-        {"outbox": now, "last_error": "", "state": "idle", "fallback_length": 0},
-        {"outbox": outbox, "fallback-size": str(size)},
-    )
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (facts("off", "off"), ""),
-        (facts("atomic", "atomic"), "ok atomic, the append-only file is written .* second"),
-        (facts("reply", "reply", aof_enabled=0), "warning reply, .* no append-only file"),
-        (facts("reply", "reply (waits)"), "warning reply, but it waits: .* through memory"),
-        (facts("reply", "reply (waits)", size=-1), "problem reply, but there is no list"),
-        (facts("reply", "reply (waits)", role="slave"), "ok reply, once this is a primary"),
-        (facts("atomic", "atomic (waits)", cluster_enabled=1), "warning .* a primary with slots"),
-    ],
-)
-def test_doctor_looks_at_the_outbox(given: doctor.Facts, expected: str) -> None:
-    found = [f"{each.level} {each.text} {each.advice}" for each in doctor.outbox(given)]
-    assert len(found) == bool(expected)
-    assert all(re.search(f"^{expected}", line) for line in found), found
-
-
-@pytest.mark.parametrize(
-    ("given", "level", "expected"),
-    [
-        ("always", "ok", "with each write"),
-        ("everysec", "ok", "once a second"),
-        ("no", "warning", "when the system likes"),
-    ],
-)
-def test_doctor_looks_at_the_append_only_file_of_an_outbox(
-    given: str, level: str, expected: str
-) -> None:
-    found = facts("reply", "reply")
-    found.redis_config["appendfsync"] = given
-    (finding,) = doctor.outbox(found)
-    assert (finding.level, expected in finding.text) == (level, True), finding
-
-
-def test_doctor_and_an_outbox_that_has_missed_events(
-    broker: RabbitServer, start_redis: StartRedis, run: Run
-) -> None:
-    """Here without a list. Its limit set, the outbox opens, and no event is lost."""
-    options = ["keyspaceamqp.outbox reply", "keyspaceamqp.fallback-size -1", "appendonly yes"]
-    server = start_redis(arguments=arguments_for(broker), options=options)
-    with server.client() as client:
-        client.set("k", "v")
-        settled(client, outbox="reply (waits)", outbox_missed=1, returned=1)
-        _, bad, _ = findings(run, server)
-        for expected in (
-            "problem outbox reply, but there is no list: .*→ set keyspaceamqp.fallback-size",
-            "warning losses outbox_missed 1: .*→ they are not lost",
-        ):
-            assert any(re.search(f"^{expected}", line) for line in bad), (expected, bad)
-        client.config_set("keyspaceamqp.fallback-size", 1000)
-        settled(client, outbox="reply")
-        client.execute_command("KEYSPACEAMQP.STATS", "RESET")
-        _, bad, good = findings(run, server)
-        assert not [line for line in bad if "outbox" in line]
-        assert "ok outbox reply, " in good
-        client.set("k", "v")
-        settled(client, outbox_missed=0, returned=1, dropped=0)
-
-
-def test_doctor_finds_that_memory_is_nearly_used_up(
-    broker: RabbitServer, start_redis: StartRedis, run: Run
-) -> None:
-    server = start_redis(arguments=arguments_for(broker))
-    with server.client() as client:
-        client.config_set("maxmemory", client.info("memory")["used_memory"])
-        _, bad, _ = findings(run, server)
-    found = [line for line in bad if re.search(r"^warning memory \d+% of maxmemory \S+ MB", line)]
-    assert found, bad
-
-
-def test_doctor_finds_what_was_lost(
-    broker: RabbitServer, start_redis: StartRedis, run: Run
-) -> None:
-    """Counters, a list that is nearly full, and why there is no connection."""
-    server = start_redis(arguments=arguments_for(broker, size=10))
-    with server.client() as client:
-        client.set("k", "v")
-        settled(client, returned=1)
-        _, bad, _ = findings(run, server)
-        assert any(re.search("^problem losses returned 1: .*→ bind a queue", x) for x in bad), bad
-        client.config_set("keyspaceamqp.password", "s3cret")
-        for number in range(12):
-            client.set("k", number)
-        settled(client, dropped_fallback_full=2, fallback_length=10)
-        wait_for(lambda: "ACCESS_REFUSED" in stats(client)["last_error"], SOON)
-        code, bad, _ = findings(run, server)
-        assert code == 1
-        for expected in (
-            "problem losses dropped_fallback_full 2: .*→ raise fallback-size",
-            "warning list 10 elements; at 10 the oldest are dropped",
-            "(problem|warning) state (dis)?connect.*; why: 403 ACCESS_REFUSED",
-        ):
-            assert any(re.search(f"^{expected}", line) for line in bad), (expected, bad)
-        client.config_set("keyspaceamqp.password", "guest")
-        settled(client, fallback_length=0, in_flight=0, queue_length=0)
-
-
-def test_doctor_of_another_version(
-    broker: RabbitServer, start_redis: StartRedis, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = start_redis(arguments=arguments_for(broker))
-    monkeypatch.setattr(doctor, "__version__", "99.1")
-    _, bad, good = findings(run, server)
-    expected = f"warning module version {__version__}, and this command line is 99.1 → "
-    assert any(line.startswith(expected) for line in bad), bad
-    assert "ok module" not in good
-
-
-def test_doctor_is_refused_where_the_module_is_not(
-    broker: RabbitServer, start_redis: StartRedis, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The module is connected, so a wrong password of the doctor is no problem of the module. A
-    password among the arguments is reported, and not shown."""
-    user = "tools-user"
-    broker.ctl("add_user", user, "s3cret")
-    broker.ctl("set_permissions", user, ".*", ".*", ".*")
-    try:
-        arguments = arguments_for(broker)
-        server = start_redis(arguments=[*arguments[:3], user, "s3cret", *arguments[5:]])
-        with server.client() as client:
-            client.set("k", "v")
-            settled(client, confirmed=1)
-        _, bad, _ = findings(run, server)
-        warning = [line for line in bad if line.startswith("warning broker")]
-        assert "from here; the module is connected" in warning[0]
-        assert any("shows in MODULE LIST" in line for line in bad)
-        assert "s3cret" not in str(bad)
-        monkeypatch.setenv("AMQP_PASSWORD", "s3cret")
-        assert f"ok publishing {user} may" in findings(run, server)[2]
-        broker.ctl("set_permissions", user, "", ".*", "")  # all that the module needs
-        assert f"ok publishing {user} may" in findings(run, server)[2]
-        broker.ctl("set_permissions", user, ".*", "", ".*")
-        _, bad, _ = findings(run, server)
-        assert any(re.search("^problem publishing 403 .*set_permissions", x) for x in bad), bad
-    finally:
-        broker.ctl("delete_user", user)
-
-
-@pytest.mark.parametrize(
-    ("routing_key", "topics", "expected"),
-    [
-        ("tmp.1", "^tmp", "ok publishing guest may publish"),
-        ("tmp.1", "^user", "problem publishing 403 .* topic 'tmp.1' .*set_topic_permissions"),
-        ("{key:1}", "^user", "warning publishing .* depends on the routing key .*topic"),
-        ("{key:1}", ".*", "ok publishing guest may publish"),
-    ],
-)
-def test_doctor_and_permissions_of_topics(
-    routing_key: str,
-    topics: str,
-    expected: str,
-    broker: RabbitServer,
-    mailbox: Mailbox,
-    start_redis: StartRedis,
-    run: Run,
-) -> None:
-    """Nobody gets the message, even if it may be published."""
-    exchange = f"tools-{mailbox.name}"
-    with broker.connection() as connection:
-        connection.channel().exchange_declare(exchange, "topic")
-        connection.channel().queue_bind(mailbox.name, exchange, "#")
-        broker.ctl("set_topic_permissions", "guest", exchange, topics, ".*")
-        try:
-            server = start_redis(arguments=[*arguments_for(broker)[:6], exchange, routing_key])
-            _, bad, good = findings(run, server)
-        finally:
-            broker.ctl("clear_topic_permissions", "guest", exchange)
-            connection.channel().exchange_delete(exchange)
-    found = [*bad, *good.splitlines()]
-    assert any(re.search(f"^{expected}", line) for line in found), found
-    assert mailbox.count() == 0
-
-
-def test_doctor_without_the_module(
-    broker: RabbitServer, start_redis: StartRedis, run: Run, tmp_path: pathlib.Path
-) -> None:
-    """It says how to load the module; with --amqp, it checks the broker all the same."""
-    server = start_redis(arguments=None)
-    code, bad, good = findings(run, server, "--amqp", amqp_url(broker))
-    assert code == 1
-    assert re.search(f"^problem module {NO_MODULE}.*MODULE LOADEX /", "\n".join(bad), re.MULTILINE)
-    assert "ok python " in good
-    assert "ok exchange 'amq.direct'" in good
-    server = start_redis(arguments=None, options=["enable-module-command no"])
-    _, bad, good = findings(run, server)
-    assert any("enable-module-command is no" in line for line in bad)
-    assert "exchange" not in good
-    old = RedisServer(tmp_path / "old", old_program())
-    (tmp_path / "old" / "redis.conf").write_text(f"port {old.port}\nbind 127.0.0.1\n")
-    with old:
-        code, bad, _ = findings(run, old)
-    assert any(re.search(r"^problem server Redis 6\.2\.\d+ is too old", line) for line in bad)
-
-
-def test_doctor_and_files_that_cannot_be_written(
-    broker: RabbitServer, start_redis: StartRedis, run: Run
-) -> None:
-    server = start_redis(arguments=arguments_for(broker), options=["save 3600 1"])
-    (server.folder / "dump.rdb").mkdir()
-    with server.client() as client:
-        client.bgsave()
-        wait_for(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", SOON)
-        _, bad, _ = findings(run, server)
-        client.config_set("save", "")  # otherwise it could not end
-    expected = "^problem persistence RDB saves fail, and clients' writes are refused"
-    assert any(re.search(expected, line) for line in bad), bad
-
-
-def test_doctor_and_an_append_only_file_that_cannot_be_written() -> None:
-    """By what INFO says: a test cannot make a full disk."""
-    info = {"aof_enabled": 1, "aof_last_write_status": "err", "rdb_last_bgsave_status": "ok"}
-    (finding,) = doctor.persistence(doctor.Facts(info, {"save": ""}))
-    assert (finding.about, finding.level) == ("persistence", "problem")
-    assert finding.text.startswith("the append-only file cannot be written")
-
-
-def test_doctor_on_a_replica(broker: RabbitServer, start_redis: StartRedis, run: Run) -> None:
-    primary = start_redis(arguments=None, options=["repl-diskless-sync-delay 0"])
-    server = start_redis(
-        arguments=arguments_for(broker), options=[f"replicaof 127.0.0.1 {primary.port}"]
-    )
-    with server.client() as client:
-        linked(client)
-        _, _, good = findings(run, server)
-        assert f"ok role replica of 127.0.0.1:{primary.port}, where events" in good
-        assert "ok state replica" in good
-        primary.kill()
-        wait_for(lambda: client.info("replication")["master_link_status"] == "down", SOON)
-    _, bad, _ = findings(run, server)
-    assert any(line.startswith("warning role no link to") for line in bad)
-
-
-def test_doctor_knows_of_the_defect_of_valkey(
-    broker: RabbitServer, start_redis: StartRedis, run: Run
-) -> None:
-    server = start_redis("valkey-8.1", arguments_for(broker, events="g$"))
-    assert "MOVE and COPY" in str(findings(run, server)[1])
-    with server.client() as client:
-        client.config_set("keyspaceamqp.events", "$")
-    assert "MOVE and COPY" not in str(findings(run, server)[1])
-
-
-@pytest.mark.parametrize(
-    ("name", "version", "has_it"),
-    [("valkey", version, True) for version in ("8.1.0", "8.1.1", "8.1.8", "9.0.3", "9.1.0")]
-    + [("valkey", version, False) for version in ("7.2.9", "8.0.5", "8.1.9", "9.1.1", "9.10.0")]
-    + [("redis", "8.1.8", False)],
-)
-def test_doctor_knows_which_versions_have_the_defect(name: str, version: str, has_it: bool) -> None:
-    info = {"server_name": name, f"{name}_version": version}
-    found = list(doctor.server(doctor.Facts(info, parameters={"events": "g"})))
-    assert ("MOVE and COPY" in str(found)) is has_it
-
-
-@EVERY_FAMILY
-def test_the_defect_itself(family: str, start_redis: StartRedis) -> None:
-    """The doctor warns of each server that has the defect, and of no other."""
-    server = start_redis(family, arguments_for(free_port(), events="g"))
-    with server.client(single_connection_client=True) as client:
-        client.set("a", 1)
-        client.execute_command("MOVE", "a", 1)
-        moved = int(client.client_info()["db"]) != 0
-        info = client.info("server")
-    found = list(doctor.server(doctor.Facts(info, parameters={"events": "g"})))
-    assert ("MOVE and COPY" in str(found)) is moved
-
-
-def test_doctor_with_few_rights(
-    broker: RabbitServer, start_redis: StartRedis, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It names what it may not ask, and goes on with the rest; status needs few rights."""
-    server = start_redis(arguments=arguments_for(broker))
-    rights = ["+ping", "+info", "+cluster|nodes", "+keyspaceamqp.stats", "+module|list"]
-    with server.client() as client:
-        client.execute_command("ACL", "SETUSER", "watcher", "on", ">pw", *rights)
-    place = f"redis://watcher:pw@127.0.0.1:{server.port}"
-    assert run("status", "--redis", place)[0] == 0
-    code, out, _ = run("doctor", "--redis", place)
-    assert code == 0
-    for command in ("CONFIG GET", "KEYSPACEAMQP.CONFIG GET"):
-        assert re.search(f"^warning +access +{command}: NOPERM", out, re.MULTILINE)
-    assert re.search("^ok +server +Redis", out, re.MULTILINE)
-    with server.client() as client:
-        client.execute_command("ACL", "SETUSER", "watcher", "-module|list")
-    _, out, _ = run("doctor", "--redis", place)
-    assert re.search("^warning +access +MODULE LIST: NOPERM", out, re.MULTILINE)
-    assert "is not loaded" not in out
-
-
-def test_doctor_and_a_handler_that_hangs(
-    broker: RabbitServer, tmp_path: pathlib.Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It can tell that from a server that hangs."""
-    path = handler_copy(tmp_path / "copy")
-    with (path.parent / "commands" / "replies.py").open("a") as file:
-        file.write(
-            "\n\n_encode = encode\n\n\ndef encode(reply):\n    import pathlib, time\n"
-            "    while pathlib.Path('hang').exists():\n        time.sleep(0.05)\n"
-            "    return _encode(reply)\n"
-        )
-    server = RedisServer(tmp_path / "redis", module=[str(path), *map(str, arguments_for(broker))])
-    with server:
-        hang = server.folder / "hang"
-        hang.touch()
-        monkeypatch.setattr(doctor, "TIMEOUT", 3.0)
-        code, bad, good = findings(run, server)
-        hang.unlink()
-    assert code == 1
-    assert any(re.search("^problem handler KEYSPACEAMQP.CONFIG GET: ", line) for line in bad), bad
-    assert "ok server" in good
-
-
-def test_doctor_on_nodes_that_differ() -> None:
-    """It reports what the rows of KEYSPACEAMQP.CLUSTER say."""
-
-    class Client:
-        def cluster(self, _: str) -> dict[str, str]:
-            return {"cluster_state": "fail"}
-
-        def execute_command(self, _: str) -> list[dict[bytes, Any]]:
-            return [
-                {b"address": b"a:1", b"state": b"idle", b"version": b"1", b"config_version": 1},
-                {b"address": b"b:2", b"state": b"idle", b"version": b"2", b"config_version": 3},
-            ]
-
-    found = [(finding.level, finding.text) for finding in doctor.cluster(Client())]
-    assert found == [
-        ("problem", "its state is fail: lists can be neither written nor read"),
-        ("problem", "version differs: a:1 1, b:2 2"),
-        ("warning", "config_version differs: a:1 1, b:2 3"),
-    ]

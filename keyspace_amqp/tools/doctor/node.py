@@ -1,49 +1,32 @@
-"""`keyspace-amqp doctor`: finds problems, and gives advice.
-
-Changes nothing in Redis. It sends the broker one message in a transaction, and rolls that back.
-The broker checks whether the user may publish the message, and no queue gets it.
-"""
+"""The checks of one server and its module, by their answers. Pure, but for `gather`."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import enum
 import importlib.util
-import json
 import platform
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import pika
 import redis
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from .. import __version__
-from ..tables.parameters import PARAMETERS
-from ..tables.stats import FIRST_REASON, HELP, OUTBOX_WAITS, Stat
-from ..tables.times import COMMAND
-from . import ToolError, amqp, nodes
-from .path import module_path
-from .replies import decoded, error_code, mapping, reason
+from ... import __version__
+from ...tables.stats import FIRST_REASON, HELP, OUTBOX_WAITS, TEXT_HELP, Stat
+from .. import ToolError, nodes
+from ..path import module_path
+from ..replies import decoded, error_code, is_unknown_command, mapping, reason
+from .advice import advice_for
+from .finding import OK, PROBLEM, UNKNOWN, WARNING, Finding, Level
 
-# Seconds: the module answers a command within this time, or with an error.
-TIMEOUT = COMMAND
 # Bytes that an element of the list takes, with a key of 30 bytes.
 _ELEMENT = 80
 # Memory and the list are nearly full from this part of their limit on.
 _NEARLY = 0.9
-# The most nodes that a finding names; of more nodes it gives the number.
-_NAMED = 3
-# Characters of a line in a pipe: no line is broken there.
-_PIPE_WIDTH = 1000
-# Codes with which the broker closes a channel (AMQP 0-9-1, 1.8.2).
-_ACCESS_REFUSED, _NOT_FOUND = 403, 404
+# Of so many events, a mask should have let some through.
+_MANY_EVENTS = 100
 # Parameters of the server itself.
 _REDIS_CONFIG = (
     "save",
@@ -52,51 +35,53 @@ _REDIS_CONFIG = (
     "stop-writes-on-bgsave-error",
     "min-replicas-to-write",
 )
-
-
-class Level(enum.StrEnum):
-    """The severity of a finding."""
-
-    OK = "ok"
-    WARNING = "warning"
-    PROBLEM = "problem"
-
-
-OK, WARNING, PROBLEM = Level
-COLOURS = {OK: "green", WARNING: "yellow", PROBLEM: "bold red"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A finding: its subject, its text, and advice. It is also the key that groups equal
-    findings of several nodes."""
-
-    about: str
-    level: Level
-    text: str
-    advice: str = ""
+# The commands that the module runs for its list, and what happens where the server has them under
+# another name only (rename-command).
+_NEEDED = {
+    "llen": "the module does not know what is in its list, and delivers nothing",
+    "rpush": "no event gets into the list",
+    "lrange": "the list cannot be read, and after an outage or a restart its events stay there",
+    "ltrim": "what was delivered cannot be removed from the list",
+}
+# The module's error if a command has another name.
+_UNKNOWN = re.compile("unknown command '([a-z]+)'")
+# The answers of a server, and what is looked at in them.
+_INFO, _CONFIG, _MODULES = "INFO", "CONFIG GET", "MODULE LIST"
+_STATS, _PARAMETERS, _COMMANDS = "KEYSPACEAMQP.STATS", "KEYSPACEAMQP.CONFIG GET", "COMMAND INFO"
+_LOOKED_AT = {
+    _INFO: "version, role, replicas, memory and persistence",
+    _CONFIG: "persistence, and min-replicas-to-write",
+    _MODULES: "a password among the module's arguments",
+    _STATS: "state and losses",
+    _PARAMETERS: "delivery-mode, list, outbox, masks, broker, exchange and queue",
+    _COMMANDS: "commands under other names (rename-command)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """The reason why a command was refused. `denied`: the user may not give it."""
+    """The reason why a command was refused. `denied`: the user may not give it; `renamed`: the
+    server does not know it."""
 
     reason: str
     denied: bool
+    renamed: bool = False
 
 
 @dataclasses.dataclass
 class Facts:
-    """The answers of a node: INFO, parameters of the server, the module's arguments (None if
-    the module is not loaded), STATS, the module's parameters, and the commands that were
-    refused. Answers that are missing are empty."""
+    """The answers of a node: INFO, parameters of the server, STATS, the module's parameters and
+    its arguments, the commands of `_NEEDED` that the server does not know, and the commands that
+    were refused. Answers that are missing are empty. `loaded`: None if nobody knows."""
 
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
     redis_config: dict[str, str] = dataclasses.field(default_factory=dict)
-    arguments: list[str] | None = None
+    arguments: list[str] = dataclasses.field(default_factory=list)
     stats: dict[str, Any] = dataclasses.field(default_factory=dict)
     parameters: dict[str, str] = dataclasses.field(default_factory=dict)
+    missing: list[str] = dataclasses.field(default_factory=list)
     refused: dict[str, Refusal] = dataclasses.field(default_factory=dict)
+    loaded: bool | None = True
 
 
 def gather(node: nodes.Node) -> Facts:
@@ -109,19 +94,53 @@ def gather(node: nodes.Node) -> Facts:
         except (redis.ResponseError, redis.TimeoutError) as error:
             if isinstance(error, redis.TimeoutError) and not facts.info:
                 raise
-            denied = error_code(error) == "NOPERM"
-            facts.refused[what] = Refusal("NOPERM " * denied + reason(error), denied)
+            facts.refused[what] = _refusal(error)
             return None
 
-    facts.info = attempt("INFO", "everything") or {}
-    facts.redis_config = mapping(attempt("CONFIG GET", *_REDIS_CONFIG) or {})
-    for reply in attempt("MODULE LIST") or ():
-        module = mapping(reply)
-        if module["name"] == "keyspaceamqp":
-            facts.arguments = [decoded(word) for word in module.get("args", ())]
-            facts.stats = mapping(attempt("KEYSPACEAMQP.STATS") or {})
-            facts.parameters = mapping(attempt("KEYSPACEAMQP.CONFIG GET", "*") or {})
+    facts.info = attempt(_INFO, "everything") or {}
+    facts.redis_config = mapping(attempt(_CONFIG, *_REDIS_CONFIG) or {})
+    facts.stats = mapping(attempt(_STATS) or {})
+    facts.loaded = _is_loaded(facts)
+    if not facts.stats and facts.loaded:
+        facts.stats = _stats_of(facts.info)
+    if facts.stats or facts.loaded is False:
+        facts.refused.pop(_STATS, None)
+    if facts.loaded is not False:
+        facts.parameters = mapping(attempt(_PARAMETERS, "*") or {})
+        for module in map(mapping, attempt(_MODULES) or ()):
+            if module["name"] == "keyspaceamqp":
+                facts.arguments = [decoded(word) for word in module.get("args", ())]
+        known = attempt(_COMMANDS, *_NEEDED)
+        if known is not None:
+            facts.missing = [name for name, reply in zip(_NEEDED, known, strict=True) if not reply]
     return facts
+
+
+def _refusal(error: redis.RedisError) -> Refusal:
+    if is_unknown_command(error):
+        return Refusal("the server has it under another name, or not at all", False, renamed=True)
+    denied = error_code(error) == "NOPERM"
+    return Refusal("NOPERM " * denied + reason(error), denied)
+
+
+def _is_loaded(facts: Facts) -> bool | None:
+    """True if the module is loaded; None if the answers do not say it."""
+    if facts.stats or "keyspaceamqp_version" in facts.info:
+        return True
+    refusal = facts.refused.get(_STATS)
+    if refusal is not None and refusal.renamed:
+        return False  # nobody can rename the commands of a module
+    return True if refusal is not None and refusal.denied else None
+
+
+def _stats_of(info: dict[str, Any]) -> dict[str, Any]:
+    """Return STATS as INFO has them; empty if it does not."""
+    found: dict[str, Any] = {}
+    for member in (*TEXT_HELP, *Stat):
+        value = info.get(f"keyspaceamqp_{member.name.lower()}")
+        if value is not None:
+            found[member.name.lower()] = value if isinstance(member, Stat) else str(value)
+    return found
 
 
 # Versions of Valkey that leave a client in another database (docs/operations.md): the first and the
@@ -152,14 +171,33 @@ def server(facts: Facts) -> Iterator[Finding]:
 
 
 def refused(facts: Facts) -> Iterator[Finding]:
+    """Name what could not be looked at, and why."""
     for command, refusal in facts.refused.items():
         what = f"{command}: {refusal.reason}"
-        if command.startswith("KEYSPACEAMQP") and not refusal.denied:
+        if command == _PARAMETERS and not refusal.denied:
             advice = "look at the server's log; a restart starts the handler again"
             yield Finding("handler", PROBLEM, what, advice)
-        else:
-            advice = "its answer is not checked; allow this command to the user in --redis"
-            yield Finding("access", WARNING, what, advice)
+            continue
+        advice = "try again; the server's log may say more"
+        if refusal.denied:
+            advice = "allow this command to the user in --redis"
+        elif refusal.renamed:
+            advice = "look yourself; rename-command in the server's configuration has the name"
+        yield Finding("access", UNKNOWN, f"{what}. Not looked at: {_LOOKED_AT[command]}", advice)
+    if not facts.stats and facts.loaded is not False:
+        text = "state and losses of the module cannot be seen"
+        advice = f"allow {_INFO} or {_STATS} to the user in --redis"
+        yield Finding("access", PROBLEM, text, advice)
+
+
+def commands(facts: Facts) -> Iterator[Finding]:
+    """Check that the server has the commands which the module runs for its list."""
+    found = {*facts.missing, *_UNKNOWN.findall(facts.stats.get("last_error", "").lower())}
+    for name in sorted(found & _NEEDED.keys()):
+        text = f"the server does not know {name.upper()}: {_NEEDED[name]}"
+        advice = "take the line rename-command out of the server's configuration; ACLs can keep "
+        advice += "clients from this command"
+        yield Finding("commands", PROBLEM, text, advice)
 
 
 def module(facts: Facts) -> Iterator[Finding]:
@@ -172,7 +210,7 @@ def module(facts: Facts) -> Iterator[Finding]:
         text = f"version {loaded}, and this command line is {__version__}"
         advice = "install the same version, and restart the server"
         yield Finding("module", WARNING, text, advice)
-    if (facts.arguments or [])[4:5] not in ([], ["guest"]):
+    if facts.arguments[4:5] not in ([], ["guest"]):
         text = "its arguments have the broker's password, which shows in MODULE LIST"
         advice = "set keyspaceamqp.password instead (`keyspace-amqp loadmodule` prints the lines)"
         yield Finding("module", WARNING, text, advice)
@@ -217,9 +255,26 @@ def state(facts: Facts) -> Iterator[Finding]:
     if facts.stats:
         now, last = facts.stats["state"], facts.stats["last_error"]
         level, advice = _STATES.get(now, (WARNING, "look again in a moment"))
+        if now == "connecting" and last:  # it tries again and again
+            level = PROBLEM
+        if level is PROBLEM:
+            advice = advice_for(last) or advice
         if last:
             now += f"; {'earlier error' if level is OK else 'why'}: {last}"
         yield Finding("state", level, now, advice)
+
+
+def masks(facts: Facts) -> Iterator[Finding]:
+    """Check that the masks let some events through."""
+    seen = facts.stats.get("events_seen", 0)
+    if seen >= _MANY_EVENTS and facts.stats["events_matched"] == 0:
+        text = f"none of {seen:,} events was let through by the masks"
+        databases = facts.parameters.get("databases", "ALL")
+        if databases != "ALL":
+            text += f" and by databases {databases}"
+        advice = "KEYSPACEAMQP.KEYMASK TEST with a key, and WHY behind it, gives the reason; "
+        advice += "KEYSPACEAMQP.KEYMASK LIST shows the masks"
+        yield Finding("masks", WARNING, text, advice)
 
 
 _LOSSES: dict[Stat, tuple[Level, str]] = {
@@ -378,230 +433,15 @@ def unloaded(facts: Facts) -> Iterator[Finding]:
         yield Finding("python", OK, f"{platform.python_version()}, {sys.executable}")
 
 
-_CHECKS = (server, refused, module, role, state, losses, fallback, persistence, outbox, memory)
+_CHECKS = (
+    *(server, refused, commands, module, role, state, masks, losses, fallback, persistence),
+    *(outbox, memory),
+)
 
 
 def examine(facts: Facts) -> Iterator[Finding]:
     """Check all answers of a node."""
     for check in _CHECKS:
         yield from check(facts)
-    if facts.arguments is None and "MODULE LIST" not in facts.refused:
+    if facts.loaded is False:
         yield from unloaded(facts)
-
-
-# ---- the cluster and the broker ------------------------------------------------------
-
-
-def cluster(client: Any) -> Iterator[Finding]:
-    """Compare the nodes, as one of them sees them."""
-    try:
-        down = client.cluster("info").get("cluster_state") != "ok"
-        rows = [mapping(row) for row in client.execute_command("KEYSPACEAMQP.CLUSTER")]
-    except (redis.RedisError, OSError) as error:
-        yield Finding("cluster", PROBLEM, f"KEYSPACEAMQP.CLUSTER: {reason(error)}")
-        return
-    if down:
-        text = "its state is fail: lists can be neither written nor read"
-        yield Finding("cluster", PROBLEM, text, "`redis-cli --cluster check`")
-    known = [row for row in rows if row["state"] != "unknown"]
-    for row in rows:
-        if row not in known:
-            text = f"missing: {row['address']}: {row['last_error']}"
-            advice = "is it up, is the module loaded there?"
-            yield Finding("cluster", PROBLEM, text, advice)
-    if not down and len(known) == len(rows):
-        yield Finding("cluster", OK, f"all {len(rows)} nodes know each other")
-    for name, level, advice in (
-        ("version", PROBLEM, "restart the nodes that have the older one"),
-        ("config_version", WARNING, "look again in a moment; the nodes tell each other"),
-    ):
-        of = {row["address"]: row[name] for row in known}
-        if len(set(of.values())) > 1:
-            each = ", ".join(f"{address} {value}" for address, value in of.items())
-            yield Finding("cluster", level, f"{name} differs: {each}", advice)
-
-
-def broker(target: amqp.Target, *, connected: bool, remote: bool) -> Iterator[Finding]:
-    """Check that the broker can be reached from here, and that the user may publish.
-    `connected`: the module is connected; `remote`: its server is on another machine."""
-    try:
-        connection = target.connect()
-    except ToolError as error:
-        advice = "is it up, are host and port right? User and password (here: --amqp or "
-        advice += "AMQP_PASSWORD)? guest may by default log in from the broker's own machine only"
-        if remote and amqp.loopback(target):
-            advice = "the module's broker is on its own machine: run this there, or give --amqp"
-        level = WARNING if connected else PROBLEM
-        text = f"{error}{' (from here; the module is connected)' if connected else ''}"
-        yield Finding("broker", level, text, advice)
-        return
-    try:
-        amqp.end_after(connection, amqp.TIMEOUT)
-        text = f"{target.shown} accepts the login ({amqp.product(connection)})"
-        yield Finding("broker", OK, text)
-        exchange = list(_exchange(connection, target))
-        yield from exchange
-        if all(finding.level is OK for finding in exchange):
-            yield from _publishing(connection, target)
-    except pika.exceptions.AMQPError as error:
-        advice = "it blocks publishers when it lacks memory or disk space: see its alarms"
-        yield Finding("broker", PROBLEM, f"{target.shown}: {amqp.explain(error)}", advice)
-    finally:
-        amqp.close(connection)
-
-
-def _exchange(connection: Any, target: amqp.Target) -> Iterator[Finding]:
-    """Check that the exchange exists; of the default one, that the queue does."""
-    name, key = target.exchange, target.routing_keys[0]
-    channel = connection.channel()
-    try:
-        if name:
-            channel.exchange_declare(name, passive=True)
-        elif "{" not in key:  # the default exchange routes to the queue with this name
-            channel.queue_declare(key, passive=True)
-    except pika.exceptions.ChannelClosed as error:
-        if error.reply_code == _NOT_FOUND:
-            yield _missing(error)
-        # With another code, this user may not look at the exchange or the queue: RabbitMQ 4.3 asks
-        # for a permission. The module needs none; `_publishing` checks what it needs.
-        return
-    yield Finding("exchange", OK, f"{name!r}" if name else f"the default one, queue {key!r}")
-
-
-def _missing(error: pika.exceptions.ChannelClosed) -> Finding:
-    advice = "declare it in the broker, or change keyspaceamqp.exchange"
-    return Finding("exchange", PROBLEM, amqp.explain(error), advice)
-
-
-def _publishing(connection: Any, target: amqp.Target) -> Iterator[Finding]:
-    """Check that the user may publish, with a message in a transaction that is rolled back."""
-    name, key = target.exchange, target.routing_keys[0]
-    channel = connection.channel()
-    try:
-        channel.tx_select()
-        channel.basic_publish(name, key, b"")
-        channel.tx_rollback()
-    except pika.exceptions.ChannelClosed as error:
-        yield _not_published(error, target.user, template="{" in key)
-    else:
-        yield Finding("publishing", OK, f"{target.user} may publish")
-
-
-def _not_published(error: pika.exceptions.ChannelClosed, user: str, *, template: bool) -> Finding:
-    """Return the finding about a message that the broker does not take. `template`: its routing
-    key depends on the event."""
-    text = amqp.explain(error)
-    if error.reply_code == _NOT_FOUND:
-        return _missing(error)
-    if error.reply_code != _ACCESS_REFUSED:
-        return Finding("publishing", PROBLEM, text, "see the broker's log")
-    if "topic '" not in text:
-        advice = f"`rabbitmqctl set_permissions` has to let {user} write to it"
-        return Finding("publishing", PROBLEM, text, advice)
-    advice = f"`rabbitmqctl set_topic_permissions` has to let {user} write to "
-    if template:
-        text = f"whether {user} may publish depends on the routing key of each event"
-        return Finding("publishing", WARNING, text, advice + "the topics of all events")
-    return Finding("publishing", PROBLEM, text, advice + "this topic")
-
-
-# ---- all together --------------------------------------------------------------------
-
-# The addresses of the nodes that each finding is about.
-Findings = dict[Finding, list[str]]
-
-
-def diagnose(options: argparse.Namespace) -> tuple[Findings, int]:
-    """Return the findings, and the number of nodes. Raises ToolError."""
-    found: Findings = {}
-
-    def add(findings: Iterable[Finding], *addresses: str) -> None:
-        for finding in findings:
-            found.setdefault(finding, []).extend(addresses)
-
-    with nodes.Group(options, TIMEOUT) as group:
-        answers = nodes.ask(group.nodes, gather)
-        told: dict[str, Facts] = {}
-        for node, facts in answers:
-            if isinstance(facts, Exception):
-                text = f"does not answer: {reason(facts)}"
-                add([Finding("server", PROBLEM, text, "is it up?")], node.address)
-            else:
-                told[node.address] = facts
-                add(examine(facts), node.address)
-        loaded = [node for node, _ in answers if told.get(node.address, Facts()).parameters]
-        if group.clustered and loaded:
-            add(cluster(loaded[0].client))
-        for findings, addresses in _brokers(options, told):
-            add(findings, *addresses)
-        return found, len(answers)
-
-
-def _brokers(
-    options: argparse.Namespace, told: Mapping[str, Facts]
-) -> Iterator[tuple[Iterable[Finding], Sequence[str]]]:
-    """Yield the findings about each broker, exchange and routing key that nodes have, and the
-    addresses of these nodes; each broker is checked once."""
-    defaults = {parameter.name: parameter.default for parameter in PARAMETERS}
-    targets: dict[tuple[Any, ...], tuple[amqp.Target, list[str]]] = {}
-    for address, facts in told.items():
-        if facts.parameters or options.amqp:
-            try:
-                target = amqp.target(options, facts.parameters or defaults)
-            except ToolError as error:
-                yield [Finding("broker", WARNING, f"not tried: {error}")], [address]
-                continue
-            key = (target.shown, target.exchange, target.routing_keys)
-            targets.setdefault(key, (target, []))[1].append(address)
-    for target, addresses in targets.values():
-        theirs = options.amqp is None
-        connected = theirs and any(told[n].stats.get("state") == "connected" for n in addresses)
-        local = ("127.", "localhost:", "::1:", "/")
-        remote = theirs and not addresses[0].startswith(local)
-        yield broker(target, connected=connected, remote=remote), addresses
-
-
-def report(found: Findings, count: int) -> Table:
-    """Return the findings as a table. `count`: the number of nodes."""
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for finding, addresses in found.items():
-        text = Text(finding.text)
-        if count > 1 and addresses:
-            where = ", ".join(addresses)
-            if len(addresses) > _NAMED:
-                where = f"{len(addresses)} of {count} nodes"
-            text.append(f"  [{where}]", "dim")
-        if finding.advice and finding.level is not OK:
-            text.append(f"\n→ {finding.advice}", "italic")
-        table.add_row(Text(finding.level, COLOURS[finding.level]), finding.about, text)
-    return table
-
-
-_ORDER = (
-    *("server", "python", "access", "handler", "module", "role", "state", "losses", "list"),
-    *("persistence", "outbox", "memory", "cluster", "broker", "exchange", "publishing"),
-)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Print the findings. Return 1 if there is a problem. Raises ToolError."""
-    found, count = diagnose(options)
-    found = dict(sorted(found.items(), key=lambda item: _ORDER.index(item[0].about)))
-    number = {level: sum(finding.level is level for finding in found) for level in Level}
-    if options.json:
-        findings = [
-            {**dataclasses.asdict(finding), "nodes": addresses}
-            for finding, addresses in found.items()
-        ]
-        print(json.dumps({**number, "findings": findings}, indent=2))
-    else:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = _PIPE_WIDTH
-        console.print(report(found, count))
-        counts = [f"{number[level]} {level}{'s' * (number[level] != 1)}" for level in COLOURS]
-        console.print(f"\n{', '.join(counts[:0:-1])}")
-    return 1 if number[PROBLEM] else 0
