@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import pathlib
 from typing import Any
 
 import pytest
@@ -298,3 +299,14 @@ def test_the_memory_of_subkeys_and_values() -> None:
     assert whole.more_bytes == 50 + 104 + 204
     assert dataclasses.replace(whole, subkeys=None).more_bytes == 50
     assert event(b"k").more_bytes == 0
+
+
+# ---- the examples of the page ----------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["json", "cloudevents-structured"])
+def test_the_examples_of_the_page(shape: str) -> None:
+    page = pathlib.Path(__file__).parents[2] / "docs" / "messages.md"
+    whole = Event("a17796f8171ce8be-13", 1795371986069, 0, "$", b"set", b"user:42")
+    example = form(node="redis-1:6379", format=shape).body(whole).decode()
+    assert f"\n{example}\n" in page.read_text()
