@@ -290,13 +290,13 @@ def test_the_python_program_is_killed(
         with contextlib.closing(sqlite3.connect(tmp_path / "events.sqlite")) as database:
             return [key for (key,) in database.execute("SELECT key FROM changes")]
 
-    expected = [b"key:%d" % number for number in range(2000)]
-    for begin in range(0, 2000, 500):
+    expected = [b"key:%d" % number for number in range(800)]
+    for begin in range(0, 800, 200):
         with running(command, environment, tmp_path, broker) as program:
             wait_for(lambda: waiting(broker, QUEUE)[1] == 1, SOON, "the program consumes")
-            for key in expected[begin : begin + 500]:
+            for key in expected[begin : begin + 200]:
                 client.set(key, 1)
-            wait_for(lambda end=begin + 100: len(work()) > end, SOON, "a part of the work")
+            wait_for(lambda end=begin + 40: len(work()) > end, SOON, "a part of the work")
             program.process.send_signal(signal.SIGKILL)
             program.process.wait()
     with running(command, environment, tmp_path, broker):
