@@ -254,6 +254,7 @@ def test_a_program_of_the_page(
         for key in keys:
             client.set(key, 1)
         client.set(b"\xff", 1)
+        settled(client, confirmed=301)  # so they are in the queue before what follows
         channel = admin.channel()
 
         def publish(identity: str, body: bytes) -> None:
@@ -269,6 +270,8 @@ def test_a_program_of_the_page(
         wait_for(lambda: program.lines[-1:] == ["0 set last"], SOON, "the last event")
         assert program.lines[:300] == [f"0 set {key}" for key in keys]
         assert program.lines[301:] == ["0 set repeated", "0 set last"]
+        failures = (tmp_path / "errors").read_text(errors="replace").count("bad failed")
+        assert failures >= 6  # a program may say each of them more than once
     settled(client, confirmed=302, returned=0)
     # What was not acknowledged would come back now.
     wait_for(lambda: waiting(broker, QUEUE)[1] == 0, SOON, "the program is gone")
