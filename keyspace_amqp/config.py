@@ -60,6 +60,7 @@ class Config:
     fallback_memory: int
     subkeys: int
     outbox: str
+    cloudevents_prefix: str
 
     @property
     def has_outbox(self) -> bool:

@@ -15,7 +15,7 @@ import re
 import struct
 import urllib.parse
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .config import Config, raw
 from .tables.events import EVENT_CLASSES
@@ -108,21 +108,44 @@ class Event:
         return size
 
 
+class Content(NamedTuple):
+    """The properties `content_type` and `content_encoding`; None: the message has none."""
+
+    type: str
+    encoding: str | None = None
+
+
+_CONTENTS = {
+    "text": Content("text/plain"),
+    "json": Content("application/json"),
+    "cloudevents": Content("application/json"),
+    "cloudevents-structured": Content("application/cloudevents+json"),
+}
+# A body that is not UTF-8. Consumers decode text by themselves, and some end over bytes that are no
+# text. kombu leaves a body alone if its encoding is `binary`. Spring AMQP does so if its type is no
+# text, and it takes the encoding of a text as the name of a charset, which `binary` is not.
+_BINARY = Content("application/octet-stream", "binary")
+
+
 class Format:
     """Makes messages of events as the parameters say; `node` is this server's name.
 
     `fixed_key`: the routing key of all messages, None if it depends on the event.
-    `body`: makes an event's body. `headers`: makes an event's headers, None if messages
-    have none. `cut`: the number of routing keys that were too long.
+    `body`: makes an event's body. `content`: the content of a body that is UTF-8. `headers`:
+    makes an event's headers, None if messages have none. `cut`: the number of routing keys that
+    were too long.
     """
 
     def __init__(self, config: Config, node: str) -> None:
         self.cut = 0
         self._node = node
         self._config = config
-        text = config.format == "text"
-        self.content_type = "text/plain" if text else "application/json"
-        self.body: Callable[[Event], bytes] = body if text else self._json
+        self.content = _CONTENTS[config.format]
+        self.body: Callable[[Event], bytes] = self._json
+        if config.format == "text":
+            self.body = body
+        elif config.format == "cloudevents-structured":
+            self.body = self._structured
         parts = _parse_template(config.routing_key)
         texts = [part for part in parts if isinstance(part, bytes)]
         self.fixed_key = b"".join(texts) if len(texts) == len(parts) else None
@@ -130,6 +153,10 @@ class Format:
         self.headers: Callable[[Event], dict[str, Any]] | None = None
         if config.headers or config.deduplication_header or config.format == "cloudevents":
             self.headers = self._headers
+
+    def content_of(self, body: bytes) -> Content:
+        """Return the content of a body that this format has made."""
+        return self.content if body.isascii() or _decoded(body) is not None else _BINARY
 
     def routing_key(self, event: Event) -> bytes:
         """Return the event's routing key: at most SHORT_STRING bytes.
@@ -161,11 +188,15 @@ class Format:
         if self._config.deduplication_header:
             headers["x-deduplication-header"] = event.message_id
         if self._config.format == "cloudevents":
-            headers |= self._cloudevent(event)
+            prefix = self._config.cloudevents_prefix
+            headers |= {f"{prefix}{name}": value for name, value in self._cloudevent(event).items()}
+            if prefix == "ce-":
+                # A consumer that has nothing but headers, such as Knative's, reads it there.
+                headers["ce-datacontenttype"] = self.content.type
         return headers
 
     def _cloudevent(self, event: Event) -> dict[str, str]:
-        """Return the attributes as headers (AMQP binding of CloudEvents 1.0, binary mode)."""
+        """Return the attributes of a CloudEvent, except for the type of its data."""
         attributes = {
             "specversion": "1.0",
             "id": event.message_id,
@@ -180,9 +211,19 @@ class Format:
             attributes["time"] = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         except (ValueError, OverflowError, OSError):
             pass  # no date: anybody can push an element with any time to the list
-        return {f"cloudEvents:{name}": value for name, value in attributes.items()}
+        return attributes
+
+    def _structured(self, event: Event) -> bytes:
+        """Return the body of a CloudEvent in structured mode (JSON event format)."""
+        whole: dict[str, Any] = {**self._cloudevent(event)}
+        whole |= {"datacontenttype": "application/json", "data": self._data(event)}
+        return _dumped(whole)
 
     def _json(self, event: Event) -> bytes:
+        return _dumped(self._data(event))
+
+    def _data(self, event: Event) -> dict[str, Any]:
+        """Return the event as an object of JSON."""
         item: dict[str, Any] = {
             "db": event.db,
             "event": _text(event.name),
@@ -204,7 +245,11 @@ class Format:
                 shown["cut"] = cut
             shown["before"] = value.before
             item["value"] = shown
-        return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode()
+        return item
+
+
+def _dumped(item: dict[str, Any]) -> bytes:
+    return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def class_name(event: Event) -> str:

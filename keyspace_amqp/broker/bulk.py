@@ -209,8 +209,10 @@ def _arrive(connection: Any, channel: int, method: Any) -> None:
 
 
 def _compare_messages(connection: Any, channel: Any, wire: _Wire) -> None:
-    """Send messages with all properties, and one of several frames, in both ways."""
-    event = Event("a-1", 1_000, 3, "$", b"set", b"key\xff")
+    """Send messages with all properties, one that is no text, and one of several frames, in
+    both ways."""
+    event = Event("a-1", 1_000, 3, "$", b"set", b"key")
+    binary = dataclasses.replace(event, key=b"key\xff")
     large = dataclasses.replace(event, key=b"k:" + b"k" * connection.body_max)
     for config in (
         DEFAULTS,
@@ -222,7 +224,7 @@ def _compare_messages(connection: Any, channel: Any, wire: _Wire) -> None:
         form = Format(config, "node")
         arguments = Arguments(config, form)
         frames = Frames(config, form, channel.channel_number, connection.body_max)
-        for one in (event, large):
+        for one in (event, binary, large):
             wire.taken()
             channel.basic_publish(**arguments.of(one))
             expected = wire.taken()

@@ -20,7 +20,7 @@ import pika.frame
 import pika.spec
 
 from ..config import Config, raw
-from ..message import Event, Format
+from ..message import Content, Event, Format
 
 # The values of the example. The timestamp directly follows the id, so the two are found
 # together.
@@ -32,14 +32,15 @@ _FRAME = struct.Struct(">BHI")
 _NO_TABLE = bytes(4)
 
 # Packs (first, body's size, second, id, timestamp, third, size of the body's frame); the
-# three parts are the same in all messages.
+# three parts are the same in all messages of a layout.
 _Pack = Callable[[bytes, int, bytes, bytes, int, bytes, int], bytes]
+# The layout of messages with the same content and with ids of the same length.
+_Layout = tuple[_Pack, bytes, bytes, bytes]
 
 
-def _properties(config: Config, message_format: Format) -> dict[str, object]:
+def _properties(config: Config) -> dict[str, object]:
     """Return the properties that are the same in all messages."""
     return {
-        "content_type": message_format.content_type,
         "delivery_mode": config.delivery_mode,
         "priority": int(config.priority) if config.priority else None,
         "expiration": config.expiration or None,
@@ -54,12 +55,15 @@ class Arguments:
     def __init__(self, config: Config, message_format: Format) -> None:
         self._config = config
         self._format = message_format
-        self._properties = _properties(config, message_format)
+        self._properties = _properties(config)
 
     def of(self, event: Event) -> dict[str, Any]:
         """Return the arguments for the event's message."""
-        headers = self._format.headers
+        headers, body = self._format.headers, self._format.body(event)
+        content = self._format.content_of(body)
         properties = pika.BasicProperties(
+            content_type=content.type,
+            content_encoding=content.encoding,
             headers=None if headers is None else headers(event),
             message_id=event.message_id,
             timestamp=event.time_ms // 1000,
@@ -68,7 +72,7 @@ class Arguments:
         return {
             "exchange": raw(self._config.exchange),  # bytes: pika takes them as they are
             "routing_key": self._format.routing_key(event),
-            "body": self._format.body(event),
+            "body": body,
             "properties": properties,
             "mandatory": self._config.mandatory,
         }
@@ -90,12 +94,20 @@ class Frames:
             mandatory=config.mandatory,
         )
         self._method = pika.frame.Method(channel, publish).marshal()
-        self._properties = _properties(config, message_format)
-        self._layouts: dict[int, tuple[_Pack, bytes, bytes, bytes]] = {}
+        self._properties = _properties(config)
+        self._layouts: dict[tuple[Content, int], _Layout] = {}
 
-    def _layout(self, id_length: int) -> tuple[_Pack, bytes, bytes, bytes]:
-        """Return the parts of messages whose ids have this many bytes."""
+    def _layout(self, content: Content, id_length: int) -> _Layout:
+        """Return the layout of messages with this content, whose ids have this many bytes."""
+        layout = self._layouts.get((content, id_length))
+        if layout is None:
+            layout = self._layouts[content, id_length] = self._new_layout(content, id_length)
+        return layout
+
+    def _new_layout(self, content: Content, id_length: int) -> _Layout:
         properties = pika.spec.BasicProperties(
+            content_type=content.type,
+            content_encoding=content.encoding,
             headers={} if self._format.headers else None,
             message_id=_ID * id_length,
             timestamp=_TIMESTAMP,
@@ -108,25 +120,29 @@ class Frames:
         second, _, third = rest.partition(_ID.encode() * id_length + struct.pack(">Q", _TIMESTAMP))
         third += pika.frame.Body(self._channel, b"").marshal()[:3]  # type and channel
         fields = f">{len(first)}sQ{len(second)}s{id_length}sQ{len(third)}sI"
-        layout = struct.Struct(fields).pack, first, second, third
-        self._layouts[id_length] = layout
-        return layout
+        return struct.Struct(fields).pack, first, second, third
 
     def marshal(self, events: Iterable[Event]) -> bytes:
         """Return all frames of the events' messages, in the events' order."""
         parts: list[bytes] = []
-        layouts, body_max, end = self._layouts, self._body_max, bytes([pika.spec.FRAME_END])
+        body_max, end = self._body_max, bytes([pika.spec.FRAME_END])
         body, headers = self._format.body, self._format.headers
         fixed = self._format.fixed_key is not None
+        usual, content_of = self._format.content, self._format.content_of
+        content, length = usual, 0
+        pack, first, second, third = self._layout(content, length)
         for event in events:
             text = body(event)
             size = len(text)
             message_id = event.message_id.encode()
-            length = len(message_id)
-            pack, first, second, third = layouts.get(length) or self._layout(length)
+            # The quickest test: nearly all bodies are ASCII.
+            its = usual if text.isascii() else content_of(text)
+            if len(message_id) != length or its is not content:
+                content, length = its, len(message_id)
+                pack, first, second, third = self._layout(content, length)
             head = pack(first, size, second, message_id, event.time_ms // 1000, third, size)
             if headers is not None:
-                head = self._with_headers(head, len(first), headers(event))
+                head = self._with_headers(head, len(first), content, headers(event))
             if not fixed:
                 parts.append(self._method_for(self._format.routing_key(event)))
             if size <= body_max:
@@ -147,13 +163,15 @@ class Frames:
         head = _FRAME.pack(pika.spec.FRAME_METHOD, self._channel, size)
         return b"".join((head, payload, bytes([len(routing_key)]), routing_key, bits))
 
-    def _with_headers(self, head: bytes, first: int, headers: dict[str, object]) -> bytes:
+    def _with_headers(
+        self, head: bytes, first: int, content: Content, headers: dict[str, object]
+    ) -> bytes:
         """Put the table of headers in the place of the example's empty one.
 
-        It follows the body's size, the flags and the content type (AMQP 0-9-1, 4.2.6.1).
+        It follows the body's size, the flags and the content (AMQP 0-9-1, 4.2.6.1).
         """
         method = first - _FRAME.size - 4  # class and weight are before the body's size
-        at = first + 8 + 2 + 1 + len(self._format.content_type)
+        at = first + 8 + 2 + sum(1 + len(text) for text in content if text is not None)
         table: list[bytes] = []
         pika.data.encode_table(table, headers)
         kind, channel, size = _FRAME.unpack_from(head, method)

@@ -306,9 +306,10 @@ PARAMETERS: tuple[Parameter, ...] = (
     _choice(
         "format",
         "text",
-        "text|json|cloudevents",
-        "format of the messages",
-        accepted="text, json or cloudevents",
+        "text|json|cloudevents|cloudevents-structured",
+        "format of the messages; `cloudevents`: CloudEvents in binary mode, with the attributes as "
+        "headers; `cloudevents-structured`: in structured mode, with all in the body",
+        accepted="text, json, cloudevents or cloudevents-structured",
     ),
     _switch("headers", "off", "headers `db`, `event`, `class`, `node` and `sequence`"),
     _integer(
@@ -316,7 +317,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         0,
         0,
         VALUE_BYTES,
-        "maximum bytes of the key's value in a message, in the formats `json` and `cloudevents`",
+        "maximum bytes of the key's value in a message, in all formats but `text`",
         accepted="a number of bytes from {} (off) to {}",
     ),
     _switch(
@@ -380,8 +381,8 @@ PARAMETERS: tuple[Parameter, ...] = (
         0,
         0,
         SUBKEYS,
-        "maximum number of subkeys in a message, in the formats `json` and `cloudevents`: the "
-        "fields of a hash that the event is about; Redis 8.8 or later, elsewhere none",
+        "maximum number of subkeys in a message, in all formats but `text`: the fields of a hash "
+        "that the event is about; Redis 8.8 or later, elsewhere none",
         accepted="a number from {} (off) to {}",
     ),
     _choice(
@@ -392,6 +393,15 @@ PARAMETERS: tuple[Parameter, ...] = (
         "before a client hears of its write; `atomic`: all, in one transaction with the write "
         "(Redis 7.2, Valkey 7.2, or later)",
         accepted="off, reply or atomic",
+    ),
+    _choice(
+        "cloudevents-prefix",
+        "cloudEvents:",
+        "cloudEvents:|cloudEvents_|ce-",
+        "prefix of the attributes' headers with `format cloudevents`. `cloudEvents:` and "
+        "`cloudEvents_`: for consumers over AMQP 1.0; `ce-`: for those over AMQP 0-9-1, such as "
+        "Knative's",
+        accepted="cloudEvents:, cloudEvents_ or ce-",
     ),
 )
 INDEX = {parameter.name: index for index, parameter in enumerate(PARAMETERS)}

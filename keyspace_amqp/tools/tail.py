@@ -81,16 +81,18 @@ class Message:
 
 
 def read_event(body: bytes, content_type: object) -> dict[str, Any]:
-    """Return the event in a message's body, which is a text of three lines or a JSON object;
-    empty if there is none."""
+    """Return the event in a message's body, which is a text of three lines, a JSON object, or a
+    CloudEvent with such an object; empty if there is none."""
     kind = str(content_type).partition(";")[0].strip()
     # Another program's message may have any of these errors in it.
-    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
-        if kind == "text/plain":
+    with contextlib.suppress(ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        if kind in ("text/plain", "application/octet-stream"):
             db, event, key = body.split(b"\n", 2)
             return {"db": int(db), "event": event.decode(), **named("key", key)}
-        if kind == "application/json":
+        if kind in ("application/json", "application/cloudevents+json"):
             data: dict[str, Any] = json.loads(body)
+            if kind != "application/json":
+                data = data["data"]
             base64.b64decode(data.get("key_base64", ""), validate=True)
             if "event" in data and ("key" in data or "key_base64" in data):
                 return data

@@ -46,7 +46,8 @@ configs = st.builds(
     routing_key=st.sampled_from(["", "fixed", "redis.{db}.{event}.{key:*}", "{key}{{{node}"]),
     delivery_mode=st.sampled_from([1, 2]),
     mandatory=st.booleans(),
-    format=st.sampled_from(["text", "json", "cloudevents"]),
+    format=st.sampled_from(["text", "json", "cloudevents", "cloudevents-structured"]),
+    cloudevents_prefix=st.sampled_from(["cloudEvents:", "cloudEvents_", "ce-"]),
     headers=st.booleans(),
     deduplication_header=st.booleans(),
     app_id=st.sampled_from(["", "app", "caf\udce9"]),
@@ -75,8 +76,11 @@ class Written(pika.connection.Connection):
         def raw(text: str) -> bytes | None:
             return text.encode("utf-8", "surrogateescape") or None
 
+        text = form.body(event)
+        content_type, content_encoding = form.content_of(text)
         properties = pika.BasicProperties(
-            content_type="text/plain" if config.format == "text" else "application/json",
+            content_type=content_type,
+            content_encoding=content_encoding,
             headers=form.headers(event) if form.headers else None,
             delivery_mode=config.delivery_mode,
             priority=int(config.priority) if config.priority else None,
@@ -91,7 +95,7 @@ class Written(pika.connection.Connection):
             routing_key=form.routing_key(event),
             mandatory=config.mandatory,
         )
-        self._send_message(1, method, (properties, form.body(event)))
+        self._send_message(1, method, (properties, text))
 
     # pika's abstract methods. They are never called here.
     def _adapter_call_later(self, *_: Any) -> Any: ...
@@ -115,6 +119,22 @@ def test_every_byte_is_as_pika_writes_it(batch: list[Event], config: Config, mos
     frames, form = frames_of(config, most)
     assert frames.marshal(batch) == written(batch, config, form, most)
     assert frames.marshal(batch) == written(batch, config, form, most)
+
+
+@pytest.mark.parametrize("headers", [False, True])
+def test_binary_and_text_in_one_batch(headers: bool) -> None:
+    """Each of many messages says what its own body is, with ids of several lengths."""
+    config = dataclasses.replace(PLAIN, headers=headers, app_id="app", routing_key="{key}")
+    keys = [b"a", b"\xff", "ä".encode(), b"a" * 40 + b"\xff", b"\xc3", b"b" * 40]
+    batch = [
+        Event(f"{'a' * (1 + number % 3)}-{number}", 1000, 0, "$", b"set", key)
+        for number, key in enumerate(keys * 3)
+    ]
+    for most in (16, MOST):
+        frames, form = frames_of(config, most)
+        data = frames.marshal(batch)
+        assert data == written(batch, config, form, most)
+        assert data.count(b"application/octet-stream\x06binary") == 9
 
 
 @pytest.mark.parametrize("size", [MOST - 1, MOST, MOST + 1, 2 * MOST, 2 * MOST + 1])

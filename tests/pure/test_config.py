@@ -117,6 +117,7 @@ def test_the_defaults_make_a_configuration() -> None:
         fallback_memory=2,
         subkeys=0,
         outbox="off",
+        cloudevents_prefix="cloudEvents:",
     )
 
 
@@ -134,7 +135,7 @@ def test_from_values_takes_every_value_to_its_place() -> None:
         b"^a.*$ b\\x20c", b"2097152", b"19",
         b"amqp://h", b"v", b"/p", b"external", b"on", b"/ca", b"/cert", b"/key", b"name", b"off",
         b"0", b"node", b"json", b"on", b"7", b"off", b"app", b"type", b"9", b"60000", b"on",
-        b"0,2-3", b"90", b"25", b"100", b"reply",
+        b"0,2-3", b"90", b"25", b"100", b"reply", b"ce-",
     ])  # fmt: skip
     assert config == Config(
         events="g$",
@@ -176,6 +177,7 @@ def test_from_values_takes_every_value_to_its_place() -> None:
         fallback_memory=25,
         subkeys=100,
         outbox="reply",
+        cloudevents_prefix="ce-",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import pathlib
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from keyspace_amqp.fallback import from_element, to_element
 from keyspace_amqp.message import Event, Format, Subkeys, Value
 
 PLAIN = dataclasses.replace(DEFAULTS, events="A")
+FORMATS = ("text", "json", "cloudevents", "cloudevents-structured")
+PREFIXES = ("cloudEvents:", "cloudEvents_", "ce-")
 
 
 def form(node: str = "here:6379", **changed: Any) -> Format:
@@ -108,9 +111,9 @@ def test_a_damaged_element_is_an_event_or_none(
     element[place] = data.draw(st.integers(0, 255))
     found = from_element(bytes(element))
     if found is not None:
-        for shape in ("text", "json", "cloudevents"):
+        for shape in FORMATS:
             made = form(format=shape, headers=True, routing_key="{event}.{key:*}")
-            made.body(found)
+            made.content_of(made.body(found))
             made.routing_key(found)
             assert made.headers is not None
             made.headers(found)
@@ -141,6 +144,28 @@ def test_lengths_of_an_element_that_do_not_agree(right: bytes, wrong: bytes) -> 
 # ---- formats -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", FORMATS)
+@given(words, words)
+@example(b"set", b"\xff")
+@example(b"set", "\u00fc".encode())
+@example(b"set", "\u20ac".encode()[:2])
+@example(b"\xff", b"key")
+def test_the_content_is_what_the_body_is(shape: str, name: bytes, key: bytes) -> None:
+    """A consumer that decodes text as it is told to does not fail over any key."""
+    made = form(format=shape)
+    body = made.body(event(key, name))
+    kind, encoding = made.content_of(body)
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        assert shape == "text"
+        assert (kind, encoding) == ("application/octet-stream", "binary")
+    else:
+        assert encoding is None
+        assert kind == {"text": "text/plain", "cloudevents-structured":
+                        "application/cloudevents+json"}.get(shape, "application/json")  # fmt: skip
+
+
 @given(st.integers(0, 2**63 - 1))
 @example(253_402_300_800_000)
 @example(2**63 - 1)
@@ -148,8 +173,36 @@ def test_a_cloudevent_of_any_time(time_ms: int) -> None:
     """Any client can push an element with any time."""
     made = form(format="cloudevents").headers
     assert made is not None
-    headers = made(event(time_ms=time_ms))
-    assert ("cloudEvents:time" in headers) is (time_ms < 253_402_300_800_000)
+    whole = event(time_ms=time_ms)
+    is_date = time_ms < 253_402_300_800_000
+    assert ("cloudEvents:time" in made(whole)) is is_date
+    structured = json.loads(form(format="cloudevents-structured").body(whole))
+    assert ("time" in structured) is is_date
+
+
+@given(words, words, values, subkeys)
+def test_a_structured_cloudevent_has_what_the_binary_one_has(
+    name: bytes, key: bytes, value: Value | None, subkeys: Subkeys | None
+) -> None:
+    whole = event(key, name, value=value, subkeys=subkeys)
+    structured = form(format="cloudevents-structured")
+    item = json.loads(structured.body(whole))
+    assert structured.headers is None
+    assert item.pop("data") == json.loads(form(format="json").body(whole))
+    assert item.pop("datacontenttype") == "application/json"
+    for prefix in PREFIXES:
+        headers = form(format="cloudevents", cloudevents_prefix=prefix).headers
+        assert headers is not None
+        shown = {f"{prefix}{attribute}": value for attribute, value in item.items()}
+        if prefix == "ce-":
+            shown["ce-datacontenttype"] = "application/json"
+        assert headers(whole) == shown
+
+
+def test_a_prefix_is_for_cloudevents_only() -> None:
+    for shape in FORMATS:
+        made = form(format=shape, cloudevents_prefix="ce-")
+        assert (made.headers is not None) is (shape == "cloudevents")
 
 
 @given(words, words, values, st.integers(0, 2**63 - 1))
@@ -216,7 +269,7 @@ def test_subkeys_of_an_element_that_do_not_agree(damaged: bytes) -> None:
     assert from_element(damaged) is None
 
 
-@pytest.mark.parametrize("shape", ["json", "cloudevents"])
+@pytest.mark.parametrize("shape", ["json", "cloudevents", "cloudevents-structured"])
 @pytest.mark.parametrize(
     ("names", "total", "shown"),
     [
@@ -229,8 +282,13 @@ def test_subkeys_of_an_element_that_do_not_agree(damaged: bytes) -> None:
 )
 def test_subkeys_in_json(shape: str, names: list[bytes], total: int, shown: Any) -> None:
     whole = event(b"k", b"hset", subkeys=Subkeys.of(names, total))
-    assert json.loads(form(format=shape).body(whole))["subkeys"] == shown
-    assert "subkeys" not in json.loads(form(format=shape).body(event(b"k")))
+
+    def data(of: Event) -> Any:
+        item = json.loads(form(format=shape).body(of))
+        return item["data"] if shape == "cloudevents-structured" else item
+
+    assert data(whole)["subkeys"] == shown
+    assert "subkeys" not in data(event(b"k"))
     assert form().body(whole) == b"3\nhset\nk"
 
 
@@ -241,3 +299,14 @@ def test_the_memory_of_subkeys_and_values() -> None:
     assert whole.more_bytes == 50 + 104 + 204
     assert dataclasses.replace(whole, subkeys=None).more_bytes == 50
     assert event(b"k").more_bytes == 0
+
+
+# ---- the examples of the page ----------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["json", "cloudevents-structured"])
+def test_the_examples_of_the_page(shape: str) -> None:
+    page = pathlib.Path(__file__).parents[2] / "docs" / "messages.md"
+    whole = Event("a17796f8171ce8be-13", 1795371986069, 0, "$", b"set", b"user:42")
+    example = form(node="redis-1:6379", format=shape).body(whole).decode()
+    assert f"\n{example}\n" in page.read_text()

@@ -128,7 +128,10 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
     "tls-verify": ([b"on", b"off"], [b"", b"no"]),
     "tcp-keepalive": ([b"0", b"60", b"32767"], [b"", b"-1", b"32768", b"on"]),
     "node-name": ([b"", b"redis-1.example:6379", b"n" * 128], [b"n" * 129]),
-    "format": ([b"text", b"json", b"cloudevents"], [b"", b"JSON", b"xml", b"textjson"]),
+    "format": (
+        [b"text", b"json", b"cloudevents", b"cloudevents-structured"],
+        [b"", b"JSON", b"xml", b"textjson", b"cloudevents-"],
+    ),
     "headers": ([b"on", b"off"], [b"", b"all"]),
     "value": ([b"0", b"1", b"1048576"], [b"", b"-1", b"1048577", b"1kb"]),
     "mandatory": ([b"on", b"off"], [b"", b"true"]),
@@ -148,6 +151,10 @@ VALUES: dict[str, tuple[list[bytes], list[bytes]]] = {
     "fallback-memory": ([b"0", b"2", b"100"], [b"", b"-1", b"101", b"5%", b"1.5"]),
     "subkeys": ([b"0", b"1", b"10000"], [b"", b"-1", b"10001", b"all"]),
     "outbox": ([b"off", b"reply", b"atomic"], [b"", b"on", b"Reply", b"atomic ", b"replyatomic"]),
+    "cloudevents-prefix": (
+        [b"cloudEvents:", b"cloudEvents_", b"ce-"],
+        [b"", b"cloudevents:", b"ce_", b"ce-ce-", b"cloudEvents"],
+    ),
 }
 # fmt: on
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from typing import Any
 
 import pytest
 import redis
-from cloudevents.core.bindings.amqp import AMQPMessage, from_binary
+from cloudevents.core.bindings.amqp import AMQPMessage, from_amqp
 from cloudevents.core.formats.json import JSONFormat
 
 from keyspace_amqp.demo.servers import RabbitServer, wait_for
@@ -50,16 +51,27 @@ def test_a_node_and_a_type_of_any_bytes(
 
 
 def cloud_event(message: Message) -> Any:
-    """The event as the official SDK reads it."""
+    """The event as the official SDK reads it, which sees the mode by itself."""
     properties = {"content-type": message.properties.content_type}
-    headers = message.properties.headers
-    return from_binary(AMQPMessage(properties, headers, message.body), JSONFormat())
+    headers = message.properties.headers or {}
+    return from_amqp(AMQPMessage(properties, headers, message.body), JSONFormat())
 
 
-def test_cloudevents(broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["format cloudevents"],
+        ["format cloudevents", "cloudevents-prefix cloudEvents_"],
+        ["format cloudevents-structured"],
+    ],
+    ids=["binary", "underscore", "structured"],
+)
+def test_cloudevents(
+    options: list[str], broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
     server = start_redis(
         arguments=arguments_for(broker, mailbox),
-        options=["keyspaceamqp.format cloudevents", "keyspaceamqp.node-name node-1"],
+        options=[f"keyspaceamqp.{option}" for option in [*options, "node-name node-1"]],
     )
     client = server.client(db=2)
     begin = time.time()
@@ -78,7 +90,61 @@ def test_cloudevents(broker: RabbitServer, mailbox: Mailbox, start_redis: StartR
     assert base64.b64decode(second.get_data()["key_base64"]) == b"\xff\0"
     assert third.get_subject() is None
     assert third.get_data()["key"] == "k" * 200_000
+    assert {event.get_datacontenttype() for event in (first, second)} == {"application/json"}
     settled(server.client(), confirmed=3)
+
+
+def knative_event(message: Message) -> dict[str, Any]:
+    """The attributes and the data by the rules that Knative has published for RabbitMQ: the type
+    of the content tells the mode, and attributes are headers with the prefix `ce-`."""
+    properties = message.properties
+    if properties.content_type.startswith("application/cloudevents"):
+        assert properties.content_type == "application/cloudevents+json"
+        event = dict(json.loads(message.body))
+    else:
+        headers = {name.lower(): value for name, value in properties.headers.items()}
+        event = {name[3:]: value for name, value in headers.items() if name.startswith("ce-")}
+        assert event["datacontenttype"] == properties.content_type
+        event["data"] = json.loads(message.body)
+    assert event["specversion"] == "1.0"
+    assert all(re.fullmatch("[a-z0-9]+", name) for name in event)
+    return event
+
+
+def test_cloudevents_for_knative(
+    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """In both modes, also of events that have waited in the list."""
+    server = start_redis(
+        arguments=arguments_for(broker, mailbox),
+        options=["keyspaceamqp.node-name n", "keyspaceamqp.cloudevents-prefix ce-"],
+    )
+    client = server.client()
+    found = []
+    for mode in ("cloudevents", "cloudevents-structured"):
+        client.config_set("keyspaceamqp.format", mode)
+        client.set("user:ä", 1)
+        settled(client, fallback_length=0, queue_length=0, in_flight=0)
+        client.execute_command("KEYSPACEAMQP.DISCONNECT")
+        client.set(b"\xff", 1)
+        settled(client, fallback_length=1)
+        client.execute_command("KEYSPACEAMQP.CONNECT")
+        settled(client, fallback_length=0, queue_length=0, in_flight=0)
+        messages = mailbox.receive(2)
+        assert [bool(message.properties.headers) for message in messages] == [
+            mode == "cloudevents"
+        ] * 2
+        events = [knative_event(message) for message in messages]
+        assert [event["id"] for event in events] == [m.properties.message_id for m in messages]
+        assert all(event["time"].endswith("Z") for event in events)
+        found.append([{**event, "id": 0, "time": 0, "data": list(event["data"])}
+                      for event in events])  # fmt: skip
+    assert found[0] == found[1]
+    assert found[0][0].items() >= {
+        "source": "/redis/n/0", "type": "redis.keyspace.set", "subject": "user:ä",
+        "datacontenttype": "application/json",
+    }.items()  # fmt: skip
+    assert "subject" not in found[0][1]
 
 
 def test_routing_to_a_topic_exchange(

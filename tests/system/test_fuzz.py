@@ -59,7 +59,7 @@ GOOD = {
     "tls-verify": SWITCH,
     "tcp-keepalive": [b"0", b"32767"],
     "node-name": [b"", b"one", b"\xff\n"],
-    "format": [b"text", b"json", b"cloudevents"],
+    "format": [b"text", b"json", b"cloudevents", b"cloudevents-structured"],
     "headers": SWITCH,
     "value": [b"0", b"1", b"1048576"],
     "mandatory": SWITCH,
@@ -73,6 +73,7 @@ GOOD = {
     "fallback-memory": [b"0", b"2", b"100"],
     "subkeys": [b"0", b"1", b"10000"],
     "outbox": [b"off", b"reply"],
+    "cloudevents-prefix": [b"cloudEvents:", b"cloudEvents_", b"ce-"],
 }
 # All that a refusal may say. Each text names what is accepted, or how to write it.
 REASON = re.compile(

@@ -327,6 +327,7 @@ def test_every_parameter_changed_under_load(
         "fallback-memory": [10, 2],
         "subkeys": [100, 0],
         "outbox": ["reply", "off"],
+        "cloudevents-prefix": ["ce-", "cloudEvents:"],
     }
     assert list(changes) == [parameter.name for parameter in PARAMETERS]
     with Load(server, batch=10, pause=0.005) as load:

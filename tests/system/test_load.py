@@ -166,6 +166,7 @@ def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> Non
         "fallback-memory": "7",
         "subkeys": "7",
         "outbox": "reply",
+        "cloudevents-prefix": "cloudEvents_",
     }
     if version_of(program(family)) in ("8.1.0", "8.1.1"):
         # Valkey has this defect: docs/operations.md.
@@ -230,6 +231,7 @@ def test_every_parameter_can_be_set_while_it_runs(
         "fallback-memory": "0",
         "subkeys": "10000",
         "outbox": "reply",
+        "cloudevents-prefix": "ce-",
     }
     server = start_redis(arguments=arguments_for(broker, mailbox))
     client = server.client()
@@ -249,7 +251,7 @@ WRONG = [
     ("url", "http://h", "amqp:// or amqps://"),
     ("tls", "yes", "on or off"),
     ("auth-mechanism", "PLAIN", "plain or external"),
-    ("format", "xml", "text, json or cloudevents"),
+    ("format", "xml", "text, json, cloudevents or cloudevents-structured"),
     ("routing-key", "{keys}", "{key:1}"),
     ("priority", "256", "0 to 255"),
     ("expiration", "1s", "milliseconds"),
@@ -271,6 +273,7 @@ WRONG = [
     ("fallback-memory", "101", "0 to 100"),
     ("subkeys", "10001", "10000"),
     ("outbox", "on", "off, reply or atomic"),
+    ("cloudevents-prefix", "cloudevents:", "cloudEvents:, cloudEvents_ or ce-"),
 ]
 
 

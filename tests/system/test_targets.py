@@ -104,7 +104,7 @@ def _fail_over(broker: RabbitServer, queue: str, until: Mailbox) -> None:
     wait_for(dead, 60, "the message is dead")
 
 
-@pytest.mark.parametrize("form", ["text", "json", "cloudevents"])
+@pytest.mark.parametrize("form", ["text", "json", "cloudevents", "cloudevents-structured"])
 def test_what_is_sent_arrives(form: str, broker: RabbitServer, start_redis: StartRedis) -> None:
     """All properties arrive, each with the type that it was sent with: in a queue of each kind, and
     in the one for dead messages of a quorum queue whose limit of deliveries is used up."""
@@ -145,7 +145,9 @@ def test_what_is_sent_arrives(form: str, broker: RabbitServer, start_redis: Star
     assert expected["message_id"] == expected["headers"]["x-deduplication-header"]
     assert before <= expected["timestamp"] <= time.time()
     names = ("content_type", "delivery_mode", "priority", "app_id")
-    content = "text/plain" if form == "text" else "application/json"
+    content = {"text": "text/plain", "cloudevents-structured": "application/cloudevents+json"}.get(
+        form, "application/json"
+    )
     assert [expected[name] for name in names] == [content, 2, 3, "shop"]
     headers = {"db": 0, "event": "set", "class": "string", "node": "redis-1", "sequence": 1}
     assert expected["headers"].items() >= headers.items()

@@ -445,7 +445,7 @@ def test_a_cluster(
 
 
 def test_tail_shows_all_forms(broker: RabbitServer, start_redis: StartRedis, run: Run) -> None:
-    """Text, JSON, CloudEvents in binary mode; anything else as its escaped body. Control characters
+    """Text, JSON, CloudEvents in both modes; anything else as its escaped body. Control characters
     are escaped, and repeated messages are marked."""
     mailbox = Mailbox(broker)
     data = {"db": 2, "event": "set", "class": "$", "time_ms": 1700000000123}
@@ -459,7 +459,7 @@ def test_tail_shows_all_forms(broker: RabbitServer, start_redis: StartRedis, run
     foreign += [b'{"event": "set", "key": {"a": null}, "time_ms": 9' + b"9" * 30 + b"}"]
     messages = [
         publish(b"0\nset\nuser:1", "text/plain", message_id="id-1", timestamp=1700000000),
-        publish(b"3\ndel\n\x00\xff\n \x1b[31m", "text/plain", message_id="id-2"),
+        publish(b"3\ndel\n\x00\xff\n \x1b[31m", "application/octet-stream", message_id="id-2"),
         publish("0\nset\nklö b".encode(), "text/plain", message_id="id-1"),
         publish(json.dumps({**data, "key": "a:b"}).encode(), "application/json", message_id="id-3"),
         publish(
@@ -470,6 +470,12 @@ def test_tail_shows_all_forms(broker: RabbitServer, start_redis: StartRedis, run
         publish(b'{"no": "event\x1b"', "application/json", message_id="id-5"),
         publish(b"\xff" * 5000, "application/octet-stream"),
         publish(b"no lines", "text/plain"),
+        publish(
+            json.dumps({"specversion": "1.0", "data": {**data, "key": "a:c"}}).encode(),
+            "application/cloudevents+json",
+            message_id="id-6",
+        ),
+        publish(b'{"specversion": "1.0"}', "application/cloudevents+json; charset=utf-8"),
         *(publish(body, "application/json", timestamp=2**63) for body in foreign),
     ]
     words = ("--amqp", amqp_url(broker), "--exchange", "amq.direct")
@@ -488,10 +494,11 @@ def test_tail_shows_all_forms(broker: RabbitServer, start_redis: StartRedis, run
 
     clock = time.strftime("%H:%M:%S", time.localtime(1700000000))
     lines = shown().encode("latin-1").decode().splitlines()
-    assert [re.split(" {2,}", line) for line in (lines[0], lines[3], lines[4])] == [
+    assert [re.split(" {2,}", line) for line in (lines[0], lines[3], lines[4], lines[8])] == [
         [clock, "0", "set", "user:1", "id-1"],
         [f"{clock}.123", "2", "set", "a:b", "id-3"],
         [f"{clock}.123", "2", "set", r"\x00\xff", "id-4"],
+        [f"{clock}.123", "2", "set", "a:c", "id-6"],
     ]
     assert r" 3  del          \x00\xff\n \x1b[31m " in lines[1]
     assert re.search(r"klö b +id-1 +repeated$", lines[2])
@@ -500,11 +507,14 @@ def test_tail_shows_all_forms(broker: RabbitServer, start_redis: StartRedis, run
     assert len(lines) == len(messages)
     assert r"\xed\xa0\x80" in lines[-2]
     assert "no lines" in lines[7]
+    assert '{"specversion": "1.0"}' in lines[9]
 
     objects = [json.loads(line) for line in shown("--json").splitlines()]
     assert [o.get("key") for o in objects] == [
         *("user:1", None, "klö b", "a:b"),
-        *[None] * 9,
+        *[None] * 4,
+        "a:c",
+        *[None] * 6,
         *("\ud800", {"a": None}),
     ]
     assert [o.get("key_base64") for o in objects[:5]] == [None, "AP8KIBtbMzFt", None, None, "AP8="]

@@ -71,7 +71,7 @@ def test_new_parameters_make_another_form() -> None:
     other = dataclasses.replace(CONFIG, format="json")
     identity.configure(other)
     config, form = messages.forms[-1]
-    assert (config, form.content_type) == (other, "application/json")
+    assert (config, form.content.type) == (other, "application/json")
     assert identity.name == f"{socket.gethostname()}:6379"
 
 
