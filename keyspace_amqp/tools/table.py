@@ -306,7 +306,8 @@ example: keyspace-amqp drain --to events.jsonl
          jq .key events.jsonl
          keyspace-amqp replay events.jsonl
 
-exit code: 0, or 1 if elements stay in Redis because a node or the file fails""",
+exit code: 0, also if the list is empty; 1 if elements stay in Redis because a node or the
+file fails, or if there is neither a list nor the module""",
         _drain,
         redis=True,
     ),
