@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 import time
 
 import pytest
@@ -161,6 +162,36 @@ def test_fields_of_a_hash_that_expire(broker: RabbitServer, start_redis: StartRe
         emitted.client.execute_command("HPEXPIRE", "h", 5, "FIELDS", 2, "a", "b")
         wait_for(functools.partial(_has_one_field, emitted.client), 30)
         assert emitted.look() == ["hset h", "hexpire h", "hexpired h"]
+
+
+@EVERY_FAMILY
+def test_a_replica_does_not_hear_why_a_key_is_gone(family: str, start_redis: StartRedis) -> None:
+    """The server sends it the same command for a key that expired, was evicted or was deleted."""
+    options = ["repl-diskless-sync-delay 0", "maxmemory-policy allkeys-random"]
+    server = start_redis(family, None, options)
+    client = server.client()
+    reader = ["redis-cli", "-p", str(server.port), "--replica"]
+    with subprocess.Popen(reader, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as replica:
+        try:
+            wait_for(lambda: client.info("replication").get("slave0", {}).get("state") == "online")
+            client.set("expires", 1, px=1)
+            wait_for(lambda: client.exists("expires") == 0, 30)
+            client.set("deleted", 1)
+            client.unlink("deleted")
+            client.set("evicted", 1)
+            client.config_set("maxmemory", 1)
+            with pytest.raises(redis.ResponseError, match="maxmemory"):
+                client.set("refused", 1)
+            client.config_set("maxmemory", 0)
+            client.set("last", 1)
+            assert replica.stdout is not None
+            lines = list(iter(replica.stdout.readline, b'"SET","last","1"\n'))
+        finally:
+            replica.kill()
+    gone = {line for line in lines if line.startswith((b'"DEL"', b'"UNLINK"'))}
+    words = {tuple(line.decode().strip().replace('"', "").split(",")) for line in gone}
+    assert {key for _, key in words} == {"expires", "deleted", "evicted"}
+    assert {word for word, key in words if key != "deleted"} <= {"DEL", "UNLINK"}
 
 
 def _has_one_field(client: redis.Redis) -> bool:
