@@ -42,7 +42,7 @@ from tests.fix_servers import (
 )
 from tests.servers import REDIS, old_program
 
-ALL_TOOLS = ("status", "tail", "doctor")
+ALL_TOOLS = ("declare", "status", "tail", "doctor")
 # Bounds against hangs.
 SOON = 30.0
 
