@@ -45,6 +45,8 @@ class Link:
         self.state = LinkState.IDLE
         self.connections = 0  # opened since the module was loaded
         self.retry_at = clock()
+        self.is_proven = False  # the broker has answered a message on this connection
+        self.reason = ""  # of the last failure, or of connection.blocked
         self._failures = 0  # failed attempts and lost connections since the last confirm
         self._clock = clock
         self._jitter = jitter
@@ -73,6 +75,13 @@ class Link:
     def is_open(self) -> bool:
         """True if a connection exists, or is being opened."""
         return self.state in _OPEN
+
+    @property
+    def trouble(self) -> str:
+        """Return why no messages can be sent: an attempt failed, the connection was lost, or the
+        broker blocks it. Empty if it is none of these."""
+        failed = self._failures and self.state in (LinkState.WAITING, LinkState.CONNECTING)
+        return self.reason if failed or self.is_blocked else ""
 
     @property
     def is_first_attempt(self) -> bool:
@@ -115,13 +124,15 @@ class Link:
     def up(self) -> None:
         """Note that the connection is open, with publisher confirms on."""
         self.state = LinkState.UP
+        self.is_proven = False
         self.connections += 1
 
-    def down(self, *, hurry: bool = False) -> None:
-        """Note that an attempt has failed, or that the connection was lost.
+    def down(self, reason: str, *, hurry: bool = False) -> None:
+        """Note that an attempt has failed, or that the connection was lost, and why.
 
         `hurry`: the next attempt comes as soon as after a single failure.
         """
+        self.reason = reason
         self._failures += 1
         count = 1 if hurry else self._failures
         self.retry_at = self._clock() + backoff.delay(count, BACKOFF_MAX, self._jitter)
@@ -135,11 +146,17 @@ class Link:
     def confirmed(self) -> None:
         """Note a confirm: the broker works, so earlier failures do not count any more."""
         self._failures = 0
+        self.is_proven = True
 
-    def block(self) -> bool:
+    def refused(self) -> None:
+        """Note a refusal: the broker has answered."""
+        self.is_proven = True
+
+    def block(self, reason: str) -> bool:
         """Note connection.blocked; return True if the link was up."""
         if self.state is not LinkState.UP:
             return False
+        self.reason = reason
         self.state = LinkState.BLOCKED
         return True
 

@@ -290,7 +290,7 @@ class Publisher:
 
     def attempt_failed(self, reason: str) -> None:
         """Note why one of several brokers could not be reached; the others are tried now."""
-        self.last_error = reason
+        self.last_error = self.link.reason = reason
 
     def link_down(self, reason: str, *, over_message: bool = False) -> None:
         """Note that no broker could be reached, or that the connection or its channel ended.
@@ -302,12 +302,12 @@ class Publisher:
             culprit = self.suspects.closed()
             if culprit is not None:
                 self.last_error = self.aside.give_up([culprit], Stat.DROPPED_SET_ASIDE, reason)
-        self.link.down(hurry=over_message and self.suspects.hurry)
+        self.link.down(reason, hurry=over_message and self.suspects.hurry)
         self._lose_window()
 
     def link_blocked(self, reason: str) -> None:
         """Note that the broker takes no messages for now (connection.blocked)."""
-        if self.link.block():
+        if self.link.block(reason):
             self.last_error = f"blocked by the broker: {reason}"
 
     def link_unblocked(self) -> None:
@@ -329,6 +329,7 @@ class Publisher:
     def nacked(self, tag: int, multiple: bool) -> None:
         """Take the refusal of a message, or of all up to this tag (basic.nack)."""
         self.window.progress()
+        self.link.refused()
         if self.delivery.nacked(tag, multiple):
             self.renewal.refused()
             self.last_error = "the broker refused a message (basic.nack)"
@@ -406,7 +407,7 @@ class Publisher:
         self.delivery.refuse(self.renewal.renew())
         self._actions.append(Close())
         self.last_error = why
-        self.link.down()
+        self.link.down(why)
         self._lose_window(renewed=True)
 
     def _decide_link(self, more: bool) -> None:

@@ -94,37 +94,43 @@ def from_line(line: bytes) -> bytes:
 
 
 class _File:
-    """The file for the lines, created with the first of them; or standard output.
+    """The file for the lines, or standard output. A new file to which nothing was written is
+    removed at the end.
 
-    Most likely failure: the disk is full. `write` then raises OSError, and nothing of that
-    batch is removed from Redis.
+    Raises OSError, ToolError if the file cannot be used. Most likely failure: the disk is full.
+    `write` then raises OSError, and nothing of that batch is removed from Redis.
     """
 
     def __init__(self, path: str, *, append: bool) -> None:
         self._path = None if path == "-" else pathlib.Path(path)
-        self._append = append
-        self._file: IO[bytes] | None = None
+        self._is_new = False
         if self._path is None:
-            self._file = open(sys.stdout.fileno(), "wb", closefd=False)  # noqa: SIM115
+            self._file: IO[bytes] = open(sys.stdout.fileno(), "wb", closefd=False)  # noqa: SIM115
+            return
+        self._is_new = not append or not self._path.exists()
+        try:
+            self._file = self._path.open("a+b" if append else "xb")
+        except FileExistsError:
+            raise ToolError(f"{self._path} exists; --append adds to it") from None
+        try:
+            if append:
+                _end_last_line(self._file)
+        except ToolError:
+            self._file.close()
+            raise
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        os.fsync(folder)  # so that the file's name is on disk
+        os.close(folder)
 
     def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # an earlier write has raised its error
-                self._file.close()
+        with contextlib.suppress(OSError):  # an earlier write has raised its error
+            self._file.close()
+        if self._path is not None and self._is_new:
+            self._path.unlink(missing_ok=True)
 
     def write(self, elements: Iterable[bytes]) -> None:
-        """Write elements, and return when all of them are on disk. Raises OSError, ToolError."""
-        if self._file is None:
-            assert self._path is not None
-            try:
-                self._file = self._path.open("a+b" if self._append else "xb")
-            except FileExistsError:
-                raise ToolError(f"{self._path} exists; --append adds to it") from None
-            if self._append:
-                _end_last_line(self._file)
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            os.fsync(folder)  # so that the file's name is on disk
-            os.close(folder)
+        """Write elements, and return when all of them are on disk. Raises OSError."""
+        self._is_new = False
         self._file.writelines(map(to_line, elements))
         self._file.flush()
         if self._path is not None:
@@ -149,32 +155,41 @@ def _end_last_line(file: IO[bytes]) -> None:
         file.truncate(begin)
 
 
-def _lists(client: Any) -> dict[bytes, int]:
-    """Return the keys of the lists of a primary that have elements, and their lengths. Raises
-    redis.RedisError, ToolError."""
+def _keys(client: Any) -> list[bytes]:
+    """Return the keys of the lists that a server may have; none if it is a replica of a cluster,
+    or has no slots. Raises redis.RedisError, ToolError."""
     known = topology(client)
     if known is ALONE and client.connection_pool.connection_kwargs.get("db"):
         raise ToolError("the list is in database 0; give --redis without another database")
     if known is ALONE and client.info("replication")["role"] != "master":
         raise ToolError("this server is a replica; give its primary with --redis")
-    keys = [key for slot in sorted(known.served) for key in keys_of(slot)]
+    return [key for slot in sorted(known.served) for key in keys_of(slot)]
+
+
+def _lengths(client: Any, keys: Sequence[bytes]) -> dict[bytes, int]:
+    """Return the keys of the lists that have elements, and their lengths. Raises
+    redis.RedisError."""
     with client.pipeline(transaction=False) as pipeline:
         for key in keys:
             pipeline.llen(key)
-        lengths = pipeline.execute(raise_on_error=False)
-    found = zip(keys, lengths, strict=True)
-    return {key: length for key, length in found if isinstance(length, int) and length > 0}
+        lengths = pipeline.execute()
+    return {key: length for key, length in zip(keys, lengths, strict=True) if length}
+
+
+def _state(node: Node) -> str | None:
+    """Return the state of the module; None if it is not loaded. Raises redis.RedisError."""
+    try:
+        return str(stats(node.client)["state"])
+    except redis.ResponseError as error:
+        if is_unknown_command(error):
+            return None
+        raise
 
 
 def _check_away(node: Node) -> None:
     """Make sure that the module does not deliver its list now. Raises ToolError if it may."""
-    try:
-        state = stats(node.client)["state"]
-    except redis.ResponseError as error:
-        if is_unknown_command(error):
-            return  # the module is not loaded
-        raise
-    if state not in _AWAY:
+    state = _state(node)
+    if state is not None and state not in _AWAY:
         raise ToolError(
             f"the module of {node.address} is {state} and delivers its list. Give "
             "KEYSPACEAMQP.DISCONNECT before, and CONNECT afterwards. With --force, events may "
@@ -196,25 +211,39 @@ def drain(options: argparse.Namespace) -> int:
     """Move the elements of all lists into a file. Return 1 if a node does not answer. Raises
     ToolError."""
     check = _check_away if not options.force else lambda node: None
-    work: list[tuple[Node, dict[bytes, int]]] = []
-    code = taken = 0
-    file = _File(options.to, append=options.append)
-    with contextlib.closing(file), all_nodes(options) as nodes:
-        for node in nodes:
+    taken = 0
+    with all_nodes(options) as nodes:
+        work, code = _survey(nodes, check)
+        with contextlib.closing(_File(options.to, append=options.append)) as file:
             try:
-                work.append((node, _lists(node.client)))
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                _tell(f"{node.address} does not answer; its list, if any, stays there: {error}")
-                code = 1
-        try:
-            for node, lists in work:
-                for key, length in lists.items():
-                    for size in _move(node, key, length, file, check):
-                        taken += size
-                        _tell(f"{taken} elements taken out", end="\r")
-        finally:
-            _tell(f"{taken} elements taken out")
+                for node, lists in work:
+                    for key, length in lists.items():
+                        for size in _move(node, key, length, file, check):
+                            taken += size
+                            _tell(f"{taken} elements taken out", end="\r")
+            finally:
+                _tell(f"{taken} elements taken out")
     return code
+
+
+def _survey(
+    nodes: Sequence[Node], check: Callable[[Node], None]
+) -> tuple[list[tuple[Node, dict[bytes, int]]], int]:
+    """Return the lists of each node that answers, with their lengths, and 1 if a node does not
+    answer, else 0. `check` is called for each node that may have lists. Raises ToolError."""
+    work, code = [], 0
+    for node in nodes:
+        try:
+            if keys := _keys(node.client):
+                check(node)
+                work.append((node, _lengths(node.client, keys)))
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            _tell(f"{node.address} does not answer; its list, if any, stays there: {error}")
+            code = 1
+    if work and not any(lists or _state(node) for node, lists in work):
+        where = ", ".join(node.address for node, _ in work)
+        raise ToolError(f"there is neither the module nor a list of it in {where}: see --redis")
+    return work, code
 
 
 def _move(

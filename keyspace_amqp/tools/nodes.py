@@ -39,8 +39,10 @@ def open_client(url: str, timeout: float) -> redis.Redis:
     """Return a client that is not connected yet and never repeats a command. A repetition would
     wait once more for a node that hangs, and a push without an answer may have been carried
     out. Raises ToolError if the URL cannot be read, or its query cannot be used."""
-    tls.check(url)
     try:
+        if "@" in url.partition("?")[2]:  # the question mark is in the password
+            raise ValueError
+        tls.check(url)
         return redis.Redis.from_url(
             url,
             password=os.environ.get("REDISCLI_AUTH"),  # a password in the URL wins

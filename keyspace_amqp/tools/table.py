@@ -142,6 +142,48 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _argument(text: str) -> tuple[str, int | bool | str]:
+    """Return name and value of `name=value`; a number or a truth value as such."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; give NAME=VALUE")
+    if name == "x-queue-type":
+        raise argparse.ArgumentTypeError("give --queue-type for the kind of the queue")
+    if re.fullmatch("-?[0-9]{1,18}", value):
+        return name, int(value)
+    return name, {"true": True, "false": False}.get(value, value)
+
+
+def _declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--queue",
+        metavar="NAME",
+        help="default: the routing key, or redis_keyspace_events if it depends on the event",
+    )
+    parser.add_argument(
+        "--queue-type",
+        choices=("classic", "quorum", "stream"),
+        default="classic",
+        help="quorum: with copies on several brokers of a cluster; stream: consumers may read old "
+        "messages again (default: classic)",
+    )
+    parser.add_argument(
+        "--argument",
+        metavar="NAME=VALUE",
+        type=_argument,
+        action="append",
+        help="an argument of the queue, such as x-max-length=1000000 or "
+        "x-dead-letter-exchange=dead; may be given several times",
+    )
+    parser.add_argument(
+        "--exchange-type",
+        choices=("direct", "topic", "fanout", "headers"),
+        help="default: the type that it has; for a new one topic if the routing key depends on "
+        "the event, else direct",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+
+
 def _exporter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen",
@@ -231,6 +273,24 @@ example: keyspace-amqp loadmodule --host rabbit.example --events A \\
         loadmodule.add_arguments,
     ),
     Tool(
+        "declare",
+        "tools.declare:run",
+        "declare the exchange, a durable queue and its binding",
+        "Declares the exchange, a durable queue, and the binding for the module's routing key.\n"
+        "Options that are not given are taken from the module in --redis. What is there already\n"
+        "stays as it is. If it is of another kind, the command ends with an error. With the\n"
+        "option --routing-key the queue is bound with these keys.",
+        """\
+example: keyspace-amqp declare --dry-run
+         keyspace-amqp declare --queue-type quorum --argument x-max-length=1000000
+         keyspace-amqp declare --queue audit --queue-type stream --routing-key 'redis.0.#'
+
+exit code: 0 if everything is there (with --dry-run: or could be declared), 1 if not""",
+        _declare,
+        redis=True,
+        amqp=True,
+    ),
+    Tool(
         "status",
         "tools.status:run",
         "show the state of all nodes in one table",
@@ -315,7 +375,8 @@ example: keyspace-amqp drain --to events.jsonl
          jq .key events.jsonl
          keyspace-amqp replay events.jsonl
 
-exit code: 0, or 1 if elements stay in Redis because a node or the file fails""",
+exit code: 0, also if the list is empty; 1 if elements stay in Redis because a node or the
+file fails, or if there is neither a list nor the module""",
         _drain,
         redis=True,
     ),

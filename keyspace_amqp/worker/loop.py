@@ -51,6 +51,7 @@ from .job_queue import JobQueue
 from .lanes import Lane
 from .leftovers import Leftovers, log_lost, store
 from .nice import set_nice
+from .outages import Outages
 from .outbox import Outbox
 from .parameters import Parameters
 from .records import SetConfig, SetRole, parse_request, take_requests
@@ -95,8 +96,9 @@ class Worker:
             self._broker, config, watch.topology, shim.port, clustered=clustered
         )
         self._status = Status(
-            shim, publisher, peers, self._identity, self._broker_address, rare_log
-        )
+            shim, publisher, peers, self._identity, self._broker_address, rare_log,
+            Outages(time.monotonic),
+        )  # fmt: skip
         self._leftovers = Leftovers(shim.port)
         self._job_queue = JobQueue(shim, self._unexpected, lambda jobs: self._requests.book(jobs))
         self._outbox = Outbox(
@@ -243,6 +245,7 @@ class Worker:
             self._loop.set_alarm(0.0)
             return
         times = [self._publisher.wake_at(), self._cluster_io.wake_at(), self._batching.wake_at()]
+        times.append(self._status.wake_at)
         times.append(self._outbox.wake_at(enabled=self._parameters.config.has_outbox))
         at = min((time for time in times if time is not None), default=None)
         self._loop.set_alarm(None if at is None else max(at - time.monotonic(), 0.0))

@@ -15,19 +15,36 @@ from typing import Protocol
 from .. import __version__
 from ..tables.stats import Stat, Text
 from . import log
+from .outages import Outages
 from .shim_api import Shim
 
 # A line of one kind is logged at most once in this many seconds.
-LOG_EVERY = 10.0
+LOG_EVERY = 60.0
 # The number of kinds that RareLog remembers; a bound on its memory.
 LOG_KINDS = 100
 _DIGITS = re.compile(r"[0-9]+")
+
+
+# Gauges of events that wait for a confirm.
+_WAITING = (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
+
+
+class Link(Protocol):
+    """The members of the link that are shown; see publisher/link.py."""
+
+    is_proven: bool
+
+    @property
+    def trouble(self) -> str: ...
 
 
 class Publisher(Protocol):
     """The members of the publisher that are shown; see publisher.py."""
 
     last_error: str
+
+    @property
+    def link(self) -> Link: ...
 
     @property
     def counts(self) -> list[int]: ...
@@ -84,7 +101,8 @@ class RareLog:
 
 class Status:
     """Collects and shows the state of the worker's parts. `broker`: returns the address of
-    the connection, or of the last attempt."""
+    the connection, or of the last attempt. `outages`: decides what the log says about the
+    connection."""
 
     def __init__(
         self,
@@ -94,8 +112,10 @@ class Status:
         messages: Messages,
         broker: Callable[[], str],
         rare_log: RareLog,
+        outages: Outages,
     ) -> None:
         self._shim = shim
+        self._outages = outages
         self._publisher = publisher
         self._peers = peers
         self._messages = messages
@@ -119,18 +139,28 @@ class Status:
             if number != shown:
                 counters[index] = number
         self._shown = numbers
-        broker = self._broker()
-        if (state := self._changed(Text.STATE, publisher.state)) is not None:
-            self._log.write("notice", f"{state} ({broker})")
+        state, broker, trouble = publisher.state, self._broker(), publisher.link.trouble
+        self._changed(Text.STATE, state)
         self._changed(Text.BROKER, broker)
-        if error := self._changed(Text.LAST_ERROR, publisher.last_error):
+        for level, line in self._outages.lines(
+            state, broker, _one_line(trouble),
+            waiting=sum(numbers[stat] for stat in _WAITING), proven=publisher.link.is_proven,
+        ):  # fmt: skip
+            self._shim.log(level, line)
+        error = self._changed(Text.LAST_ERROR, publisher.last_error)
+        if error and not (trouble and trouble in publisher.last_error):
             self._log.write("warning", error)
+
+    @property
+    def wake_at(self) -> float | None:
+        """Return when `show` has to be called again if nothing else happens; None: never."""
+        return self._outages.wake_at
 
     def _changed(self, text: Text, value: str) -> str | None:
         """Show a text. Return it as one line if it has changed, else None."""
         if self._shown_texts.get(text) == value:
             return None
-        clean = " ".join(value.split()).replace("\0", " ")
+        clean = _one_line(value)
         self._shim.set_text(text, clean)
         self._shown_texts[text] = value
         return clean
@@ -167,3 +197,8 @@ class Status:
             "queue_length": numbers["queue_length"],
             "last_error": self._publisher.last_error,
         }
+
+
+def _one_line(text: str) -> str:
+    """Return a text, which may come from outside, as one line."""
+    return " ".join(text.split()).replace("\0", " ")

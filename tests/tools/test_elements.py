@@ -307,7 +307,7 @@ def test_a_cluster(
             settled(client)
     assert [message.event[2] for message in bench.mailbox.receive()] == keys
     last.kill()
-    said = tool(first, "drain", "--to", tmp_path / "more", code=1)
+    said = tool(first, "drain", "--to", tmp_path / "more", "--force", code=1)
     assert f"127.0.0.1:{last.port} does not answer; its list, if any, stays there" in said
 
 
@@ -330,6 +330,44 @@ def test_a_file_is_never_overwritten(start_redis: StartRedis, tmp_path: pathlib.
     assert len([from_line(line) for line in done.stdout.splitlines(keepends=True)]) == 10
     settled(client, fallback_length=0, dropped=10)
     assert tool(server, "drain", "--to", tmp_path / "empty") == "0 elements taken out\n"
+
+
+def test_nothing_to_take_is_no_reason_to_look_away(
+    broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """What would be refused with elements in the list is refused with none, and leaves no file."""
+    server = start_redis(arguments=arguments_for(broker, mailbox, "$"))
+    client = server.client()
+    client.set("key", 1)
+    settled(client, state="connected", confirmed=1)
+    file = tmp_path / "events.jsonl"
+    assert "is connected and delivers its list" in tool(server, "drain", "--to", file, code=1)
+    assert tool(server, "drain", "--to", file, "--force") == "0 elements taken out\n"
+    client.execute_command("KEYSPACEAMQP.DISCONNECT")
+    assert "No such file" in tool(server, "drain", "--to", tmp_path / "no" / "file", code=1)
+    assert tool(server, "drain", "--to", file) == "0 elements taken out\n"
+    assert not file.exists()
+    file.write_text("something else")
+    assert "exists; --append" in tool(server, "drain", "--to", file, code=1)
+    said = tool(server, "drain", "--to", file, "--append", code=1)
+    assert "is no file of this command" in said
+    file.write_bytes(b"")
+    assert tool(server, "drain", "--to", file, "--append") == "0 elements taken out\n"
+    assert file.exists()  # it was there before
+    client.execute_command("ACL SETUSER", "default", "-llen")
+    said = tool(server, "drain", "--to", file, "--append", code=1)
+    assert "no permissions" in said.lower()
+    assert "llen" in said.lower()
+
+
+def test_no_module_and_no_list(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    """It may be the wrong server. A list without the module is taken out: see
+    test_other_servers."""
+    server = start_redis(arguments=None)
+    file = tmp_path / "events.jsonl"
+    said = tool(server, "drain", "--to", file, code=1)
+    assert f"neither the module nor a list of it in 127.0.0.1:{server.port}" in said
+    assert not file.exists()
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from tests.fix_servers import ROOT, Mailbox, StartRedis, arguments_for, settled
 from tests.fix_tools import SOON, Run, amqp_url, url
 from tests.servers import REDIS
 
-ALL_TOOLS = ("status", "tail", "doctor")
+ALL_TOOLS = ("declare", "status", "tail", "doctor")
 
 
 # ---- a tool that runs ----------------------------------------------------------------

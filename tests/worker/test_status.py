@@ -10,12 +10,19 @@ import pytest
 from keyspace_amqp import __version__
 from keyspace_amqp.tables.stats import Stat, Text
 from keyspace_amqp.worker import log
+from keyspace_amqp.worker.outages import EVERY, Outages
 from keyspace_amqp.worker.status import LOG_EVERY, LOG_KINDS, RareLog, Status
 from tests.worker.fakes import FakeShim
 
 
+class Link:
+    trouble = ""
+    is_proven = False
+
+
 class Publisher:
     def __init__(self) -> None:
+        self.link = Link()
         self.counts = [0] * len(Stat)
         self.last_error = ""
         self.primary = True
@@ -50,7 +57,7 @@ class World:
         self.rare_log = RareLog(self.shim.log, lambda: self.now)
         self.status = Status(
             self.shim, self.publisher, self.peers, self.messages,
-            lambda: self.broker, self.rare_log,
+            lambda: self.broker, self.rare_log, Outages(lambda: self.now),
         )  # fmt: skip
 
     def lines(self) -> list[tuple[str, str]]:
@@ -124,17 +131,52 @@ def test_a_text_that_could_not_be_shown_comes_again(world: World) -> None:
     assert world.shim.texts[Text.STATE] == "idle"
 
 
-def test_the_state_and_the_error_are_logged_when_they_change(world: World) -> None:
+def test_the_state_and_errors_are_logged_when_they_change(world: World) -> None:
     world.status.show()
     assert world.lines() == [("notice", "idle (h:5672)")]
     world.status.show()
     assert world.lines() == []
-    world.publisher.state, world.publisher.last_error = "disconnected", "refused"
+    world.publisher.last_error = "fallback list:\nWRONGTYPE"
     world.status.show()
-    assert world.lines() == [("notice", "disconnected (h:5672)"), ("warning", "refused")]
+    assert world.lines() == [("warning", "fallback list: WRONGTYPE")]
     world.publisher.last_error = ""
     world.status.show()
     assert world.lines() == []
+
+
+def test_the_reason_of_an_outage_is_in_its_line_only(world: World) -> None:
+    """`last_error` has it too, in the words of the state `blocked` with something before it."""
+    for state, why, error in (
+        ("disconnected", "no\nway", "no\nway"),
+        ("blocked", "low on memory", "blocked by the broker: low on memory"),
+    ):
+        world.publisher.state = state
+        world.publisher.link.trouble, world.publisher.last_error = why, error
+        world.status.show()
+        shown = " ".join(why.split())
+        assert world.lines() == [("warning", f"{state} (h:5672): {shown}")]
+        assert world.shim.texts[Text.LAST_ERROR] == " ".join(error.split())
+        world.publisher.last_error = f"fallback list: {state}"
+        world.status.show()
+        assert world.lines() == [("warning", f"fallback list: {state}")]
+        world.publisher.state, world.publisher.link.trouble = "connected", ""
+        world.publisher.queued = 2
+        world.status.show()
+        assert world.lines() == []  # nothing shows yet that the broker takes messages
+        world.now += 30
+        world.publisher.link.is_proven = True
+        world.status.show()
+        assert world.lines() == [
+            ("notice", "connected (h:5672), after an outage of 30 s; 5 events wait")
+        ]
+        world.publisher.link.is_proven = False
+
+
+def test_it_is_woken_for_the_next_line(world: World) -> None:
+    assert world.status.wake_at is None
+    world.publisher.link.trouble, world.publisher.state = "refused", "disconnected"
+    world.status.show()
+    assert world.status.wake_at == world.now + EVERY
 
 
 def test_what_stats_shows(world: World) -> None:

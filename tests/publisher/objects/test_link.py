@@ -25,9 +25,17 @@ def make_link(state: LinkState = IDLE, clock: Clock | None = None) -> Link:
         if state in (UP, BLOCKED):
             link.up()
         if state is BLOCKED:
-            link.block()
+            link.block("low on memory")
     assert link.state is state
     return link
+
+
+def down(link: Link) -> None:
+    link.down("refused")
+
+
+def block(link: Link) -> None:
+    link.block("low on memory")
 
 
 # The state after each call, in the order of LinkState: OFF, IDLE, WAITING, CONNECTING, UP,
@@ -41,10 +49,11 @@ TRANSITIONS: dict[Callable[[Link], object], tuple[LinkState, ...]] = {
     Link.is_due: (OFF, IDLE, WAITING, CONNECTING, UP, BLOCKED),
     Link.connecting: (CONNECTING,) * 6,
     Link.up: (UP,) * 6,
-    Link.down: (OFF, IDLE, WAITING, WAITING, WAITING, WAITING),
+    down: (OFF, IDLE, WAITING, WAITING, WAITING, WAITING),
     Link.closed: (OFF, IDLE, WAITING, WAITING, WAITING, WAITING),
     Link.confirmed: (OFF, IDLE, WAITING, CONNECTING, UP, BLOCKED),
-    Link.block: (OFF, IDLE, WAITING, CONNECTING, BLOCKED, BLOCKED),
+    Link.refused: (OFF, IDLE, WAITING, CONNECTING, UP, BLOCKED),
+    block: (OFF, IDLE, WAITING, CONNECTING, BLOCKED, BLOCKED),
     Link.unblock: (OFF, IDLE, WAITING, CONNECTING, UP, UP),
 }
 
@@ -69,7 +78,7 @@ def test_the_questions_about_a_state(state: LinkState) -> None:
 
 @pytest.mark.parametrize("state", LinkState)
 def test_only_a_change_between_up_and_blocked_is_news(state: LinkState) -> None:
-    assert make_link(state).block() == (state is UP)
+    assert make_link(state).block("low on memory") == (state is UP)
     assert make_link(state).unblock() == (state is BLOCKED)
 
 
@@ -86,7 +95,7 @@ def test_the_word_of_stats(state: LinkState, primary: bool) -> None:
 @pytest.mark.parametrize("state", [IDLE, WAITING])
 def test_without_a_connection_it_is_idle_only_before_the_first_attempt(state: LinkState) -> None:
     failed = make_link(state)
-    failed.down()
+    failed.down("refused")
     lost = make_link(UP)
     lost.closed()
     if state is IDLE:
@@ -112,7 +121,7 @@ def test_attempts_come_less_and_less_often() -> None:
     delays = []
     for _ in range(8):
         link.connecting()
-        link.down()
+        link.down("refused")
         assert not link.is_due()
         delays.append(link.retry_at - clock.now)
         clock.now = link.retry_at
@@ -123,7 +132,7 @@ def test_attempts_come_less_and_less_often() -> None:
 @pytest.mark.parametrize("call", [Link.want, Link.retry])
 def test_attempts_begin_anew_when_somebody_asks(call: Callable[[Link], None]) -> None:
     link = make_link(CONNECTING)
-    link.down()
+    link.down("refused")
     assert not link.is_due()
     assert not link.is_first_attempt
     call(link)
@@ -133,7 +142,7 @@ def test_attempts_begin_anew_when_somebody_asks(call: Callable[[Link], None]) ->
 
 def test_need_does_not_make_an_attempt_earlier() -> None:
     link = make_link(CONNECTING)
-    link.down()
+    link.down("refused")
     link.need()
     assert not link.is_due()
 
@@ -144,11 +153,11 @@ def test_only_a_confirm_shows_that_the_broker_works() -> None:
     link = make_link(CONNECTING, clock)
     for delay in (0.1, 0.2, 0.4):
         link.up()
-        link.down()
+        link.down("refused")
         assert link.retry_at - clock.now == pytest.approx(delay)
     link.up()
     link.confirmed()
-    link.down()
+    link.down("refused")
     assert link.retry_at - clock.now == pytest.approx(backoff.FIRST)
 
 
@@ -157,14 +166,46 @@ def test_the_first_attempt(state: LinkState) -> None:
     """Off and idle links have none to wait for."""
     link = make_link(state)
     assert link.is_first_attempt == (state not in (OFF, IDLE))
-    link.down()
+    link.down("refused")
     assert not link.is_first_attempt
+
+
+@pytest.mark.parametrize("state", LinkState)
+def test_trouble_is_what_is_wrong_now(state: LinkState) -> None:
+    """The reason of an earlier failure is none when the link is up, off or at rest, nor after
+    somebody has asked for a new attempt."""
+    link = make_link(state)
+    assert link.trouble == ("low on memory" if state is BLOCKED else "")
+    link.down("refused")
+    assert link.trouble == ("" if state in (OFF, IDLE) else "refused")
+    if link.is_waiting:
+        link.connecting()
+        assert link.trouble == "refused"
+        link.retry()
+        assert link.trouble == ""
+        link.down("timed out")
+        assert link.trouble == "timed out"
+        link.connecting()
+        link.up()
+        assert link.trouble == ""
+
+
+@pytest.mark.parametrize("answer", [Link.confirmed, Link.refused])
+def test_an_answer_proves_a_connection(answer: Callable[[Link], None]) -> None:
+    link = make_link(UP)
+    assert not link.is_proven
+    answer(link)
+    assert link.is_proven
+    link.down("refused")
+    link.connecting()
+    link.up()
+    assert not link.is_proven
 
 
 def test_connections_are_counted() -> None:
     link = make_link(UP)
     assert link.connections == 1
-    link.down()
+    link.down("refused")
     assert link.connections == 1
     link.up()
     assert link.connections == 2
