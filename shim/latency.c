@@ -2,7 +2,11 @@
 #include "latency.h"
 
 #include <string.h>
+#include <strings.h>
 #include <time.h>
+
+static int is_known; /* if the latency monitor is on */
+static int is_on;
 
 long long clock_us(void) {
     struct timespec now;
@@ -13,8 +17,10 @@ long long clock_us(void) {
 long long clock_ms(void) { return clock_us() / 1000; }
 
 /* True if Redis' latency monitor is on. A threshold of 0 turns it off, but the server takes
- * the samples of modules even then, so the module has to read the threshold. */
+ * the samples of modules even then, so the module has to read the threshold. It does so at load,
+ * and after a change: each reading counts in the server's statistics of commands. */
 static int is_monitored(RedisModuleCtx *ctx) {
+    if (is_known) return is_on;
     static const char OFF[] = "$1\r\n0\r\n";
     const size_t off_len = sizeof(OFF) - 1;
     RedisModuleCallReply *reply =
@@ -22,9 +28,15 @@ static int is_monitored(RedisModuleCtx *ctx) {
     if (reply == NULL) return 0;
     size_t len;
     const char *proto = RedisModule_CallReplyProto(reply, &len);
-    int on = proto[0] != '-' && len > off_len && memcmp(proto + len - off_len, OFF, off_len) != 0;
+    is_on = proto[0] != '-' && len > off_len && memcmp(proto + len - off_len, OFF, off_len) != 0;
+    is_known = 1;
     RedisModule_FreeCallReply(reply);
-    return on;
+    return is_on;
+}
+
+void latency_config_changed(const RedisModuleConfigChangeV1 *change) {
+    for (uint32_t i = 0; i < change->num_changes; i++)
+        if (strcasecmp(change->config_names[i], "latency-monitor-threshold") == 0) is_known = 0;
 }
 
 void latency_add(RedisModuleCtx *ctx, const char *event, long long began) {

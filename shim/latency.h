@@ -9,5 +9,7 @@ long long clock_ms(void);
 /* Main thread. Adds a sample of `event` to Redis' LATENCY, if its monitor is on: the main
  * thread was held from `began` (clock_us) until now. */
 void latency_add(RedisModuleCtx *ctx, const char *event, long long began);
+/* Main thread. Redis' parameters with these names have changed. */
+void latency_config_changed(const RedisModuleConfigChangeV1 *change);
 
 #endif

@@ -107,6 +107,12 @@ typedef struct {
 
 typedef struct {
     uint64_t version;
+    uint32_t num_changes;
+    const char **config_names;
+} RedisModuleConfigChangeV1;
+
+typedef struct {
+    uint64_t version;
     int32_t sync;
     int32_t dbnum; /* -1: all */
 } RedisModuleFlushInfo;

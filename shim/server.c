@@ -161,7 +161,7 @@ static void on_config_changed(RedisModuleCtx *ctx, RedisModuleEvent event, uint6
     (void)ctx;
     (void)event;
     (void)subevent;
-    (void)data;
+    latency_config_changed(data);
     outbox_ask_again();
 }
 

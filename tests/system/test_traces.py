@@ -27,8 +27,6 @@ IDLE = 4
 
 # The commands of the onlooker, and of its connections.
 OWN = {"info", "time", "monitor", "psubscribe", "ping", "hello", "config|set", "client|setinfo"}
-# On a busy machine a job may take a millisecond. Then the module asks whether Redis wants to know.
-OWN.add("config|get")
 
 
 class Onlooker:
