@@ -1,8 +1,9 @@
 """The log lines about the state of the link, and about outages of the broker.
 
 An outage is a time in which the broker takes no messages, for whatever reason. It begins with
-a line that has the reason, ends with a line that has its duration, and is a line a minute
-meanwhile, however many attempts fail. Sans I/O; worker thread.
+a line that has the reason, ends with a line that has its duration, and the reason if that is
+another one by then, and is a line a minute meanwhile, however many attempts fail. Sans I/O; worker
+thread.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Outages:
         self._shown = ("", "")  # the state and the broker of the last line about a state
         self._since: float | None = None  # the begin of the outage under way
         self._what = self._why = ""
+        self._last_why = ""  # of the last line about it
         self._said = False  # the log says that this outage has begun
         self._line_at = 0.0  # the time of the next line about it
         self._begins: collections.deque[float] = collections.deque(maxlen=BEGINS)
@@ -82,7 +84,10 @@ class Outages:
         if not self._said:
             self._unsaid += 1
             return []
-        return [("notice", f"{state} ({broker}), after an outage of {took}{_waits(waiting)}")]
+        text = f"{state} ({broker}), after an outage of {took}{_waits(waiting)}"
+        if self._why != self._last_why:
+            text += f"; the last reason: {self._why}"
+        return [("notice", text)]
 
     def _under_way(self, broker: str, waiting: int) -> list[tuple[str, str]]:
         now = self._clock()
@@ -99,6 +104,7 @@ class Outages:
         if not self._said:
             self._begins.append(now)
         self._said, self._unsaid, self._line_at = True, 0, now + EVERY
+        self._last_why = self._why
         return [("warning", text)]
 
 

@@ -272,6 +272,9 @@ def test_a_program_of_the_page(
         assert program.lines[301:] == ["0 set repeated", "0 set last"]
         failures = (tmp_path / "errors").read_text(errors="replace").count("bad failed")
         assert failures >= 6  # a program may say each of them more than once
+        # It acknowledges the last event after it has said so.
+        listed = ("list_queues", "--quiet", "--no-table-headers", "name", "messages")
+        wait_for(lambda: f"{QUEUE}\t0" in broker.ctl(*listed).splitlines(), SOON, "all is done")
     settled(client, confirmed=302, returned=0)
     # What was not acknowledged would come back now.
     wait_for(lambda: waiting(broker, QUEUE)[1] == 0, SOON, "the program is gone")

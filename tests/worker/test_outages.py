@@ -59,6 +59,18 @@ def test_a_short_outage(world: World) -> None:
     assert world.show("connected", proven=True) == []
 
 
+def test_another_reason_by_the_end(world: World) -> None:
+    world.show("idle")
+    assert world.show("disconnected", REFUSED, waiting=7) == [BEGIN]
+    world.attempts(10, "timed out")
+    world.now += 2
+    assert world.show("connected", waiting=1, proven=True) == [
+        ("notice", "connected (h:1), after an outage of 12 s; 1 event waits; "
+                   "the last reason: timed out")
+    ]  # fmt: skip
+    assert world.show("disconnected", REFUSED) == [BEGIN]
+
+
 def test_a_long_outage_is_a_line_a_minute(world: World) -> None:
     """With an attempt every five seconds, and the reason that is the present one."""
     world.show("idle")
