@@ -203,7 +203,13 @@ def _exporter(parser: argparse.ArgumentParser) -> None:
         help="the label `node` of a server that is in no cluster (default: its host:port as in "
         "--redis); in a cluster the label is the address that the nodes know each other by",
     )
-    parser.add_argument(
+    prints = parser.add_mutually_exclusive_group()
+    prints.add_argument(
+        "--alerts",
+        action="store_true",
+        help="print rules with alerts for Prometheus, and end",
+    )
+    prints.add_argument(
         "--dashboard",
         action="store_true",
         help="print a dashboard to import into Grafana 10 or later, and end",
