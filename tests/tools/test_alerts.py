@@ -105,6 +105,12 @@ def test_the_alerts_ask_for_what_there_is() -> None:
     }
 
 
+def test_the_page_has_all_alerts() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    severity = {name: "critical" if name in CRITICAL else "warning" for name in ALERTS}
+    assert re.findall(r"^\| `(\w+)` \| (critical|warning) \|", page, re.M) == [*severity.items()]
+
+
 def expected(name: str, labels: Mapping[str, str]) -> dict[str, Any]:
     """An alert as promtool expects it."""
     summary = re.sub(r"{{ \$labels\.(\w+) }}", lambda m: labels[m[1]], ALERTS[name][1])
