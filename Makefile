@@ -23,7 +23,7 @@ ifneq ($(wildcard .venv/.*),)
 $(shell $(VENV)/python -c 'import _cffi_backend' 2>/dev/null || rm -f .venv/.build .venv/.demo .venv/.dev)
 endif
 
-.PHONY: help setup venv build demo demo-cluster test test-pika test-reach test-containers soak kills bench bench-quick lint format clean
+.PHONY: help setup venv build demo demo-cluster test test-pika test-reach test-containers soak kills bench bench-quick picture lint format clean
 
 help: ## print this text
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
@@ -61,6 +61,9 @@ bench: setup build ## benchmarks, side by side with a bare Redis; BENCH_ARGS='--
 
 bench-quick: setup build ## the same with fewer and shorter rounds, in a minute or two
 	$(VENV)/python -m tests.bench --quick $(BENCH_ARGS)
+
+picture: setup build ## docs/status.svg, the picture of `status`, from a run of three minutes
+	$(VENV)/python -m tests.tools.picture
 
 build: $(MODULE) ## build the module, build/libredis_keyspace_amqp.so
 

@@ -1,13 +1,22 @@
-"""A tool of the command line that runs in the process of the test."""
+"""A tool of the command line that runs in the process of the test, or in one of its own."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pathlib
+import pty
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from keyspace_amqp import cli
-from keyspace_amqp.demo.servers import RabbitServer, RedisServer
+from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
+from tests.fix_servers import ROOT
 
 # Bounds against hangs.
 SOON = 30.0
@@ -39,3 +48,74 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> R
         return code, *capfd.readouterr()
 
     return run
+
+
+class Running:
+    """A tool in a process of its own. In a `with`, which ends it. `terminal`: its output is a
+    terminal of this `size`, columns and lines."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *words: str,
+        terminal: bool = False,
+        size: tuple[int, int] = (200, 50),
+    ) -> None:
+        self._outputs = folder / "stdout", folder / "stderr"
+        self._terminal = -1
+        with contextlib.ExitStack() as stack:
+            stdout, stderr = (stack.enter_context(p.open("wb")) for p in self._outputs)
+            out: Any = stdout
+            if terminal:
+                self._terminal, out = pty.openpty()
+                os.set_blocking(self._terminal, False)
+                stack.callback(os.close, out)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "keyspace_amqp.cli", *words],
+                cwd=ROOT,
+                env=os.environ | {"COLUMNS": str(size[0]), "LINES": str(size[1]), "TERM": "xterm"},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=stderr,
+                # The tests may run where Ctrl-C is ignored: in the background of a script.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+        self._shown = b""
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if self._terminal >= 0:
+            os.close(self._terminal)
+
+    @property
+    def out(self) -> str:
+        if self._terminal >= 0:
+            with contextlib.suppress(BlockingIOError, OSError):  # EIO: the other end is closed
+                while more := os.read(self._terminal, 65536):
+                    self._shown += more
+            return self._shown.decode()
+        return self._outputs[0].read_text()
+
+    @property
+    def err(self) -> str:
+        return self._outputs[1].read_text()
+
+    def waits(self, condition: Callable[[Running], Any], what: str = "") -> Any:
+        def met() -> Any:
+            assert self.process.poll() is None, f"it has ended: {self.out}{self.err}"
+            return condition(self)
+
+        try:
+            return wait_for(met, SOON, what)
+        except TimeoutError:
+            pytest.fail(f"waited for {what}: {self.out}\n{self.err}")
+
+    def interrupted(self) -> int:
+        """Sends Ctrl-C; returns the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(SOON)

@@ -214,10 +214,15 @@ def dashboard() -> str:
     return importlib.resources.files(__package__).joinpath("grafana.json").read_text()
 
 
+def alerts() -> str:
+    """Return rules for Prometheus that tell of what is wrong, as YAML."""
+    return importlib.resources.files(__package__).joinpath("alerts.yml").read_text()
+
+
 def run(options: argparse.Namespace) -> int:
     """Serve the metrics until SIGTERM or Ctrl-C. Raises ToolError."""
-    if options.dashboard:
-        print(dashboard(), end="")
+    if options.dashboard or options.alerts:
+        print(dashboard() if options.dashboard else alerts(), end="")
         return 0
     registry = CollectorRegistry(support_collectors_without_names=True)
     registry.register(Nodes(options.redis, options.node_label))

@@ -1,11 +1,12 @@
-"""`keyspace-amqp status`: the state of all nodes in one table."""
+"""`keyspace-amqp status`: the state of all nodes in one table, and graphs of the last minutes."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
+import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,18 +18,17 @@ from rich.table import Table
 from rich.text import Text
 
 from ..tables.stats import Stat
-from . import nodes
-from .replies import reason
-from .replies import stats as read_stats
+from . import ToolError, nodes
+from .graphs import History, least_height
+from .looks import Look, Rates, latency, latency_text, look
 
 # Seconds for an answer. Short, because a node that hangs delays the whole table.
 TIMEOUT = 2.0
 # Enough for the longest line: nothing is cut off in a pipe.
 _PIPE_WIDTH = 1000
-# From this width on there is room for all columns.
-_WIDE = 165
+
 # The columns with counters and gauges.
-_COLUMNS = {
+_NUMBERS = {
     "matched": Stat.EVENTS_MATCHED,
     "confirmed": Stat.CONFIRMED,
     "in flight": Stat.IN_FLIGHT,
@@ -36,88 +36,131 @@ _COLUMNS = {
     "list": Stat.FALLBACK_LENGTH,
     "dropped": Stat.DROPPED,
 }
+_TEXTS = ("address", "role", "state", "broker", "outbox", "last error")
+_ALL = ("address", "role", "state", "broker", "outbox", *_NUMBERS, "last error")
+# With what changes between two looks. A name that ends with _PER_SECOND belongs to the column
+# before it.
+_PER_SECOND = " per s"
+_ALL_LIVE = (
+    *("address", "role", "state", "broker", "outbox", "matched", "matched per s", "confirmed"),
+    *("confirmed per s", "99% within", "in flight", "queue", "list", "dropped", "last error"),
+)
+# A table that is too wide does without these: as many as necessary, in this order.
+_DISPENSABLE = (
+    *("last error", "outbox", "broker", "in flight", "queue", "matched", "confirmed", "role"),
+    *("99% within", "matched per s", "confirmed per s"),
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """A node at one moment.
+def table(
+    looks: Sequence[Look], console: Console, *, live: bool, clustered: bool, lines: int = 0
+) -> Group:
+    """Return the table, with as many columns as the console has room for. If it has no column for
+    errors, they are below it.
 
-    `error`: the node's last error or, without `stats`, why it did not answer. `at`: the time,
-    in seconds of the monotonic clock. `rate`: confirms per second since the look before.
+    `live`: with rates; `clustered`: with a row of sums. `lines`: how many lines there are. If they
+    are too few, the table has only some of the nodes, those with trouble first. 0: no limit.
     """
+    rows = [_row(each) for each in looks]
+    sums = [_sum(looks)] if clustered else []
+    names = list(_ALL_LIVE if live else _ALL)
+    for name in [each for each in _DISPENSABLE if each in names]:
+        if _width(names, [*rows, *sums]) <= console.width:
+            break
+        names.remove(name)
 
-    address: str
-    role: str = ""
-    stats: Mapping[str, Any] | None = None
-    error: str = ""
-    at: float = 0.0
-    rate: float | None = None
+    def shown(places: Sequence[int]) -> Group:
+        parts: list[Any] = [_made(names, [*(rows[place] for place in places), *sums])]
+        if len(places) < len(looks):
+            parts.append(Text(f"{len(looks) - len(places)} more nodes", "dim"))
+        if "last error" not in names:
+            errors: dict[str, list[str]] = {}
+            for place in places:
+                errors.setdefault(looks[place].error, []).append(looks[place].address)
+            errors.pop("", None)
+            parts += [Text(f"{', '.join(those)}: {error}") for error, those in errors.items()]
+        return Group(*parts)
 
-
-def look(group: Sequence[nodes.Node], before: Mapping[str, Look] | None = None) -> list[Look]:
-    """Look at all nodes now. `before`: the looks of the last time, by address, for the rates."""
-    looks = []
-    for node, answer in nodes.ask(group, _look):
-        if isinstance(answer, Exception):
-            looks.append(Look(node.address, error=reason(answer)))
-            continue
-        last = (before or {}).get(node.address)
-        if last is not None and last.stats is not None and answer.stats is not None:
-            confirmed = answer.stats["confirmed"] - last.stats["confirmed"]
-            if confirmed >= 0:  # else the node was started again or its counters were reset
-                answer = dataclasses.replace(answer, rate=confirmed / (answer.at - last.at))
-        looks.append(answer)
-    return looks
-
-
-def _look(node: nodes.Node) -> Look:
-    stats = read_stats(node.client)
-    at = time.monotonic()
-    info: dict[str, Any] = node.client.info("replication")
-    role = "primary" if info["role"] == "master" else "replica"
-    return Look(node.address, role, stats, stats["last_error"], at)
+    places = sorted(range(len(looks)), key=lambda place: not _has_trouble(looks[place]))
+    if lines:
+        del places[max(1, lines) :]
+    while lines and len(places) > 1:
+        excess = len(console.render_lines(shown(places), pad=False)) - lines
+        if excess <= 0:
+            break
+        del places[max(1, len(places) - (excess + 1) // 2) :]
+    return shown(sorted(places))
 
 
-def table(looks: Sequence[Look], *, live: bool, clustered: bool, width: int) -> Group:
-    """Return the table. In a narrow window it has no brokers and no modes of the outbox,
-    and the errors are below it.
-    `live`: with a column of rates; `clustered`: with a row of sums."""
-    wide = width >= _WIDE
-    result = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), header_style="bold")
-    result.add_column("address", overflow="fold")
-    names = ["role", "state", *["broker", "outbox"] * wide, *_COLUMNS, *["last error"] * wide]
+def _header(name: str) -> str:
+    return _PER_SECOND.strip() if name.endswith(_PER_SECOND) else name
+
+
+def _gap(names: Sequence[str]) -> int:
+    """Return how far apart the columns are."""
+    return 2 if "last error" in names else 1
+
+
+def _width(names: Sequence[str], rows: Sequence[Mapping[str, Text]]) -> int:
+    """Return the width of the table with these columns if nothing is folded or cut."""
+    cells = [[len(_header(n)), *(row[n].cell_len for row in rows if n in row)] for n in names]
+    return sum(map(max, cells)) + len(names) * _gap(names)
+
+
+def _made(names: Sequence[str], rows: Sequence[Mapping[str, Text]]) -> Table:
+    """Return a table with these columns."""
+    result = Table(box=None, padding=(0, _gap(names), 0, 0), header_style="bold")
     for name in names:
-        numeric = name in _COLUMNS
-        result.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
-        if live and name == "confirmed":
-            result.add_column("per s", justify="right", no_wrap=True)
-
-    def row(look: Look, state: Text, numbers: Sequence[Text], style: str = "") -> None:
-        numbers = numbers or [Text()] * (len(_COLUMNS) + live)
-        # An older version of the module has no outbox.
-        texts = [Text((look.stats or {}).get(name, "")) for name in ("broker", "outbox")]
-        cells = [Text(look.address), Text(look.role), state]
-        cells += [*texts, *numbers, Text(look.error)] if wide else numbers
-        result.add_row(*cells, style=style)
-
-    for each in looks:
-        if each.stats is None:
-            row(each, Text("no answer", "bold red"), [])
+        header = _header(name)
+        if name in ("address", "last error"):
+            result.add_column(header, overflow="fold")
         else:
-            state = Text(each.stats["state"], _colour(each.stats["state"]))
-            row(each, state, _cells(each.stats, each.rate, live))
-    if clustered:
-        answered = [each for each in looks if each.stats is not None]
-        sums = {
-            stat.name.lower(): sum(each.stats[stat.name.lower()] for each in answered if each.stats)
-            for stat in _COLUMNS.values()
-        }
-        rates = [each.rate for each in answered if each.rate is not None]
-        count = f"{len(answered)} of {len(looks)}"
-        cells = _cells(sums, sum(rates) if rates else None, live)
-        row(Look("sum", count), Text(), cells, style="bold")
-    errors = [Text(f"{each.address}: {each.error}") for each in looks if each.error]
-    return Group(result, *([] if wide else errors))
+            result.add_column(header, justify="left" if name in _TEXTS else "right", no_wrap=True)
+    for row in rows:
+        result.add_row(*(row.get(name, Text()) for name in names))
+    return result
+
+
+def _row(each: Look) -> dict[str, Text]:
+    """Return the cells of a node, by the names of their columns."""
+    cells = {"address": each.address, "role": each.role, "last error": each.error}
+    row = {name: Text(text) for name, text in cells.items()}
+    if each.stats is None:
+        return row | {"state": Text("no answer", "bold red")}
+    row["state"] = Text(each.stats["state"], _colour(each.stats["state"]))
+    for name in ("broker", "outbox"):  # an older version of the module has no outbox
+        row[name] = Text(each.stats.get(name, ""))
+    return row | _numbers(each.stats, [each.rates] if each.rates else [])
+
+
+def _sum(looks: Sequence[Look]) -> dict[str, Text]:
+    """Return the cells of the row of sums."""
+    answered = [each.stats for each in looks if each.stats is not None]
+    names = [stat.name.lower() for stat in _NUMBERS.values()]
+    sums = {name: sum(stats[name] for stats in answered) for name in names}
+    row = _numbers(sums, [each.rates for each in looks if each.rates])
+    row |= {"address": Text("sum"), "role": Text(_answers(looks))}
+    for text in row.values():
+        text.stylize("bold")
+    return row
+
+
+def _numbers(stats: Mapping[str, Any], rates: Sequence[Rates]) -> dict[str, Text]:
+    """Return the cells of counters and gauges, and of the sum of rates."""
+    row = {}
+    for name, stat in _NUMBERS.items():
+        number = stats[stat.name.lower()]
+        lost = stat is Stat.DROPPED and number
+        row[name] = Text(f"{number:,}", "bold white on red" if lost else "")
+    if rates:
+        row["matched per s"] = Text(f"{sum(each.matched for each in rates):,.0f}")
+        row["confirmed per s"] = Text(f"{sum(each.confirmed for each in rates):,.0f}")
+        row["99% within"] = Text(latency_text(latency(rates)))
+    return row
+
+
+def _answers(looks: Sequence[Look]) -> str:
+    return f"{sum(each.stats is not None for each in looks)} of {len(looks)}"
 
 
 def _colour(state: str) -> str:
@@ -127,16 +170,53 @@ def _colour(state: str) -> str:
     return "yellow" if state == "connecting" else "bold red"
 
 
-def _cells(stats: Mapping[str, Any], rate: float | None, live: bool) -> list[Text]:
-    """Return the cells of the counters and gauges, and of the rate."""
-    cells = []
-    for name, stat in _COLUMNS.items():
-        number = stats[stat.name.lower()]
-        lost = stat is Stat.DROPPED and number
-        cells.append(Text(f"{number:,}", "bold white on red" if lost else ""))
-        if live and name == "confirmed":
-            cells.append(Text("" if rate is None else f"{rate:,.0f}"))
-    return cells
+def _has_trouble(each: Look) -> bool:
+    """True if a person should see this node before others."""
+    if each.stats is None or _colour(each.stats["state"]) != "green":
+        return True
+    return bool(each.stats["fallback_length"] or each.stats["dropped"])
+
+
+class View:
+    """What `status` shows on a terminal: graphs of all nodes together, and the table.
+
+    `interval`: seconds from one look to the next. Most likely failure: nodes do not answer; the
+    view says so and goes on.
+    """
+
+    def __init__(self, group: nodes.Group, interval: float) -> None:
+        self._group = group
+        self._history = History(interval)
+        self._looks: list[Look] = []
+        self._clock = ""
+
+    def look(self) -> None:
+        """Look at all nodes, and in a cluster also at which nodes it has."""
+        self._looks = look(self._group.nodes, self._looks)
+        self._history.add(self._looks, time.monotonic())
+        self._clock = time.strftime("%H:%M:%S")
+        answered = {each.address for each in self._looks if each.stats is not None}
+        if self._group.clustered and answered:
+            with contextlib.suppress(redis.RedisError, OSError):
+                client = next(n.client for n in self._group.nodes if n.address in answered)
+                self._group.renew(client)
+
+    def shown(self, console: Console) -> Group:
+        """Return the view at the last look, for a console of this size."""
+        title = Text(f"{self._clock}  {_answers(self._looks)} answer", "bold", no_wrap=True)
+        title.append("  Ctrl-C ends", "not bold dim")
+        ascii_only = console.options.ascii_only
+        height = console.height - 1  # without the title
+        below = table(
+            self._looks,
+            console,
+            live=True,
+            clustered=self._group.clustered,
+            lines=max(1, height - least_height()),
+        )
+        left = height - len(console.render_lines(below, pad=False))
+        graphs = self._history.graphs(console.width, left, ascii_only=ascii_only)
+        return Group(title, graphs, below)
 
 
 def _as_json(each: Look) -> dict[str, Any]:
@@ -146,33 +226,37 @@ def _as_json(each: Look) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the table, or STATS as JSON. Return 1 if a node has not answered. Raises
-    ToolError."""
+    """Print the table, or STATS as JSON, or show the view until Ctrl-C. Return 1 if a node has not
+    answered. Raises ToolError."""
     console = Console(highlight=False)
+    if options.live and not console.is_terminal:
+        raise ToolError("--live: the output is no terminal; --once and --json need none")
     with nodes.Group(options, TIMEOUT) as group:
         if not (options.once or options.json) and console.is_terminal:
-            _live(console, group, options.interval)
+            _live(console, View(group, options.interval), options.interval)
         looks = look(group.nodes)
         if options.json:
             print(json.dumps({"nodes": [_as_json(each) for each in looks]}, indent=2))
         else:
             if not console.is_terminal:
                 console.width = _PIPE_WIDTH
-            console.print(table(looks, live=False, clustered=group.clustered, width=console.width))
+            console.print(table(looks, console, live=False, clustered=group.clustered))
     return 0 if all(each.stats is not None for each in looks) else 1
 
 
-def _live(console: Console, group: nodes.Group, interval: float) -> None:
-    """Show a table that is renewed until Ctrl-C."""
-    looks: list[Look] = []
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
-        while True:
-            began = time.monotonic()
-            looks = look(group.nodes, {each.address: each for each in looks})
-            shown = table(looks, live=True, clustered=group.clustered, width=console.width)
-            display.update(shown, refresh=True)
-            answered = {each.address for each in looks if each.stats is not None}
-            if group.clustered and answered:
-                with contextlib.suppress(redis.RedisError, OSError):
-                    group.renew(next(n.client for n in group.nodes if n.address in answered))
-            time.sleep(max(0.0, began + interval - time.monotonic()))
+def _live(console: Console, view: View, interval: float) -> None:
+    """Show the view, on a screen of its own, until Ctrl-C. What it showed last stays behind."""
+    # Without a handler, SIGTERM would leave the terminal in the mode of that screen.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    last: Group | None = None
+    try:
+        with Live(console=console, screen=True, auto_refresh=False) as display:
+            while True:
+                began = time.monotonic()
+                view.look()
+                last = view.shown(console)
+                display.update(last, refresh=True)
+                time.sleep(max(0.0, began + interval - time.monotonic()))
+    finally:
+        if last is not None:
+            console.print(last)

@@ -118,9 +118,14 @@ def _status(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         type=_positive(float),
         default=1.0,
-        help="seconds from one table to the next (default: 1)",
+        help="seconds from one look to the next (default: 1)",
     )
     once = parser.add_mutually_exclusive_group()
+    once.add_argument(
+        "--live",
+        action="store_true",
+        help="the table and graphs of the last minutes, until Ctrl-C; the default on a terminal",
+    )
     once.add_argument("--once", action="store_true", help="one table; the default in a pipe")
     once.add_argument("--json", action="store_true", help="all of STATS once, as JSON")
 
@@ -198,7 +203,13 @@ def _exporter(parser: argparse.ArgumentParser) -> None:
         help="the label `node` of a server that is in no cluster (default: its host:port as in "
         "--redis); in a cluster the label is the address that the nodes know each other by",
     )
-    parser.add_argument(
+    prints = parser.add_mutually_exclusive_group()
+    prints.add_argument(
+        "--alerts",
+        action="store_true",
+        help="print rules with alerts for Prometheus, and end",
+    )
+    prints.add_argument(
         "--dashboard",
         action="store_true",
         help="print a dashboard to import into Grafana 10 or later, and end",
@@ -293,8 +304,11 @@ exit code: 0 if everything is there (with --dry-run: or could be declared), 1 if
     Tool(
         "status",
         "tools.status:run",
-        "show the state of all nodes in one table",
-        "Shows state and counters of the server, or of all nodes of its cluster, until Ctrl-C.",
+        "show the state of all nodes, and graphs of the last minutes",
+        "Shows state and counters of the server, or of all nodes of its cluster. On a terminal it\n"
+        "also shows graphs of the last minutes, for all nodes together, until Ctrl-C: events and\n"
+        "confirms per second, events that wait in the lists, and the time within which 99 of 100\n"
+        "events were confirmed.",
         """\
 example: keyspace-amqp status --redis redis://10.0.0.1:6379
          keyspace-amqp status --json | jq '.nodes[].stats.dropped'

@@ -15,6 +15,7 @@ import os
 import shutil
 import socket
 import subprocess
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -196,7 +197,7 @@ class Broker(Member):
 def session_rabbitmq(networks: Networks) -> Iterator[Broker]:
     broker = Broker("rabbitmq", networks.amqp)
     broker.container = (
-        DockerContainer(f"{BASES}:rabbitmq", hostname="rabbitmq")
+        DockerContainer(f"{BASES}:rabbitmq-management", hostname="rabbitmq")
         .with_env("RABBITMQ_DEFAULT_USER", USER)
         .with_env("RABBITMQ_DEFAULT_PASS", USER)
         .with_network(networks.amqp)
@@ -576,7 +577,14 @@ def compose(*words: str, project: str, image: str) -> str:
     done = subprocess.run(
         [*command, "--project-name", project, *words],
         cwd=ROOT,
-        env={**os.environ, "IMAGE": image, "RABBITMQ": f"{BASES}:rabbitmq"},
+        env={
+            **os.environ,
+            "IMAGE": image,
+            "RABBITMQ": f"{BASES}:rabbitmq-management",
+            "PROMETHEUS": f"{BASES}:prometheus",
+            # Any free ones.
+            **dict.fromkeys(("RABBITMQ_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT"), "0"),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -585,24 +593,50 @@ def compose(*words: str, project: str, image: str) -> str:
     return done.stdout
 
 
+def page(container: Any, port: int, path: str) -> bytes:
+    """What a page says to this machine; empty if it does not answer."""
+    container.reload()
+    (address,) = container.ports[f"{port}/tcp"]
+    assert address["HostIp"] == "127.0.0.1"
+    try:
+        place = f"http://127.0.0.1:{address['HostPort']}{path}"
+        with urllib.request.urlopen(place, timeout=5) as answer:
+            return bytes(answer.read())
+    except OSError:
+        return b""
+
+
 def test_compose(images: dict[str, str]) -> None:
-    """`docker compose up` shows events, also those of another client."""
+    """`docker compose up` shows events, also those of another client. With the profile, Prometheus
+    has the metrics, and the rules. (No image of Grafana can be made from Debian's packages.)"""
     project = f"test-{uuid.uuid4().hex[:8]}"
     common = {"project": project, "image": images["redis"]}
     try:
         compose("up", "--detach", "--no-build", **common)
+        profile = ("--profile", "monitoring", "up", "--detach", "--no-build")
         label = f"com.docker.compose.project={project}"
-        containers = engine().containers.list(filters={"label": label})
-        services = {each.labels["com.docker.compose.service"]: each for each in containers}
+
+        def services() -> dict[str, Any]:
+            containers = engine().containers.list(filters={"label": label})
+            return {each.labels["com.docker.compose.service"]: each for each in containers}
+
+        first = services()
+        assert first.keys() == {"redis", "rabbitmq", "consumer", "writer"}
+        compose(*profile, "exporter", "prometheus", **common)
 
         def shown(text: bytes) -> bool:
-            return text in services["consumer"].logs()
+            return text in first["consumer"].logs()
 
         try:
             wait_for(lambda: shown(b"visits"), 60)
-            services["redis"].exec_run(["redis-cli", "SET", "note", "hello"])
+            first["redis"].exec_run(["redis-cli", "SET", "note", "hello"])
             wait_for(lambda: shown(b"note"), 30)
+            wait_for(lambda: b"RabbitMQ Management" in page(first["rabbitmq"], 15672, "/"), 30)
+            prometheus = services()["prometheus"]
+            wait_for(lambda: b"BrokerAway" in page(prometheus, 9090, "/api/v1/rules"), 60)
+            query = "/api/v1/query?query=keyspace_amqp_confirmed_total>0"
+            wait_for(lambda: b'"node":"redis"' in page(prometheus, 9090, query), 60)
         except TimeoutError:
             pytest.fail(compose("logs", "--no-color", **common))
     finally:
-        compose("down", "--volumes", "--timeout", "2", **common)
+        compose("--profile", "monitoring", "down", "--volumes", "--timeout", "2", **common)

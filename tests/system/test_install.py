@@ -85,7 +85,8 @@ def works(environment: pathlib.Path, library: str, mailbox: Mailbox, folder: pat
     assert run("python", "-c", metadata) == __version__
     path = pathlib.Path(run("keyspace-amqp", "path"))
     assert path.is_relative_to(environment)
-    assert (path.parent / "tools" / "grafana.json").is_file()
+    for name in ("alerts.yml", "grafana.json"):
+        assert (path.parent / "tools" / name).is_file()
     lines = run(
         "keyspace-amqp",
         "loadmodule",

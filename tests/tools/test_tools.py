@@ -4,12 +4,9 @@ is away, and how they end; and what all tools have in common."""
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import pty
 import re
 import signal
 import socket
@@ -17,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pika
@@ -30,77 +26,13 @@ from keyspace_amqp.tools import amqp, nodes, replies
 from tests.fix_cluster import StartCluster
 from tests.fix_faults import Proxy
 from tests.fix_servers import ROOT, Mailbox, StartRedis, arguments_for, settled
-from tests.fix_tools import SOON, Run, amqp_url, url
+from tests.fix_tools import SOON, Run, Running, amqp_url, url
 from tests.servers import REDIS
 
 ALL_TOOLS = ("declare", "status", "tail", "doctor")
 
 
 # ---- a tool that runs ----------------------------------------------------------------
-
-
-class Running:
-    """A tool in a process of its own. In a `with`, which ends it."""
-
-    def __init__(self, folder: pathlib.Path, *words: str, terminal: bool = False) -> None:
-        self._outputs = folder / "stdout", folder / "stderr"
-        self._terminal = -1
-        with contextlib.ExitStack() as stack:
-            stdout, stderr = (stack.enter_context(p.open("wb")) for p in self._outputs)
-            out: Any = stdout
-            if terminal:
-                self._terminal, out = pty.openpty()
-                os.set_blocking(self._terminal, False)
-                stack.callback(os.close, out)
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "keyspace_amqp.cli", *words],
-                cwd=ROOT,
-                env=os.environ | {"COLUMNS": "200", "LINES": "50", "TERM": "xterm"},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=stderr,
-                # The tests may run where Ctrl-C is ignored: in the background of a script.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-            )
-        self._shown = b""
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        if self._terminal >= 0:
-            os.close(self._terminal)
-
-    @property
-    def out(self) -> str:
-        if self._terminal >= 0:
-            with contextlib.suppress(BlockingIOError, OSError):  # EIO: the other end is closed
-                while more := os.read(self._terminal, 65536):
-                    self._shown += more
-            return self._shown.decode()
-        return self._outputs[0].read_text()
-
-    @property
-    def err(self) -> str:
-        return self._outputs[1].read_text()
-
-    def waits(self, condition: Callable[[Running], Any], what: str = "") -> Any:
-        def met() -> Any:
-            assert self.process.poll() is None, f"it has ended: {self.out}{self.err}"
-            return condition(self)
-
-        try:
-            return wait_for(met, SOON, what)
-        except TimeoutError:
-            pytest.fail(f"waited for {what}: {self.out}\n{self.err}")
-
-    def interrupted(self) -> int:
-        """Sends Ctrl-C; returns the exit code."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(SOON)
 
 
 def tailing(folder: pathlib.Path, *words: str) -> Running:

@@ -62,7 +62,10 @@ _ADVICE = tuple(
             r"no AMQP 0-9-1 handshake",
             f"if this port wants TLS, set tls on (in a URL, amqps://); {_TLS_PORT}",
         ),
-        (r"404 NOT_FOUND", "declare it in the broker, or change keyspaceamqp.exchange"),
+        (
+            r"404 NOT_FOUND",
+            "`keyspace-amqp declare` declares it in the broker; or change keyspaceamqp.exchange",
+        ),
         (
             r"403 ACCESS_REFUSED - (write )?access to (exchange|topic)",
             "`rabbitmqctl set_permissions`, and for a topic `set_topic_permissions`, have to let "
@@ -83,6 +86,9 @@ _ADVICE = tuple(
         ),
     )
 )
+
+# What to do if messages reach no queue.
+BIND = "`keyspace-amqp declare` binds a queue to the exchange with the routing key"
 
 
 def advice_for(error: str) -> str:

@@ -14,7 +14,7 @@ from ...broker.frames import Arguments
 from ...config import Config, raw
 from ...message import Event, Format
 from .. import ToolError, amqp
-from .advice import advice_for
+from .advice import BIND, advice_for
 from .finding import OK, PROBLEM, UNKNOWN, WARNING, Finding
 
 # Codes with which the broker closes a channel (AMQP 0-9-1, 1.8.2).
@@ -194,7 +194,7 @@ def _published(connection: Any, place: Place, routing_key: bytes) -> Finding:
         channel.basic_publish(**arguments)
     except pika.exceptions.UnroutableError:
         text = f"no queue took the marked message ({where})"
-        return Finding("queue", PROBLEM, text, "bind a queue to the exchange with the routing key")
+        return Finding("queue", PROBLEM, text, BIND)
     except pika.exceptions.NackError:
         text = f"a queue has refused the marked message ({where})"
         advice = "a queue with reject-publish is full, or has no leader: see the broker's log"

@@ -18,7 +18,7 @@ from ...tables.stats import FIRST_REASON, HELP, OUTBOX_WAITS, TEXT_HELP, Stat
 from .. import ToolError, nodes
 from ..path import module_path
 from ..replies import decoded, error_code, is_unknown_command, mapping, reason
-from .advice import advice_for
+from .advice import BIND, advice_for
 from .finding import OK, PROBLEM, UNKNOWN, WARNING, Finding, Level
 
 # Bytes that an element of the list takes, with a key of 30 bytes.
@@ -278,7 +278,7 @@ def masks(facts: Facts) -> Iterator[Finding]:
 
 
 _LOSSES: dict[Stat, tuple[Level, str]] = {
-    Stat.RETURNED: (PROBLEM, "bind a queue to the exchange with the routing key"),
+    Stat.RETURNED: (PROBLEM, BIND),
     Stat.NACKED: (
         WARNING,
         "a queue with reject-publish is full: empty it, or raise its limit",
