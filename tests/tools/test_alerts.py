@@ -25,7 +25,7 @@ from tests.fix_servers import ROOT, StartRedis, arguments_for, settled
 from tests.fix_tools import SOON, Run, Running, url
 
 RULES = ROOT / "keyspace_amqp" / "tools" / "alerts.yml"
-CONFIG = ROOT / "monitoring" / "prometheus.yml"
+CONFIG = ROOT / "docs" / "monitoring" / "prometheus.yml"
 # Each alert, its expression, and its summary.
 ALERTS = {
     name: (expression, summary)
@@ -219,12 +219,12 @@ def test_compose_mounts_files_that_there_are() -> None:
     assert len(mounts) == 5
     for file in mounts:
         assert (ROOT / file).is_file(), file
-    names = {path.name for path in (ROOT / "monitoring").iterdir()}
-    assert names == {pathlib.PurePath(f).name for f in mounts if f.startswith("monitoring/")}
+    names = {path.name for path in (ROOT / "docs" / "monitoring").iterdir()}
+    assert names == {pathlib.PurePath(f).name for f in mounts if f.startswith("docs/monitoring/")}
     config, rules = (mounts[str(file.relative_to(ROOT))] for file in (CONFIG, RULES))
     assert pathlib.PurePath(config).parent == pathlib.PurePath(rules).parent
     assert re.search(rf"^  - {pathlib.PurePath(rules).name}\b", CONFIG.read_text(), re.M)
-    dashboards = (ROOT / "monitoring" / "grafana-dashboards.yml").read_text()
+    dashboards = (ROOT / "docs" / "monitoring" / "grafana-dashboards.yml").read_text()
     place = pathlib.PurePath(mounts["keyspace_amqp/tools/grafana.json"])
     assert f"path: {place.parent} " in dashboards
     assert f"DASHBOARD_PATH: {place}\n" in text
