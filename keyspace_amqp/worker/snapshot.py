@@ -49,6 +49,9 @@ class Publisher(Protocol):
     @property
     def state(self) -> str: ...
 
+    @property
+    def flushing(self) -> bool: ...
+
 
 class Snapshot:
     """See the module's docstring.
@@ -147,6 +150,9 @@ class Snapshot:
         """Have the main thread make the next events, if it is time and there is room for them."""
         now = self._clock()
         if not self.runs or self.job_done is not None or now < self._next_at:
+            return
+        if self._publisher.flushing:  # Redis waits until nothing waits
+            self._next_at = now + LOOK_EVERY
             return
         obstacle, room = self._room()
         # What was not used while the snapshot had to wait is not made up for.

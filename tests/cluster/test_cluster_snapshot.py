@@ -9,6 +9,7 @@ import redis
 
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
 from tests.fix_cluster import Bench, StartCluster
+from tests.fix_migration import BOTH, Migration
 from tests.fix_servers import settled, stats
 from tests.fix_snapshot import OPTIONS, Changes, copy_of, data_of, no_time_to_live
 from tests.servers import NEW_REDIS, NEW_VALKEY, REDIS
@@ -72,6 +73,28 @@ def test_a_copy_of_a_cluster_while_the_broker_is_away_and_back(
     data = {place: value for node in clients for place, value in data_of(node).items()}
     assert copy.data == data
     assert all((0, b"calm:%d" % number) in copy.snapshots for number in range(1000))
+
+
+@BOTH
+def test_a_migration_ends_it(
+    family: str, broker: RabbitServer, start_cluster: StartCluster
+) -> None:
+    """On both nodes, because keys may have passed it; the third one goes on."""
+    bench = start_cluster(family, broker, events="$")
+    bench.write(3000)
+    source, target, third = bench.cluster.primaries()
+    run(third, "SNAPSHOT START RATE 10")
+    first, *_, last = map(int, bench.slots_of(source))
+    Migration(bench.cluster, source, target, first + 20, last).wait()
+
+    def ended() -> bool:
+        found = states(bench)
+        handed_over = {found[f"127.0.0.1:{node.port}"] for node in (source, target)}
+        return handed_over == {"ended (slots were handed over)"}
+
+    wait_for(ended, 60)
+    assert run(source, "SNAPSHOT STOP")[b"result"] == 1
+    assert states(bench)[f"127.0.0.1:{third.port}"] == "stopped"
 
 
 @pytest.mark.parametrize("family", [REDIS])

@@ -28,6 +28,7 @@ from tests.pure.resp import to_resp
 
 class Publisher:
     state = "connected"
+    flushing = False
 
 
 class World:
@@ -320,6 +321,21 @@ def test_it_begins_before_there_is_a_connection(world: World, state: str) -> Non
     world.run_jobs()
     world.go_on(0.05)
     assert world.events > 0
+
+
+def test_it_does_not_lengthen_a_flush(world: World) -> None:
+    """Redis waits for its end."""
+    world.start()
+    world.run_jobs()
+    world.publisher.flushing = True
+    world.go_on(1)
+    assert world.events == 0
+    at = world.snapshot.wake_at()
+    assert at is not None
+    assert at > world.now - LOOK_EVERY  # and the worker does not spin
+    world.publisher.flushing = False
+    world.go_on(1)
+    assert world.snapshot.state == "done"
 
 
 def test_it_waits_for_memory(world: World) -> None:
