@@ -338,7 +338,6 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, CallReplyProto, const char *, (RedisModuleCallReply *, size_t *))                       \
     X(700, FreeCallReply, void, (RedisModuleCallReply *))                                          \
     X(700, DbSize, unsigned long long, (RedisModuleCtx *))                                         \
-    X(700, GetExpire, long long, (RedisModuleKey *))                                               \
     X(700, Scan, int, (RedisModuleCtx *, RedisModuleScanCursor *, RedisModuleScanFunc, void *))    \
     X(700, ScanCursorCreate, RedisModuleScanCursor *, (void))                                      \
     X(700, ScanCursorRestart, void, (RedisModuleScanCursor *))                                     \

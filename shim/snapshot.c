@@ -96,10 +96,8 @@ static int find_names(RedisModuleCtx *ctx) {
 static int exists(RedisModuleCtx *ctx, RedisModuleString *key) {
     RedisModuleKey *open =
         look_at(ctx, key, REDISMODULE_OPEN_KEY_NOEXPIRE | REDISMODULE_OPEN_KEY_NOEFFECTS);
-    if (open == NULL) return 0;
-    int expired = RedisModule_GetExpire(open) == 0;
     RedisModule_CloseKey(open);
-    return !expired;
+    return open != NULL;
 }
 
 /* Emits the event of a key, if it is to have one. */
@@ -107,6 +105,8 @@ static void show(RedisModuleCtx *ctx, const char *name, size_t len, done_t *done
     if (is_own_key(name, len) || (filter != NULL && !filter_passes(filter, db, name, len))) return;
     if (!filter_allows(ctx, name, len)) return;
     RedisModuleString *key = RedisModule_CreateString(NULL, name, len);
+    /* A callback of another module, for the event of an expired key, may end the snapshot. */
+    name = RedisModule_StringPtrLen(key, &len);
     if (!migration_hides(key) && exists(ctx, key)) {
         record_t head = {.payload_len = (uint32_t)len,
                          .time_ms = (uint64_t)main_thread.now_ms,

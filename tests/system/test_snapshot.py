@@ -152,12 +152,13 @@ def test_the_list_is_not_in_it(
     client = start_redis(family, arguments_for(free_port(), mailbox, "$")).client()
     client.mset({f"k:{number}": 1 for number in range(10)})
     wait_for(lambda: list_length(client) == 10, 30)
+    client.rpush("keyspaceamqp:{7}:refused", "x")  # of another node, say
     client.execute_command(START)
     wait_for(lambda: stats(client)["snapshot"].startswith("waits (the broker: "), 60)
     assert stats(client)["snapshot_events"] == 0
     client.execute_command("KEYSPACEAMQP.CONFIG", "SET", "port", broker.port)
     found = finished(client)
-    assert (found["snapshot_looked"], found["snapshot_events"]) in ((11, 10), (10, 10))
+    assert (found["snapshot_looked"], found["snapshot_events"]) in ((12, 10), (11, 10))
     settled(client, confirmed=20)
     assert {message.event[2] for message in mailbox.receive(20)} == {
         b"k:%d" % number for number in range(10)
@@ -168,13 +169,14 @@ def test_the_list_is_not_in_it(
 
 
 @EVERY_FAMILY
+@pytest.mark.parametrize("options", [OPTIONS, OPTIONS[:1]], ids=["values", "no values"])
 def test_nobody_sees_the_looks(
-    family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+    family: str, options: list[str], broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
     """Keys are not touched: neither their times of access nor the server's statistics change, no
     event but ours is emitted, and a key that is past its time stays as it is (not on Redis 7.0:
     there it is removed, as by a SCAN, and its event is captured)."""
-    server = start_redis(family, arguments_for(broker, mailbox, "Am"), OPTIONS)
+    server = start_redis(family, arguments_for(broker, mailbox, "Am"), options)
     client = server.client()
     client.config_set("maxmemory-policy", "allkeys-lfu")
     client.mset({f"k:{number}": number for number in range(200)})
@@ -221,10 +223,10 @@ def test_redis_does_not_notice(
 
     def answers(during: bool) -> float:
         """Answers in a second: of those while a snapshot runs, or of some without one."""
-        if during:
-            client.execute_command(f"{START} RATE 1000000 MASK ^nothing")
         count = 0
         began = client.time()
+        if during:  # the first steps may come before the answer to this
+            client.execute_command(f"{START} RATE 1000000 MASK ^nothing")
         while True:
             for _ in range(20):
                 client.ping()
