@@ -134,7 +134,8 @@ def bodies(mailbox: Mailbox, count: int) -> list[bytes]:
 def test_large_values_come_one_after_the_other(
     family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """Never more of them wait than a part of the queue's limit, so nothing is dropped."""
+    """Never more of them wait than a part of the queue's limit. So nothing is dropped, and each
+    event has room for its value."""
     options = ["keyspaceamqp.format json", "keyspaceamqp.value 1000000"]
     options += ["keyspaceamqp.queue-limit 4000000", "keyspaceamqp.fallback-size -1"]
     client = start_redis(family, arguments_for(broker, mailbox, "x"), options).client()
@@ -143,7 +144,7 @@ def test_large_values_come_one_after_the_other(
     client.execute_command(START)
     finished(client)
     settled(client, confirmed=40, dropped=0)
-    assert len(bodies(mailbox, 40)) == 40
+    assert min(map(len, bodies(mailbox, 40))) > 900_000
 
 
 def test_the_list_is_not_in_it(
