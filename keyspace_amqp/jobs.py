@@ -72,10 +72,18 @@ class OutboxStep:
 
 
 @dataclasses.dataclass
+class SnapshotStep:
+    """Begins a snapshot, goes on with it or ends it, as the arguments say: job_snapshot in
+    shim/api.h."""
+
+    arguments: Sequence[bytes]
+
+
+@dataclasses.dataclass
 class Job:
     """Commands for one turn of Redis' main thread."""
 
-    commands: Sequence[Command | SetParameters | Lengths | BusMessage | OutboxStep]
+    commands: Sequence[Command | SetParameters | Lengths | BusMessage | OutboxStep | SnapshotStep]
 
 
 class Failure(enum.Enum):

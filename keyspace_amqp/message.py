@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .config import Config, raw
-from .tables.events import EVENT_CLASSES
+from .tables.events import EVENT_CLASSES, SNAPSHOT
 from .tables.parameters import SHORT_STRING
 
-_CLASS_NAMES = {event_class.letter: event_class.name for event_class in EVENT_CLASSES}
+_CLASS_NAMES = {event_class.letter: event_class.name for event_class in (*EVENT_CLASSES, SNAPSHOT)}
 # The approximate memory of an event in bytes, without its key and its name.
 EVENT_BYTES = 256
 # The longest key, in bytes, that becomes the header `subject`: all headers of a message

@@ -146,6 +146,8 @@ filter_t *filter_new(const char *masks, size_t len, const char *databases);
 void filter_free(filter_t *filter);
 /* Returns 1 if the filter lets events of this key in this database through, else 0. */
 int filter_passes(filter_t *filter, int db, const char *key, size_t len);
+/* Returns 1 if the filter lets events of some keys in this database through, else 0. */
+int filter_has_database(const filter_t *filter, int db);
 
 /* ---- worker.c: queues, waiting, the log. Worker thread, all of these ------- */
 
@@ -241,6 +243,16 @@ void job_message(job_t *job);
  * put them and all later ones into the list whose key is the argument; an empty key: close the
  * outbox, and put them into the queue. It fails if the outbox is off, or was not held. */
 void job_outbox(job_t *job, int open);
+/* Adds a command for the snapshot, of which its words say what to do.
+ *   START masks         Begins a snapshot of the keys that masks, in the form of the parameter
+ *                       `masks`, match. Its reply is the number of keys that there are.
+ *   STEP events bytes   Makes the next events, at most so many, and up to the one that reaches so
+ *                       many bytes. Its reply is an array of numbers: 1 if the snapshot is done;
+ *                       1 if it waits because Redis is near maxmemory; and how many keys were
+ *                       looked at, how many events they had, and the bytes of their records. It
+ *                       fails, with the reason, if the snapshot has ended before it was done.
+ *   STOP                Ends it. */
+void job_snapshot(job_t *job);
 /* Gives the command that was added last all its arguments: their bytes one after the other,
  * and their lengths. They are copied. */
 void job_arguments(job_t *job, const char *arguments, const size_t *lengths, size_t count);

@@ -402,14 +402,15 @@ void filter_free(filter_t *filter) {
     free(filter);
 }
 
-static int has_database(const filter_t *filter, int db) {
+int filter_has_database(const filter_t *filter, int db) {
+    if (filter->databases == NULL) return 1;
     for (size_t i = 0; i < filter->ranges; i++)
         if (db >= filter->databases[i].first && db <= filter->databases[i].last) return 1;
     return 0;
 }
 
 int filter_passes(filter_t *filter, int db, const char *key, size_t len) {
-    if (filter->databases != NULL && !has_database(filter, db)) return 0;
+    if (filter->databases != NULL && !filter_has_database(filter, db)) return 0;
     if (filter->including != NULL && !matches(filter->including, key, len)) return 0;
     return filter->excluding == NULL || !matches(filter->excluding, key, len);
 }

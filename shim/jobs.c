@@ -20,12 +20,13 @@
 #include "look.h"
 #include "maxmemory.h"
 #include "outbox.h"
+#include "snapshot.h"
 #include "state.h"
 #include "worker.h"
 
 typedef struct command {
     struct command *next;
-    enum { CALL, SET_PARAMETERS, LENGTHS, MESSAGE, HOLD_OUTBOX, OPEN_OUTBOX } kind;
+    enum { CALL, SET_PARAMETERS, LENGTHS, MESSAGE, HOLD_OUTBOX, OPEN_OUTBOX, SNAPSHOT } kind;
     char *name;
     int write;
     int grows;
@@ -95,6 +96,7 @@ void job_parameters(job_t *job) { add_command(job, SET_PARAMETERS); }
 void job_lengths(job_t *job) { add_command(job, LENGTHS); }
 void job_message(job_t *job) { add_command(job, MESSAGE); }
 void job_outbox(job_t *job, int open) { add_command(job, open ? OPEN_OUTBOX : HOLD_OUTBOX); }
+void job_snapshot(job_t *job) { add_command(job, SNAPSHOT); }
 
 static void make_strings(command_t *command, const char *bytes, const size_t *lengths,
                          size_t count) {
@@ -317,6 +319,12 @@ static void run_open_outbox(RedisModuleCtx *ctx, command_t *command) {
     reply_outbox(command, outbox_open(ctx, key, len));
 }
 
+static void run_snapshot(RedisModuleCtx *ctx, command_t *command) {
+    buffer_t buffer = {0};
+    snapshot_run(ctx, command->argv, command->argc, &buffer);
+    take_reply(command, &buffer);
+}
+
 /* Runs one command of a job. Returns 0, or -1 if the job ends with it. */
 static int run_command(RedisModuleCtx *ctx, command_t *command) {
     static void (*const RUN[])(RedisModuleCtx *, command_t *) = {
@@ -326,6 +334,7 @@ static int run_command(RedisModuleCtx *ctx, command_t *command) {
         [MESSAGE] = run_message,
         [HOLD_OUTBOX] = run_hold_outbox,
         [OPEN_OUTBOX] = run_open_outbox,
+        [SNAPSHOT] = run_snapshot,
     };
     RUN[command->kind](ctx, command);
     /* Freed on this thread: Redis may hold the strings until it has replicated the

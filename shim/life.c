@@ -15,6 +15,7 @@
 #include "latency.h"
 #include "outbox.h"
 #include "server.h"
+#include "snapshot.h"
 #include "stats.h"
 #include "tables.h"
 
@@ -47,6 +48,7 @@ static void start_again(void) {
     jobs_release();
     jobs_prepare();
     outbox_renew();
+    snapshot_end("the handler was started again");
     worker_renew();
     stats_renew();
     restarting = 1;

@@ -21,6 +21,7 @@
 
 #include "api.h"
 #include "buffer.h"
+#include "snapshot.h"
 #include "worker.h"
 
 #define SLOTS 16384
@@ -130,8 +131,11 @@ static void on_migration(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t s
             else
                 add(change == IMPORT_STARTED ? &imported : &left, slot);
     set_watched();
-    if (change == IMPORT_COMPLETED || change == EXPORT_COMPLETED)
+    if (change == IMPORT_COMPLETED || change == EXPORT_COMPLETED) {
         tell_worker(change == IMPORT_COMPLETED, data);
+        /* The keys may have gone from behind one cursor to before another. */
+        snapshot_end("slots were handed over");
+    }
 }
 
 void migration_turn_ends(void) {

@@ -17,6 +17,7 @@
 #include "python.h"
 #include "redis_api.h"
 #include "server.h"
+#include "snapshot.h"
 #include "state.h"
 #include "stats.h"
 #include "tables.h"
@@ -49,6 +50,7 @@ static void release(RedisModuleCtx *ctx) {
     jobs_release();
     config_release();
     outbox_release();
+    snapshot_end("the module was unloaded");
     stats_release();
 }
 

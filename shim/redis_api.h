@@ -24,6 +24,7 @@ typedef struct RedisModuleBlockedClient RedisModuleBlockedClient;
 typedef struct RedisModuleCommand RedisModuleCommand;
 typedef struct RedisModuleInfoCtx RedisModuleInfoCtx;
 typedef struct RedisModuleServerInfoData RedisModuleServerInfoData;
+typedef struct RedisModuleScanCursor RedisModuleScanCursor;
 
 /* Context flags */
 #define REDISMODULE_CTX_FLAGS_LUA (1 << 0)
@@ -243,6 +244,8 @@ typedef void (*RedisModuleEventCallback)(RedisModuleCtx *, RedisModuleEvent, uin
 typedef void (*RedisModuleEventLoopFunc)(int, void *, int);
 typedef void (*RedisModuleInfoFunc)(RedisModuleInfoCtx *, int);
 typedef void (*RedisModuleFreeFunc)(RedisModuleCtx *, void *);
+typedef void (*RedisModuleScanFunc)(RedisModuleCtx *, RedisModuleString *, RedisModuleKey *,
+                                    void *);
 typedef void (*RedisModulePostNotificationJobFunc)(RedisModuleCtx *, void *);
 typedef void (*RedisModuleClusterMessageReceiver)(RedisModuleCtx *, const char *, uint8_t,
                                                   const unsigned char *, uint32_t);
@@ -339,7 +342,12 @@ typedef int (*RedisModuleConfigApplyFunc)(RedisModuleCtx *, void *, RedisModuleS
     X(700, CallReplyLength, size_t, (RedisModuleCallReply *))                                      \
     X(700, CallReplyArrayElement, RedisModuleCallReply *, (RedisModuleCallReply *, size_t))        \
     X(700, CallReplyProto, const char *, (RedisModuleCallReply *, size_t *))                       \
-    X(700, FreeCallReply, void, (RedisModuleCallReply *))
+    X(700, FreeCallReply, void, (RedisModuleCallReply *))                                          \
+    X(700, DbSize, unsigned long long, (RedisModuleCtx *))                                         \
+    X(700, Scan, int, (RedisModuleCtx *, RedisModuleScanCursor *, RedisModuleScanFunc, void *))    \
+    X(700, ScanCursorCreate, RedisModuleScanCursor *, (void))                                      \
+    X(700, ScanCursorRestart, void, (RedisModuleScanCursor *))                                     \
+    X(700, ScanCursorDestroy, void, (RedisModuleScanCursor *))
 
 /* Hidden, so that calls do not go through the global offset table. */
 #define REDIS_API_DECLARE(version, name, result, parameters)                                       \

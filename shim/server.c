@@ -12,6 +12,7 @@
 #include "maxmemory.h"
 #include "migration.h"
 #include "outbox.h"
+#include "snapshot.h"
 #include "state.h"
 #include "stats.h"
 #include "tables.h"
@@ -51,7 +52,10 @@ static void on_event_loop(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t 
 
 void server_send_role(void) {
     main_thread.capturing = primary && !loading;
-    if (!main_thread.capturing) outbox_leave();
+    if (!main_thread.capturing) {
+        outbox_leave();
+        snapshot_end("this server became a replica, or has loaded a data set");
+    }
     /* Before a demotion to which it has agreed, a primary pauses writes. A primary whose
      * last slots were handed over may become a replica of the new owner at once. */
     int agreed = RedisModule_AvoidReplicaTraffic() || migration_has_left();
@@ -150,6 +154,8 @@ static void on_swap_db(RedisModuleCtx *ctx, RedisModuleEvent event, uint64_t sub
     (void)event;
     (void)subevent;
     RedisModuleSwapDbInfo *info = data;
+    /* The keys behind the cursor are now those before it, or the other way round. */
+    snapshot_end("databases were exchanged by SWAPDB");
     if (main_thread.capturing && (info->dbnum_first == 0 || info->dbnum_second == 0))
         changes_note("swapdb", "", 0);
 }

@@ -93,14 +93,15 @@ static buffer_t *find_removed(RedisModuleCtx *ctx, const char *name, size_t len)
     return NULL;
 }
 
-/* Adds the data of a string to the payload, by a command. */
-static void add_by_command(RedisModuleCtx *ctx, RedisModuleString *key, valued_t head,
-                           const char *name, const guess_t *guess) {
+/* Adds the data of a string to the payload, by a command. Returns 0, or -1 if the key is gone. */
+static int add_by_command(RedisModuleCtx *ctx, RedisModuleString *key, valued_t head,
+                          const char *name, const guess_t *guess) {
     /* A reading command would make the client whose write has caused this event a reader of the
      * key: with client-side caching it would get an invalidation. GETEX counts as writing, but
      * changes nothing without options. */
     RedisModuleCallReply *reply = RedisModule_Call(ctx, "GETEX", "s", key);
-    if (reply == NULL) return;
+    if (reply == NULL) return 0;
+    const int gone = RedisModule_CallReplyType(reply) == REDISMODULE_REPLY_NULL;
     size_t size = 0;
     const char *bytes = RedisModule_CallReplyStringPtr(reply, &size);
     if (bytes != NULL && size == head.length) {
@@ -108,6 +109,7 @@ static void add_by_command(RedisModuleCtx *ctx, RedisModuleString *key, valued_t
         write_payload(&present, head, name, bytes, shown_bytes(size));
     }
     RedisModule_FreeCallReply(reply);
+    return gone ? -1 : 0;
 }
 
 /* Returns the key's value, or NULL if it does not exist. For the event `expire` no command reads
@@ -124,8 +126,9 @@ static buffer_t *find_present(RedisModuleCtx *ctx, const char *event, RedisModul
     /* Closed before a command: that may delete an expired key, and an open handle must not
      * outlive its key. */
     RedisModule_CloseKey(open);
-    if (head.type == REDISMODULE_KEYTYPE_STRING && bytes == NULL && strcmp(event, "expire") != 0)
-        add_by_command(ctx, key, head, name, &guess);
+    if (head.type == REDISMODULE_KEYTYPE_STRING && bytes == NULL && strcmp(event, "expire") != 0 &&
+        add_by_command(ctx, key, head, name, &guess) != 0)
+        return NULL;
     return &present;
 }
 
@@ -141,19 +144,37 @@ const buffer_t *values_find(RedisModuleCtx *ctx, const char *event, RedisModuleS
     return found;
 }
 
-int values_push(RedisModuleCtx *ctx, const record_t *head, const char *event,
-                RedisModuleString *key, const char *name, size_t len) {
-    const buffer_t *payload = values_find(ctx, event, key, name, len);
+const buffer_t *values_show(RedisModuleCtx *ctx, RedisModuleString *key, const char *name,
+                            size_t len) {
+    /* Other events may be true ones: the key's time may end at this very moment. */
+    const int plain = main_thread.wanted_plain, subkeyed = main_thread.wanted_subkeyed;
+    const int misses = parameters_classes("m", 1);
+    main_thread.wanted_plain &= ~misses;
+    main_thread.wanted_subkeyed &= ~misses;
+    const buffer_t *found = find_present(ctx, "", key, name, len);
+    main_thread.wanted_plain = plain;
+    main_thread.wanted_subkeyed = subkeyed;
+    return found;
+}
+
+int values_push_payload(RedisModuleCtx *ctx, const record_t *head, const char *event,
+                        const buffer_t *payload, const char *name) {
     if (payload != NULL) {
         record_t valued = *head;
         valued.kind = RECORD_VALUED;
         valued.payload_len = (uint32_t)payload->len;
-        int full = outbox_push(ctx, &valued, event, payload->data);
-        removed.payload.len = 0;
-        if (!full) return 0;
+        if (!outbox_push(ctx, &valued, event, payload->data)) return 0;
     }
     /* The event may still fit without its value. */
     return outbox_push(ctx, head, event, name);
+}
+
+int values_push(RedisModuleCtx *ctx, const record_t *head, const char *event,
+                RedisModuleString *key, const char *name, size_t len) {
+    const buffer_t *payload = values_find(ctx, event, key, name, len);
+    int full = values_push_payload(ctx, head, event, payload, name);
+    if (payload != NULL) removed.payload.len = 0;
+    return full;
 }
 
 void values_prepare(void) {

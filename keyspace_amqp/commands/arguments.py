@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..masks import EXCLUDES
 from ..tables.commands import COMMANDS
 from .replies import CommandError
 
@@ -34,3 +35,13 @@ def wrong_arguments(command: str) -> CommandError:
 def shown(text: bytes) -> str:
     """Return bytes in quotes, for the text of an error."""
     return repr(text.decode("utf-8", "backslashreplace"))
+
+
+def check_masks(given: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the masks if the client may set them. The shim checks the rest."""
+    for mask in given:
+        if not mask:
+            raise CommandError("a mask cannot be empty; ALL matches every key")
+        if mask == EXCLUDES:
+            raise CommandError("nothing stands behind the ! of a mask; !^tmp: excludes ^tmp:")
+    return given

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 
 from ..cluster.peers import Outcome
-from . import fallback, nodes, parameters
+from . import fallback, nodes, parameters, snapshot
 from .arguments import shown, upper_word
 from .handler import Call, Command, Handler, Steps, WaitForPeers
 from .merging import Merge, merge_same, merge_sum
@@ -23,6 +23,7 @@ COMMANDS: dict[str, Command] = {
     "CONFIG": parameters.config,
     "KEYMASK": parameters.keymask,
     "FALLBACK": fallback.fallback,
+    "SNAPSHOT": snapshot.snapshot,
     "STATS": nodes.stats,
     "CLUSTER": nodes.cluster,
 }
@@ -35,6 +36,8 @@ MERGES: dict[tuple[str, str], Merge] = {
     ("FALLBACK", "DRAIN"): merge_sum,
     ("FALLBACK", "PURGE"): merge_sum,
     ("FALLBACK", "IMPORT"): merge_sum,
+    ("SNAPSHOT", "START"): merge_sum,
+    ("SNAPSHOT", "STOP"): merge_sum,
     ("STATS", "RESET"): merge_same,
     ("STATS", "CLUSTER"): nodes.merge_counters,
     ("CLUSTER", ""): nodes.merge_nodes,

@@ -145,6 +145,20 @@ class Handler(Protocol):
         """Note that `count` elements were appended to a list, which has `length` now."""
         ...
 
+    @property
+    def snapshot_runs(self) -> bool:
+        """True while a snapshot of this node is under way."""
+        ...
+
+    def snapshot_start(self, rate: int, masks: Sequence[bytes], done: Resume) -> None:
+        """Begin a snapshot, with `rate` events per second at most, of the keys that these masks
+        match (no masks: all). `done` gets the number of keys that there are, or a `JobError`."""
+        ...
+
+    def snapshot_stop(self) -> int:
+        """End the snapshot of this node; return 1, or 0 if there is none."""
+        ...
+
     def reset_stats(self) -> None: ...
 
 

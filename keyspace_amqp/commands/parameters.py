@@ -16,7 +16,7 @@ from ..cluster.wire import Register
 from ..config import format_masks
 from ..jobs import Job, JobError, SetParameters
 from ..tables.parameters import INDEX, PARAMETERS
-from .arguments import shown, split_subcommand, wrong_arguments
+from .arguments import check_masks, shown, split_subcommand, wrong_arguments
 from .handler import Call, Handler, Steps, Wait, at_once
 from .replies import CommandError, Reply
 
@@ -37,7 +37,7 @@ def connect(call: Call, rest: Sequence[bytes]) -> Steps:
     """CONNECT: set the parameters that are given, and want a connection."""
     pairs = list(zip(_CONNECT_NAMES, rest, strict=False))
     if given_masks := rest[len(_CONNECT_NAMES) :]:
-        pairs.append(("masks", format_masks(_checked(given_masks))))
+        pairs.append(("masks", format_masks(check_masks(given_masks))))
     yield from _set(call, pairs)
     _want_link(call, _ON)
     return "OK"
@@ -78,9 +78,9 @@ def keymask(call: Call, rest: Sequence[bytes]) -> Steps:
         case "CLEAR", 0:
             changed: list[bytes] = []
         case "SET", count if count > 0:
-            changed = list(dict.fromkeys(_checked(arguments)))
+            changed = list(dict.fromkeys(check_masks(arguments)))
         case "ADD", count if count > 0:
-            changed = list(dict.fromkeys([*present, *_checked(arguments)]))
+            changed = list(dict.fromkeys([*present, *check_masks(arguments)]))
         case "DEL", count if count > 0:
             changed = _without(present, arguments)
         case _:
@@ -187,16 +187,6 @@ def _pairs(arguments: Sequence[bytes]) -> list[tuple[str, bytes]]:
             raise CommandError(f"there is no parameter {name!r}; there are {', '.join(INDEX)}")
         pairs.append((name, value))
     return pairs
-
-
-def _checked(given: Sequence[bytes]) -> Sequence[bytes]:
-    """Return the masks if the client may set them. The shim checks the rest."""
-    for mask in given:
-        if not mask:
-            raise CommandError("a mask cannot be empty; ALL matches every key")
-        if mask == masks.EXCLUDES:
-            raise CommandError("nothing stands behind the ! of a mask; !^tmp: excludes ^tmp:")
-    return given
 
 
 def _without(present: Sequence[bytes], removed: Sequence[bytes]) -> list[bytes]:

@@ -160,6 +160,24 @@ COMMANDS: tuple[CommandSpec, ...] = (
         "O(N) where N is the number of elements shown, deleted or taken over",
     ),
     CommandSpec(
+        "SNAPSHOT",
+        ("SNAPSHOT START [RATE events] [MASK mask [mask ...]]", "SNAPSHOT STOP"),
+        "Begins to publish an event `snapshot` for each key that exists, or stops; STATS shows the "
+        "progress",
+        (
+            _one_of(
+                _subcommand(
+                    "START",
+                    Argument("events", "INTEGER", token="RATE", optional=True),
+                    Argument("mask", token="MASK", optional=True, multiple=True),
+                ),
+                _subcommand("STOP"),
+            ),
+            _LOCAL,
+        ),
+        "O(1); the snapshot that begins is O(N) where N is the number of keys",
+    ),
+    CommandSpec(
         "STATS",
         ("STATS", "STATS CLUSTER", "STATS RESET"),
         "Shows the state and the counters, shows their sums over all nodes, or sets the counters "

@@ -66,11 +66,15 @@ EVENT_CLASSES = (
 # slot has moved.
 OTHER_BITS = (0, 1, 12, 17, 18, 19, 20, 21, 22)
 
+# The class of the events of a snapshot, which no server emits. The bit is the sign of the server's
+# masks, which no class can have, and the letter is none.
+SNAPSHOT = EventClass("*", 31, "snapshot", "`snapshot`: a key exists")
+
 # The letter of an event whose class is not known.
 UNKNOWN_CLASS = "?"
-_LETTERS = {event_class.bit: event_class.letter for event_class in EVENT_CLASSES}
+_LETTERS = {event_class.bit: event_class.letter for event_class in (*EVENT_CLASSES, SNAPSHOT)}
 # The letters of the classes by bit.
-CLASS_LETTERS = "".join(_LETTERS.get(bit, UNKNOWN_CLASS) for bit in range(max(_LETTERS) + 1))
+CLASS_LETTERS = "".join(_LETTERS.get(bit, UNKNOWN_CLASS) for bit in range(SNAPSHOT.bit + 1))
 
 # The names that the command TYPE has for REDISMODULE_KEYTYPE_*, and the name of all others.
 VALUE_TYPES = ("none", "string", "list", "hash", "set", "zset", "module", "stream")

@@ -46,19 +46,22 @@ class Stat(enum.IntEnum):
     CONFIRM_MS_SUM = 30
     REFUSED_WAITING = 31
     OUTBOX_MISSED = 32
-    DROPPED_QUEUE_FULL = 33
-    DROPPED_FALLBACK_FULL = 34
-    DROPPED_FALLBACK_EVICTED = 35
-    DROPPED_FALLBACK_EXPIRED = 36
-    DROPPED_FALLBACK_FLUSHED = 37
-    DROPPED_FALLBACK_REMOVED = 38
-    DROPPED_PURGED = 39
-    DROPPED_UNREADABLE = 40
-    DROPPED_STOPPED = 41
-    DROPPED_TOO_LARGE = 42
-    DROPPED_HANDLER_ERROR = 43
-    DROPPED_NO_MEMORY = 44
-    DROPPED_SET_ASIDE = 45
+    SNAPSHOT_EVENTS = 33
+    SNAPSHOT_LOOKED = 34
+    SNAPSHOT_TOTAL = 35
+    DROPPED_QUEUE_FULL = 36
+    DROPPED_FALLBACK_FULL = 37
+    DROPPED_FALLBACK_EVICTED = 38
+    DROPPED_FALLBACK_EXPIRED = 39
+    DROPPED_FALLBACK_FLUSHED = 40
+    DROPPED_FALLBACK_REMOVED = 41
+    DROPPED_PURGED = 42
+    DROPPED_UNREADABLE = 43
+    DROPPED_STOPPED = 44
+    DROPPED_TOO_LARGE = 45
+    DROPPED_HANDLER_ERROR = 46
+    DROPPED_NO_MEMORY = 47
+    DROPPED_SET_ASIDE = 48
 
 
 # Milliseconds. An event counts in the first of CONFIRM_MS_LE_* whose bound it does not exceed.
@@ -72,6 +75,7 @@ class Text(enum.IntEnum):
     BROKER = 1
     LAST_ERROR = 2
     OUTBOX = 3
+    SNAPSHOT = 4
 
 
 TEXT_HELP: dict[Text, str] = {
@@ -81,8 +85,10 @@ TEXT_HELP: dict[Text, str] = {
     Text.BROKER: "`host:port` of the connection, or of the last attempt",
     Text.LAST_ERROR: "the last problem with the broker or the list; empty: none so far",
     Text.OUTBOX: "the parameter `outbox`; with ` (waits)` while events go through memory",
+    Text.SNAPSHOT: "`none` (since the load), `running`, `waits (why)`, `done`, `stopped`, or "
+    "`ended (why)`",
 }
-# The end of this text.
+# The end of the text OUTBOX.
 OUTBOX_WAITS = " (waits)"
 
 HELP: dict[Stat, str] = {
@@ -119,6 +125,9 @@ HELP: dict[Stat, str] = {
     "too",
     Stat.OUTBOX_MISSED: "events that went through memory though `outbox` was on, because the list "
     "could not be written; and events that were held back until the outbox opened",
+    Stat.SNAPSHOT_EVENTS: "events `snapshot`; they count in `events_seen` and `events_matched` too",
+    Stat.SNAPSHOT_LOOKED: "keys that the present or last snapshot has looked at",
+    Stat.SNAPSHOT_TOTAL: "keys that there were at its start",
     Stat.DROPPED_QUEUE_FULL: "`queue-limit` was reached, and the list was off or out of reach",
     Stat.DROPPED_FALLBACK_FULL: "oldest elements of a list that had reached `fallback-size`",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",

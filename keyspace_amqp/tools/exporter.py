@@ -42,6 +42,8 @@ GAUGES = {
     Stat.QUEUE_BYTES,
     Stat.IN_FLIGHT,
     Stat.REFUSED_WAITING,
+    Stat.SNAPSHOT_LOOKED,
+    Stat.SNAPSHOT_TOTAL,
 }
 _REASON = "dropped_"
 _CONFIRM = "confirm_ms_"

@@ -13,7 +13,16 @@ from typing import Any
 
 from _keyspace_amqp import ffi, lib
 
-from ..jobs import BusMessage, Command, Job, JobResult, Lengths, OutboxStep, SetParameters
+from ..jobs import (
+    BusMessage,
+    Command,
+    Job,
+    JobResult,
+    Lengths,
+    OutboxStep,
+    SetParameters,
+    SnapshotStep,
+)
 from ..tables.stats import Stat, Text
 from . import records
 from .shim_api import OutboxState
@@ -95,6 +104,8 @@ class PendingJob:
                     lib.job_message(pointer)
                 case OutboxStep(open=opens):
                     lib.job_outbox(pointer, opens)
+                case SnapshotStep():
+                    lib.job_snapshot(pointer)
                 case Command():
                     lib.job_command(pointer, command.name.encode(), command.write)
                     if command.grows:

@@ -18,6 +18,7 @@ from ..publisher.aside import GivenUp
 from ..publisher.publisher import Publisher
 from ..tables.stats import Stat
 from .parameters import Parameters
+from .snapshot import Snapshot
 from .status import Status
 
 
@@ -31,6 +32,7 @@ class Handler:
         watch: ClusterWatch,
         peers: Peers,
         status: Status,
+        snapshot: Snapshot,
         *,
         clustered: bool,
     ) -> None:
@@ -40,6 +42,7 @@ class Handler:
         self._watch = watch
         self._peers = peers
         self._status = status
+        self._snapshot = snapshot
         # Commands that set parameters: the first holds the lock, the others wait for it.
         self._setting: collections.deque[Resume] = collections.deque()
         # Commands that wait until the lists are known.
@@ -79,6 +82,16 @@ class Handler:
 
     def reset_stats(self) -> None:
         self._status.reset()
+
+    @property
+    def snapshot_runs(self) -> bool:
+        return self._snapshot.runs
+
+    def snapshot_start(self, rate: int, masks: Sequence[bytes], done: Resume) -> None:
+        self._snapshot.start(rate, masks, done)
+
+    def snapshot_stop(self) -> int:
+        return self._snapshot.stop()
 
     # ---- the lists ---------------------------------------------------------
 

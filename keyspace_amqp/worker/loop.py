@@ -57,6 +57,7 @@ from .parameters import Parameters
 from .records import SetConfig, SetRole, parse_request, take_requests
 from .requests import Requests
 from .shim_api import Shim
+from .snapshot import Snapshot
 from .status import RareLog, Status
 
 # New objects, minus freed ones, before Python collects cycles of garbage.
@@ -95,9 +96,16 @@ class Worker:
         self._identity = Identity(
             self._broker, config, watch.topology, shim.port, clustered=clustered
         )
+        self._snapshot = Snapshot(
+            lambda job, done: self._job_queue.submit(job, done),
+            publisher,
+            shim.numbers,
+            lambda: (self._parameters.config.fallback_size, self._parameters.config.queue_limit),
+            shim.log,
+        )
         self._status = Status(
             shim, publisher, peers, self._identity, self._broker_address, rare_log,
-            Outages(time.monotonic),
+            Outages(time.monotonic), self._snapshot,
         )  # fmt: skip
         self._leftovers = Leftovers(shim.port)
         self._job_queue = JobQueue(shim, self._unexpected, lambda jobs: self._requests.book(jobs))
@@ -114,8 +122,9 @@ class Worker:
         self._batching = Batching(shim.events, self._intake, publisher)
         self._parameters = Parameters(values, config, self._identity, publisher, set_nice)
         self._handler = Handler(
-            self._parameters, publisher, watch, peers, self._status, clustered=clustered
-        )
+            self._parameters, publisher, watch, peers, self._status, self._snapshot,
+            clustered=clustered,
+        )  # fmt: skip
         self._client_lane = Lane(self._job_queue.submit, self._status.failed)
         self._peer_lane = Lane(self._job_queue.submit, self._status.failed)
         self._requests = Requests(
@@ -180,6 +189,7 @@ class Worker:
         self._outbox.poll(enabled=self._parameters.config.has_outbox)
         self._status.show()
         self._outbox.show()
+        self._snapshot.poll()  # what waits is in the numbers now
         self._schedule()
 
     def _publish(self) -> None:
@@ -247,6 +257,7 @@ class Worker:
         times = [self._publisher.wake_at(), self._cluster_io.wake_at(), self._batching.wake_at()]
         times.append(self._status.wake_at)
         times.append(self._outbox.wake_at(enabled=self._parameters.config.has_outbox))
+        times.append(self._snapshot.wake_at())
         at = min((time for time in times if time is not None), default=None)
         self._loop.set_alarm(None if at is None else max(at - time.monotonic(), 0.0))
 
@@ -278,6 +289,8 @@ class Worker:
         self._publisher.repair(job_lost=job_lost, taken=self._intake.taken + self._outbox.balance)
         self._cluster_io.repair()
         self._outbox.repair(job_lost=not self._job_queue.expects(self._outbox.job_done))
+        waits_for = self._snapshot.job_done
+        self._snapshot.repair(job_lost=waits_for is None or not self._job_queue.expects(waits_for))
         self._broken = False
 
     def end(self) -> None:

@@ -78,6 +78,15 @@ class Messages(Protocol):
     cut: int
 
 
+class Snapshot(Protocol):
+    """The members of the snapshot that are shown; see snapshot.py."""
+
+    events: int
+    looked: int
+    total: int
+    state: str
+
+
 class RareLog:
     """A log that writes lines of one kind at a bounded rate."""
 
@@ -113,6 +122,7 @@ class Status:
         broker: Callable[[], str],
         rare_log: RareLog,
         outages: Outages,
+        snapshot: Snapshot,
     ) -> None:
         self._shim = shim
         self._outages = outages
@@ -121,6 +131,7 @@ class Status:
         self._messages = messages
         self._broker = broker
         self._log = rare_log
+        self._snapshot = snapshot
         self._shown = [0] * len(Stat)
         self._shown_texts: dict[Text, str] = {}
 
@@ -129,9 +140,12 @@ class Status:
         publisher = self._publisher
         publisher.counts[Stat.MESSAGES_REJECTED] = self._peers.rejected
         publisher.counts[Stat.ROUTING_KEYS_CUT] = self._messages.cut
+        publisher.counts[Stat.SNAPSHOT_EVENTS] = self._snapshot.events
         numbers = publisher.counts.copy()
         for stat, number in publisher.gauges().items():
             numbers[stat] = number
+        numbers[Stat.SNAPSHOT_LOOKED] = self._snapshot.looked
+        numbers[Stat.SNAPSHOT_TOTAL] = self._snapshot.total
         # The shim counts the matched events itself, and has to know how many of them were taken.
         numbers[Stat.EVENTS_MATCHED] = publisher.taken
         counters = self._shim.counters
@@ -142,6 +156,7 @@ class Status:
         state, broker, trouble = publisher.state, self._broker(), publisher.link.trouble
         self._changed(Text.STATE, state)
         self._changed(Text.BROKER, broker)
+        self._changed(Text.SNAPSHOT, self._snapshot.state)
         for level, line in self._outages.lines(
             state, broker, _one_line(trouble),
             waiting=sum(numbers[stat] for stat in _WAITING), proven=publisher.link.is_proven,
@@ -175,7 +190,7 @@ class Status:
         """Set all counters to 0, for STATS RESET."""
         publisher = self._publisher
         publisher.reset_stats()
-        self._peers.rejected = self._messages.cut = 0
+        self._peers.rejected = self._messages.cut = self._snapshot.events = 0
         self._shim.reset_numbers(publisher.taken - publisher.counts[Stat.EVENTS_MATCHED])
         self.show()
 
@@ -193,6 +208,7 @@ class Status:
             "version": __version__,
             "config_version": self._peers.config_version,
             "state": self._publisher.state,
+            "snapshot": self._snapshot.state,
             "fallback_length": numbers["fallback_length"],
             "queue_length": numbers["queue_length"],
             "last_error": self._publisher.last_error,

@@ -24,6 +24,7 @@ from tests.pure.resp import to_resp
 
 CONNECT, CONFIG, KEYMASK = b"keyspaceamqp.connect", b"keyspaceamqp.config", b"keyspaceamqp.keymask"
 FALLBACK = b"keyspaceamqp.fallback"
+SNAPSHOT = b"keyspaceamqp.snapshot"
 STATS, DISCONNECT = b"keyspaceamqp.stats", b"keyspaceamqp.disconnect"
 CLUSTER = b"keyspaceamqp.cluster"
 
@@ -49,6 +50,8 @@ class FakeHandler:
         self.calls: list[str] = []
         self.purged: int | JobError = 3
         self.aside: list[GivenUp] = []
+        self.snapshot_runs = False
+        self.started: int | JobError = 42
         self.topology = topology
         self.clustered = topology is not ALONE
         self.writable = True
@@ -90,6 +93,14 @@ class FakeHandler:
 
     def imported(self, key: bytes, length: int, count: int) -> None:
         self.calls.append(f"imported {key.decode()} {length} {count}")
+
+    def snapshot_start(self, rate: int, masks: Sequence[bytes], done: commands.Resume) -> None:
+        self.calls.append(f"snapshot {rate} {b' '.join(masks).decode()}".strip())
+        done(self.started)
+
+    def snapshot_stop(self) -> int:
+        self.calls.append("snapshot_stop")
+        return 1
 
     def reset_stats(self) -> None:
         self.calls.append("reset_stats")

@@ -28,6 +28,7 @@ from tests.commands.handler import (
     KEYMASK,
     NOTHING,
     OK,
+    SNAPSHOT,
     STATS,
     FakeHandler,
     Results,
@@ -135,6 +136,8 @@ RUNNING: list[tuple[list[bytes], Results, Any, Any]] = [
      [[b"b", b"no", 9], [b"\xff", b"no", 7]]),
     ([FALLBACK, b"ASIDE", b"1"], [], [["a", "no", 7], ["b", "no", 9]], [[b"b", b"no", 9]]),
     ([FALLBACK, b"ASIDE"], [], [None, "x", ["a", "no"], [None, 5, "x"]], [[b"", b"", 0]]),
+    ([SNAPSHOT, b"START", b"RATE", b"5"], [], 30, 72),
+    ([SNAPSHOT, b"stop"], [], 1, 2),
     ([STATS, b"RESET"], [], "OK", "OK"),
 ]  # fmt: skip
 running_commands = pytest.mark.parametrize(
@@ -197,6 +200,16 @@ def test_a_replica_does_not_answer_for_its_copy(arguments: list[bytes], empty: A
     if arguments == [b"LEN"]:
         results = [lengths(*[1] * LOOK_KEYS) for _ in range(0, 2 * SLOTS, LOOK_KEYS)]
         assert Run(handler, FALLBACK, b"LEN", b"LOCAL", results=results).reply == 2 * SLOTS
+
+
+def test_a_replica_makes_no_snapshot() -> None:
+    """Its primary does; with LOCAL a replica says why not, as the job's error."""
+    handler = clustered({"a": 5})
+    handler.writable = False
+    assert Run(handler, SNAPSHOT, b"START").reply == spread_over(5, 2)
+    assert handler.calls == []
+    Run(handler, SNAPSHOT, b"START", b"LOCAL")
+    assert handler.calls == ["snapshot 10000"]
 
 
 def test_a_replica_outside_of_a_cluster_shows_its_copy() -> None:

@@ -25,6 +25,7 @@ from tests.commands.handler import (
     KEYMASK,
     NOTHING,
     OK,
+    SNAPSHOT,
     FakeHandler,
     Results,
     Run,
@@ -208,6 +209,51 @@ def test_stats_reset() -> None:
     assert handler.calls == ["reset_stats"]
 
 
+# ---- SNAPSHOT -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "call"),
+    [
+        ([], "snapshot 10000"),
+        ([b"RATE", b"1"], "snapshot 1"),
+        ([b"rate", b"1000000"], "snapshot 1000000"),
+        ([b"MASK", b"^a", b"!b"], "snapshot 10000 ^a !b"),
+        ([b"RATE", b"7", b"mask", b"RATE", b"7"], "snapshot 7 RATE 7"),
+    ],
+)
+def test_snapshot_start(arguments: list[bytes], call: str) -> None:
+    handler = FakeHandler()
+    assert Run(handler, SNAPSHOT, b"START", *arguments).reply == 42
+    assert handler.calls == [call]
+
+
+@pytest.mark.parametrize("rate", [b"0", b"1000001", b"-1", b"1.5", b"", b"9" * 500])
+def test_snapshot_refuses_a_rate(rate: bytes) -> None:
+    message = refused(SNAPSHOT, b"START", b"RATE", rate)
+    assert message.startswith(f"RATE: '{rate[:20].decode()}' is not accepted; give a number")
+    assert "from 1 to 1000000" in message
+
+
+def test_snapshot_refuses_masks_as_keymask_does() -> None:
+    for mask in (b"", b"!"):
+        assert refused(SNAPSHOT, b"START", b"MASK", mask) == refused(KEYMASK, b"ADD", mask)
+
+
+def test_snapshot_start_while_there_is_one() -> None:
+    handler = FakeHandler()
+    handler.snapshot_runs = True
+    assert "is under way; SNAPSHOT STOP" in refused(SNAPSHOT, b"START", handler=handler)
+    assert Run(handler, SNAPSHOT, b"STOP").reply == 1
+
+
+def test_snapshot_start_that_fails() -> None:
+    handler = FakeHandler()
+    handler.started = JobError("a replica", code="READONLY")
+    with pytest.raises(CommandError, match="a replica"):
+        Run(handler, SNAPSHOT, b"START")
+
+
 # ---- usage, LOCAL -------------------------------------------------------------------
 
 WRONG = [
@@ -219,6 +265,9 @@ WRONG = [
     [KEYMASK, b"\xff"], [KEYMASK, b""],
     [FALLBACK], [FALLBACK, b"LEN", b"x"], [FALLBACK, b"PEEK", b"1", b"2"],
     [FALLBACK, b"ASIDE", b"1", b"2"],
+    [SNAPSHOT], [SNAPSHOT, b"STOP", b"x"], [SNAPSHOT, b"^user:"], [SNAPSHOT, b"START", b"^user:"],
+    [SNAPSHOT, b"START", b"RATE"], [SNAPSHOT, b"START", b"MASK"],
+    [SNAPSHOT, b"START", b"RATE", b"5", b"MASK"], [SNAPSHOT, b"START", b"RATE", b"5", b"^user:"],
     [FALLBACK, b"DRAIN", b"x"], [FALLBACK, b"PURGE", b"x"], [FALLBACK, b"POP"],
 ]  # fmt: skip
 

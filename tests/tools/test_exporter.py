@@ -119,7 +119,8 @@ def test_the_numbers_are_those_of_stats(
         elif name in ("fallback_length", "fallback_found", "queue_length", "queue_bytes"):
             exported = value(found, name, node=node)
         else:
-            is_gauge = name in ("in_flight", "refused_waiting")
+            gauges = ("in_flight", "refused_waiting", "snapshot_looked", "snapshot_total")
+            is_gauge = name in gauges
             exported = value(found, name if is_gauge else f"{name}_total", node=node)
         assert exported == numbers[name], name
     (info,) = (dict(labels) for name, labels in found if name == "keyspace_amqp_info")

@@ -66,13 +66,15 @@ class World:
         self.identity: Any = Part("identity", self.heard)
         self.status: Any = Part("status", self.heard)
         self.outbox: Any = Part("outbox", self.heard)
+        self.snapshot: Any = Part("snapshot", self.heard, runs=False)
         self.parameters = Parameters(
             DEFAULTS, Config.from_values(DEFAULTS), self.identity, self.publisher,
             self.shim.set_nice,
         )  # fmt: skip
         self.handler = Handler(
-            self.parameters, self.publisher, self.watch, self.peers, self.status, clustered=False
-        )
+            self.parameters, self.publisher, self.watch, self.peers, self.status, self.snapshot,
+            clustered=False,
+        )  # fmt: skip
         self.lane = Lane(lambda job, done: None, self.failures)
         self.connect()
 

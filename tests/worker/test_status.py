@@ -48,16 +48,22 @@ class Messages:
     cut = 0
 
 
+class Snapshot:
+    events = looked = total = 0
+    state = "none"
+
+
 class World:
     def __init__(self) -> None:
         self.now = 1000.0
         self.shim = FakeShim()
         self.publisher, self.peers, self.messages = Publisher(), Peers(), Messages()
+        self.snapshot = Snapshot()
         self.broker = "h:5672"
         self.rare_log = RareLog(self.shim.log, lambda: self.now)
         self.status = Status(
             self.shim, self.publisher, self.peers, self.messages,
-            lambda: self.broker, self.rare_log, Outages(lambda: self.now),
+            lambda: self.broker, self.rare_log, Outages(lambda: self.now), self.snapshot,
         )  # fmt: skip
 
     def lines(self) -> list[tuple[str, str]]:
@@ -113,6 +119,7 @@ def test_texts(world: World) -> None:
         Text.STATE: "idle",
         Text.BROKER: "h:5672",
         Text.LAST_ERROR: "no way out of here",
+        Text.SNAPSHOT: "none",
     }
     world.publisher.last_error, world.broker = "", "[::1]:5671"
     world.status.show()
@@ -198,10 +205,22 @@ def test_what_cluster_shows(world: World, primary: bool, role: str) -> None:
         "version": __version__,
         "config_version": 77,
         "state": "blocked",
+        "snapshot": "none",
         "fallback_length": 3,
         "queue_length": 8,
         "last_error": "by the broker",
     }
+
+
+def test_a_snapshot(world: World) -> None:
+    world.snapshot.state, world.snapshot.looked, world.snapshot.total = "running", 5, 9
+    world.snapshot.events = 4
+    numbers = world.status.counters()
+    assert world.shim.texts[Text.SNAPSHOT] == "running"
+    assert [numbers[f"snapshot_{name}"] for name in ("events", "looked", "total")] == [4, 5, 9]
+    world.status.reset()
+    numbers = world.status.counters()
+    assert [numbers[f"snapshot_{name}"] for name in ("events", "looked", "total")] == [0, 5, 9]
 
 
 def test_reset(world: World) -> None:
