@@ -23,7 +23,7 @@ ifneq ($(wildcard .venv/.*),)
 $(shell $(VENV)/python -c 'import _cffi_backend' 2>/dev/null || rm -f .venv/.build .venv/.demo .venv/.dev)
 endif
 
-.PHONY: help setup venv build demo demo-cluster test test-pika test-reach test-containers soak kills bench bench-quick picture lint format clean
+.PHONY: help setup venv build demo demo-cluster test test-pika test-reach test-containers test-packages soak kills bench bench-quick picture deb lint format clean
 
 help: ## print this text
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
@@ -50,6 +50,9 @@ test-containers: setup ## test the image, and a cluster of containers; needs Doc
 	tests/containers/base_images
 	$(VENV)/python -m pytest -m containers $(PYTEST_ARGS) tests/system/test_containers.py
 
+test-packages: ## install what `make deb` makes in a bare Debian: SYSTEM=trixie or bookworm
+	tests/reach/packages $(SYSTEM)
+
 soak: setup build ## random faults on real servers; MINUTES=10, SEED=… repeats a run
 	$(VENV)/python -m tests.system.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
@@ -66,6 +69,10 @@ picture: setup build ## docs/status.svg, the picture of `status`, from a run of 
 	$(VENV)/python -m tests.tools.picture
 
 build: $(MODULE) ## build the module, build/libredis_keyspace_amqp.so
+
+deb: ## make a Debian package for this release, a wheel and a source distribution, in dist
+	@.ci/setup build /usr/bin/python3 $(shell command -v dpkg-shlibdeps >/dev/null || echo dpkg-dev)
+	@.ci/deb
 
 lint: venv ## run ruff, mypy, clang-format, and the C compiler with warnings as errors
 	$(VENV)/ruff check

@@ -13,38 +13,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import __version__
 from .tools import ToolError
-from .tools.table import TOOLS, Tool
+from .tools.parser import make_parser
+from .tools.table import Tool
 
 # What the extras of the package install.
-_PACKAGES = ("pika", "redis", "rich", "prometheus_client")
+_PACKAGES = ("pika", "redis", "rich", "prometheus_client", "shtab")
 # The exit code of a shell for a process that SIGINT or SIGPIPE has ended.
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "keyspace-amqp",
-        description="Redis keyspace events in RabbitMQ: at least once, in order per node, and "
-        "Redis does not wait for the broker.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"keyspace-amqp {__version__}")
-    parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for tool in TOOLS:
-        each = parsers.add_parser(
-            tool.name,
-            help=tool.summary,
-            description=tool.description,
-            epilog=tool.epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        tool.add_arguments(each)
-        each.set_defaults(tool=tool)
-    return parser
 
 
 def _run(tool: Tool, options: argparse.Namespace) -> int:
@@ -65,7 +42,7 @@ def _run(tool: Tool, options: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a tool and return its exit code. Like argparse, raises SystemExit for wrong
     options."""
-    options = _parser().parse_args(argv)
+    options = make_parser().parse_args(argv)
     try:
         return _run(options.tool, options)
     except ToolError as error:

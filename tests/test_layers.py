@@ -54,7 +54,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
 MAY_IMPORT_OTHERS: Mapping[str, set[str]] = {
     **{room: set() for room in INSIDE},
     "broker": {"pika"},
-    "tools": {"pika", "redis", "rich", "prometheus_client"},
+    "tools": {"pika", "redis", "rich", "prometheus_client", "shtab"},
     "demo": {"pika", "redis", "rich"},
     "cli": set(),
 }

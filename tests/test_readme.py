@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from keyspace_amqp import cli, masks
+from keyspace_amqp import masks
 from keyspace_amqp.config import parse_masks
 from keyspace_amqp.tables.commands import COMMANDS
 from keyspace_amqp.tables.events import EVENT_CLASSES
 from keyspace_amqp.tables.parameters import PARAMETERS
 from keyspace_amqp.tables.stats import HELP, TEXT_HELP, Stat, Text
+from keyspace_amqp.tools.parser import make_parser
 from tests.servers import PACKAGES, SYSTEMS, kind_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -255,7 +256,7 @@ def test_options_of_the_command_line() -> None:
     """An option in a line with a command must be one of that command."""
     (commands,) = (
         action.choices
-        for action in cli._parser()._actions
+        for action in make_parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     )
     found = re.findall(r"keyspace-amqp ([a-z]+) ([^`\n]*(?:\\\n[^`\n]*)*)", TEXT)

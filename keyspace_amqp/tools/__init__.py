@@ -1,8 +1,8 @@
 """The tools: the commands of `keyspace-amqp`. They run outside Redis, and most look into a
 running module.
 
-`table.py` declares them all; it, `path.py` and `loadmodule.py` need the standard library
-alone. This file does too.
+`table.py` declares them all; it, `parser.py`, `path.py` and `loadmodule.py` need the standard
+library alone. This file does too.
 """
 
 

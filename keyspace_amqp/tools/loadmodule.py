@@ -23,6 +23,8 @@ from .path import module_path
 
 # All letters of any server. Only the module knows which of them its server has.
 _EVENT_LETTERS = frozenset({"A", *(event_class.letter for event_class in EVENT_CLASSES)})
+# A pattern that is a choice of a few words.
+_WORDS = re.compile(r"[a-z-]+(\|[a-z-]+)+")
 _INTEGER = re.compile(r"-?[0-9]+")
 # Values that the lines have unless an option says otherwise: defaults for those who begin. That of
 # the module for delivery-mode is the one of the older C module: the broker forgets messages.
@@ -50,10 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 f"--{parameter.name}",
                 dest=parameter.name,
                 type=check,
-                metavar="NUMBER" if parameter.kind is Kind.INTEGER else "TEXT",
+                metavar=_metavar(parameter),
                 # argparse would expand a percent sign.
                 help=f"{parameter.help} (default: {default})".replace("%", "%%"),
             )
+
+
+def _metavar(parameter: Parameter) -> str:
+    """Return what the help names a value; completion.py completes files and `one|of|these`."""
+    if _WORDS.fullmatch(parameter.pattern):
+        return parameter.pattern
+    if parameter.name.endswith("-file"):
+        return "FILE"
+    return "NUMBER" if parameter.kind is Kind.INTEGER else "TEXT"
 
 
 def checked(parameter: Parameter, text: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 
 from . import ToolError
 
@@ -13,12 +14,15 @@ CORE_FILE = "libredis_keyspace_amqp_core.so"
 
 
 def module_path() -> pathlib.Path:
-    """Return the path of the module: in an installed package, or built in a checkout. Raises
-    ToolError."""
+    """Return the path of the module: in an installed package, or built in a checkout. If there is
+    a link to it at the top of the environment, as in the image, that is the path: it stays when
+    Python's version changes. Raises ToolError."""
     package = pathlib.Path(__file__).resolve().parents[1]
     for folder in (package, package.parent / "build"):
         if all((folder / name).is_file() for name in (MODULE_FILE, CORE_FILE)):
-            return folder / MODULE_FILE
+            module = folder / MODULE_FILE
+            link = pathlib.Path(sys.prefix, MODULE_FILE)
+            return link if link.exists() and link.samefile(module) else module
     raise ToolError(
         f"{MODULE_FILE} and {CORE_FILE} are neither in {package} nor in "
         f"{package.parent / 'build'}; run `make build` in a source checkout, or install the "

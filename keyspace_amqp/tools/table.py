@@ -249,6 +249,10 @@ def _leftovers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="such as keyspaceamqp-6379.leftover")
 
 
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh"))
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster",
@@ -417,6 +421,16 @@ file fails, or if there is neither a list nor the module""",
 example: keyspace-amqp leftovers keyspaceamqp-6379.leftover > events.jsonl
          keyspace-amqp replay events.jsonl""",
         _leftovers,
+    ),
+    Tool(
+        "completion",
+        "tools.completion:run",
+        "print a script with which bash or zsh completes commands and options",
+        "Prints a script for a shell, with which Tab completes commands, options and files.",
+        """\
+example: keyspace-amqp completion bash > /etc/bash_completion.d/keyspace-amqp
+         keyspace-amqp completion zsh > /usr/local/share/zsh/site-functions/_keyspace-amqp""",
+        _completion,
     ),
     Tool(
         "demo",

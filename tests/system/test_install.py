@@ -174,3 +174,12 @@ def test_pip_install_in_a_checkout(tmp_path: pathlib.Path, mailbox: Mailbox) -> 
     subprocess.run(install, cwd=source, check=True)
     shutil.rmtree(source)
     works(environment, interpreters()[0].library, mailbox, tmp_path)
+    # A link at the top of the environment, as in the image, is the path that stays.
+    path = [environment / "bin" / "keyspace-amqp", "path"]
+    module = subprocess.run(path, check=True, capture_output=True, text=True).stdout.strip()
+    link = environment / MODULE_FILE
+    link.symlink_to(module)
+    assert subprocess.run(path, check=True, capture_output=True, text=True).stdout == f"{link}\n"
+    link.unlink()
+    shutil.copy(module, link)  # a copy is no link: it would not find its handler
+    assert subprocess.run(path, check=True, capture_output=True, text=True).stdout != f"{link}\n"
