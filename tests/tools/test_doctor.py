@@ -705,6 +705,21 @@ def test_doctor_and_a_template_of_routing_keys(
     assert mailbox.count() == 1
 
 
+def test_doctor_and_a_url_that_cannot_be_read(start_redis: StartRedis, run: Run) -> None:
+    """It is what the user has given, so it is a problem. It is not shown."""
+    server = start_redis(arguments=[])
+    words = ("--redis", url(server), "--amqp", "amqp://u:s3cret#s3cret@h/")
+    code, lines = found_by(run, *words)
+    assert code == 1
+    has(lines, "problem broker not looked at: the broker's URL is not accepted: it has a #")
+    assert "s3cret" not in str(lines)
+    with server.client() as client:
+        client.config_set("keyspaceamqp.url", "amqp://h/")
+    code, lines = found_by(run, "--redis", url(server))
+    assert code == 0
+    has(lines, "unknown broker not looked at: the module's broker is in its parameter url")
+
+
 # ---- advice ------------------------------------------------------------------------------
 
 
