@@ -34,7 +34,7 @@ PREDEFINED = {
     "amq.headers": "headers",
     "amq.match": "headers",
 }
-# RabbitMQ's text about something that exists otherwise, and its forms of a value.
+# RabbitMQ's text about something that differs, and its forms of a value.
 _DIFFERS = re.compile(r"inequivalent arg '([^']+)' for .*: received .+ but current is (.+)$")
 _VALUE = re.compile(r"(?:the value )?'(.*?)'(?: of type '.*')?$", re.DOTALL)
 # Properties of a queue or an exchange that are no arguments.
@@ -50,7 +50,7 @@ class _Missing(ToolError):
 
 
 class _Differs(Exception):
-    """Something exists otherwise: `name` is `present` (empty: not set), and not as asked for."""
+    """Something exists and differs: `name` is `present` (empty: not set), not as asked for."""
 
     def __init__(self, name: str, present: str) -> None:
         super().__init__(name, present)
@@ -100,7 +100,7 @@ class Broker:
                 advice = "delete it, or have the module publish to another exchange"
                 if differs.name == "type":
                     advice = f"give --exchange-type {differs.present}"
-                raise _otherwise(what, differs, advice) from None
+                raise _differing(what, differs, advice) from None
             # It has arguments of its own, such as an alternate exchange, which do no harm.
         return kind
 
@@ -115,7 +115,7 @@ class Broker:
                     lambda channel: channel.queue_declare(name, durable=True, arguments=arguments),
                 )
             except _Differs as differs:
-                raise _otherwise(what, differs, _advice(differs)) from None
+                raise _differing(what, differs, _advice(differs)) from None
         about = [arguments[TYPE], "durable"]
         about += [f"{key} {value}" for key, value in arguments.items() if key != TYPE]
         self._say(f"queue     {name!r} ({', '.join(about)}): {self._word(there, 'declared')}")
@@ -166,13 +166,15 @@ def _value(name: str, text: str) -> str:
     return found[1] if found else text
 
 
-def _otherwise(what: str, differs: _Differs, advice: str) -> ToolError:
+def _differing(what: str, differs: _Differs, advice: str) -> ToolError:
     present = differs.present or "not set"
-    return ToolError(f"{what} exists otherwise: its {differs.name} is {present}; {advice}")
+    return ToolError(
+        f"{what} exists already and differs: its {differs.name} is {present}; {advice}"
+    )
 
 
 def _advice(differs: _Differs) -> str:
-    """Return what to do about a queue that exists otherwise."""
+    """Return what to do about a queue that differs."""
     if differs.name == TYPE:
         return f"give --queue-type {differs.present}, or another --queue"
     if differs.name in _PROPERTIES:

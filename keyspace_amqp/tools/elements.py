@@ -190,8 +190,9 @@ def _check_away(node: Node) -> None:
     """Make sure that the module does not deliver its list now. Raises ToolError if it may."""
     state = _state(node)
     if state is not None and state not in _AWAY:
+        does = "delivers" if state == "connected" else "may at any time deliver"
         raise ToolError(
-            f"the module of {node.address} is {state} and delivers its list. Give "
+            f"the module of {node.address} is {state} and {does} its list. Give "
             "KEYSPACEAMQP.DISCONNECT before, and CONNECT afterwards. With --force, events may "
             "both be delivered and be in the file"
         )

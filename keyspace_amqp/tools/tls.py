@@ -68,7 +68,10 @@ def check(url: str) -> None:
         accepted = _TLS_NAMES.get(name)
         if accepted is None and name not in _NAMES:
             names = ", ".join([*_TLS_NAMES, *_NAMES])
-            raise ToolError(f"--redis: {name!r} is not accepted in the URL; give {names}")
+            what = f"{name!r} is not accepted in the URL"
+            if "password=" in query:  # the name may be a part of it
+                what = "a name behind the ? is not accepted (in a password, write & as %26)"
+            raise ToolError(f"--redis: {what}; give {names}")
         if accepted is not None and scheme != "rediss":
             raise ToolError(f"--redis: {name} is for TLS, which a URL with rediss:// has")
         if accepted and value.lower() not in accepted:

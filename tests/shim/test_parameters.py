@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
 from collections.abc import Callable
 
 import pytest
@@ -376,6 +377,18 @@ def test_each_advice_is_given() -> None:
     for advice in ADVICE:
         if "the module has no" not in advice.text:
             assert any(f": {advice.text}" in end for end in said), advice
+
+
+@pytest.mark.parametrize("start", ["", "u:p@", "["])
+@pytest.mark.parametrize("piece", [":", "a:", "a,", "a@b,", "a/", "a?", "h:1,", "?ssl=1&"])
+def test_advice_takes_no_time(check: Check, start: str, piece: str) -> None:
+    """Of the processor, whatever the value: the shim looks for it on Redis' main thread."""
+    parameter = PARAMETERS[INDEX["url"]]
+    value = f"amqp://{start}{piece * parameter.maximum}"[: parameter.maximum]
+    begin = time.process_time()
+    check("url", value.encode())
+    end_of_refusal(parameter, value)
+    assert time.process_time() - begin < 2
 
 
 @given(

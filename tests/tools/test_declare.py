@@ -16,38 +16,30 @@ import pika
 import pytest
 import redis
 
-from keyspace_amqp import cli
 from keyspace_amqp.demo.servers import RabbitServer, free_port, wait_for
 from keyspace_amqp.demo.servers.ports import listens
 from keyspace_amqp.tools import ToolError, declare
 from tests import servers
 from tests.fix_servers import ROOT, StartRedis, arguments_for, settled
+from tests.fix_tools import Run, amqp_url, url
 from tests.servers import REDIS
 
-Run = Callable[..., tuple[int, str, str]]
 Step = Callable[[Any], object]
-
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REDIS_URL", "REDISCLI_AUTH", "AMQP_URL", "AMQP_PASSWORD"):
-        monkeypatch.delenv(name, raising=False)
 
 
 class Place:
     """A broker with a name that nothing else has, for a queue and an exchange."""
 
-    def __init__(self, broker: RabbitServer, capfd: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, broker: RabbitServer, run: Run) -> None:
         self.broker = broker
         self.name = f"declare-{uuid.uuid4()}"
-        self.url = f"amqp://guest:guest@127.0.0.1:{broker.port}/"
-        self._capfd = capfd
+        self.url = amqp_url(broker)
+        self._run = run
 
     def run(self, *words: str) -> tuple[int, str, str]:
         """Runs it; returns its exit code, stdout and stderr. The name stands for NAME."""
-        self._capfd.readouterr()
-        code = cli.main(["declare", *(word.replace("NAME", self.name) for word in words)])
-        out, err = self._capfd.readouterr()
+        words = tuple(word.replace("NAME", self.name) for word in words)
+        code, out, err = self._run("declare", *words)
         return code, out.replace(self.name, "NAME"), err.replace(self.name, "NAME")
 
     def alone(self, *words: str, exchange: str = "NAME", key: str = "NAME") -> tuple[int, str, str]:
@@ -93,8 +85,8 @@ class Place:
 
 
 @pytest.fixture
-def place(broker: RabbitServer, capfd: pytest.CaptureFixture[str]) -> Iterator[Place]:
-    place = Place(broker, capfd)
+def place(broker: RabbitServer, run: Run) -> Iterator[Place]:
+    place = Place(broker, run)
     yield place
     with broker.connection() as connection:
         for step in ("queue_delete", "exchange_delete"):
@@ -110,7 +102,7 @@ def test_from_nothing_to_a_message(family: str, place: Place, start_redis: Start
     declare the queue itself."""
     arguments = [*arguments_for(place.broker)[:6], "amq.direct", place.name, 2]
     server = start_redis(family, arguments)
-    where = ("--redis", f"redis://127.0.0.1:{server.port}")
+    where = ("--redis", url(server))
     shown = (
         f"broker    amqp://guest@127.0.0.1:{place.broker.port}/ (RabbitMQ VERSION)\n"
         "exchange  'amq.direct' (direct): is there\n"
@@ -212,7 +204,7 @@ def test_delivery_mode(place: Place, start_redis: StartRedis) -> None:
         server = start_redis(
             arguments=[*arguments_for(place.broker)[:6], "amq.direct", place.name, mode]
         )
-        where = ("--redis", f"redis://127.0.0.1:{server.port}", "--queue-type", kind, "--dry-run")
+        where = ("--redis", url(server), "--queue-type", kind, "--dry-run")
         assert ("delivery-mode is 1" in place.run(*where)[1]) is told
 
 
@@ -221,7 +213,7 @@ def test_a_routing_key_that_depends_on_the_event(place: Place, start_redis: Star
     key = "redis.{db}.{event}.{key:1}"
     arguments = [*arguments_for(place.broker)[:6], place.name, key, 2]
     server = start_redis(arguments=arguments)
-    where = ("--redis", f"redis://127.0.0.1:{server.port}", "--queue", "NAME")
+    where = ("--redis", url(server), "--queue", "NAME")
     code, out, _ = place.run(*where)
     assert code == 0
     assert "exchange  'NAME' (topic): declared\n" in out
@@ -245,7 +237,10 @@ def test_an_exchange_that_is_there(kind: str, place: Place) -> None:
     other = "topic" if kind == "direct" else "direct"
     code, _, err = place.alone("--exchange-type", other)
     assert code == 1
-    assert f"exchange 'NAME' exists otherwise: its type is {kind}; give --exchange-type" in err
+    assert (
+        f"exchange 'NAME' exists already and differs: its type is {kind}; give --exchange-type"
+        in err
+    )
     assert place.alone("--exchange-type", kind)[0] == 0
 
 
@@ -269,7 +264,7 @@ def test_the_default_exchange(place: Place, start_redis: StartRedis) -> None:
     """It reaches the queue with the name of the routing key, without a binding."""
     arguments = [*arguments_for(place.broker)[:6], "", place.name, 2]
     server = start_redis(arguments=arguments)
-    where = ("--redis", f"redis://127.0.0.1:{server.port}")
+    where = ("--redis", url(server))
     code, _, err = place.run(*where, "--queue", "other")
     assert code == 1
     assert "sends messages to the queue 'NAME' only: leave out --queue" in err
@@ -302,7 +297,7 @@ def test_the_default_exchange(place: Place, start_redis: StartRedis) -> None:
          "its auto_delete is true; delete it, or give another --queue"),
     ],
 )  # fmt: skip
-def test_a_queue_that_exists_otherwise(
+def test_a_queue_that_differs(
     there: dict[str, Any], words: tuple[str, ...], expected: str, place: Place
 ) -> None:
     """Also with --dry-run; nothing is changed, and nothing is bound."""
@@ -311,7 +306,7 @@ def test_a_queue_that_exists_otherwise(
         code, out, err = place.alone(*words, *more)
         assert (code, err) == (
             1,
-            f"keyspace-amqp: the queue 'NAME' exists otherwise: {expected}\n",
+            f"keyspace-amqp: the queue 'NAME' exists already and differs: {expected}\n",
         )
         assert "binding" not in out
     place.queue(**there)
@@ -325,13 +320,11 @@ def test_a_queue_that_exists_otherwise(
         ({}, "its durable is false"),
     ],
 )
-def test_an_exchange_that_exists_otherwise(
-    there: dict[str, Any], expected: str, place: Place
-) -> None:
+def test_an_exchange_that_differs(there: dict[str, Any], expected: str, place: Place) -> None:
     place.exchange("direct", **there)
     code, _, err = place.alone()
     assert code == 1
-    assert f"the exchange 'NAME' exists otherwise: {expected}; delete it" in err
+    assert f"the exchange 'NAME' exists already and differs: {expected}; delete it" in err
     assert not place.has_queue
 
 
@@ -340,7 +333,7 @@ def test_a_direct_exchange_and_a_key_that_depends_on_the_event(
 ) -> None:
     arguments = [*arguments_for(place.broker)[:6], "amq.direct", "{event}", 2]
     server = start_redis(arguments=arguments)
-    where = ("--redis", f"redis://127.0.0.1:{server.port}", "--queue", "NAME")
+    where = ("--redis", url(server), "--queue", "NAME")
     code, _, err = place.run(*where)
     assert code == 1
     assert "type direct, and the routing key is '{event}': give --routing-key for each" in err
@@ -385,10 +378,12 @@ def test_what_the_broker_refuses(words: tuple[str, ...], expected: str, place: P
         (("--queue-type", "lazy"), "invalid choice: 'lazy'"),
     ],
 )
-def test_wrong_options(words: tuple[str, ...], expected: str, place: Place) -> None:
+def test_wrong_options(
+    words: tuple[str, ...], expected: str, place: Place, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         place.alone(*words)
-    assert expected in place._capfd.readouterr().err
+    assert expected in capfd.readouterr().err
 
 
 def test_a_user_who_may_not(place: Place) -> None:

@@ -26,7 +26,7 @@ import trustme
 from keyspace_amqp import __version__
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
-from keyspace_amqp.tools import amqp
+from keyspace_amqp.tools import amqp, nodes
 from keyspace_amqp.tools.doctor import broker as broker_checks
 from keyspace_amqp.tools.doctor import group, node
 from keyspace_amqp.tools.doctor import run as doctor
@@ -705,6 +705,21 @@ def test_doctor_and_a_template_of_routing_keys(
     assert mailbox.count() == 1
 
 
+def test_doctor_and_a_url_that_cannot_be_read(start_redis: StartRedis, run: Run) -> None:
+    """It is what the user has given, so it is a problem. It is not shown."""
+    server = start_redis(arguments=[])
+    words = ("--redis", url(server), "--amqp", "amqp://u:s3cret#s3cret@h/")
+    code, lines = found_by(run, *words)
+    assert code == 1
+    has(lines, "problem broker not looked at: the broker's URL is not accepted: it has a #")
+    assert "s3cret" not in str(lines)
+    with server.client() as client:
+        client.config_set("keyspaceamqp.url", "amqp://h/")
+    code, lines = found_by(run, "--redis", url(server))
+    assert code == 0
+    has(lines, "unknown broker not looked at: the module's broker is in its parameter url")
+
+
 # ---- advice ------------------------------------------------------------------------------
 
 
@@ -922,6 +937,16 @@ def test_doctor_compares_replicas_with_their_primary(
         with replica.client(password="pw") as known:
             known.config_set("requirepass", "")
         assert first.info("replication")["connected_slaves"] == 2
+
+
+def test_doctor_and_a_primary_that_goes_away() -> None:
+    """After it has answered everything else."""
+    primary = nodes.Node("127.0.0.1:1", nodes.open_client("redis://127.0.0.1:1", 1))
+    replica = {"ip": "127.0.0.1", "port": 1}
+    info = {"role": "master", "connected_slaves": 1, "slave0": replica}
+    (finding,) = group.replicas(primary, node.Facts(info=info, parameters={"events": "A"}))
+    assert finding.level == "unknown"
+    assert "does not answer" in finding.text
 
 
 # ---- the form of the report --------------------------------------------------------------

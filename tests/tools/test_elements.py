@@ -338,9 +338,11 @@ def test_nothing_to_take_is_no_reason_to_look_away(
     """What would be refused with elements in the list is refused with none, and leaves no file."""
     server = start_redis(arguments=arguments_for(broker, mailbox, "$"))
     client = server.client()
+    file = tmp_path / "events.jsonl"
+    said = tool(server, "drain", "--to", file, code=1)
+    assert "is idle and may at any time deliver its list" in said
     client.set("key", 1)
     settled(client, state="connected", confirmed=1)
-    file = tmp_path / "events.jsonl"
     assert "is connected and delivers its list" in tool(server, "drain", "--to", file, code=1)
     assert tool(server, "drain", "--to", file, "--force") == "0 elements taken out\n"
     client.execute_command("KEYSPACEAMQP.DISCONNECT")

@@ -24,6 +24,8 @@ _BEGINS = "it begins with redis://, rediss:// (TLS) or unix:// (a socket), as "
         ("redis://u:s3cret/s3cret@foo", "/ as %2F"),
         ("redis://u:s3cret?s3cret@foo", "? as %3F"),
         ("redis://u:s3cret[@foo", "[ as %5B"),
+        ("redis://foo?password=x&s3cret", "a name behind the ? is not accepted (in a password,"),
+        ("rediss://foo?ssl_password=x&s3cret=", "write & as %26"),
     ],
 )
 @pytest.mark.parametrize("tool", ["status", "doctor", "tail", "exporter"])

@@ -91,12 +91,12 @@ def _places(facts: Facts) -> list[str]:
 
 
 def _secrets(node: nodes.Node) -> dict[str, str] | None:
-    """Return the hidden parameters of a node, to be compared and never shown; None if its user
-    may not read them."""
+    """Return the hidden parameters of a node, to be compared and never shown; None if nobody
+    knows them: its user may not read them, or it does not answer any more."""
     names = [f"keyspaceamqp.{name}" for name in _HIDDEN]
     try:
         return mapping(node.client.execute_command("CONFIG GET", *names))  # type: ignore[no-untyped-call]
-    except redis.ResponseError:
+    except (redis.RedisError, OSError):
         return None
 
 

@@ -65,7 +65,8 @@ def _brokers(
                 target = amqp.target(options, facts.parameters or defaults)
             except ToolError as error:
                 advice = advice_for(str(error)) or "--amqp names the broker, and how to log in"
-                yield [Finding("broker", UNKNOWN, f"not looked at: {error}", advice)], [address]
+                level = PROBLEM if options.amqp else UNKNOWN  # the user has given it
+                yield [Finding("broker", level, f"not looked at: {error}", advice)], [address]
                 continue
             key = (target.shown, target.exchange, target.routing_keys)
             targets.setdefault(key, (target, []))[1].append(address)
