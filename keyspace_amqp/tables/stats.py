@@ -48,7 +48,7 @@ class Stat(enum.IntEnum):
     OUTBOX_MISSED = 32
     SNAPSHOT_EVENTS = 33
     SNAPSHOT_LOOKED = 34
-    SNAPSHOT_TOTAL = 35
+    SNAPSHOT_KEYS = 35
     DROPPED_QUEUE_FULL = 36
     DROPPED_FALLBACK_FULL = 37
     DROPPED_FALLBACK_EVICTED = 38
@@ -127,7 +127,7 @@ HELP: dict[Stat, str] = {
     "could not be written; and events that were held back until the outbox opened",
     Stat.SNAPSHOT_EVENTS: "events `snapshot`; they count in `events_seen` and `events_matched` too",
     Stat.SNAPSHOT_LOOKED: "keys that the present or last snapshot has looked at",
-    Stat.SNAPSHOT_TOTAL: "keys that there were at its start",
+    Stat.SNAPSHOT_KEYS: "keys that there were at its start",
     Stat.DROPPED_QUEUE_FULL: "`queue-limit` was reached, and the list was off or out of reach",
     Stat.DROPPED_FALLBACK_FULL: "oldest elements of a list that had reached `fallback-size`",
     Stat.DROPPED_FALLBACK_EVICTED: "the list was evicted (maxmemory-policy)",

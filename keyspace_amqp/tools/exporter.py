@@ -43,7 +43,7 @@ GAUGES = {
     Stat.IN_FLIGHT,
     Stat.REFUSED_WAITING,
     Stat.SNAPSHOT_LOOKED,
-    Stat.SNAPSHOT_TOTAL,
+    Stat.SNAPSHOT_KEYS,
 }
 _REASON = "dropped_"
 _CONFIRM = "confirm_ms_"

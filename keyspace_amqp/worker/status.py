@@ -145,7 +145,7 @@ class Status:
         for stat, number in publisher.gauges().items():
             numbers[stat] = number
         numbers[Stat.SNAPSHOT_LOOKED] = self._snapshot.looked
-        numbers[Stat.SNAPSHOT_TOTAL] = self._snapshot.total
+        numbers[Stat.SNAPSHOT_KEYS] = self._snapshot.total
         # The shim counts the matched events itself, and has to know how many of them were taken.
         numbers[Stat.EVENTS_MATCHED] = publisher.taken
         counters = self._shim.counters

@@ -119,7 +119,7 @@ def test_the_numbers_are_those_of_stats(
         elif name in ("fallback_length", "fallback_found", "queue_length", "queue_bytes"):
             exported = value(found, name, node=node)
         else:
-            gauges = ("in_flight", "refused_waiting", "snapshot_looked", "snapshot_total")
+            gauges = ("in_flight", "refused_waiting", "snapshot_looked", "snapshot_keys")
             is_gauge = name in gauges
             exported = value(found, name if is_gauge else f"{name}_total", node=node)
         assert exported == numbers[name], name
