@@ -170,15 +170,19 @@ class Notifications:
 # ---- load ------------------------------------------------------------------
 
 
+def worker_threads(server: RedisServer) -> list[int]:
+    """Return the kernel's numbers of the server's worker threads."""
+    found = []
+    for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            if (task / "comm").read_text().strip() == "keyspace-amqp":
+                found.append(int(task.name))
+    return found
+
+
 def workers(server: RedisServer, count: int) -> bool:
     """True if the server has so many worker threads."""
-    names = []
-    for task in pathlib.Path(f"/proc/{server.pid}/task").iterdir():
-        try:
-            names.append((task / "comm").read_text().strip())
-        except OSError:  # it has ended
-            continue
-    return names.count("keyspace-amqp") == count
+    return len(worker_threads(server)) == count
 
 
 class Load:

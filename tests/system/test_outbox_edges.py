@@ -15,6 +15,8 @@ import redis
 
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.tables.keys import KEY
+from tests.bench.measure import thread_ns
+from tests.fix_faults import worker_threads
 from tests.fix_outbox import (
     EVERY_OUTBOX,
     SOME_OUTBOX,
@@ -225,32 +227,39 @@ def test_an_event_is_missed_once(outbox: str, start_redis: StartRedis) -> None:
 
 def worker_ns(server: RedisServer) -> int:
     """Return how long the worker has computed, in nanoseconds."""
-    tasks = pathlib.Path(f"/proc/{server.pid}/task")
-    (task,) = (t for t in tasks.iterdir() if (t / "comm").read_text().strip() == "keyspace-amqp")
-    return int((task / "schedstat").read_text().split()[0])
+    (thread,) = worker_threads(server)
+    return thread_ns(server.pid, thread)
 
 
 @pytest.mark.parametrize(("family", "outbox"), [(NEW_VALKEY, "reply"), (NEW_REDIS, "atomic")])
 def test_a_script_of_many_writes(
     family: str, outbox: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
 ) -> None:
-    """The worker answers commands while it deals with all events of a turn."""
+    """The worker answers commands while it deals with all events of a turn.
+
+    If this process or Redis stands still meanwhile, that looks like a worker that does not answer.
+    So one script of several is enough.
+    """
     writes = 100_000
     server = start_redis(family, arguments_for(broker, mailbox, "$"))
     client = server.client()
     client.set("first", 1)
-    settled(client, fallback_length=0, queue_length=0, in_flight=0, outbox_missed=0)
-    computed = [worker_ns(server)]
-    client.eval(f"for n = 1, {writes} do redis.call('SET', 'key:' .. n, 1) end", 0)
 
-    def empty() -> bool:
-        client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST")
-        computed.append(worker_ns(server))
-        return int(stats(client)["confirmed"]) > writes
+    def answers_throughout() -> bool:
+        idle = settled(client, fallback_length=0, queue_length=0, in_flight=0, outbox_missed=0)
+        computed = [worker_ns(server)]
+        client.eval(f"for n = 1, {writes} do redis.call('SET', 'key:' .. n, 1) end", 0)
 
-    wait_for(empty, 120)
-    longest = max(after - before for before, after in itertools.pairwise(computed))
-    assert longest * 16 < computed[-1] - computed[0]
+        def empty() -> bool:
+            client.execute_command("KEYSPACEAMQP.KEYMASK", "LIST")
+            computed.append(worker_ns(server))
+            return bool(stats(client)["confirmed"] >= idle["confirmed"] + writes)
+
+        wait_for(empty, 120)
+        longest = max(after - before for before, after in itertools.pairwise(computed))
+        return longest * 16 < computed[-1] - computed[0]
+
+    assert any(answers_throughout() for _ in range(5))
     settled(client, fallback_length=0, queue_length=0, in_flight=0, outbox_missed=0)
 
 
