@@ -18,7 +18,7 @@ import pika
 
 from . import ToolError, amqp, nodes
 
-# The name of the queue if the routing key is none.
+# The name of the queue if the routing key cannot be its name.
 QUEUE = "redis_keyspace_events"
 # The argument for the kind of a queue.
 TYPE = "x-queue-type"

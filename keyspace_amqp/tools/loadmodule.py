@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 type=check,
                 metavar=_metavar(parameter),
                 # argparse would expand a percent sign.
-                help=f"{parameter.help} (default: {default})".replace("%", "%%"),
+                help=f"{parameter.help} (default: {default or 'empty'})".replace("%", "%%"),
             )
 
 

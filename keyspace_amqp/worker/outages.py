@@ -1,9 +1,8 @@
 """The log lines about the state of the link, and about outages of the broker.
 
-An outage is a time in which the broker takes no messages, for whatever reason. It begins with
-a line that has the reason, ends with a line that has its duration, and the reason if that is
-another one by then, and is a line a minute meanwhile, however many attempts fail. Sans I/O; worker
-thread.
+An outage is a time in which the broker takes no messages, for whatever reason. It has a line with
+the reason at its beginning, one a minute, however many attempts fail, and one with its duration at
+its end; that one also has the reason if it is another one by then. Sans I/O; worker thread.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Outages:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._shown = ("", "")  # the state and the broker of the last line about a state
-        self._since: float | None = None  # the begin of the outage under way
+        self._since: float | None = None  # the beginning of the outage under way
         self._what = self._why = ""
         self._last_why = ""  # of the last line about it
         self._said = False  # the log says that this outage has begun
