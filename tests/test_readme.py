@@ -142,7 +142,7 @@ def versions() -> str:
     titles = [system.title for system in SYSTEMS.values()]
     return (
         f"Tested on {', '.join(titles[:-1])} and {titles[-1]}, with {', '.join(ranges[:-1])} and "
-        f"{ranges[-1]} ([all versions](docs/operations.md#what-it-is-tested-with))."
+        f"{ranges[-1]} ([all versions](docs/versions.md#what-it-is-tested-with))."
     )
 
 

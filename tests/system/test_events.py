@@ -61,7 +61,7 @@ class Witness:
 
 def tells_databases(client: redis.Redis) -> bool:
     """False if the server tells a module the wrong database of `move_to` in a transaction: Valkey
-    9.1.1 and 9.1.2, see docs/operations.md."""
+    9.1.1 and 9.1.2, see docs/versions.md."""
     version = str(client.info("server").get("valkey_version", "0"))
     return version not in ("9.1.1", "9.1.2")
 

@@ -169,7 +169,7 @@ def test_rewrite_survives_a_restart(family: str, start_redis: StartRedis) -> Non
         "cloudevents-prefix": "cloudEvents_",
     }
     if version_of(program(family)) in ("8.1.0", "8.1.1"):
-        # Valkey has this defect: docs/operations.md.
+        # Valkey has this defect: docs/versions.md.
         changed |= {"password": "p w", "masks": "^a ALL"}
     for name, value in changed.items():
         client.config_set(f"keyspaceamqp.{name}", value)

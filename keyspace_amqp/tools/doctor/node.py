@@ -143,7 +143,7 @@ def _stats_of(info: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-# Versions of Valkey that leave a client in another database (docs/operations.md): the first and the
+# Versions of Valkey that leave a client in another database (docs/versions.md): the first and the
 # last version of each range. 8.1.1, 8.1.8 and 9.1.0 were tried and have the defect; 9.1.1 was tried
 # and does not have it.
 _WRONG_DATABASE = (((8, 1, 0), (8, 1, 8)), ((9, 0, 0), (9, 1, 0)))
