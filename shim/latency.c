@@ -17,8 +17,9 @@ long long clock_us(void) {
 long long clock_ms(void) { return clock_us() / 1000; }
 
 /* True if Redis' latency monitor is on. A threshold of 0 turns it off, but the server takes
- * the samples of modules even then, so the module has to read the threshold. It does so at load,
- * and after a change: each reading counts in the server's statistics of commands. */
+ * the samples of modules even then, so the module has to read the threshold. It does so for the
+ * first sample, and for the first after a change: each reading counts in the server's statistics of
+ * commands. */
 static int is_monitored(RedisModuleCtx *ctx) {
     if (is_known) return is_on;
     static const char OFF[] = "$1\r\n0\r\n";
