@@ -1,4 +1,5 @@
-"""kubernetes.yaml: valid for Kubernetes, whole in itself, and its Redis starts and delivers."""
+"""docs/kubernetes.yaml: valid for Kubernetes, whole in itself, and its Redis starts and
+delivers."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from keyspace_amqp.tools.path import module_path
 from tests.fix_servers import ROOT, Mailbox, settled
 
 OBJECTS: dict[str, Any] = {
-    each["kind"]: each for each in yaml.safe_load_all((ROOT / "kubernetes.yaml").read_text())
+    each["kind"]: each
+    for each in yaml.safe_load_all((ROOT / "docs" / "kubernetes.yaml").read_text())
 }
 POD = OBJECTS["StatefulSet"]["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
