@@ -113,7 +113,7 @@ def test_only_what_has_changed(world: World) -> None:
 
 
 def test_texts(world: World) -> None:
-    world.publisher.last_error = "no\nway\0out  of here"
+    world.publisher.last_error = "no\nway\0out \x1b of here"
     world.status.show()
     assert world.shim.texts == {
         Text.STATE: "idle",
