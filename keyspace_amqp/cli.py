@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a tool and return its exit code. Like argparse, raises SystemExit for wrong
     options."""
     options = make_parser().parse_args(argv)
+    # Names in texts have characters that the locale may lack.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(options.tool, options)
     except ToolError as error:

@@ -9,7 +9,8 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import termios
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -50,9 +51,13 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> R
     return run
 
 
+# Variables that say something about the terminal or the output.
+_OF_TERMINALS = {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+
+
 class Running:
     """A tool in a process of its own. In a `with`, which ends it. `terminal`: its output is a
-    terminal of this `size`, columns and lines."""
+    terminal of this `size`, columns and lines. `env`: more variables of the environment."""
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class Running:
         *words: str,
         terminal: bool = False,
         size: tuple[int, int] = (200, 50),
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self._outputs = folder / "stdout", folder / "stderr"
         self._terminal = -1
@@ -70,13 +76,17 @@ class Running:
                 self._terminal, out = pty.openpty()
                 os.set_blocking(self._terminal, False)
                 stack.callback(os.close, out)
+                termios.tcsetwinsize(out, (size[1], size[0]))
+            own = {name: text for name, text in os.environ.items() if name not in _OF_TERMINALS}
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "keyspace_amqp.cli", *words],
                 cwd=ROOT,
-                env=os.environ | {"COLUMNS": str(size[0]), "LINES": str(size[1]), "TERM": "xterm"},
+                env=own | {"TERM": "xterm"} | dict(env or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=stderr,
+                # A group whose parent is outside of it can be stopped as Ctrl-Z does it.
+                process_group=0,
                 # The tests may run where Ctrl-C is ignored: in the background of a script.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
@@ -104,6 +114,11 @@ class Running:
     @property
     def err(self) -> str:
         return self._outputs[1].read_text()
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """Gives its terminal another size. (The kernel tells only the terminal's own session.)"""
+        termios.tcsetwinsize(self._terminal, (size[1], size[0]))
+        self.process.send_signal(signal.SIGWINCH)
 
     def waits(self, condition: Callable[[Running], Any], what: str = "") -> Any:
         def met() -> Any:

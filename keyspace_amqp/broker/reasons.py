@@ -22,6 +22,16 @@ _LOST = re.compile(r"""StreamLostError: \((["'])(.*)\1,\)""")
 
 def reason_of(error: BaseException) -> str:
     """Return what went wrong in one line for people, never with a secret."""
+    return one_line(_reason_of(error))
+
+
+def one_line(text: str) -> str:
+    """Return a text, which may come from outside, as one line, without characters that a terminal
+    would obey."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+
+
+def _reason_of(error: BaseException) -> str:
     error = _cause(error)
     if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
         return f"{error.reply_code} {error.reply_text}"

@@ -172,5 +172,7 @@ def chart(shares: Sequence[float | None], rows: int, levels: str = _BLOCKS) -> l
 
 def _axis(width: int, seconds: float) -> str:
     """Return the axis of time, in so many characters."""
-    ago = f"{seconds:.0f} s ago" if seconds < 100 else f"{seconds / 60:.3g} min ago"
+    ago = f"{seconds / 60:.3g} min ago" if seconds < 6000 else f"{seconds / 3600:,.0f} h ago"
+    if seconds < 100:
+        ago = f"{seconds:.0f} s ago"
     return f"{ago}{'now':>{max(width - len(ago), 4)}}"

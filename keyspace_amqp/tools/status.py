@@ -26,6 +26,8 @@ from .looks import Look, Rates, latency, latency_text, look
 TIMEOUT = 2.0
 # Enough for the longest line: nothing is cut off in a pipe.
 _PIPE_WIDTH = 1000
+# Signals that the view takes between two looks: another size of the window, and Ctrl-Z.
+_BETWEEN_LOOKS = frozenset({signal.SIGWINCH, signal.SIGTSTP})
 
 # The columns with counters and gauges.
 _NUMBERS = {
@@ -229,16 +231,21 @@ def run(options: argparse.Namespace) -> int:
     """Print the table, or STATS as JSON, or show the view until Ctrl-C. Return 1 if a node has not
     answered. Raises ToolError."""
     console = Console(highlight=False)
-    if options.live and not console.is_terminal:
-        raise ToolError("--live: the output is no terminal; --once and --json need none")
+    # The console takes a pipe for a terminal if variables such as FORCE_COLOR ask for colours.
+    terminal = sys.stdout.isatty()
+    live = terminal and console.is_interactive
+    if options.live and not live:
+        why = "TERM=dumb or TTY_INTERACTIVE=0 says that the terminal cannot show it"
+        why = why if terminal else "the output is no terminal"
+        raise ToolError(f"--live: {why}; --once and --json need none")
     with nodes.Group(options, TIMEOUT) as group:
-        if not (options.once or options.json) and console.is_terminal:
+        if live and not (options.once or options.json):
             _live(console, View(group, options.interval), options.interval)
         looks = look(group.nodes)
         if options.json:
             print(json.dumps({"nodes": [_as_json(each) for each in looks]}, indent=2))
         else:
-            if not console.is_terminal:
+            if not terminal:
                 console.width = _PIPE_WIDTH
             console.print(table(looks, console, live=False, clustered=group.clustered))
     return 0 if all(each.stats is not None for each in looks) else 1
@@ -246,17 +253,41 @@ def run(options: argparse.Namespace) -> int:
 
 def _live(console: Console, view: View, interval: float) -> None:
     """Show the view, on a screen of its own, until Ctrl-C. What it showed last stays behind."""
-    # Without a handler, SIGTERM would leave the terminal in the mode of that screen.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    # Without a handler, these would leave the terminal in the mode of that screen.
+    for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(each, lambda number, _: sys.exit(128 + number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BETWEEN_LOOKS)
     last: Group | None = None
     try:
         with Live(console=console, screen=True, auto_refresh=False) as display:
             while True:
-                began = time.monotonic()
+                due = time.monotonic() + interval
                 view.look()
-                last = view.shown(console)
-                display.update(last, refresh=True)
-                time.sleep(max(0.0, began + interval - time.monotonic()))
+                while True:
+                    last = view.shown(console)
+                    display.update(last, refresh=True)
+                    got = _wait(due)
+                    if got is None:
+                        break
+                    if got == signal.SIGTSTP:
+                        display.stop()
+                        _suspend()
+                        display.start()
     finally:
         if last is not None:
             console.print(last)
+
+
+def _wait(until: float) -> int | None:
+    """Wait until a time of the monotonic clock, and return None; or a signal of _BETWEEN_LOOKS if
+    one comes before or has come."""
+    got = signal.sigtimedwait(_BETWEEN_LOOKS, max(0.0, until - time.monotonic()))
+    return got.si_signo if got else None
+
+
+def _suspend() -> None:
+    """Let the shell have the terminal, as after any Ctrl-Z, until it continues this process."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTSTP})
+    signal.raise_signal(signal.SIGTSTP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})

@@ -8,13 +8,18 @@ code is imported when it runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import loadmodule
+
+# Seconds from one look of `status` to the next. Who wants fewer looks has the exporter.
+_LONGEST_INTERVAL = 3600.0
 
 
 def _no_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -85,14 +90,17 @@ def _add_amqp(parser: argparse.ArgumentParser) -> None:
 # ---- types of options ----------------------------------------------------------------
 
 
-def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return a type for argparse: a number of a kind above 0."""
+def _positive(kind: type[int] | type[float], most: float = math.inf) -> Callable[[str], Any]:
+    """Return a type for argparse: a number of a kind above 0, and not above `most`."""
 
     def number(text: str) -> Any:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise ValueError
-        return value
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if 0 < value <= most and value < math.inf:
+                return value
+        words = "a whole number above 0" if kind is int else "a number of seconds above 0"
+        limit = f", {most:g} at most" if most < math.inf else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted; give {words}{limit}")
 
     return number
 
@@ -116,7 +124,7 @@ def _status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval",
         metavar="SECONDS",
-        type=_positive(float),
+        type=_positive(float, _LONGEST_INTERVAL),
         default=1.0,
         help="seconds from one look to the next (default: 1)",
     )

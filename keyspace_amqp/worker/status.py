@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from .. import __version__
+from ..broker.reasons import one_line
 from ..tables.stats import Stat, Text
 from . import log
 from .outages import Outages
@@ -158,7 +159,7 @@ class Status:
         self._changed(Text.BROKER, broker)
         self._changed(Text.SNAPSHOT, self._snapshot.state)
         for level, line in self._outages.lines(
-            state, broker, _one_line(trouble),
+            state, broker, one_line(trouble),
             waiting=sum(numbers[stat] for stat in _WAITING), proven=publisher.link.is_proven,
         ):  # fmt: skip
             self._shim.log(level, line)
@@ -175,7 +176,7 @@ class Status:
         """Show a text. Return it as one line if it has changed, else None."""
         if self._shown_texts.get(text) == value:
             return None
-        clean = _one_line(value)
+        clean = one_line(value)
         self._shim.set_text(text, clean)
         self._shown_texts[text] = value
         return clean
@@ -211,10 +212,5 @@ class Status:
             "snapshot": self._snapshot.state,
             "fallback_length": numbers["fallback_length"],
             "queue_length": numbers["queue_length"],
-            "last_error": self._publisher.last_error,
+            "last_error": one_line(self._publisher.last_error),
         }
-
-
-def _one_line(text: str) -> str:
-    """Return a text, which may come from outside, as one line."""
-    return " ".join(text.split()).replace("\0", " ")

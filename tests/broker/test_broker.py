@@ -211,6 +211,10 @@ def test_a_loop_that_lacks_something_is_named(monkeypatch: pytest.MonkeyPatch) -
         ),
         (RuntimeError(), "RuntimeError"),
         (RuntimeError("two\nlines"), "two lines"),
+        (  # What a terminal would obey.
+            pika.exceptions.ChannelClosedByBroker(404, "no exchange 'a\x1b[31mé\x07\n\x9bb'"),
+            "404 no exchange 'a [31mé b'",
+        ),
     ],
 )
 def test_errors_in_a_line_for_people(error: BaseException, text: str) -> None:

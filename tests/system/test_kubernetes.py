@@ -1,8 +1,12 @@
-"""kubernetes.yaml: valid for Kubernetes, whole in itself, and its Redis starts and delivers."""
+"""docs/kubernetes.yaml: valid for Kubernetes, whole in itself, and its Redis starts and
+delivers."""
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
+import re
 import subprocess
 from typing import Any
 
@@ -15,7 +19,8 @@ from keyspace_amqp.tools.path import module_path
 from tests.fix_servers import ROOT, Mailbox, settled
 
 OBJECTS: dict[str, Any] = {
-    each["kind"]: each for each in yaml.safe_load_all((ROOT / "kubernetes.yaml").read_text())
+    each["kind"]: each
+    for each in yaml.safe_load_all((ROOT / "docs" / "kubernetes.yaml").read_text())
 }
 POD = OBJECTS["StatefulSet"]["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
@@ -43,6 +48,42 @@ def test_the_objects_belong_together() -> None:
     for container in (CONTAINER, INIT):
         assert {m["name"] for m in container["volumeMounts"]} <= {*volumes, *claims}
     assert CONTAINER["image"] == INIT["image"]
+
+
+@pytest.mark.parametrize("container", [INIT, CONTAINER], ids=lambda each: each["name"])
+def test_a_namespace_of_the_profile_restricted_takes_the_pod(container: dict[str, Any]) -> None:
+    """It asks each container for these, the init container too."""
+    own = container["securityContext"]
+    assert own["allowPrivilegeEscalation"] is False
+    assert own["capabilities"] == {"drop": ["ALL"]}
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+def test_the_password_is_in_the_secret_alone() -> None:
+    (password,) = OBJECTS["Secret"]["stringData"].values()
+    assert password not in json.dumps([each for kind, each in OBJECTS.items() if kind != "Secret"])
+    assert re.search(r"^keyspaceamqp.url amqp://\w+@", CONF, re.MULTILINE)
+    assert POD["automountServiceAccountToken"] is False  # one more, which nobody needs
+
+
+def test_a_copy_that_was_interrupted_is_none(tmp_path: pathlib.Path) -> None:
+    """The file is there in one piece or not at all: the next start would take a part for it."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "config" / "redis.conf").write_text(CONF)
+    cp = tmp_path / "cp"
+    cp.write_text('#!/bin/sh\nhead -c 100 "$1" >"$2"\nexit 1\n')
+    cp.chmod(0o755)
+    command = [
+        word.replace("/data/", f"{tmp_path}/data/").replace("/config/", f"{tmp_path}/config/")
+        for word in INIT["command"]
+    ]
+    path = os.environ["PATH"]
+    assert subprocess.run(command, env={"PATH": f"{tmp_path}:{path}"}).returncode != 0
+    assert not (tmp_path / "data" / "redis.conf").exists()
+    subprocess.run(command, check=True)
+    assert (tmp_path / "data" / "redis.conf").read_text() == CONF
 
 
 def test_redis(tmp_path: pathlib.Path, mailbox: Mailbox) -> None:

@@ -991,3 +991,16 @@ def test_columns_in_the_environment(
     monkeypatch.setenv("COLUMNS", "60")
     _, out, _ = run("doctor", "--redis", url(server))
     assert 40 < max(map(len, out.splitlines())) <= 60
+
+
+def test_colours_in_a_pipe(
+    start_redis: StartRedis, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable that asks for them makes no terminal of it: no line is broken."""
+    server = start_redis(arguments=arguments_for(free_port()))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, plain, _ = run("doctor", "--redis", url(server))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    _, out, _ = run("doctor", "--redis", url(server))
+    assert "\x1b[" in out
+    assert len(out.splitlines()) == len(plain.splitlines())

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from keyspace_amqp import cli
 from keyspace_amqp.demo.servers import RabbitServer, wait_for
 from keyspace_amqp.tables.stats import CONFIRM_BOUNDS, Stat
 from keyspace_amqp.tools import graphs, nodes, status
 from keyspace_amqp.tools.graphs import History, chart
 from keyspace_amqp.tools.looks import Look, Rates, latency, latency_text, look
 from tests.fix_servers import ROOT, Mailbox, StartRedis, arguments_for, settled, stats
-from tests.fix_tools import SOON, Run, Running, url
+from tests.fix_tools import SOON, Running, url
 from tests.tools import picture
 
 # Widths of terminals: the table has all columns, some, and few.
@@ -309,7 +310,7 @@ def test_the_graphs_have_what_stats_counts(
         assert points[-1].matched == points[-1].confirmed == 0
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_its_end(end: signal.Signals, start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     """At any moment, also while a server hangs: soon, without a traceback, the terminal is as
     before, and what was shown last stays."""
@@ -325,16 +326,119 @@ def test_its_end(end: signal.Signals, start_redis: StartRedis, tmp_path: pathlib
         finally:
             server.signal(signal.SIGCONT)
         assert tool.err == ""
-        out = tool.out
-        assert out.count("\x1b[?1049h") == out.count("\x1b[?1049l") == 1
-        assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l")  # the cursor
-        assert "no answer" in out.partition("\x1b[?1049l")[2]
+        assert is_as_before(tool.out)
+        assert "no answer" in tool.out.partition(LEAVES)[2]
 
 
-def test_live_needs_a_terminal(start_redis: StartRedis, run: Run) -> None:
-    code, out, err = run("status", "--live", "--redis", url(start_redis(arguments=[])))
-    assert (code, out) == (1, "")
-    assert "--live: the output is no terminal" in err
+# Escape sequences: the screen of its own, and the cursor.
+ENTERS, LEAVES = "\x1b[?1049h", "\x1b[?1049l"
+HIDES, SHOWS = "\x1b[?25l", "\x1b[?25h"
+
+
+def is_as_before(out: str) -> bool:
+    """True if the terminal has its usual screen, and a cursor."""
+    same = out.count(ENTERS) == out.count(LEAVES) > 0
+    return same and out.rindex(SHOWS) > out.rindex(HIDES)
+
+
+@pytest.mark.parametrize("interval", ["1e-9", "3600"])
+def test_ctrl_z(interval: str, start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    """The shell has its terminal as it was, and `fg` shows the view again. It may wait long, or a
+    look may take longer than the interval."""
+    server = start_redis(arguments=["A", "127.0.0.1", "1"])
+    words = ("status", "--interval", interval, "--redis", url(server))
+    with Running(tmp_path, *words, terminal=True, size=(USUAL, 24)) as tool:
+        state = pathlib.Path(f"/proc/{tool.process.pid}/stat")
+        for _ in range(2):
+            tool.waits(lambda tool: "1 of 1 answer" in frame(tool.out), "a view")
+            assert not is_as_before(tool.out)
+            tool.process.send_signal(signal.SIGTSTP)
+            wait_for(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", SOON)
+            assert is_as_before(tool.out)
+            entered = tool.out.count(ENTERS)
+            tool.process.send_signal(signal.SIGCONT)
+            tool.waits(lambda tool, count=entered + 1: tool.out.count(ENTERS) == count)
+        assert tool.interrupted() == 130
+        assert is_as_before(tool.out)
+        assert tool.err == ""
+
+
+def test_another_size(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
+    """Is taken at once, however rarely it looks."""
+    server = start_redis(arguments=["A", "127.0.0.1", "1"])
+    words = ("status", "--interval", "3600", "--redis", url(server))
+    with Running(tmp_path, *words, terminal=True, size=(WIDE, 50)) as tool:
+
+        def fills(size: tuple[int, int]) -> bool:
+            lines = frame(tool.out).splitlines()
+            return max(map(len, lines), default=0) == size[0] and len(lines) == size[1]
+
+        for size in ((WIDE, 50), (NARROW, 8), (USUAL, 24)):
+            tool.resize(size)
+            tool.waits(lambda tool, size=size: fills(size), f"a view of the size {size}")
+            assert "…" not in tool.out
+        assert tool.interrupted() == 130
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "3601", "x"])
+def test_an_interval_that_is_not_accepted(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["status", f"--interval={text}"])
+    words = f"'{text}' is not accepted; give a number of seconds above 0, 3600 at most"
+    assert words in capfd.readouterr().err
+
+
+# ---- where there is no view ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("terminal", "env", "why"),
+    [
+        (False, {}, "the output is no terminal"),
+        # Those that look for a terminal in it are for colours.
+        (False, {"FORCE_COLOR": "1"}, "the output is no terminal"),
+        (False, {"TTY_COMPATIBLE": "1"}, "the output is no terminal"),
+        (True, {"TERM": "dumb"}, "TERM=dumb"),
+        (True, {"TTY_INTERACTIVE": "0"}, "TTY_INTERACTIVE"),
+    ],
+)
+def test_live_needs_a_terminal(
+    terminal: bool,
+    env: dict[str, str],
+    why: str,
+    start_redis: StartRedis,
+    tmp_path: pathlib.Path,
+) -> None:
+    """Without one, `status` is one table, and --live is refused."""
+    server = start_redis(arguments=["A", "127.0.0.1", "1"])
+    words = ("status", "--redis", url(server))
+    with Running(tmp_path, *words, terminal=terminal, env=env) as tool:
+        assert tool.process.wait(SOON) == 0, tool.err
+        assert ENTERS not in tool.out
+        assert "primary" in tool.out
+    with Running(tmp_path, *words, "--live", terminal=terminal, env=env) as tool:
+        assert tool.process.wait(SOON) == 1
+        assert why in tool.err
+        assert "--once" in tool.err
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_locale_without_these_characters(
+    terminal: bool, start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """The names of a broker or a user may have any characters."""
+    server = start_redis(arguments=["A", "é.invalid", "1"])
+    words = ("status", "--redis", url(server))
+    env = {"PYTHONIOENCODING": "ascii"}
+    size = (WIDE, 50)
+    with Running(tmp_path, *words, terminal=terminal, size=size, env=env) as tool:
+        if terminal:
+            tool.waits(lambda tool: r"\xe9.invalid" in frame(tool.out), "a view")
+            assert tool.interrupted() == 130
+        else:
+            assert tool.process.wait(SOON) == 0, tool.err
+        assert r"\xe9.invalid" in tool.out
+        assert tool.err == ""
 
 
 # ---- the picture ---------------------------------------------------------------------

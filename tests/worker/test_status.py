@@ -113,7 +113,7 @@ def test_only_what_has_changed(world: World) -> None:
 
 
 def test_texts(world: World) -> None:
-    world.publisher.last_error = "no\nway\0out  of here"
+    world.publisher.last_error = "no\nway\0out \x1b of here"
     world.status.show()
     assert world.shim.texts == {
         Text.STATE: "idle",
@@ -217,10 +217,10 @@ def test_a_snapshot(world: World) -> None:
     world.snapshot.events = 4
     numbers = world.status.counters()
     assert world.shim.texts[Text.SNAPSHOT] == "running"
-    assert [numbers[f"snapshot_{name}"] for name in ("events", "looked", "total")] == [4, 5, 9]
+    assert [numbers[f"snapshot_{name}"] for name in ("events", "looked", "keys")] == [4, 5, 9]
     world.status.reset()
     numbers = world.status.counters()
-    assert [numbers[f"snapshot_{name}"] for name in ("events", "looked", "total")] == [0, 5, 9]
+    assert [numbers[f"snapshot_{name}"] for name in ("events", "looked", "keys")] == [0, 5, 9]
 
 
 def test_reset(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
@@ -49,7 +50,7 @@ def console() -> Console:
     """Return the console for standard output. Its width is that of the terminal, or what
     COLUMNS says. In a pipe without COLUMNS, no line is broken."""
     result = Console(highlight=False)
-    if not result.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
+    if not sys.stdout.isatty() and not os.environ.get("COLUMNS", "").isdecimal():
         result.width = 1 << 20
     return result
 
