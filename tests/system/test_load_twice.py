@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import socket
 
 import pytest
 import redis
@@ -29,6 +30,7 @@ from tests.system.test_load import load_fails, parameters
 from tests.system.test_redis_faults import Sentinel
 
 AGAIN = "loadmodule names this module again"
+REFUSED = "To load it again, give MODULE UNLOAD"
 
 
 def includes(server: RedisServer, *lines: str) -> None:
@@ -186,6 +188,22 @@ def test_it_can_be_unloaded_and_loaded(
         client.execute_command("MODULE", "LOAD", str(MODULE), *arguments)
     assert [message.event[2] for message in once(mailbox.receive(3))] == [b"key"] * 3
     assert server.log().count(AGAIN) == 2
+
+
+@EVERY_FAMILY
+def test_a_replica_that_loads_it(family: str, start_redis: StartRedis) -> None:
+    """A server does not count its replicas as clients: this load looks as if it came from none. It
+    is refused as any other."""
+    server = start_redis(family)
+    with socket.create_connection(("127.0.0.1", server.port), 30) as link:
+        link.sendall(b"SYNC\r\n")
+        client = server.client()
+        wait_for(lambda: client.info("replication")["connected_slaves"] == 1, 30)
+        client.close()  # its connection
+        link.sendall(f"MODULE LOAD {MODULE}\r\n".encode())
+        wait_for(lambda: REFUSED in server.log() or AGAIN in server.log(), 30)
+    assert REFUSED in server.log()
+    assert AGAIN not in server.log()
 
 
 def test_arguments_that_a_rewrite_would_spoil(family: str, start_redis: StartRedis) -> None:
