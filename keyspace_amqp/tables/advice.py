@@ -36,6 +36,7 @@ _OTHER_NAMES = (
     "retry_delay", "locale", "ssl_options", "tcp_options", "client_properties", "ssl", "name",
 )  # fmt: skip
 
+
 def _query(only: str = "") -> str:
     """Return a pattern of the URLs in whose query every name is known, and has any value,
     but the name `only` one that is accepted."""
