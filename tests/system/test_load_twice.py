@@ -41,6 +41,14 @@ def includes(server: RedisServer, *lines: str) -> None:
     server.options.insert(0, f"include {included}")
 
 
+def appends(server: RedisServer, *lines: str) -> None:
+    """Have the server's redis.conf end with these lines, behind the `loadmodule` line."""
+    if not server.config_path.exists():
+        server.write_config()
+    with server.config_path.open("a") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
 def lines_of(server: RedisServer, name: str) -> list[str]:
     """Return the lines of the server's redis.conf that begin with a word."""
     return [
@@ -137,9 +145,7 @@ def test_the_first_arguments_are_in_force(
     """If those of the second line are others, the log says so, without them."""
     line = " ".join(["loadmodule", str(MODULE), *second])
     server = start_redis(family, ["$", "localhost"], [], start=False)
-    server.write_config()
-    with server.config_path.open("a") as file:
-        file.write(f"{line}\nkeyspaceamqp.port 1000\n")
+    appends(server, line, "keyspaceamqp.port 1000")
     server.start()
     client = server.client()
     found = parameters(client)
@@ -153,9 +159,7 @@ def test_the_first_arguments_are_in_force(
 def test_the_same_arguments_are_no_other_ones(family: str, start_redis: StartRedis) -> None:
     server = start_redis(family, ["$", "localhost"], start=False)
     server.write_config()
-    line = lines_of(server, "loadmodule")[0]
-    with server.config_path.open("a") as file:
-        file.write(line + "\n")
+    appends(server, *lines_of(server, "loadmodule"))
     server.start()
     (said,) = (text for text in server.log().splitlines() if AGAIN in text)
     assert "with other arguments" not in said
@@ -169,9 +173,7 @@ def test_it_can_be_unloaded_and_loaded(
     changes nothing."""
     arguments = arguments_for(broker, mailbox, "$")
     server = start_redis(family, arguments, start=False)
-    server.write_config()
-    with server.config_path.open("a") as file:
-        file.write(2 * f"loadmodule {MODULE}\n")
+    appends(server, *2 * [f"loadmodule {MODULE}"])
     server.start()
     client = server.client()
     assert server.log().count(AGAIN) == 2
@@ -233,10 +235,7 @@ def test_another_build_is_refused(
     """Two copies cannot be in one process. The server does not start; the log says why, and what
     to do."""
     server = start_redis(family, start=False)
-    server.write_config()
-    copy = handler_copy(tmp_path / "copy")
-    with server.config_path.open("a") as file:
-        file.write(f"loadmodule {copy}\n")
+    appends(server, f"loadmodule {handler_copy(tmp_path / 'copy')}")
     with pytest.raises(ServerError):
         server.start()
     log = server.log()
@@ -248,9 +247,7 @@ def test_a_first_load_that_fails(family: str, start_redis: StartRedis) -> None:
     """The server does not start, also if a later line would be accepted: nothing is loaded by
     halves."""
     server = start_redis(family, ["unknown"], start=False)
-    server.write_config()
-    with server.config_path.open("a") as file:
-        file.write(f"loadmodule {MODULE}\n")
+    appends(server, f"loadmodule {MODULE}")
     with pytest.raises(ServerError):
         server.start()
     log = server.log()

@@ -34,13 +34,14 @@ from tests.fix_servers import (
     settled,
     stats,
 )
+from tests.fix_tools import url
 from tests.servers import REDIS
 
 BINARY = [b"plain", b"\0\n\xff", b"\xc3\xa9", b"\xe2\x80\xa8", b"", b'"\\\t', bytes(range(256))]
 
 
 def words_of(server: RedisServer, name: str, words: Sequence[object]) -> list[str]:
-    return [name, "--redis", f"redis://127.0.0.1:{server.port}", *map(str, words)]
+    return [name, "--redis", url(server), *map(str, words)]
 
 
 def tool(server: RedisServer, name: str, *words: object, code: int = 0) -> str:
