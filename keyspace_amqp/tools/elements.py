@@ -176,20 +176,27 @@ def _lengths(client: Any, keys: Sequence[bytes]) -> dict[bytes, int]:
     return {key: length for key, length in zip(keys, lengths, strict=True) if length}
 
 
-def _state(node: Node) -> str | None:
-    """Return the state of the module; None if it is not loaded. Raises redis.RedisError."""
+def _has_module(node: Node) -> bool:
+    """True if the module is loaded. Raises redis.RedisError."""
     try:
-        return str(stats(node.client)["state"])
-    except redis.ResponseError as error:
-        if is_unknown_command(error):
-            return None
-        raise
+        stats(node.client)
+    except redis.ResponseError as error:  # a server looks for the command before it asks for rights
+        return not is_unknown_command(error)
+    return True
 
 
 def _check_away(node: Node) -> None:
     """Make sure that the module does not deliver its list now. Raises ToolError if it may."""
-    state = _state(node)
-    if state is not None and state not in _AWAY:
+    try:
+        state = str(stats(node.client)["state"])
+    except redis.ResponseError as error:
+        if is_unknown_command(error):
+            return
+        raise ToolError(
+            f"whether the module of {node.address} delivers its list now: {error}. It is in "
+            "KEYSPACEAMQP.STATS: give a user who may ask for it, or --force"
+        ) from None
+    if state not in _AWAY:
         does = "delivers" if state == "connected" else "may at any time deliver"
         raise ToolError(
             f"the module of {node.address} is {state} and {does} its list. Give "
@@ -241,7 +248,7 @@ def _survey(
         except (redis.ConnectionError, redis.TimeoutError) as error:
             _tell(f"{node.address} does not answer; its list, if any, stays there: {error}")
             code = 1
-    if work and not any(lists or _state(node) for node, lists in work):
+    if work and not any(lists or _has_module(node) for node, lists in work):
         where = ", ".join(node.address for node, _ in work)
         raise ToolError(f"there is neither the module nor a list of it in {where}: see --redis")
     return work, code

@@ -363,6 +363,26 @@ def test_nothing_to_take_is_no_reason_to_look_away(
     assert "llen" in said.lower()
 
 
+def test_a_user_who_may_not_ask_for_the_state(
+    start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """The error says what is needed. With --force nothing is, whether elements wait or not."""
+    server = start_redis(arguments=arguments_for(free_port(), events="$"))
+    client = server.client()
+    file = tmp_path / "events.jsonl"
+    stored(client, 10)
+    client.execute_command("ACL SETUSER", "default", "-keyspaceamqp.stats")
+    said = tool(server, "drain", "--to", file, code=1)
+    assert "keyspaceamqp.stats" in said.lower()
+    assert "give a user who may ask for it, or --force" in said
+    assert not file.exists()
+    assert tool(server, "drain", "--to", file, "--force") == "10 elements taken out\n"
+    more = tmp_path / "more.jsonl"
+    assert tool(server, "drain", "--to", more, "--force") == "0 elements taken out\n"
+    client.execute_command("ACL SETUSER", "default", "+keyspaceamqp.stats")
+    settled(client, fallback_length=0, dropped=10)
+
+
 def test_no_module_and_no_list(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     """It may be the wrong server. A list without the module is taken out: see
     test_other_servers."""
