@@ -26,6 +26,7 @@ import redis
 from ..cluster.lists import Lists
 from ..cluster.slots import keys_of
 from ..cluster.topology import ALONE
+from ..counts import counted
 from ..fallback import JOB_BYTES, JOB_ELEMENTS, from_element
 from ..message import named
 from . import ToolError
@@ -228,9 +229,9 @@ def drain(options: argparse.Namespace) -> int:
                     for key, length in lists.items():
                         for size in _move(node, key, length, file, check):
                             taken += size
-                            _tell(f"{taken} elements taken out", end="\r")
+                            _tell(f"{counted(taken, 'element')} taken out", end="\r")
             finally:
-                _tell(f"{taken} elements taken out")
+                _tell(f"{counted(taken, 'element')} taken out")
     return code
 
 
@@ -292,18 +293,19 @@ def replay(options: argparse.Namespace) -> int:
         length, most = client.llen(key), _fallback_size(client)
         if 0 < most < length + count and not options.force:
             raise ToolError(
-                f"{length} elements wait in {key.decode()} of {node.address}; with {count} more "
-                f"these are more than fallback-size ({most}), and the module would cut off the "
-                "oldest. Raise fallback-size, or give --force"
+                f"{key.decode()} of {node.address} has {counted(length, 'element')}; with {count} "
+                f"more these are more than fallback-size ({most}), and the module would cut off "
+                "the oldest. Raise fallback-size, or give --force"
             )
         file.seek(0)
         try:
             for batch in _batches(_elements(file)):
                 client.rpush(key, *batch)
                 pushed += len(batch)
-                _tell(f"{pushed} of {count} elements pushed", end="\r")
+                _tell(f"{pushed} of {counted(count, 'element')} pushed", end="\r")
         finally:
-            _tell(f"{pushed} of {count} elements pushed to {key.decode()} of {node.address}")
+            done = f"{pushed} of {counted(count, 'element')} pushed"
+            _tell(f"{done} to {key.decode()} of {node.address}")
     return 0
 
 

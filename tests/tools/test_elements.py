@@ -437,7 +437,7 @@ def test_replay_does_not_push_what_would_be_cut_off(
     tool(server, "drain", "--to", file)
     stored(client, 60, "more")
     said = tool(server, "replay", file, code=1)
-    assert "60 elements wait" in said
+    assert "has 60 elements" in said
     assert "with 60 more these are more than fallback-size (100)" in said
     settled(client, fallback_length=60)
     client.config_set("keyspaceamqp.fallback-size", 120)

@@ -13,6 +13,7 @@ from pika import spec
 
 from ...broker.frames import Arguments
 from ...config import Config, raw
+from ...counts import counted
 from ...message import Event, Format
 from .. import ToolError, amqp
 from .advice import BIND, advice_for
@@ -168,7 +169,8 @@ def _queue(connection: Any, place: Place, *, publish: bool) -> Iterator[Finding]
         text += "has its own"
         yield Finding("queue", UNKNOWN, text, "give one of these with --routing-key")
     elif place.reached:
-        text = f"{place.reached:,} messages so far, and none was returned: they reach a queue"
+        text = f"{counted(place.reached, 'message', ',')} so far, and none was returned: a queue "
+        text += "is reached"
         yield Finding("queue", OK, text)
     else:
         text = "whether a queue gets the messages cannot be known without one"
