@@ -99,8 +99,7 @@ void stats_log_losses(RedisModuleCtx *ctx, int now) {
 void stats_log_left(RedisModuleCtx *ctx) {
     size_t left = shared.events != NULL ? queue_length(shared.events) : 0;
     left -= (size_t)atomic_load(&shared.outbox_in_queue); /* those are in the list */
-    if (left > 0)
-        log_lost(ctx, (long long)left, "the handler has not read them from the queue");
+    if (left > 0) log_lost(ctx, (long long)left, "the handler has not read them from the queue");
 }
 
 /* ---- texts -------------------------------------------------------------------------- */
