@@ -21,6 +21,7 @@
 
 #include "api.h"
 #include "buffer.h"
+#include "server.h"
 #include "snapshot.h"
 #include "worker.h"
 
@@ -228,7 +229,7 @@ void migration_prepare(RedisModuleCtx *ctx) {
              (RedisModule_GetModuleOptionsAll() &
               VALKEYMODULE_OPTIONS_HANDLE_ATOMIC_SLOT_MIGRATION))
         form = VALKEY_EVENT;
-    starting = form != NO_EVENT && (flags & REDISMODULE_CTX_FLAGS_SERVER_STARTUP) != 0;
+    starting = form != NO_EVENT && server_is_starting(ctx);
     set_watched();
 }
 

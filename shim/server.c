@@ -198,11 +198,15 @@ int shim_clustered(void) { return clustered; }
 /* ---- load --------------------------------------------------------------------------------- */
 
 int server_is_starting(RedisModuleCtx *ctx) {
-    RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "clients");
-    unsigned long long clients =
-        RedisModule_ServerInfoGetFieldUnsigned(info, "connected_clients", NULL);
+    if (RedisModule_GetContextFlags(ctx) & REDISMODULE_CTX_FLAGS_SERVER_STARTUP) return 1;
+    /* Redis 7.0 does not have this flag. It measures this memory after it has loaded the modules
+     * of its configuration. (It says nothing that no connection is open: a server does not count
+     * those of its replicas, and other modules need none to have it load this one.) */
+    RedisModuleServerInfoData *info = RedisModule_GetServerInfo(ctx, "memory");
+    unsigned long long bytes =
+        RedisModule_ServerInfoGetFieldUnsigned(info, "used_memory_startup", NULL);
     RedisModule_FreeServerInfo(ctx, info);
-    return clients == 0;
+    return bytes == 0;
 }
 
 void server_prepare(RedisModuleCtx *ctx) {

@@ -6,7 +6,7 @@
 
 /* Reads the server's port, role and cluster mode, at the load. */
 void server_prepare(RedisModuleCtx *ctx);
-/* True while the server starts. Then nobody is connected, and MODULE LOAD comes from a client. */
+/* True while the server loads the modules of its configuration, before its first turn. */
 int server_is_starting(RedisModuleCtx *ctx);
 /* Tells the worker the role of this server, and starts or stops the capture with it. */
 void server_send_role(void);

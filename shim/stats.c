@@ -83,12 +83,15 @@ void shim_reset_numbers(int64_t forgotten) {
     atomic_store(&outbox_missed_before, atomic_load(&shared.outbox_missed));
 }
 
+static void log_lost(RedisModuleCtx *ctx, long long events, const char *why) {
+    RedisModule_Log(ctx, "warning", "%lld event%s lost: %s", events, events == 1 ? "" : "s", why);
+}
+
 void stats_log_losses(RedisModuleCtx *ctx, int now) {
     if (!now && main_thread.now_ms < logged_ms + LOG_EVERY_MS) return;
     int64_t lost = atomic_load_explicit(&shared.queue_full, memory_order_relaxed);
     if (lost <= logged_losses) return;
-    RedisModule_Log(ctx, "warning", "%lld events lost: the queue in memory was full",
-                    (long long)(lost - logged_losses));
+    log_lost(ctx, (long long)(lost - logged_losses), "the queue in memory was full");
     logged_losses = lost;
     logged_ms = main_thread.now_ms;
 }
@@ -96,9 +99,7 @@ void stats_log_losses(RedisModuleCtx *ctx, int now) {
 void stats_log_left(RedisModuleCtx *ctx) {
     size_t left = shared.events != NULL ? queue_length(shared.events) : 0;
     left -= (size_t)atomic_load(&shared.outbox_in_queue); /* those are in the list */
-    if (left > 0)
-        RedisModule_Log(ctx, "warning",
-                        "%zu events lost: the handler has not read them from the queue", left);
+    if (left > 0) log_lost(ctx, (long long)left, "the handler has not read them from the queue");
 }
 
 /* ---- texts -------------------------------------------------------------------------- */

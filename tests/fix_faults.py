@@ -374,18 +374,22 @@ class Proxy:
             self._drop(next(iter(self._peers)))
 
 
-def time_to_list(client: redis.Redis) -> float:
-    """Return the median time from a write to its event in the list, in seconds. It looks at the
-    list with pauses: without them it would take the processor that the worker needs."""
-    times = []
+def stored_soon(client: redis.Redis) -> None:
+    """Check that 21 writes have their events in the list within 100 ms (rule 12), as a median. What
+    a busy machine adds is seen in the answers of the handler to commands at the same time. It looks
+    at the list with pauses: without them it would take the processor that the worker needs."""
+    times, answers = [], []
     for number in range(21):
+        begin = time.monotonic()
+        client.execute_command("KEYSPACEAMQP.KEYMASK", "TEST", "key")
+        answers.append(time.monotonic() - begin)
         length = list_length(client)
         begin = time.monotonic()
         client.set(f"timed:{number}", 1)
         wait_for(lambda before=length: list_length(client) != before, 10)
         times.append(time.monotonic() - begin)
     print(f"event to list: {', '.join(f'{seconds * 1000:.0f}' for seconds in times)} ms")
-    return statistics.median(times)
+    assert statistics.median(times) < 0.1 + max(answers)
 
 
 # ---- how long Redis takes to answer ------------------------------------------

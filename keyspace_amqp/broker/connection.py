@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import pika
 import pika.channel
 import pika.exceptions
+from pika import spec
 from pika.adapters.select_connection import IOLoop, SelectConnection
 
 from ..config import Config
@@ -34,16 +35,16 @@ from .target import address, target_of
 # pika has no limits for these.
 CHANNEL_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 5.0
-# RabbitMQ closes the channel with this code (AMQP 0-9-1, 1.8.2) over a message above its
-# max_message_size, and for other reasons; only the text tells the reason and the limit.
-_PRECONDITION_FAILED = 406
-# The texts of RabbitMQ and of LavinMQ.
+# The texts of RabbitMQ and of LavinMQ over a message above max_message_size. They close the channel
+# with PRECONDITION_FAILED then, and for other reasons too.
 _TOO_LARGE = re.compile(
     r"message size \d+ (?:is )?larger than (?:configured )?max(?:imum)? size (\d+)", re.IGNORECASE
 )
-# Codes with which the broker closes the channel or the connection over no single message (AMQP
-# 0-9-1, 1.8.2): a normal close, an operator's, a virtual host or an exchange that is missing.
-_OVER_NO_MESSAGE = frozenset({200, 320, 402, 404})
+# Codes with which the broker closes the channel or the connection over no single message: a normal
+# close, an operator's, a virtual host or an exchange that is missing.
+_OVER_NO_MESSAGE = frozenset(
+    {spec.REPLY_SUCCESS, spec.CONNECTION_FORCED, spec.INVALID_PATH, spec.NOT_FOUND}
+)
 # Parts of texts, of RabbitMQ and of LavinMQ, with which all messages are refused: the user may not
 # write to the exchange, clients may not write to it, the disk is full. Each has a space, which no
 # routing key made of a Redis key has: if a topic is refused, the text has the routing key.
@@ -264,7 +265,7 @@ class Broker:
 
 def _max_message_size(reason: BaseException) -> int | None:
     """Return the broker's limit if it closed the channel over a message above it."""
-    if getattr(reason, "reply_code", None) != _PRECONDITION_FAILED:
+    if getattr(reason, "reply_code", None) != spec.PRECONDITION_FAILED:
         return None
     match = _TOO_LARGE.search(reason_of(reason))
     return int(match[1]) if match else None

@@ -11,6 +11,8 @@ from ..masks import EXCLUDES
 from ..tables.commands import COMMANDS
 from .replies import CommandError
 
+# Digits of a number, of which no argument needs more, and bytes of a wrong one in its error.
+_DIGITS, _SHOWN = 9, 20
 _USAGE = {command.name: command.usage for command in COMMANDS}
 
 
@@ -35,6 +37,16 @@ def wrong_arguments(command: str) -> CommandError:
 def shown(text: bytes) -> str:
     """Return bytes in quotes, for the text of an error."""
     return repr(text.decode("utf-8", "backslashreplace"))
+
+
+def number(name: str, text: bytes, most: int, what: str = "a number") -> int:
+    """Return an argument that is a number from 1 to `most`. `what`: what it is, for people. Raises
+    CommandError."""
+    value = int(text) if text.isdigit() and len(text) <= _DIGITS else 0
+    if not 1 <= value <= most:
+        refused = f"{name}: {shown(text[:_SHOWN])} is not accepted"
+        raise CommandError(f"{refused}; give {what} from 1 to {most}")
+    return value
 
 
 def check_masks(given: Sequence[bytes]) -> Sequence[bytes]:

@@ -14,7 +14,7 @@ from ..cluster.peers import Outcome
 from ..cluster.slots import KEY_SLOT, SLOTS, keys_of
 from ..fallback import JOB_BYTES, JOB_ELEMENTS, lengths_job, peek_job, read_elements
 from ..jobs import JobError, JobResult
-from .arguments import shown, split_subcommand, wrong_arguments
+from .arguments import number, split_subcommand, wrong_arguments
 from .handler import Call, Handler, Steps, Wait
 from .importing import import_list
 from .merging import with_coverage
@@ -27,8 +27,6 @@ PEEK_DEFAULT = 10
 # with which a reply reaches the limit of bytes is its last one.
 PEEK_MAX = 10_000
 PEEK_BYTES = 1024 * 1024
-# Bytes of a wrong count that an error shows, at most.
-_COUNT_SHOWN = 20
 
 
 def fallback(call: Call, rest: Sequence[bytes]) -> Steps:
@@ -141,14 +139,7 @@ def _purge(call: Call) -> Generator[Wait, Any, int]:
 def _peek_count(arguments: Sequence[bytes]) -> int:
     if not arguments:
         return PEEK_DEFAULT
-    text = arguments[0]
-    count = int(text) if text.isdigit() and len(text) < 10 else 0
-    if not 1 <= count <= PEEK_MAX:
-        raise CommandError(
-            f"count: {shown(text[:_COUNT_SHOWN])} is not accepted; give a number from 1 to "
-            f"{PEEK_MAX}"
-        )
-    return count
+    return number("count", arguments[0], PEEK_MAX)
 
 
 def merge_elements(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
+from ..counts import counted
 from ..fallback import JOB_BYTES, JOB_ELEMENTS, move_job, peek_job, read_elements, to_element
 from ..jobs import Command, Failure, Job, JobError, JobResult
 from ..tables import times
@@ -49,7 +50,7 @@ def import_list(call: Call, source: bytes) -> Steps:
         if not taken:
             raise
         raise CommandError(
-            f"{error.text} ({taken} elements before it were taken over)", error.code
+            f"{error.text} (taken over: {counted(taken, 'element')} before it)", error.code
         ) from None
     return taken
 
@@ -100,7 +101,8 @@ def _no_list(fallback_size: int) -> CommandError:
 def _check_room(fallback_size: int, listed: int, waiting: int) -> None:
     if 0 < fallback_size < listed + waiting:
         raise CommandError(
-            f"{waiting} elements do not fit: {listed} of fallback-size {fallback_size} are taken"
+            f"no room for {counted(waiting, 'element')}: the list has {listed} of fallback-size "
+            f"{fallback_size}"
         )
 
 

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 
 from ..jobs import JobError
-from .arguments import check_masks, shown, split_subcommand, upper_word, wrong_arguments
+from .arguments import check_masks, number, split_subcommand, upper_word, wrong_arguments
 from .handler import Call, Steps
 from .replies import CommandError
 
@@ -41,13 +41,7 @@ def _options(arguments: Sequence[bytes]) -> tuple[int, Sequence[bytes]]:
     """Return the rate and the masks; no masks: every key."""
     rate = RATE_DEFAULT
     if upper_word(arguments) == "RATE" and len(arguments) > 1:
-        text = arguments[1]
-        rate = int(text) if text.isdigit() and len(text) < 10 else 0
-        if not 1 <= rate <= RATE_MAX:
-            raise CommandError(
-                f"RATE: {shown(text[:20])} is not accepted; give a number of events per second "
-                f"from 1 to {RATE_MAX}"
-            )
+        rate = number("RATE", arguments[1], RATE_MAX, "a number of events per second")
         arguments = arguments[2:]
     if not arguments:
         return rate, []

@@ -15,6 +15,7 @@ import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from ..counts import counted
 from ..tables.parameters import INT64_MAX
 from ..tables.stats import CONFIRM_BOUNDS, FIRST_REASON, Stat
 from .actions import Log
@@ -37,6 +38,7 @@ class _Report:
 
     due_at: float
     count: int = 0
+    noun: str = ""
     text: str = ""
 
 
@@ -99,7 +101,7 @@ class Ledger:
     def returned(self, why: str) -> None:
         """Count a message that has reached no queue. `why` is for the log."""
         self.counts[Stat.RETURNED] += 1
-        self._report(Stat.RETURNED, 1, f"messages reached no queue: {why}")
+        self._report(Stat.RETURNED, 1, "message", f"reached no queue: {why}")
 
     def pushed(self, count: int) -> None:
         """Count elements that were pushed to the list."""
@@ -113,7 +115,7 @@ class Ledger:
         """Count events that are lost. `why` is for the log."""
         if count:
             self.counts[reason] += count
-            self._report(reason, count, f"events lost: {why}")
+            self._report(reason, count, "event", f"lost: {why}")
 
     def push_refused(self, why: str) -> None:
         """Log that the list takes no more for now, unless that was logged a little before."""
@@ -204,11 +206,11 @@ class Ledger:
 
     # ---- log lines -----------------------------------------------------------------
 
-    def _report(self, stat: Stat, count: int, text: str) -> None:
-        """Add a count to the log line about this counter."""
+    def _report(self, stat: Stat, count: int, noun: str, text: str) -> None:
+        """Add a count to the log line about this counter: so many of `noun`, then `text`."""
         report = self._reports.setdefault(stat, _Report(self._clock()))
         report.count += count
-        report.text = text
+        report.noun, report.text = noun, text
 
     def logs(self, *, all_of_them: bool) -> list[Log]:
         """Return the log lines that are due, or all that wait.
@@ -222,7 +224,7 @@ class Ledger:
             self._refusals = ""
         for stat, report in self._reports.items():
             if report.count and (all_of_them or self._clock() >= report.due_at):
-                lines.append(Log("warning", f"{report.count} {report.text}"))
+                lines.append(Log("warning", f"{counted(report.count, report.noun)} {report.text}"))
                 report.count = 0
                 every = RETURNS_LOG_EVERY if stat is Stat.RETURNED else LOG_EVERY
                 report.due_at = self._clock() + every

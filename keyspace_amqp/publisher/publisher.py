@@ -25,6 +25,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from ..config import Config
+from ..counts import counted
 from ..fallback import JOB_ELEMENTS
 from ..jobs import JobError, JobResult
 from ..message import Event
@@ -339,7 +340,7 @@ class Publisher:
 
         It closes the channel each time one of them is sent. Return how many there were.
         """
-        why = f"larger than the broker's limit of {limit} bytes"
+        why = f"larger than the broker's limit of {counted(limit, 'byte')}"
         lost = [e for e in self.delivery.sent() if e.event and len(make_body(e.event)) > limit]
         self.aside.give_up(lost, Stat.DROPPED_TOO_LARGE, why)
         self.refused.remove_given_up()

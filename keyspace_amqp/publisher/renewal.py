@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..counts import counted
 from .entry import Entry
 from .window import Window
 
@@ -90,7 +91,8 @@ class Renewal:
         if oldest is not None and confirm_timeout and self._passed(oldest[1] + confirm_timeout):
             event = oldest[0].event
             key = ascii(event.key[:_KEY_SHOWN])[1:] if event is not None else ""
-            return f"no confirm for {confirm_timeout} seconds for a message with the key {key}"
+            limit = counted(confirm_timeout, "second")
+            return f"no confirm for {limit} for a message with the key {key}"
         if self._passed(self._stuck_at):
             return f"no answer for {STUCK_AFTER:.0f} seconds, while older messages have no confirm"
         if self._passed(self._refusing_until):

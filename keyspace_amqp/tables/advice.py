@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import typing
 
-from .parameters import URL_NAMES, URL_SERVERS, Kind, Parameter
+from .parameters import URL_NAMES, URL_SERVERS, URL_VALUES, Kind, Parameter
 
 
 class Advice(typing.NamedTuple):
@@ -29,13 +29,23 @@ _LOGIN = "^amqps?://[^/?]*"
 # login any more. What has only digits after the colon is a host with its port.
 # Each piece ends where the next begins, or Python's search would take minutes.
 _PASSWORD = "^amqps?://[^@/?,:]*:[0-9]*[^@/?0-9][^@/?]*"  # a pattern
-_NAMES = "|".join(URL_NAMES)
 # Names of other clients: those of RabbitMQ's own URLs, and those of pika.
 _OTHER_NAMES = (
     "connection_timeout", "channel_max", "frame_max", "fail_if_no_peer_cert", "depth", "password",
     "socket_timeout", "stack_timeout", "blocked_connection_timeout", "connection_attempts",
     "retry_delay", "locale", "ssl_options", "tcp_options", "client_properties", "ssl", "name",
 )  # fmt: skip
+
+
+def _query(only: str = "") -> str:
+    """Return a pattern of the URLs in whose query every name is known, and has any value,
+    but the name `only` one that is accepted."""
+    values = dict.fromkeys(URL_NAMES, "[^&]*")
+    if only:
+        values[only] = URL_VALUES[only]
+    pair = f"({'|'.join(f'{name}={pattern}' for name, pattern in values.items())})"
+    return f"^[^?]*([?]{pair}(&{pair})*)?$"
+
 
 # For each parameter, the first row that applies is used.
 ADVICE: tuple[Advice, ...] = (
@@ -78,18 +88,20 @@ ADVICE: tuple[Advice, ...] = (
     ),
     Advice(
         "url",
-        f"^[^?]*([?]({_NAMES})=[^&]*(&({_NAMES})=[^&]*)*)?$",
+        _query(),
         "behind the ? may stand, as name=value with & between them, "
         + ", ".join(URL_NAMES[:-1])
         + " and "
         + URL_NAMES[-1],
         found=False,
     ),
-    Advice(
-        "url",
-        "[?]",
-        "heartbeat is a number of seconds, auth_mechanism plain or external, verify verify_peer "
-        "or verify_none",
+    *(
+        Advice("url", _query(only=name), f"{name} is {accepted}", found=False)
+        for name, accepted in (
+            ("heartbeat", "a number of seconds"),
+            ("auth_mechanism", "plain or external"),
+            ("verify", "verify_peer or verify_none"),
+        )
     ),
 )
 

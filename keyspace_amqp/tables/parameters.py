@@ -74,19 +74,18 @@ _ANY_SERVER = f"({_SERVER}|{_BARE_IPV6})"
 _SERVERS = f"{_ANY_SERVER}(,{_ANY_SERVER})*"
 # The servers in a URL, and the names in its query.
 URL_SERVERS = f"{_SERVER}(,{_SERVER})*"
-URL_NAMES = (
-    "heartbeat",
-    "auth_mechanism",
-    "verify",
-    "cacertfile",
-    "certfile",
-    "keyfile",
-    "server_name_indication",
-)
-_QUERY = (
-    "(heartbeat=[0-9]{1,5}|auth_mechanism=(plain|external)|verify=verify_(peer|none)"
-    f"|({'|'.join(URL_NAMES[3:])})=[^&# ]*)"
-)
+# The names that the query of a URL may have, and a pattern of the values of each.
+URL_VALUES = {
+    "heartbeat": "[0-9]{1,5}",
+    "auth_mechanism": "(plain|external)",
+    "verify": "verify_(peer|none)",
+    "cacertfile": "[^&# ]*",
+    "certfile": "[^&# ]*",
+    "keyfile": "[^&# ]*",
+    "server_name_indication": "[^&# ]*",
+}
+URL_NAMES = tuple(URL_VALUES)
+_QUERY = f"({'|'.join(f'{name}={pattern}' for name, pattern in URL_VALUES.items())})"
 _URL = f"(amqps?://([^@/?#, ]*@)?{URL_SERVERS}(/[^/?# ]*)?(\\?{_QUERY}(&{_QUERY})*)?)?"
 _DATABASES = "ALL|[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*"
 _TEMPLATE = "([^{}]|[{][{]|[}][}]|[{](db|event|class|key|node|key:[1-9][0-9]?|key:[*])[}])*"

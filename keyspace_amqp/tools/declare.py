@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pika
+from pika import spec
 
 from . import ToolError, amqp, nodes
 
@@ -24,8 +25,6 @@ QUEUE = "redis_keyspace_events"
 TYPE = "x-queue-type"
 # Seconds for all answers of the broker: a cluster may take long to agree on a new queue.
 _TIMEOUT = 30.0
-# Codes with which the broker closes a channel (AMQP 0-9-1, 1.8.2).
-_ACCESS_REFUSED, _NOT_FOUND = 403, 404
 # Exchanges that every broker has, and their types.
 PREDEFINED = {
     "amq.direct": "direct",
@@ -149,9 +148,9 @@ class Broker:
             if found := _DIFFERS.search(error.reply_text):
                 raise _Differs(found[1], _value(found[1], found[2])) from None
             text = f"{what}: {amqp.explain(error)}"
-            if error.reply_code == _NOT_FOUND:
+            if error.reply_code == spec.NOT_FOUND:
                 raise _Missing(text) from None
-            if error.reply_code == _ACCESS_REFUSED:
+            if error.reply_code == spec.ACCESS_REFUSED:
                 text += f". This user is {self._user}; --amqp names another one"
             raise ToolError(text) from None
         channel.close()

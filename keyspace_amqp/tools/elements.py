@@ -26,6 +26,7 @@ import redis
 from ..cluster.lists import Lists
 from ..cluster.slots import keys_of
 from ..cluster.topology import ALONE
+from ..counts import counted
 from ..fallback import JOB_BYTES, JOB_ELEMENTS, from_element
 from ..message import named
 from . import ToolError
@@ -176,20 +177,27 @@ def _lengths(client: Any, keys: Sequence[bytes]) -> dict[bytes, int]:
     return {key: length for key, length in zip(keys, lengths, strict=True) if length}
 
 
-def _state(node: Node) -> str | None:
-    """Return the state of the module; None if it is not loaded. Raises redis.RedisError."""
+def _has_module(node: Node) -> bool:
+    """True if the module is loaded. Raises redis.RedisError."""
     try:
-        return str(stats(node.client)["state"])
-    except redis.ResponseError as error:
-        if is_unknown_command(error):
-            return None
-        raise
+        stats(node.client)
+    except redis.ResponseError as error:  # a server looks for the command before it asks for rights
+        return not is_unknown_command(error)
+    return True
 
 
 def _check_away(node: Node) -> None:
     """Make sure that the module does not deliver its list now. Raises ToolError if it may."""
-    state = _state(node)
-    if state is not None and state not in _AWAY:
+    try:
+        state = str(stats(node.client)["state"])
+    except redis.ResponseError as error:
+        if is_unknown_command(error):
+            return
+        raise ToolError(
+            f"whether the module of {node.address} delivers its list now: {error}. It is in "
+            "KEYSPACEAMQP.STATS: give a user who may ask for it, or --force"
+        ) from None
+    if state not in _AWAY:
         does = "delivers" if state == "connected" else "may at any time deliver"
         raise ToolError(
             f"the module of {node.address} is {state} and {does} its list. Give "
@@ -221,9 +229,9 @@ def drain(options: argparse.Namespace) -> int:
                     for key, length in lists.items():
                         for size in _move(node, key, length, file, check):
                             taken += size
-                            _tell(f"{taken} elements taken out", end="\r")
+                            _tell(f"{counted(taken, 'element')} taken out", end="\r")
             finally:
-                _tell(f"{taken} elements taken out")
+                _tell(f"{counted(taken, 'element')} taken out")
     return code
 
 
@@ -241,7 +249,7 @@ def _survey(
         except (redis.ConnectionError, redis.TimeoutError) as error:
             _tell(f"{node.address} does not answer; its list, if any, stays there: {error}")
             code = 1
-    if work and not any(lists or _state(node) for node, lists in work):
+    if work and not any(lists or _has_module(node) for node, lists in work):
         where = ", ".join(node.address for node, _ in work)
         raise ToolError(f"there is neither the module nor a list of it in {where}: see --redis")
     return work, code
@@ -285,18 +293,19 @@ def replay(options: argparse.Namespace) -> int:
         length, most = client.llen(key), _fallback_size(client)
         if 0 < most < length + count and not options.force:
             raise ToolError(
-                f"{length} elements wait in {key.decode()} of {node.address}; with {count} more "
-                f"these are more than fallback-size ({most}), and the module would cut off the "
-                "oldest. Raise fallback-size, or give --force"
+                f"{key.decode()} of {node.address} has {counted(length, 'element')}; with {count} "
+                f"more these are more than fallback-size ({most}), and the module would cut off "
+                "the oldest. Raise fallback-size, or give --force"
             )
         file.seek(0)
         try:
             for batch in _batches(_elements(file)):
                 client.rpush(key, *batch)
                 pushed += len(batch)
-                _tell(f"{pushed} of {count} elements pushed", end="\r")
+                _tell(f"{pushed} of {counted(count, 'element')} pushed", end="\r")
         finally:
-            _tell(f"{pushed} of {count} elements pushed to {key.decode()} of {node.address}")
+            done = f"{pushed} of {counted(count, 'element')} pushed"
+            _tell(f"{done} to {key.decode()} of {node.address}")
     return 0
 
 

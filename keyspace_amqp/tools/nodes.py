@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
@@ -43,7 +44,7 @@ def open_client(url: str, timeout: float) -> redis.Redis:
         if "@" in url.partition("?")[2]:  # the question mark is in the password
             raise ValueError
         tls.check(url)
-        return redis.Redis.from_url(
+        client = redis.Redis.from_url(
             url,
             password=os.environ.get("REDISCLI_AUTH"),  # a password in the URL wins
             socket_timeout=timeout,
@@ -51,8 +52,17 @@ def open_client(url: str, timeout: float) -> redis.Redis:
             retry=Retry(NoBackoff(), 0),
             protocol=3,
         )
+        _check_path(url)  # redis-py takes a path that is no number for database 0
+        return client
     except ValueError:  # its text may quote a part of the URL, with a password
         raise ToolError(f"--redis: the URL cannot be read: {_wrong_with(url)}") from None
+
+
+def _check_path(url: str) -> None:
+    """Check the path of a URL, which is the number of a database. Raises ValueError."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "unix" and not re.fullmatch("/?[0-9]{0,9}", parts.path):
+        raise ValueError
 
 
 def _wrong_with(url: str) -> str:
@@ -60,8 +70,8 @@ def _wrong_with(url: str) -> str:
     may be a password."""
     if url.startswith(("redis://", "rediss://", "unix://")):
         return (
-            "the port is a number; in user and password, write # as %23, / as %2F, ? as %3F, "
-            "[ as %5B and ] as %5D"
+            "the port and the database behind the / are numbers; in user and password, write # as "
+            "%23, / as %2F, ? as %3F, [ as %5B and ] as %5D"
         )
     like = "redis://user:password@host:port"
     if re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?", url):

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..counts import counted
 from ..tables.stats import Stat
 from . import ToolError, nodes
 from .graphs import History, least_height
@@ -74,7 +75,7 @@ def table(
     def shown(places: Sequence[int]) -> Group:
         parts: list[Any] = [_made(names, [*(rows[place] for place in places), *sums])]
         if len(places) < len(looks):
-            parts.append(Text(f"{len(looks) - len(places)} more nodes", "dim"))
+            parts.append(Text(counted(len(looks) - len(places), "more node"), "dim"))
         if "last error" not in names:
             errors: dict[str, list[str]] = {}
             for place in places:

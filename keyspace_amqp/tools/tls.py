@@ -14,21 +14,29 @@ from collections.abc import Mapping
 from ..broker.login import tls_reason
 from . import ToolError
 
-# Names that the query of the URL may have.
-_NAMES = (
-    *("db", "username", "password", "client_name", "protocol"),
-    *("socket_timeout", "socket_connect_timeout"),
-)
 _CA, _CA_FOLDER, _CERT, _KEY = "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"
-# The names for TLS, and their values where these are words.
-_TLS_NAMES: Mapping[str, tuple[str, ...]] = {
-    _CA: (),
-    _CA_FOLDER: (),
-    _CERT: (),
-    _KEY: (),
-    "ssl_password": (),
-    "ssl_cert_reqs": ("required", "optional", "none"),
-    "ssl_check_hostname": ("yes", "no", "true", "false"),
+# A value that the query of the URL may have: a pattern, and the same for people.
+_ANY = ("(?s:.*)", "any text")
+_SECONDS = (r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,6})?", "seconds above 0, such as 5 or 0.5")
+# The names that the query may have, and their values: those for TLS, and the others.
+_TLS_NAMES: Mapping[str, tuple[str, str]] = {
+    _CA: _ANY,
+    _CA_FOLDER: _ANY,
+    _CERT: _ANY,
+    _KEY: _ANY,
+    "ssl_password": _ANY,
+    "ssl_cert_reqs": ("(?i:required|optional|none)", "required, optional or none"),
+    "ssl_check_hostname": ("(?i:yes|no|true|false)", "yes, no, true or false"),
+}
+_NAMES: Mapping[str, tuple[str, str]] = {
+    **_TLS_NAMES,
+    "db": ("[0-9]{1,9}", "a number from 0"),
+    "username": _ANY,
+    "password": _ANY,
+    "client_name": _ANY,
+    "protocol": ("[23]", "2 or 3"),
+    "socket_timeout": _SECONDS,
+    "socket_connect_timeout": _SECONDS,
 }
 _CERTIFICATE = (
     "does the server want a certificate that an authority of its own has signed? "
@@ -59,24 +67,25 @@ _ERRORS = (
 
 
 def check(url: str) -> None:
-    """Check what the URL of a Redis server says about TLS, and the names in its query. Raises
-    ToolError that names what is wrong, and what is accepted. Reads the files."""
+    """Check the query of the URL of a Redis server: names, values, and the files that it names.
+    Raises ToolError that names what is wrong, and what is accepted."""
     scheme, _, rest = url.partition("://")
     query = rest.partition("?")[2]
-    given = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+    # Of two values of a name, redis-py takes the first.
+    given = dict(reversed(urllib.parse.parse_qsl(query, keep_blank_values=True)))
+    secret = "password=" in query  # names and values may be a part of it
     for name, value in given.items():
-        accepted = _TLS_NAMES.get(name)
-        if accepted is None and name not in _NAMES:
-            names = ", ".join([*_TLS_NAMES, *_NAMES])
+        if name not in _NAMES:
             what = f"{name!r} is not accepted in the URL"
-            if "password=" in query:  # the name may be a part of it
+            if secret:
                 what = "a name behind the ? is not accepted (in a password, write & as %26)"
-            raise ToolError(f"--redis: {what}; give {names}")
-        if accepted is not None and scheme != "rediss":
+            raise ToolError(f"--redis: {what}; give {', '.join(_NAMES)}")
+        if name in _TLS_NAMES and scheme != "rediss":
             raise ToolError(f"--redis: {name} is for TLS, which a URL with rediss:// has")
-        if accepted and value.lower() not in accepted:
-            words = ", ".join(accepted)
-            raise ToolError(f"--redis: {name}: {value!r} is not accepted; give one of {words}")
+        pattern, accepted = _NAMES[name]
+        if not re.fullmatch(pattern, value):
+            what = "its value" if secret else repr(value)
+            raise ToolError(f"--redis: {name}: {what} is not accepted; give {accepted}")
     if _KEY in given and _CERT not in given:
         raise ToolError(f"--redis: {_KEY} is of use with {_CERT} only")
     _check_files(given)

@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from ..counts import counted
 from ..fallback import JOB_ELEMENTS, to_element
 from ..message import Event
 from . import log
@@ -202,7 +203,7 @@ def store(
     if not writer.is_empty:
         sink(
             "notice",
-            f"{writer.count} events came too late for the fallback list; they are in "
+            f"{counted(writer.count, 'event')} came too late for the fallback list, and went to "
             f"{file.path} for the next load",
         )
 
@@ -217,10 +218,13 @@ def log_lost(
     """
     if is_alone():
         if queued:
-            sink("warning", f"{queued} events stay in the queue, for the next handler: {why}")
+            sink(
+                "warning",
+                f"{counted(queued, 'event')} left in the queue, for the next handler: {why}",
+            )
         queued = 0
     if lost + queued:
-        sink("warning", f"{lost + queued} events lost: {why}")
+        sink("warning", f"{counted(lost + queued, 'event')} lost: {why}")
 
 
 def _write(

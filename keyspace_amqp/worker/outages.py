@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable
 
+from ..counts import counted
 from ..publisher.publisher import UNCONFIRMED_AFTER
 
 # Seconds between two lines about one outage.
@@ -111,7 +112,7 @@ def _waits(count: int) -> str:
     """Return the end of a line: how many events wait."""
     if not count:
         return ""
-    return "; 1 event waits" if count == 1 else f"; {count:,} events wait"
+    return f"; {counted(count, 'event', ',')} wait{'s' if count == 1 else ''}"
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..config import format_masks
+from ..counts import counted
 from ..jobs import Job, JobError, JobResult, Reply, SnapshotStep
 from ..masks import ALL
 from ..tables.stats import Stat
@@ -111,7 +112,8 @@ class Snapshot:
             self.total = _number(reply)
             self._log(
                 "notice",
-                f"snapshot: started; {self.total} keys, at most {rate} events per second",
+                f"snapshot: started; {counted(self.total, 'key')}, at most "
+                f"{counted(rate, 'event')} per second",
             )
             done(self.total)
 
@@ -129,7 +131,8 @@ class Snapshot:
         self.runs, self.state = False, state
         self._log(
             "notice",
-            f"snapshot: {state}; looked at {self.looked} of {self.total} keys, {self._sent} events",
+            f"snapshot: {state}; looked at {self.looked} of {counted(self.total, 'key')}, "
+            f"{counted(self._sent, 'event')}",
         )
 
     def _run(self, words: Sequence[bytes], done: Callable[[Reply], None]) -> None:

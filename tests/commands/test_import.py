@@ -178,7 +178,7 @@ def test_what_was_taken_over_before_an_error_is_told() -> None:
     with pytest.raises(commands.CommandError) as raised:
         Run(handler, FALLBACK, b"IMPORT", b"old", results=results)
     assert "writes are paused" in str(raised.value)
-    assert "(2 elements before it were taken over)" in str(raised.value)
+    assert "(taken over: 2 elements before it)" in str(raised.value)
     assert handler.calls == [f"imported {KEY.decode()} 2 2"]
 
 
@@ -295,7 +295,7 @@ def test_an_element_that_is_no_event(start_redis: StartRedis) -> None:
     put(client, [*elements[:4400], b"no\xffne\r\nof ours", *elements[4400:]])
     said = error(client, f"FALLBACK IMPORT {OLD}")
     assert "the first element, 'no\\\\xffne\\r\\nof ours', is not db, event and key" in said
-    assert said.endswith("(4400 elements before it were taken over)")
+    assert said.endswith("(taken over: 4400 elements before it)")
     assert client.llen(OLD) == 101
     assert bodies(client.lrange(KEY, 0, -1)) == elements[:4400]
     said = error(client, f"FALLBACK IMPORT {OLD}")
@@ -316,7 +316,7 @@ def test_refusals(family: str, start_redis: StartRedis) -> None:
     settled(client, fallback_length=1)
     put(client, numbered(10))
     said = error(client, f"FALLBACK IMPORT {OLD}")
-    assert said == "10 elements do not fit: 1 of fallback-size 10 are taken"
+    assert said == "no room for 10 elements: the list has 1 of fallback-size 10"
     client.config_set("keyspaceamqp.fallback-size", -1)
     said = error(client, f"FALLBACK IMPORT {OLD}")
     assert said == "there is no fallback list to import into: fallback-size is -1"

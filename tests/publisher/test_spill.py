@@ -183,7 +183,7 @@ def test_losses_near_maxmemory_have_a_reason_of_their_own() -> None:
     bench.wait(1)
     assert bench.publisher.drop_oldest(1) == 1
     lines = texts(bench.poll())
-    assert lines == ["1 events lost: queue-limit is reached, and Redis is near its maxmemory"]
+    assert lines == ["1 event lost: queue-limit is reached, and Redis is near its maxmemory"]
     assert dropped_of(bench.publisher) == bench.count(Stat.DROPPED_NO_MEMORY) == 1
     bench.list.trouble = PAUSED  # another reason from now on
     bench.wait(1)

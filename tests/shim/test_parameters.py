@@ -349,10 +349,13 @@ MISTAKES = [
     ("url", "amqp://h?heart_beat=1", "behind the ? may stand"),
     ("url", "amqp://h?heartbeat=1&secret", "behind the ? may stand"),
     ("url", "amqp://h?", "behind the ? may stand"),
-    ("url", "amqp://h?heartbeat=1?verify=x", "heartbeat is a number of seconds"),
-    ("url", "amqp://h?heartbeat=5s", "heartbeat is a number of seconds"),
-    ("url", "amqp://h/v?heartbeat=5&verify=none", "verify verify_peer or verify_none"),
-    ("url", "amqp://h@i/v?verify=", "verify verify_peer or verify_none"),
+    ("url", "amqp://h?heartbeat=1?verify=x", ": heartbeat is a number of seconds"),
+    ("url", "amqp://h?heartbeat=5s", ": heartbeat is a number of seconds"),
+    ("url", "amqp://h?verify=verify_none&heartbeat=", ": heartbeat is a number of seconds"),
+    ("url", "amqp://h?heartbeat=5&heartbeat=100000", ": heartbeat is a number of seconds"),
+    ("url", "amqp://h?auth_mechanism=EXTERNAL", ": auth_mechanism is plain or external"),
+    ("url", "amqp://h/v?heartbeat=5&verify=none", ": verify is verify_peer or verify_none"),
+    ("url", "amqp://h@i/v?verify=", ": verify is verify_peer or verify_none"),
 ]
 
 

@@ -117,11 +117,25 @@ def of_page(language: str) -> str:
     return str(found)
 
 
+# The languages whose programs have to run: a test of these that cannot run fails.
+REQUIRED = os.environ.get("KEYSPACE_AMQP_LANGUAGES", "").split()
+
+
+class Missing(Exception):
+    """This machine lacks a part of a toolchain. The text says which."""
+
+
 def needed(*programs: str) -> None:
-    """Skip the test if this machine lacks a program of another language's toolchain."""
+    """Raise Missing if this machine lacks one of the programs."""
     for program in programs:
         if shutil.which(program) is None:
-            pytest.skip(f"no {program} here")
+            raise Missing(f"no {program} here")
+
+
+def cache(language: str) -> pathlib.Path:
+    """Return a folder for what need not be fetched or compiled again."""
+    folder = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(folder, "keyspace-amqp", language)
 
 
 def python(folder: pathlib.Path) -> tuple[list[str], Mapping[str, str]]:
@@ -132,8 +146,7 @@ def python(folder: pathlib.Path) -> tuple[list[str], Mapping[str, str]]:
 def javascript(folder: pathlib.Path) -> tuple[list[str], Mapping[str, str]]:
     """amqplib comes from npm, once."""
     needed("node", "npm")
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    modules = pathlib.Path(cache, "keyspace-amqp", "node", "node_modules")
+    modules = cache("node") / "node_modules"
     if not (modules / "amqplib" / "package.json").exists():
         modules.mkdir(parents=True, exist_ok=True)
         command = ["npm", "install", "--no-audit", "--no-fund", "--no-save", "amqplib@2"]
@@ -141,7 +154,7 @@ def javascript(folder: pathlib.Path) -> tuple[list[str], Mapping[str, str]]:
             command, cwd=modules.parent, timeout=SOON, capture_output=True, text=True
         )
         if done.returncode != 0:
-            pytest.skip(f"npm cannot install amqplib: {done.stderr}")
+            raise Missing(f"npm cannot install amqplib: {done.stderr}")
     (folder / "consumer.js").write_text(of_page("javascript"))
     return ["node", "consumer.js"], {"NODE_PATH": str(modules)}
 
@@ -151,7 +164,7 @@ def java(folder: pathlib.Path) -> tuple[list[str], Mapping[str, str]]:
     needed("java", "javac")
     jars = os.environ.get("SPRING_AMQP_CLASSPATH")
     if jars is None:
-        pytest.skip("SPRING_AMQP_CLASSPATH does not name Spring AMQP, Jackson and what they need")
+        raise Missing("SPRING_AMQP_CLASSPATH does not name Spring AMQP, Jackson and what they need")
     (folder / "Consumer.java").write_text(of_page("java"))
     subprocess.run(["javac", "-cp", jars, "Consumer.java"], cwd=folder, check=True)
     return ["java", "-cp", f"{jars}:.", "Consumer"], {}
@@ -162,10 +175,11 @@ def go(folder: pathlib.Path) -> tuple[list[str], Mapping[str, str]]:
     needed("go")
     path = pathlib.Path(os.environ.get("GOPATH", "/usr/share/gocode"))
     if not (path / "src/github.com/rabbitmq/amqp091-go").exists():
-        pytest.skip(f"no amqp091-go in {path}; Debian: golang-github-rabbitmq-amqp091-go-dev")
+        raise Missing(f"no amqp091-go in {path}; Debian: golang-github-rabbitmq-amqp091-go-dev")
     (folder / "consumer.go").write_text(of_page("go"))
-    more = {"GO111MODULE": "off", "GOPATH": str(path), "GOCACHE": str(folder / "cache")}
-    subprocess.run(["go", "build", "consumer.go"], cwd=folder, check=True, env=os.environ | more)
+    more = {"GO111MODULE": "off", "GOPATH": str(path), "GOCACHE": str(cache("go"))}
+    for command in (["vet", "consumer.go"], ["build", "consumer.go"]):
+        subprocess.run(["go", *command], cwd=folder, check=True, env=os.environ | more)
     return ["./consumer"], {}
 
 
@@ -175,6 +189,26 @@ LANGUAGES: dict[str, Callable[[pathlib.Path], tuple[list[str], Mapping[str, str]
     "java": java,
     "go": go,
 }
+
+
+@dataclasses.dataclass
+class Code:
+    """A program of the page, ready to run in its folder."""
+
+    language: str
+    command: list[str]
+    environment: Mapping[str, str]
+
+
+@pytest.fixture(params=LANGUAGES)
+def code(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Code:
+    """The program of each language in turn. Without its toolchain, the test is skipped, or fails
+    if the language is among the required ones."""
+    language = str(request.param)
+    try:
+        return Code(language, *LANGUAGES[language](tmp_path))
+    except Missing as error:
+        (pytest.fail if language in REQUIRED else pytest.skip)(str(error))
 
 
 @dataclasses.dataclass
@@ -190,14 +224,12 @@ class Program:
 
 
 @contextlib.contextmanager
-def running(
-    command: list[str], environment: Mapping[str, str], folder: pathlib.Path, broker: RabbitServer
-) -> Iterator[Program]:
-    more = {**environment, "AMQP_URL": f"amqp://guest:guest@127.0.0.1:{broker.port}"}
+def running(code: Code, folder: pathlib.Path, broker: RabbitServer) -> Iterator[Program]:
+    more = {**code.environment, "AMQP_URL": f"amqp://guest:guest@127.0.0.1:{broker.port}"}
     out, errors = folder / "out", folder / "errors"
     with out.open("ab") as stdout, errors.open("ab") as stderr:
         process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | more, stdout=stdout, stderr=stderr
+            code.command, cwd=folder, env=os.environ | more, stdout=stdout, stderr=stderr
         )
     try:
         yield Program(process, out)
@@ -219,6 +251,12 @@ def waiting(broker: RabbitServer, queue: str) -> tuple[int, int]:
         return method.message_count, method.consumer_count
 
 
+def publish(channel: Any, identity: str, body: bytes) -> None:
+    """Publish a message as the module would."""
+    properties = pika.BasicProperties(message_id=identity, delivery_mode=2)
+    channel.basic_publish("amq.topic", "redis.0.set.x", body, properties)
+
+
 @pytest.fixture
 def queues(broker: RabbitServer) -> Iterator[None]:
     """The queues that the programs declare are gone after the test."""
@@ -235,9 +273,8 @@ def as_on_the_page(broker: RabbitServer, start_redis: StartRedis) -> RedisServer
     return start_redis(arguments=["A"], options=lines)
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
 def test_a_program_of_the_page(
-    language: str,
+    code: Code,
     broker: RabbitServer,
     queues: None,
     start_redis: StartRedis,
@@ -245,26 +282,20 @@ def test_a_program_of_the_page(
 ) -> None:
     """It works on each event once and in order, also if a message is repeated. A message that
     fails each time is dead after a while, and holds up no other."""
-    command, environment = LANGUAGES[language](tmp_path)
     server = as_on_the_page(broker, start_redis)
     client = server.client()
-    with running(command, environment, tmp_path, broker) as program, broker.connection() as admin:
-        wait_for(lambda: waiting(broker, QUEUE)[1] == 1, SOON, f"{language} consumes")
+    with running(code, tmp_path, broker) as program, broker.connection() as admin:
+        wait_for(lambda: waiting(broker, QUEUE)[1] == 1, SOON, f"{code.language} consumes")
         keys = [f"user:{number}" for number in range(300)]
         for key in keys:
             client.set(key, 1)
         client.set(b"\xff", 1)
         settled(client, confirmed=301)  # so they are in the queue before what follows
         channel = admin.channel()
-
-        def publish(identity: str, body: bytes) -> None:
-            properties = pika.BasicProperties(message_id=identity, delivery_mode=2)
-            channel.basic_publish("amq.topic", "redis.0.set.x", body, properties)
-
         repeated = b'{"db":0,"event":"set","key":"repeated"}'
-        publish("twice", repeated)
-        publish("twice", repeated)
-        publish("bad", b"no JSON")
+        publish(channel, "twice", repeated)
+        publish(channel, "twice", repeated)
+        publish(channel, "bad", b"no JSON")
         wait_for(lambda: waiting(broker, DEAD)[0] == 1, SOON, "the bad message is dead")
         client.set("last", 1)
         wait_for(lambda: program.lines[-1:] == ["0 set last"], SOON, "the last event")
@@ -285,11 +316,31 @@ def test_a_program_of_the_page(
         assert properties.headers["x-death"][0]["queue"] == QUEUE
 
 
+def test_a_program_begins_again(
+    code: Code, broker: RabbitServer, queues: None, tmp_path: pathlib.Path
+) -> None:
+    """After a queue that it cannot use, and after the end of its connection."""
+    with broker.connection() as connection:
+        connection.channel().queue_declare(QUEUE, durable=True)
+    with running(code, tmp_path, broker) as program:
+        errors = tmp_path / "errors"
+        wait_for(lambda: b"inequivalent arg" in errors.read_bytes(), SOON, "it cannot declare")
+        with broker.connection() as connection:
+            connection.channel().queue_delete(QUEUE)
+        for key in ("first", "second"):
+            wait_for(lambda: waiting(broker, QUEUE)[1] == 1, SOON, f"{code.language} consumes")
+            with broker.connection() as connection:
+                body = b'{"db":0,"event":"set","key":"%s"}' % key.encode()
+                publish(connection.channel(), key, body)
+            wait_for(lambda last=f"0 set {key}": program.lines[-1:] == [last], SOON, key)
+            broker.ctl("close_all_connections", "for a test")
+
+
 def test_the_python_program_is_killed(
     broker: RabbitServer, queues: None, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
     """Each event is worked on exactly once, wherever the kills hit."""
-    command, environment = python(tmp_path)
+    code = Code("python", *python(tmp_path))
     client = as_on_the_page(broker, start_redis).client()
 
     def work() -> list[bytes]:
@@ -298,14 +349,14 @@ def test_the_python_program_is_killed(
 
     expected = [b"key:%d" % number for number in range(800)]
     for begin in range(0, 800, 200):
-        with running(command, environment, tmp_path, broker) as program:
+        with running(code, tmp_path, broker) as program:
             wait_for(lambda: waiting(broker, QUEUE)[1] == 1, SOON, "the program consumes")
             for key in expected[begin : begin + 200]:
                 client.set(key, 1)
             wait_for(lambda end=begin + 40: len(work()) > end, SOON, "a part of the work")
             program.process.send_signal(signal.SIGKILL)
             program.process.wait()
-    with running(command, environment, tmp_path, broker):
+    with running(code, tmp_path, broker):
         wait_for(lambda: len(work()) >= len(expected), SOON, "all of the work")
         wait_for(lambda: waiting(broker, QUEUE)[0] == 0, SOON, "nothing waits")
     assert sorted(work()) == sorted(expected)

@@ -364,7 +364,7 @@ def test_keys_as_large_as_the_queue(any_size: RabbitServer, start_redis: StartRe
     expected.append(b"between")
     numbers = settled(client, confirmed=4, dropped=1)
     assert numbers["dropped_queue_full"] == 1
-    assert "1 events lost: the queue in memory was full" in server.log()
+    assert "1 event lost: the queue in memory was full" in server.log()
     back_to_normal()
 
     client.config_set("keyspaceamqp.queue-limit", 4 * QUEUE_LIMIT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import socket
 
 import pytest
 import redis
@@ -29,6 +30,7 @@ from tests.system.test_load import load_fails, parameters
 from tests.system.test_redis_faults import Sentinel
 
 AGAIN = "loadmodule names this module again"
+REFUSED = "To load it again, give MODULE UNLOAD"
 
 
 def includes(server: RedisServer, *lines: str) -> None:
@@ -37,6 +39,14 @@ def includes(server: RedisServer, *lines: str) -> None:
     server.folder.mkdir(exist_ok=True)
     included.write_text("\n".join(lines) + "\n")
     server.options.insert(0, f"include {included}")
+
+
+def appends(server: RedisServer, *lines: str) -> None:
+    """Have the server's redis.conf end with these lines, behind the `loadmodule` line."""
+    if not server.config_path.exists():
+        server.write_config()
+    with server.config_path.open("a") as file:
+        file.writelines(line + "\n" for line in lines)
 
 
 def lines_of(server: RedisServer, name: str) -> list[str]:
@@ -135,9 +145,7 @@ def test_the_first_arguments_are_in_force(
     """If those of the second line are others, the log says so, without them."""
     line = " ".join(["loadmodule", str(MODULE), *second])
     server = start_redis(family, ["$", "localhost"], [], start=False)
-    server.write_config()
-    with server.config_path.open("a") as file:
-        file.write(f"{line}\nkeyspaceamqp.port 1000\n")
+    appends(server, line, "keyspaceamqp.port 1000")
     server.start()
     client = server.client()
     found = parameters(client)
@@ -151,9 +159,7 @@ def test_the_first_arguments_are_in_force(
 def test_the_same_arguments_are_no_other_ones(family: str, start_redis: StartRedis) -> None:
     server = start_redis(family, ["$", "localhost"], start=False)
     server.write_config()
-    line = lines_of(server, "loadmodule")[0]
-    with server.config_path.open("a") as file:
-        file.write(line + "\n")
+    appends(server, *lines_of(server, "loadmodule"))
     server.start()
     (said,) = (text for text in server.log().splitlines() if AGAIN in text)
     assert "with other arguments" not in said
@@ -167,9 +173,7 @@ def test_it_can_be_unloaded_and_loaded(
     changes nothing."""
     arguments = arguments_for(broker, mailbox, "$")
     server = start_redis(family, arguments, start=False)
-    server.write_config()
-    with server.config_path.open("a") as file:
-        file.write(2 * f"loadmodule {MODULE}\n")
+    appends(server, *2 * [f"loadmodule {MODULE}"])
     server.start()
     client = server.client()
     assert server.log().count(AGAIN) == 2
@@ -186,6 +190,22 @@ def test_it_can_be_unloaded_and_loaded(
         client.execute_command("MODULE", "LOAD", str(MODULE), *arguments)
     assert [message.event[2] for message in once(mailbox.receive(3))] == [b"key"] * 3
     assert server.log().count(AGAIN) == 2
+
+
+@EVERY_FAMILY
+def test_a_replica_that_loads_it(family: str, start_redis: StartRedis) -> None:
+    """A server does not count its replicas as clients: this load looks as if it came from none. It
+    is refused as any other."""
+    server = start_redis(family)
+    with socket.create_connection(("127.0.0.1", server.port), 30) as link:
+        link.sendall(b"SYNC\r\n")
+        client = server.client()
+        wait_for(lambda: client.info("replication")["connected_slaves"] == 1, 30)
+        client.close()  # its connection
+        link.sendall(f"MODULE LOAD {MODULE}\r\n".encode())
+        wait_for(lambda: REFUSED in server.log() or AGAIN in server.log(), 30)
+    assert REFUSED in server.log()
+    assert AGAIN not in server.log()
 
 
 def test_arguments_that_a_rewrite_would_spoil(family: str, start_redis: StartRedis) -> None:
@@ -215,10 +235,7 @@ def test_another_build_is_refused(
     """Two copies cannot be in one process. The server does not start; the log says why, and what
     to do."""
     server = start_redis(family, start=False)
-    server.write_config()
-    copy = handler_copy(tmp_path / "copy")
-    with server.config_path.open("a") as file:
-        file.write(f"loadmodule {copy}\n")
+    appends(server, f"loadmodule {handler_copy(tmp_path / 'copy')}")
     with pytest.raises(ServerError):
         server.start()
     log = server.log()
@@ -230,9 +247,7 @@ def test_a_first_load_that_fails(family: str, start_redis: StartRedis) -> None:
     """The server does not start, also if a later line would be accepted: nothing is loaded by
     halves."""
     server = start_redis(family, ["unknown"], start=False)
-    server.write_config()
-    with server.config_path.open("a") as file:
-        file.write(f"loadmodule {MODULE}\n")
+    appends(server, f"loadmodule {MODULE}")
     with pytest.raises(ServerError):
         server.start()
     log = server.log()

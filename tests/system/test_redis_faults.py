@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import random
+import re
 import signal
 import threading
 import time
@@ -202,7 +203,7 @@ def test_stopped_under_load(
             took.append(time.monotonic() - begin)
         # The broker is there: redis.conf has its port.
         server.start()
-        assert "events lost" not in server.log()
+        assert not re.search("events? lost", server.log())
         keys = loaded_keys(client)
         assert set(load.answered) <= set(keys)
         # With the broker there, events in the snapshot are delivered after the restart too.
@@ -310,7 +311,7 @@ def test_stopped_with_a_paused_broker(
                 own_broker.signal(signal.SIGCONT)
             took.append(time.monotonic() - begin)
         server.start()
-        assert "events lost" not in server.log()
+        assert not re.search("events? lost", server.log())
         keys = loaded_keys(client)
         assert set(load.answered) <= set(keys)
         delivered(client, mailbox, keys, repeated=WINDOW)

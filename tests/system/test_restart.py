@@ -39,7 +39,7 @@ def test_more_than_fits_into_memory_as_objects(
     """The broker is away. The events go to the file as records, and from there to the list."""
     server = start_redis(family, arguments_for(free_port(), mailbox, "$", size=0), LIMIT)
     expected = write_and_stop(server, "first")
-    assert f"{EVENTS} events came too late for the fallback list" in server.log()
+    assert f"{EVENTS} events came too late for the fallback list, and went to" in server.log()
     server.start()
     client = server.client()
     numbers = settled(client, fallback_length=EVENTS, fallback_found=EVENTS, dropped=0)

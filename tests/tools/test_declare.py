@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -128,15 +129,26 @@ def test_from_nothing_to_a_message(family: str, place: Place, start_redis: Start
     assert place.routes("", place.name)
 
 
+@contextlib.contextmanager
+def ended(pidfile: pathlib.Path) -> Iterator[None]:
+    """A `with` at whose end a server in the background is killed, if it still has its file. It
+    writes that before it listens, and removes it at the end of a shutdown."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int(pidfile.read_text()), signal.SIGKILL)
+
+
 def test_the_commands_of_the_readme(broker: RabbitServer, tmp_path: pathlib.Path) -> None:
     """From nothing to a message, with the ports of this test instead of the usual ones."""
     lines = (ROOT / "README.md").read_text().partition("### A first message\n")[2].splitlines()
     block = lines[lines.index("```console") + 1 : lines.index("```")]
     commands = [line.removeprefix("$ ") for line in block if line.startswith("$ ")]
     assert len(commands) == 3
-    port, programs = free_port(), tmp_path / "programs"
+    port, programs, pidfile = free_port(), tmp_path / "programs", tmp_path / "pid"
     programs.mkdir()
-    own = f"--port {port} --dir {tmp_path} --keyspaceamqp.port {broker.port}"
+    own = f"--port {port} --dir {tmp_path} --pidfile {pidfile} --keyspaceamqp.port {broker.port}"
     for name, command in {
         "redis-server": f'{servers.program(REDIS)} "$@" {own}',
         "redis-cli": f'{shutil.which("redis-cli")} -p {port} "$@"',
@@ -155,9 +167,13 @@ def test_the_commands_of_the_readme(broker: RabbitServer, tmp_path: pathlib.Path
             env=environment, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60,
         ).stdout  # fmt: skip
 
-    typed(commands[0])
-    with redis.Redis(port=port) as client, broker.connection() as connection:
-        wait_for(lambda: listens(port), 30)
+    with (
+        ended(pidfile),
+        redis.Redis(port=port) as client,
+        broker.connection() as connection,
+    ):
+        typed(commands[0])
+        wait_for(lambda: pidfile.exists() and listens(port), 60)
         try:
             said = typed(commands[1])
             assert [line for line in said.splitlines() if not line.startswith("broker")] == [

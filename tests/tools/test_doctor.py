@@ -665,7 +665,7 @@ def test_doctor_and_a_missing_queue(
         client.execute_command("KEYSPACEAMQP.STATS", "RESET")
         client.set("k", 2)
         settled(client, confirmed=1, returned=0)
-        has(found_by(run, "--redis", url(server))[1], "ok queue 1 messages so far, and none was")
+        has(found_by(run, "--redis", url(server))[1], "ok queue 1 message so far, and none was")
         client.config_set("keyspaceamqp.mandatory", "off")  # the broker reports nothing
         has(found_by(run, "--redis", url(server))[1], UNKNOWN_QUEUE)
 

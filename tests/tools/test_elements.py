@@ -34,13 +34,14 @@ from tests.fix_servers import (
     settled,
     stats,
 )
+from tests.fix_tools import url
 from tests.servers import REDIS
 
 BINARY = [b"plain", b"\0\n\xff", b"\xc3\xa9", b"\xe2\x80\xa8", b"", b'"\\\t', bytes(range(256))]
 
 
 def words_of(server: RedisServer, name: str, words: Sequence[object]) -> list[str]:
-    return [name, "--redis", f"redis://127.0.0.1:{server.port}", *map(str, words)]
+    return [name, "--redis", url(server), *map(str, words)]
 
 
 def tool(server: RedisServer, name: str, *words: object, code: int = 0) -> str:
@@ -362,6 +363,26 @@ def test_nothing_to_take_is_no_reason_to_look_away(
     assert "llen" in said.lower()
 
 
+def test_a_user_who_may_not_ask_for_the_state(
+    start_redis: StartRedis, tmp_path: pathlib.Path
+) -> None:
+    """The error says what is needed. With --force nothing is, whether elements wait or not."""
+    server = start_redis(arguments=arguments_for(free_port(), events="$"))
+    client = server.client()
+    file = tmp_path / "events.jsonl"
+    stored(client, 10)
+    client.execute_command("ACL SETUSER", "default", "-keyspaceamqp.stats")
+    said = tool(server, "drain", "--to", file, code=1)
+    assert "keyspaceamqp.stats" in said.lower()
+    assert "give a user who may ask for it, or --force" in said
+    assert not file.exists()
+    assert tool(server, "drain", "--to", file, "--force") == "10 elements taken out\n"
+    more = tmp_path / "more.jsonl"
+    assert tool(server, "drain", "--to", more, "--force") == "0 elements taken out\n"
+    client.execute_command("ACL SETUSER", "default", "+keyspaceamqp.stats")
+    settled(client, fallback_length=0, dropped=10)
+
+
 def test_no_module_and_no_list(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     """It may be the wrong server. A list without the module is taken out: see
     test_other_servers."""
@@ -416,7 +437,7 @@ def test_replay_does_not_push_what_would_be_cut_off(
     tool(server, "drain", "--to", file)
     stored(client, 60, "more")
     said = tool(server, "replay", file, code=1)
-    assert "60 elements wait" in said
+    assert "has 60 elements" in said
     assert "with 60 more these are more than fallback-size (100)" in said
     settled(client, fallback_length=60)
     client.config_set("keyspaceamqp.fallback-size", 120)

@@ -27,6 +27,7 @@ from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.tools import exporter
 from tests.fix_cluster import StartCluster
 from tests.fix_servers import ROOT, Mailbox, StartRedis, arguments_for, settled
+from tests.fix_tools import url
 from tests.servers import REDIS
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -62,10 +63,6 @@ def up(found: Samples) -> dict[str, float]:
         for (name, labels), number in found.items()
         if name == "keyspace_amqp_up"
     }
-
-
-def url(server: RedisServer) -> str:
-    return f"redis://127.0.0.1:{server.port}/0"
 
 
 def command(*words: str) -> list[Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from keyspace_amqp.counts import counted
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.message import Event
 from keyspace_amqp.tables.keys import KEY
@@ -28,7 +29,7 @@ from tests.worker.test_intake import World
 
 EVENTS = [Event(f"run-{n}", n, 0, "$", b"set", b"k\0\n\xff%d" % n) for n in range(3)]
 Lines = list[tuple[str, str]]
-LINE = "{} events came too late for the fallback list; they are in {} for the next load"
+LINE = "{} events came too late for the fallback list, and went to {} for the next load"
 
 
 @pytest.fixture(autouse=True)
@@ -275,7 +276,7 @@ def test_what_is_too_late_is_lost_and_logged(path: pathlib.Path) -> None:
     world.push("abcde")
     late = iter([False, False, True])
     assert stop(world, EVENTS[:1], lambda: next(late)) == [
-        ("warning", "1 events lost: there was no time to write them"),
+        ("warning", "1 event lost: there was no time to write them"),
         ("notice", LINE.format(5, path)),
     ]
     assert keys_of(all_of_it().receiver.waiting)[1:] == [b"a", b"b", b"c", b"d"]
@@ -290,7 +291,7 @@ def test_nothing_written_in_time_makes_no_file(old: bool, path: pathlib.Path) ->
     world.push("ab")
     lines = stop(world, is_late=lambda: True, is_alone=lambda: True)
     why = "there was no time to write them"
-    assert lines == [("warning", f"2 events stay in the queue, for the next handler: {why}")]
+    assert lines == [("warning", f"2 events left in the queue, for the next handler: {why}")]
     assert list(pathlib.Path().iterdir()) == []
 
 
@@ -304,14 +305,14 @@ def test_what_stays_in_the_queue_of_a_module_that_goes_on_is_not_lost(
     if not there:
         path.with_suffix(".new").mkdir()
     lines = stop(world, EVENTS[:1], lambda: next(late), lambda: True)
-    stay = f"{world.queue.length} events stay in the queue, for the next handler: "
+    stay = f"{counted(world.queue.length, 'event')} left in the queue, for the next handler: "
     if there:
         assert lines[0] == ("warning", stay + "there was no time to write them")
         assert lines[1:] == [("notice", LINE.format(5, path))]
     else:
         assert [line[: len(stay)] for _, line in lines] == [
             stay,
-            f"1 events lost: {path} could not be written"[: len(stay)],
+            f"1 event lost: {path} could not be written"[: len(stay)],
         ]
 
 
@@ -441,7 +442,7 @@ def test_a_disk_that_fails_at_the_end_keeps_what_is_on_it(
         size = len(resp(b"RPUSH", KEY, *map(to_element, EVENTS[:2])))
         patch.setattr(leftover_file, "_SYNC_EVERY", size)
         (_, lost), (_, line) = stop(World(), EVENTS)
-    assert lost.startswith(f"1 events lost: {path} could not be written: [Errno 28] No space")
+    assert lost.startswith(f"1 event lost: {path} could not be written: [Errno 28] No space")
     assert line.startswith("2 events came too late")
     assert all_of_it().receiver.waiting == EVENTS[:2]
 
@@ -489,7 +490,7 @@ def test_an_old_file_that_cannot_be_copied_stays(
         patch.setattr(Writer, "copy", broken)
         ((_, line),) = stop(world)
     assert line == (
-        f"1 events lost: {path} could not be written: the handler cannot write them; the old file "
+        f"1 event lost: {path} could not be written: the handler cannot write them; the old file "
         "stays, and its events are not lost"
     )
     world.leftovers.close()

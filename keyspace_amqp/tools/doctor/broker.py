@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pika
+from pika import spec
 
 from ...broker.frames import Arguments
 from ...config import Config, raw
+from ...counts import counted
 from ...message import Event, Format
 from .. import ToolError, amqp
 from .advice import BIND, advice_for
 from .finding import OK, PROBLEM, UNKNOWN, WARNING, Finding
 
-# Codes with which the broker closes a channel (AMQP 0-9-1, 1.8.2).
-_ACCESS_REFUSED, _NOT_FOUND = 403, 404
 # What consumers see of the doctor's message: the name and the key of its event, and a header.
 EVENT, KEY, HEADER = b"doctor", b"keyspaceamqp:doctor", "x-keyspaceamqp-doctor"
 
@@ -105,7 +105,7 @@ def _exchange(connection: Any, place: Place) -> Iterator[Finding]:
         elif key is not None:  # the default exchange routes to the queue with this name
             channel.queue_declare(key.decode("utf-8", "replace"), passive=True)
     except pika.exceptions.ChannelClosed as error:
-        if error.reply_code == _NOT_FOUND:
+        if error.reply_code == spec.NOT_FOUND:
             yield _missing(error)
         # With another code, this user may not look at the exchange or the queue: RabbitMQ 4.3 asks
         # for a permission. The module needs none; `_publishing` checks what it needs.
@@ -141,9 +141,9 @@ def _not_published(error: pika.exceptions.ChannelClosed, user: str, *, template:
     """Return the finding about a message that the broker does not take. `template`: its routing
     key depends on the event."""
     text = amqp.explain(error)
-    if error.reply_code == _NOT_FOUND:
+    if error.reply_code == spec.NOT_FOUND:
         return _missing(error)
-    if error.reply_code != _ACCESS_REFUSED:
+    if error.reply_code != spec.ACCESS_REFUSED:
         return Finding("publishing", PROBLEM, text, "see the broker's log")
     if "topic '" not in text:
         advice = f"`rabbitmqctl set_permissions` has to let {user} write to it"
@@ -169,7 +169,8 @@ def _queue(connection: Any, place: Place, *, publish: bool) -> Iterator[Finding]
         text += "has its own"
         yield Finding("queue", UNKNOWN, text, "give one of these with --routing-key")
     elif place.reached:
-        text = f"{place.reached:,} messages so far, and none was returned: they reach a queue"
+        text = f"{counted(place.reached, 'message', ',')} so far, and none was returned: a queue "
+        text += "is reached"
         yield Finding("queue", OK, text)
     else:
         text = "whether a queue gets the messages cannot be known without one"

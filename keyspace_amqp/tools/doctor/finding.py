@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from ...counts import counted
+
 
 class Level(enum.StrEnum):
     """The severity of a finding. UNKNOWN: something could not be looked at."""
@@ -89,7 +91,7 @@ def _text(finding: Finding, addresses: Sequence[str], count: int) -> Text:
     if count > 1 and addresses:
         where = ", ".join(addresses)
         if len(addresses) > _NAMED:
-            where = f"{len(addresses)} of {count} nodes"
+            where = f"{len(addresses)} of {counted(count, 'node')}"
         text.append(f"  [{where}]", "dim")
     if finding.advice and finding.level is not OK:
         text.append(f"\n→ {finding.advice}", "italic")

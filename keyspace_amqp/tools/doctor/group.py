@@ -8,6 +8,7 @@ from typing import Any
 
 import redis
 
+from ...counts import counted
 from ...tables.parameters import PARAMETERS
 from .. import nodes
 from ..replies import mapping, reason
@@ -40,7 +41,7 @@ def cluster(client: Any) -> Iterator[Finding]:
             advice = "is it up, is the module loaded there?"
             yield Finding("cluster", PROBLEM, text, advice)
     if not down and len(known) == len(rows):
-        yield Finding("cluster", OK, f"all {len(rows)} nodes know each other")
+        yield Finding("cluster", OK, f"{counted(len(rows), 'node')}: each knows all others")
     for name, level, advice in (
         ("version", PROBLEM, "restart the nodes that have the older one"),
         ("config_version", WARNING, "look again in a moment; the nodes tell each other"),

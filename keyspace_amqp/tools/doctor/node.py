@@ -14,6 +14,7 @@ from typing import Any
 import redis
 
 from ... import __version__
+from ...counts import counted
 from ...tables.stats import FIRST_REASON, HELP, OUTBOX_WAITS, TEXT_HELP, Stat
 from .. import ToolError, nodes
 from ..path import module_path
@@ -226,7 +227,8 @@ def role(facts: Facts) -> Iterator[Finding]:
         fewest = int(facts.redis_config.get("min-replicas-to-write", 0))
         good = int(info.get("min_slaves_good_slaves", fewest))
         if good < fewest:
-            text = f"{good} replicas, and min-replicas-to-write {fewest}: writes are refused"
+            text = f"{counted(good, 'replica')}, and min-replicas-to-write {fewest}: writes are "
+            text += "refused"
             advice = "start the replicas, or lower min-replicas-to-write"
             yield Finding("role", PROBLEM, text, advice)
     elif "role" in info:
@@ -268,7 +270,7 @@ def masks(facts: Facts) -> Iterator[Finding]:
     """Check that the masks let some events through."""
     seen = facts.stats.get("events_seen", 0)
     if seen >= _MANY_EVENTS and facts.stats["events_matched"] == 0:
-        text = f"none of {seen:,} events was let through by the masks"
+        text = f"none of {counted(seen, 'event', ',')} was let through by the masks"
         databases = facts.parameters.get("databases", "ALL")
         if databases != "ALL":
             text += f" and by databases {databases}"
@@ -328,14 +330,14 @@ def fallback(facts: Facts) -> Iterator[Finding]:
         text = "there is none: events wait in memory only, up to queue-limit"
         yield Finding("list", WARNING, text, "set keyspaceamqp.fallback-size")
     elif size and length >= _NEARLY * size:
-        text = f"{length:,} elements; at {size:,} the oldest are dropped"
+        text = f"{counted(length, 'element', ',')}; at {size:,} the oldest are dropped"
         yield Finding("list", WARNING, text, "bring the broker back, or set fallback-size higher")
     elif free is not None and (size == 0 or need > free):
         most = f"may take another {_bytes(need)}" if size else "has no limit"
         yield Finding("list", WARNING, f"it {most}, and Redis has {_bytes(free)}", advice)
     else:
         most = f", at most {size:,}" if size else ""
-        yield Finding("list", OK, f"{length:,} elements{most}")
+        yield Finding("list", OK, f"{counted(length, 'element', ',')}{most}")
 
 
 def persistence(facts: Facts) -> Iterator[Finding]:

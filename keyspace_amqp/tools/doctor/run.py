@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
+from ...counts import counted
 from ...tables.parameters import PARAMETERS
 from ...tables.times import COMMAND
 from .. import ToolError, amqp, nodes
@@ -120,9 +121,7 @@ def run(options: argparse.Namespace) -> int:
         screen = console()
         for line in lines(found, count, screen):
             screen.print(line, soft_wrap=True)
-        counts = [
-            f"{number[each]} {each}{'s' * (number[each] != 1)}" for each in (PROBLEM, WARNING)
-        ]
+        counts = [counted(number[each], each) for each in (PROBLEM, WARNING)]
         end = ", ".join([*counts, f"{number[UNKNOWN]} unknown"])
         for line in wrapped(Text(f"\n{end}"), screen):
             screen.print(line, soft_wrap=True)

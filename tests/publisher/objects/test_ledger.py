@@ -194,14 +194,14 @@ def test_each_reason_has_a_time_of_its_own() -> None:
     clock.now += 1
     ledger.dropped(Stat.DROPPED_STOPPED, 1, "one")
     ledger.dropped(Stat.DROPPED_PURGED, 1, "other")
-    assert texts(ledger.logs(all_of_them=False)) == ["1 events lost: other"]
+    assert texts(ledger.logs(all_of_them=False)) == ["1 event lost: other"]
 
 
 def test_at_the_end_all_is_logged() -> None:
     ledger = make_ledger()
     for _ in range(2):
         ledger.dropped(Stat.DROPPED_STOPPED, 1, "why")
-        assert texts(ledger.logs(all_of_them=True)) == ["1 events lost: why"]
+        assert texts(ledger.logs(all_of_them=True)) == ["1 event lost: why"]
     assert ledger.logs(all_of_them=True) == []
 
 
@@ -216,7 +216,7 @@ def test_messages_that_reach_no_queue_are_logged_less_often() -> None:
     clock = Clock()
     ledger = make_ledger(clock)
     ledger.returned("why")
-    assert texts(ledger.logs(all_of_them=False)) == ["1 messages reached no queue: why"]
+    assert texts(ledger.logs(all_of_them=False)) == ["1 message reached no queue: why"]
     for _ in range(3):
         ledger.returned("why")
     assert ledger.wake_times() == [clock.now + RETURNS_LOG_EVERY]
