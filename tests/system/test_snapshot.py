@@ -11,7 +11,7 @@ import redis
 
 from keyspace_amqp.demo.servers import RabbitServer, free_port, wait_for
 from keyspace_amqp.tables.keys import KEY
-from tests.fix_outbox import EVERY_OUTBOX
+from tests.fix_outbox import EVERY_OUTBOX, SOME_OUTBOX
 from tests.fix_servers import (
     EVERY_FAMILY,
     MODULE,
@@ -164,6 +164,22 @@ def test_the_list_is_not_in_it(
     assert {message.event[2] for message in mailbox.receive(20)} == {
         b"k:%d" % number for number in range(10)
     }
+
+
+@SOME_OUTBOX
+def test_it_keeps_the_outbox_open(
+    family: str, outbox: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+) -> None:
+    """While writes are paused, it waits: else events of clients would go through memory, too."""
+    client = start_redis(family, arguments_for(broker, mailbox, "x")).client()
+    client.mset({f"k:{number}": "v" for number in range(60)})
+    client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+    client.execute_command(START)
+    finished(client, "waits (writes are paused)")
+    client.execute_command("CLIENT", "UNPAUSE")
+    finished(client)
+    numbers = settled(client, confirmed=60, fallback_length=0, in_flight=0, dropped=0)
+    assert (numbers["outbox"], numbers["outbox_missed"]) == (outbox, 0)
 
 
 # ---- traces -------------------------------------------------------------------------------
