@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import pathlib
 import random
+import signal
 import time
 
 import pytest
@@ -138,16 +139,24 @@ def bodies(mailbox: Mailbox, count: int) -> list[bytes]:
 
 
 def test_large_values_come_one_after_the_other(
-    family: str, broker: RabbitServer, mailbox: Mailbox, start_redis: StartRedis
+    family: str, own_broker: RabbitServer, start_redis: StartRedis
 ) -> None:
-    """Never more of them wait than a part of the queue's limit. So nothing is dropped, and each
-    event has room for its value."""
+    """Never more of them wait than a part of the queue's limit, though the broker answers nothing.
+    So nothing is dropped, and each event has room for its value."""
+    mailbox = Mailbox(own_broker)
     options = ["keyspaceamqp.format json", "keyspaceamqp.value 1000000"]
     options += ["keyspaceamqp.queue-limit 4000000", "keyspaceamqp.fallback-size -1"]
-    client = start_redis(family, arguments_for(broker, mailbox, "x"), options).client()
+    client = start_redis(family, arguments_for(own_broker, mailbox, "x"), options).client()
     for number in range(40):
         client.set(f"k:{number}", "v" * 900_000)
-    client.execute_command(START)
+    client.execute_command(f"{START} MASK ^k:0$")
+    finished(client)
+    settled(client, confirmed=1)
+    own_broker.signal(signal.SIGSTOP)
+    client.execute_command(f"{START} MASK !^k:0$")
+    wait_for(lambda: stats(client)["snapshot"] != "running", 30)
+    assert stats(client)["snapshot"] == "waits (others are to be delivered first)"
+    own_broker.signal(signal.SIGCONT)
     finished(client)
     settled(client, confirmed=40, dropped=0)
     assert min(map(len, bodies(mailbox, 40))) > 900_000
