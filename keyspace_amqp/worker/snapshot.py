@@ -146,8 +146,8 @@ class Snapshot:
                 self.job_done = None
             done(result.reply(0), newest)
 
-        self.job_done = job_done
         self._submit(Job([SnapshotStep(words)]), job_done)
+        self.job_done = job_done  # not before: if there is no job, none is waited for
 
     # ---- steps ------------------------------------------------------------------
 

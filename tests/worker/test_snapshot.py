@@ -255,6 +255,22 @@ def test_a_job_that_is_lost(world: World) -> None:
     assert world.snapshot.state == "done"
 
 
+def test_a_start_that_fails_in_the_handler(world: World) -> None:
+    """The main thread has not heard of it, and says so at the next step."""
+    submit, world.snapshot._submit = world.snapshot._submit, lambda job, done: 1 // 0
+    with pytest.raises(ZeroDivisionError):
+        world.start()
+    world.snapshot._submit = submit
+    world.error = b"no snapshot is under way"
+    world.go_on(1)
+    assert world.snapshot.state == "ended (no snapshot is under way)"
+    world.error = b""
+    world.start()
+    world.run_jobs()
+    world.go_on(1)
+    assert world.snapshot.state == "done"
+
+
 # ---- the pace ----------------------------------------------------------------------------
 
 
