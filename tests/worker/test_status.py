@@ -217,10 +217,10 @@ def test_a_snapshot(world: World) -> None:
     world.snapshot.events = 4
     numbers = world.status.counters()
     assert world.shim.texts[Text.SNAPSHOT] == "running"
-    assert [numbers[f"snapshot_{name}"] for name in ("events", "looked", "total")] == [4, 5, 9]
+    assert [numbers[f"snapshot_{name}"] for name in ("events", "looked", "keys")] == [4, 5, 9]
     world.status.reset()
     numbers = world.status.counters()
-    assert [numbers[f"snapshot_{name}"] for name in ("events", "looked", "total")] == [0, 5, 9]
+    assert [numbers[f"snapshot_{name}"] for name in ("events", "looked", "keys")] == [0, 5, 9]
 
 
 def test_reset(world: World) -> None:
