@@ -247,10 +247,10 @@ void job_outbox(job_t *job, int open);
  *   START masks         Begins a snapshot of the keys that masks, in the form of the parameter
  *                       `masks`, match. Its reply is the number of keys that there are.
  *   STEP events bytes   Makes the next events, at most so many, and up to the one that reaches so
- *                       many bytes. Its reply is an array of numbers: 1 if the snapshot is done;
- *                       1 if it waits because Redis is near maxmemory; and how many keys were
- *                       looked at, how many events they had, and the bytes of their records. It
- *                       fails, with the reason, if the snapshot has ended before it was done.
+ *                       many bytes. Its reply is an array: 1 if the snapshot is done, else 0; why
+ *                       it waits, or an empty text; and how many keys were looked at, how many
+ *                       events they had, and the bytes of their records. It fails, with the reason,
+ *                       if the snapshot has ended before it was done.
  *   STOP                Ends it. */
 void job_snapshot(job_t *job);
 /* Gives the command that was added last all its arguments: their bytes one after the other,

@@ -135,6 +135,12 @@ static void reply_error(buffer_t *reply, const char *text) {
     buffer_add(reply, "\r\n", 2);
 }
 
+static void reply_text(buffer_t *reply, const char *text) {
+    buffer_add(reply, "+", 1);
+    buffer_add(reply, text, strlen(text));
+    buffer_add(reply, "\r\n", 2);
+}
+
 static void reply_number(buffer_t *reply, long long number) {
     char text[32];
     buffer_add(reply, text, (size_t)snprintf(text, sizeof(text), ":%lld\r\n", number));
@@ -165,6 +171,14 @@ static void start(RedisModuleCtx *ctx, RedisModuleString *masks, buffer_t *reply
     reply_number(reply, total);
 }
 
+/* Returns why the outbox could not store events now, or an empty text. It would close, and events
+ * of clients would miss it, too. */
+static const char *find_obstacle(void) {
+    if (!main_thread.outbox) return "";
+    if (maxmemory_is_near()) return "Redis is near its maxmemory";
+    return RedisModule_AvoidReplicaTraffic() ? "writes are paused" : "";
+}
+
 /* True while there is room for more events. */
 static int has_room(void) {
     size_t limit = queue_get_limit(shared.events);
@@ -174,11 +188,11 @@ static int has_room(void) {
 /* Makes the next events: at most so many, and up to the one that reaches so many bytes. */
 static void step(RedisModuleCtx *ctx, long long events, long long bytes, buffer_t *reply) {
     const long long began = clock_us();
-    /* What goes through the list takes memory of Redis. */
-    const int no_memory = main_thread.outbox && maxmemory_is_near();
+    const char *obstacle = find_obstacle();
     done_t done = {0};
     RedisModule_SelectDb(ctx, db);
-    while (running && !no_memory && done.events < events && done.bytes < bytes && has_room() &&
+    if (*obstacle != '\0') events = 0;
+    while (running && done.events < events && done.bytes < bytes && has_room() &&
            clock_us() - began < STEP_US) {
         if (next == names.len) {
             if (find_names(ctx) != 0) finish(DONE);
@@ -193,7 +207,7 @@ static void step(RedisModuleCtx *ctx, long long events, long long bytes, buffer_
     }
     buffer_add(reply, "*5\r\n", 4);
     reply_number(reply, !running);
-    reply_number(reply, no_memory);
+    reply_text(reply, obstacle);
     reply_number(reply, done.looked);
     reply_number(reply, done.events);
     reply_number(reply, done.bytes);

@@ -9,6 +9,7 @@ Worker thread; nothing here waits.
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -30,8 +31,8 @@ SHOWN_AFTER = 1.0
 STEP_EVENTS = 1000
 # Bytes of the records of one step.
 STEP_BYTES = 1024 * 1024
-# The events that may wait for the broker, those of clients included, and the bytes of as many
-# events of the snapshot. Enough for the broker's answers to be on their way: the window has 4,000.
+# The events that may wait for the broker, those of clients included, and the bytes of those of the
+# snapshot. Enough for the broker's answers to be on their way: the window has 4,000.
 WAITING_EVENTS = 10_000
 WAITING_BYTES = 16 * 1024 * 1024
 # The part of a limit that the events which wait may take.
@@ -87,7 +88,11 @@ class Snapshot:
         self._log = log
         self._clock = clock
         self._rate = 0
-        self._sent = self._bytes = 0  # events of this snapshot, and the bytes of their records
+        self._sent = 0  # events of this snapshot
+        # The newest steps, also those of the snapshot before, that have events which may wait:
+        # their events, and the bytes of these; and the sums.
+        self._recent: collections.deque[tuple[int, int]] = collections.deque()
+        self._recent_events = self._recent_bytes = 0
         self._may = 0.0  # events that the rate allows now
         self._counted_at = self._next_at = self._stepped_at = 0.0
 
@@ -98,24 +103,25 @@ class Snapshot:
     ) -> None:
         """Begin a snapshot with `rate` events per second at most, of the keys that these masks
         match, or all. `done` gets the number of keys that there are, or the error."""
-        before = self.state
+        before = self.state, self.looked, self.total
         self.runs, self.state = True, "running"
-        self.looked = self.total = self._sent = self._bytes = 0
+        self.looked = self.total = self._sent = 0
         self._rate, self._may = rate, 0.0
         self._counted_at = self._next_at = self._stepped_at = self._clock()
 
-        def started(reply: Reply) -> None:
-            if isinstance(reply, JobError):
-                self.runs, self.state = False, before
-                done(reply)
-                return
-            self.total = _number(reply)
-            self._log(
-                "notice",
-                f"snapshot: started; {counted(self.total, 'key')}, at most "
-                f"{counted(rate, 'event')} per second",
-            )
-            done(self.total)
+        def started(reply: Reply, newest: bool) -> None:
+            total = reply if isinstance(reply, JobError) else _number(reply)
+            if newest and isinstance(total, JobError):
+                self.runs = False
+                self.state, self.looked, self.total = before
+            elif newest and isinstance(total, int):
+                self.total = total
+                self._log(
+                    "notice",
+                    f"snapshot: started; {counted(total, 'key')}, at most "
+                    f"{counted(rate, 'event')} per second",
+                )
+            done(total)  # also after a STOP that has come from another node meanwhile
 
         self._run([b"START", format_masks(masks or [ALL])], started)
 
@@ -124,7 +130,7 @@ class Snapshot:
         if not self.runs:
             return 0
         self._end("stopped")
-        self._run([b"STOP"], lambda reply: None)
+        self._run([b"STOP"], lambda reply, newest: None)
         return 1
 
     def _end(self, state: str) -> None:
@@ -135,17 +141,18 @@ class Snapshot:
             f"{counted(self._sent, 'event')}",
         )
 
-    def _run(self, words: Sequence[bytes], done: Callable[[Reply], None]) -> None:
-        """Have the main thread carry these words out. `done` gets the reply, unless other words
-        were sent after them."""
+    def _run(self, words: Sequence[bytes], done: Callable[[Reply, bool], None]) -> None:
+        """Have the main thread carry these words out. `done` gets the reply, and whether they are
+        the newest words. If not, another snapshot may be under way."""
 
         def job_done(result: JobResult) -> None:
-            if self.job_done is job_done:
+            newest = self.job_done is job_done
+            if newest:
                 self.job_done = None
-                done(result.reply(0))
+            done(result.reply(0), newest)
 
-        self.job_done = job_done
         self._submit(Job([SnapshotStep(words)]), job_done)
+        self.job_done = job_done  # not before: if there is no job, none is waited for
 
     # ---- steps ------------------------------------------------------------------
 
@@ -157,7 +164,7 @@ class Snapshot:
         if self._publisher.flushing:  # Redis waits until nothing waits
             self._next_at = now + LOOK_EVERY
             return
-        obstacle, room = self._room()
+        obstacle, room, room_bytes = self._room()
         # What was not used while the snapshot had to wait is not made up for.
         most = max(1.0, self._rate * LOOK_EVERY)
         self._may = min(self._may + self._rate * (now - self._counted_at), most)
@@ -171,12 +178,13 @@ class Snapshot:
             self._next_at = now + STEP_EVERY
         # The main thread ends a snapshot too. It is asked even if there is no room.
         events = min(int(self._may), room, STEP_EVENTS)
-        self._run([b"STEP", b"%d" % events, b"%d" % STEP_BYTES], self._stepped)
+        size = min(room_bytes, STEP_BYTES)
+        self._run([b"STEP", b"%d" % events, b"%d" % size], self._stepped)
 
-    def _room(self) -> tuple[str, int]:
-        """Return why the snapshot has to wait, or how many events there is room for."""
+    def _room(self) -> tuple[str, int, int]:
+        """Return why the snapshot has to wait, or for how many events and bytes there is room."""
         if self._publisher.state not in _DELIVERING:
-            return f"the broker: {self._publisher.state}", 0
+            return f"the broker: {self._publisher.state}", 0, 0
         numbers = self._numbers()
         list_cap, queue_limit = self._limits()
         waiting = (
@@ -186,14 +194,23 @@ class Snapshot:
         if queue_limit:
             most_bytes = min(most_bytes, queue_limit // QUEUE_PART)
         most = WAITING_EVENTS
-        if self._sent:
-            most = min(most, most_bytes * self._sent // max(self._bytes, 1))
         if list_cap > 0:
-            most = min(most, list_cap // LIST_PART)
-        room = max(most, 1) - waiting
-        if room <= 0 or (queue_limit and numbers[Stat.QUEUE_BYTES] > queue_limit // QUEUE_PART):
-            return "others are to be delivered first", 0
-        return "", room
+            most = min(most, max(list_cap // LIST_PART, 1))
+        room, room_bytes = most - waiting, most_bytes - self._waiting_bytes(waiting)
+        full = queue_limit and numbers[Stat.QUEUE_BYTES] > queue_limit // QUEUE_PART
+        if room <= 0 or room_bytes <= 0 or full:
+            return "others are to be delivered first", 0, 0
+        return "", room, room_bytes
+
+    def _waiting_bytes(self, waiting: int) -> int:
+        """Return the bytes of the snapshot's events that wait, at most, if so many wait: they are
+        the newest ones, because events leave in their order."""
+        recent = self._recent
+        while recent and self._recent_events - recent[0][0] >= waiting:
+            events, size = recent.popleft()
+            self._recent_events -= events
+            self._recent_bytes -= size
+        return self._recent_bytes
 
     def _wait(self, obstacle: str) -> None:
         now = self._clock()
@@ -201,24 +218,32 @@ class Snapshot:
         if now >= self._stepped_at + SHOWN_AFTER:
             self.state = f"waits ({obstacle})"
 
-    def _stepped(self, reply: Reply) -> None:
+    def _stepped(self, reply: Reply, newest: bool) -> None:
         if isinstance(reply, JobError):
-            self._end(f"ended ({reply})")
+            if newest:
+                self._end(f"ended ({reply})")
             return
         assert isinstance(reply, list)
-        done, no_memory, looked, events, size = map(_number, reply)
-        self.looked += looked
+        ended, obstacle, *numbers = reply
+        looked, events, size = map(_number, numbers)
+        assert isinstance(obstacle, bytes)
         self.events += events
+        if events:
+            self._recent.append((events, size))
+            self._recent_events += events
+            self._recent_bytes += size
+        if not newest:  # it was stopped meanwhile
+            return
+        self.looked += looked
         self._sent += events
-        self._bytes += size
         self._may -= events
         if looked:
             self._stepped_at = self._clock()
             self.state = "running"
-        if done:
+        if ended:
             self._end("done")
-        elif no_memory:
-            self._wait("Redis is near its maxmemory")
+        elif obstacle:
+            self._wait(obstacle.decode())
 
     def wake_at(self) -> float | None:
         """Return the time at which to call `poll` again if nothing else happens."""

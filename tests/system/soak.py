@@ -8,7 +8,8 @@ that faults coincide: one hurts the broker and the link to it, the other Redis a
 
 At the end nothing fails any more, and the messages are compared with what Redis itself has told its
 subscribers: nothing is lost, nothing is unexpected, repeated messages have their first message_id,
-and first arrivals are in order. How the faults coincide depends on the time and the machine;
+and first arrivals are in order. (Redis tells nobody of the events of snapshots. All of those that
+the module has counted have to arrive.) How the faults coincide depends on the time and the machine;
 everything else is the same with the same seed.
 """
 
@@ -89,6 +90,7 @@ REDIS_FAULTS = {
     "other_parameters": 3,
     "disconnect": 2,
     "drain": 1,
+    "snapshot": 6,
     "save_in_background": 2,
     "rewrite_in_background": 2,
     "pause_writes": 2,
@@ -123,15 +125,18 @@ class Summary:
 
 
 class Node:
-    """A Redis, and the events of each load of the module as Redis notified them."""
+    """A Redis; the events of each load of the module as Redis notified them, and how many the
+    snapshots of this load have had."""
 
     def __init__(self, server: RedisServer) -> None:
         self.server = server
         self.client = server.client()
         self.loads: list[list[Event]] = [[]]
+        self.snapshots = [0]
 
     def new_load(self) -> None:
         self.loads.append([])
+        self.snapshots.append(0)
 
 
 class Writer:
@@ -303,6 +308,7 @@ class Round:
                 writer.client = None
         self._resting = True
         primary = self._primary
+        primary.client.execute_command("KEYSPACEAMQP.SNAPSHOT", "STOP")
         primary.client.eval(PERSIST_ALL, 0)
         # Those that have expired already, but were not removed yet.
         wait_for(lambda: not any(db["expires"] for db in primary.client.info("keyspace").values()))
@@ -313,6 +319,7 @@ class Round:
         primary.loads[-1] += [e for e in notifications.events if e[2] != KEY]
         if memory_empty:
             settled(primary.client, 60, queue_length=0, in_flight=0)
+        primary.snapshots[-1] = stats(primary.client)["snapshot_events"]
         self._check_numbers(primary)
 
     @contextlib.contextmanager
@@ -417,6 +424,12 @@ class Round:
     def _drain(self, _source: random.Random) -> None:
         self._command("KEYSPACEAMQP.FALLBACK", "DRAIN")
 
+    def _snapshot(self, source: random.Random) -> None:
+        """Begin a snapshot, in place of the one that may be under way."""
+        self._command("KEYSPACEAMQP.SNAPSHOT", "STOP")
+        rate = source.choice([10, 1000, 1_000_000])
+        self._command("KEYSPACEAMQP.SNAPSHOT", "START", "RATE", rate)
+
     def _save_in_background(self, _source: random.Random) -> None:
         with contextlib.suppress(redis.exceptions.ResponseError):  # a save is under way
             self._command("BGSAVE")
@@ -493,8 +506,11 @@ class Round:
             places = list(numbers)
             late = [(b, a) for a, b in itertools.pairwise(places) if b < a]
             assert not late, f"{len(late)} first arrivals late: {late[0][0]} after {late[0][1]}"
+        shown = len(once([message for message in messages if message.event[1] == b"snapshot"]))
+        counted = sum(sum(node.snapshots) for node in self._nodes)
+        assert shown == counted, f"{shown} events of snapshots, {counted} counted"
         loads = [load for node in self._nodes for load in node.loads if load]
-        of_load = _by_load(messages, loads)
+        of_load = _by_load([m for m in messages if m.event[1] != b"snapshot"], loads)
         for number, events in enumerate(loads):
             # Keys may expire before this event, also in another load of the module, and before the
             # subscription.
@@ -509,7 +525,7 @@ class Round:
         assert self._probe.median < PROBE_BOUND, (
             f"Redis took {self._probe.slowest} seconds to answer"
         )
-        count = sum(map(len, loads))
+        count = sum(map(len, loads)) + shown
         return Summary(
             self.seed,
             self._what,

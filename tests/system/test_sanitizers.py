@@ -28,7 +28,17 @@ import redis
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
 from keyspace_amqp.tables.parameters import PARAMETERS
 from tests.fix_faults import Proxy, delivered
-from tests.fix_servers import CORE, MODULE, ROOT, Mailbox, StartRedis, arguments_for, settled
+from tests.fix_servers import (
+    CORE,
+    MODULE,
+    ROOT,
+    Mailbox,
+    StartRedis,
+    arguments_for,
+    settled,
+    stats,
+)
+from tests.fix_snapshot import finished
 from tests.servers import NEW_REDIS, REDIS, at_least
 
 BUILD = ROOT / "build" / "sanitized"
@@ -219,6 +229,24 @@ def every_command(client: redis.Redis) -> None:
     client.config_get("keyspaceamqp.*")
 
 
+def make_snapshots(client: redis.Redis) -> None:
+    """Snapshots that are done, stopped, and refused. The mailbox gets none of their events."""
+    start = "KEYSPACEAMQP.SNAPSHOT START"
+    key = client.config_get("keyspaceamqp.routing-key")["keyspaceamqp.routing-key"]
+    change = ("KEYSPACEAMQP.CONFIG", "SET", "routing-key")
+    client.execute_command(*change, "nowhere", "format", "json", "value", 100)
+    for masks in ("", " MASK ^1 !^12"):
+        client.execute_command(f"{start} RATE 1000000{masks}")
+        finished(client)
+    refused(client, start, "MASK", "x" * 3_000_000)
+    client.execute_command(f"{start} RATE 100 MASK ^1")
+    wait_for(lambda: stats(client)["snapshot_looked"] > 10)
+    refused(client, start)
+    assert client.execute_command("KEYSPACEAMQP.SNAPSHOT STOP") == 1
+    settled(client, fallback_length=0, queue_length=0, in_flight=0)
+    client.execute_command(*change, key, "format", "text")
+
+
 def leave_while_it_answers(server: RedisServer) -> None:
     """A client that closes before its answer comes."""
     client = server.client()
@@ -248,7 +276,7 @@ def test_the_module_in_a_server(
     start_redis: StartRedis,
     tmp_path: pathlib.Path,
 ) -> None:
-    """Load, traffic, outages, every command, forks, wrong loads, unload."""
+    """Load, traffic, outages, every command, snapshots, forks, wrong loads, unload."""
     reports = tmp_path / "reports"
     # Servers are built without frame pointers, so stacks have to be unwound the slow way.
     options = environment(reports, fast_unwind_on_malloc=0, malloc_context_size=12)
@@ -292,8 +320,10 @@ def test_the_module_in_a_server(
             settled(client, confirmed=4000 + found, fallback_length=0)
             wait_for(lambda: not client.info("persistence")["aof_rewrite_in_progress"], 60)
             every_command(client)
+            make_snapshots(client)
             leave_while_it_answers(server)
             write(500)
+            client.execute_command("KEYSPACEAMQP.SNAPSHOT START MASK ^nothing")  # not done soon
             wait_for(lambda: unloaded(client), 60)
         for wrong in (["xq"], ["x", ""], [*arguments, ""], [*arguments, "m" * 2000]):
             refused(client, "MODULE", "LOAD", str(sanitized), *wrong)

@@ -16,14 +16,12 @@ from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker.snapshot import (
     LOOK_EVERY,
     SHOWN_AFTER,
-    STEP_BYTES,
     STEP_EVENTS,
     STEP_EVERY,
     WAITING_BYTES,
     WAITING_EVENTS,
     Snapshot,
 )
-from tests.pure.resp import to_resp
 
 
 class Publisher:
@@ -41,7 +39,7 @@ class World:
         self.most_per_step = STEP_EVENTS
         self.waiting = self.queue_bytes = 0
         self.fallback_size, self.queue_limit = 10_000_000, 64 * 1024 * 1024
-        self.no_memory = False
+        self.obstacle = b""
         self.error = b""  # what the main thread replies
         self.publisher = Publisher()
         self.lines: list[str] = []
@@ -89,14 +87,16 @@ class World:
             return b"+OK\r\n"
         most, size = map(int, words[1:])
         events = min(most, self.keys, self.most_per_step, -(-size // self.size))
-        if self.no_memory:
+        if self.obstacle:
             events = 0
         self.keys -= events
         self.waiting += events
         if events:
             self.steps.append((self.now, events))
         done = not self.keys and events < most
-        return to_resp([int(done), int(self.no_memory), events, events, events * self.size])
+        return b"*5\r\n:%d\r\n+%b\r\n" % (done, self.obstacle) + b"".join(
+            b":%d\r\n" % number for number in (events, events, events * self.size)
+        )
 
     def turn(self) -> None:
         """A turn of the worker, and one of the main thread."""
@@ -180,8 +180,8 @@ def test_stop(world: World) -> None:
     assert world.snapshot.stop() == 0
 
 
-def test_a_step_of_a_snapshot_that_was_stopped_is_forgotten(world: World) -> None:
-    """Its result comes after the start of another one."""
+def test_a_step_of_a_snapshot_that_was_stopped(world: World) -> None:
+    """Its result comes after the start of another one: its events count, for no snapshot."""
     world.start()
     world.run_jobs()
     world.go_on(0.02)
@@ -192,8 +192,39 @@ def test_a_step_of_a_snapshot_that_was_stopped_is_forgotten(world: World) -> Non
     assert [words[0] for words, _ in world.jobs] == [b"STEP", b"STOP", b"START"]
     world.run_jobs()
     assert (world.snapshot.looked, world.snapshot.runs) == (0, True)
+    assert world.snapshot.events == world.events > 0
     world.go_on(1)
     assert world.snapshot.state == "done"
+    assert world.snapshot.events == world.events == 1000
+
+
+@pytest.mark.parametrize("error", [b"", b"READONLY a replica"])
+def test_each_start_has_an_answer(world: World, error: bytes) -> None:
+    """Another node may have sent STOP, and even START, before the main thread has answered."""
+    world.start()
+    assert world.snapshot.stop() == 1
+    world.start(10_000, b"x")
+    assert [words[0] for words, _ in world.jobs] == [b"START", b"STOP", b"START"]
+    world.error = error
+    world.run_jobs()
+    assert [type(reply) for reply in world.replies] == [JobError if error else int] * 2
+    assert world.snapshot.runs is not bool(error)
+    world.error = b""
+    world.go_on(1)
+    assert world.snapshot.state == ("stopped" if error else "done")
+
+
+def test_a_start_that_is_refused_changes_nothing(world: World) -> None:
+    """Also of what is shown about the last snapshot."""
+    world.start()
+    world.run_jobs()
+    world.go_on(1)
+    world.error = b"masks: too large"
+    world.start()
+    world.run_jobs()
+    assert isinstance(world.replies[1], JobError)
+    snapshot = world.snapshot
+    assert (snapshot.state, snapshot.looked, snapshot.total) == ("done", 1000, 1000)
 
 
 def test_the_main_thread_has_ended_it(world: World) -> None:
@@ -220,6 +251,22 @@ def test_a_job_that_is_lost(world: World) -> None:
     world.go_on(1)
     assert world.events == 0
     world.snapshot.repair(job_lost=True)
+    world.go_on(1)
+    assert world.snapshot.state == "done"
+
+
+def test_a_start_that_fails_in_the_handler(world: World) -> None:
+    """The main thread has not heard of it, and says so at the next step."""
+    submit, world.snapshot._submit = world.snapshot._submit, lambda job, done: 1 // 0
+    with pytest.raises(ZeroDivisionError):
+        world.start()
+    world.snapshot._submit = submit
+    world.error = b"no snapshot is under way"
+    world.go_on(1)
+    assert world.snapshot.state == "ended (no snapshot is under way)"
+    world.error = b""
+    world.start()
+    world.run_jobs()
     world.go_on(1)
     assert world.snapshot.state == "done"
 
@@ -267,8 +314,8 @@ def test_the_rate_is_reached(rate: int) -> None:
     confirms=st.sampled_from([0, 10, 1000, 100_000]),
 )
 def test_few_events_wait(cap: int, queue_limit: int, size: int, confirms: int) -> None:
-    """Whatever the broker does: not half of the list, nor a quarter of the queue or 16 MiB, except
-    for one step of large events."""
+    """Whatever the broker does: not half of the list, nor a quarter of the queue or 16 MiB, and
+    one event more."""
     world = World(keys=10**9, size=size)
     world.fallback_size, world.queue_limit = cap, queue_limit
     world.start(1_000_000)
@@ -280,8 +327,32 @@ def test_few_events_wait(cap: int, queue_limit: int, size: int, confirms: int) -
     assert most <= WAITING_EVENTS
     assert cap <= 0 or most <= max(1, cap // 2)
     limit = min(WAITING_BYTES, queue_limit // 4 or WAITING_BYTES)
-    assert most * size <= limit + STEP_BYTES + size
+    assert most * size <= limit + size
     assert world.events > 0
+
+
+def test_small_events_before_large_ones(world: World) -> None:
+    """A limit in bytes holds for the events that wait now, whatever those before them were."""
+    for world.queue_limit in (0, 64 * 1024 * 1024):
+        world.keys, world.size = 10**9, 50
+        world.start(1_000_000)
+        world.run_jobs()
+        world.go_on(2)
+        assert world.events > 50_000
+        world.size = 1_000_000
+        world.steps.clear()
+        world.go_on(5, confirms=0)
+        assert 10 < world.events <= WAITING_BYTES // world.size + 2
+        world.snapshot.stop()
+        world.run_jobs()
+        world.start(1_000_000)  # those of the one before still wait
+        world.run_jobs()
+        world.go_on(5, confirms=0)
+        assert world.events <= WAITING_BYTES // world.size + 2
+        world.snapshot.stop()
+        world.run_jobs()
+        world.waiting = 0
+        world.steps.clear()
 
 
 def test_it_waits_for_events_of_clients(world: World) -> None:
@@ -338,12 +409,12 @@ def test_it_does_not_lengthen_a_flush(world: World) -> None:
     assert world.snapshot.state == "done"
 
 
-def test_it_waits_for_memory(world: World) -> None:
+def test_the_main_thread_says_why_it_waits(world: World) -> None:
     world.start()
     world.run_jobs()
-    world.no_memory = True
+    world.obstacle = b"Redis is near its maxmemory"
     world.go_on(3)
     assert world.snapshot.state == "waits (Redis is near its maxmemory)"
-    world.no_memory = False
+    world.obstacle = b""
     world.go_on(1)
     assert world.snapshot.state == "done"
