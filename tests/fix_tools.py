@@ -55,6 +55,13 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> R
 _OF_TERMINALS = {"COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
 
 
+def _take_signals() -> None:
+    """Ignore none of the signals that end or stop a tool on a terminal. The tests may run where
+    some are ignored: in the background of a script, or under nohup."""
+    for each in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP):
+        signal.signal(each, signal.SIG_DFL)
+
+
 class Running:
     """A tool in a process of its own. In a `with`, which ends it. `terminal`: its output is a
     terminal of this `size`, columns and lines. `env`: more variables of the environment."""
@@ -87,8 +94,7 @@ class Running:
                 stderr=stderr,
                 # A group whose parent is outside of it can be stopped as Ctrl-Z does it.
                 process_group=0,
-                # The tests may run where Ctrl-C is ignored: in the background of a script.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                preexec_fn=_take_signals,
             )
         self._shown = b""
 
