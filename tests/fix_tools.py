@@ -17,6 +17,7 @@ import pytest
 
 from keyspace_amqp import cli
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, wait_for
+from keyspace_amqp.tools import amqp
 from tests.fix_servers import ROOT
 
 # Bounds against hangs.
@@ -39,7 +40,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a tool in this process, without what the environment says about it."""
+    """Runs a tool in this process, without what the environment says about it, and with patience:
+    a machine that stands still for some seconds is no broker that does not answer."""
+    monkeypatch.setattr(amqp, "TIMEOUT", 60.0)
     for name in ("REDIS_URL", "REDISCLI_AUTH", "AMQP_URL", "AMQP_PASSWORD", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 

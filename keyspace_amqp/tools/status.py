@@ -8,7 +8,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -254,30 +254,68 @@ def run(options: argparse.Namespace) -> int:
 
 def _live(console: Console, view: View, interval: float) -> None:
     """Show the view, on a screen of its own, until Ctrl-C. What it showed last stays behind."""
-    # Without a handler, these would leave the terminal in the mode of that screen.
-    for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(each, lambda number, _: sys.exit(128 + number))
+    ends = _Ends()
     signal.pthread_sigmask(signal.SIG_BLOCK, _BETWEEN_LOOKS)
+    display = Live(console=console, screen=True, auto_refresh=False)
     last: Group | None = None
     try:
-        with Live(console=console, screen=True, auto_refresh=False) as display:
+        with ends.held():
+            display.start()
+        while True:
+            due = time.monotonic() + interval
+            view.look()
             while True:
-                due = time.monotonic() + interval
-                view.look()
-                while True:
-                    last = view.shown(console)
-                    display.update(last, refresh=True)
-                    got = _wait(due)
-                    if got is None:
-                        break
-                    if got == signal.SIGTSTP:
+                last = view.shown(console)
+                display.update(last, refresh=True)
+                got = _wait(due)
+                if got is None:
+                    break
+                if got == signal.SIGTSTP:
+                    with ends.held():
                         display.stop()
                         _suspend()
                         display.start()
     finally:
-        if last is not None:
-            console.print(last)
+        with ends.held():
+            display.stop()
+            if last is not None:
+                console.print(last)
+
+
+class _Ends:
+    """The signals that end the view, at once or when the terminal has its screen.
+
+    Without a handler, most would leave the terminal in the mode of the view's screen. In the middle
+    of a change of the screen, an exception would do so too.
+    """
+
+    def __init__(self) -> None:
+        self._held = False
+        self._came = 0
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            if signal.getsignal(each) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(each, self._on_signal)
+
+    def _on_signal(self, number: int, _: object) -> None:
+        self._came = number
+        if not self._held:
+            self._end()
+
+    def _end(self) -> None:
+        if self._came == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + self._came)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let a signal wait for the end of this block."""
+        self._held, self._came = True, 0
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._came:
+            self._end()
 
 
 def _wait(until: float) -> int | None:

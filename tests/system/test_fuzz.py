@@ -84,7 +84,8 @@ REASON = re.compile(
     r"|there is no mask .*; KEYMASK LIST shows what there is"
     r"|a mask cannot be empty; ALL matches every key"
     r"|nothing stands behind the ! of a mask; "
-    r"|count: ['\"].*['\"] is not accepted; give a number from 1 to 10000"
+    r"|a snapshot is under way; SNAPSHOT STOP ends it"
+    r"|(count|RATE): ['\"].*['\"] is not accepted; give .* from 1 to 10000"
     r"|KEYSPACEAMQP.STATS takes nothing",
     re.DOTALL,
 )

@@ -341,6 +341,43 @@ def is_as_before(out: str) -> bool:
     return same and out.rindex(SHOWS) > out.rindex(HIDES)
 
 
+class Interrupts(io.StringIO):
+    """A terminal whose user presses Ctrl-C at the moment at which it gets this text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if self._text in text:
+            self._text = "-" * 100  # once
+            signal.raise_signal(signal.SIGINT)
+        return written
+
+
+@pytest.mark.parametrize("moment", [ENTERS, HIDES, "what", SHOWS, LEAVES])
+def test_an_end_while_the_screen_changes(moment: str) -> None:
+    """The screen changes as a whole first."""
+    looks = iter([lambda: None, lambda: None, lambda: signal.raise_signal(signal.SIGINT)])
+    view: Any = types.SimpleNamespace(
+        look=lambda: next(looks)(), shown=lambda console: "what is shown"
+    )
+    out = Interrupts(moment)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    before = [signal.getsignal(each) for each in signals]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            status._live(Console(file=out, force_terminal=True, width=80, height=24), view, 0.01)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, status._BETWEEN_LOOKS)
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+    assert is_as_before(out.getvalue())
+    assert "what is shown" in out.getvalue().partition(LEAVES)[2] or moment in (ENTERS, HIDES)
+
+
 @pytest.mark.parametrize("interval", ["1e-9", "3600"])
 def test_ctrl_z(interval: str, start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     """The shell has its terminal as it was, and `fg` shows the view again. It may wait long, or a
@@ -358,9 +395,9 @@ def test_ctrl_z(interval: str, start_redis: StartRedis, tmp_path: pathlib.Path) 
             entered = tool.out.count(ENTERS)
             tool.process.send_signal(signal.SIGCONT)
             tool.waits(lambda tool, count=entered + 1: tool.out.count(ENTERS) == count)
-        assert tool.interrupted() == 130
+        code = tool.interrupted()
+        assert (code, tool.err) == (130, "")
         assert is_as_before(tool.out)
-        assert tool.err == ""
 
 
 def test_another_size(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
