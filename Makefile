@@ -13,7 +13,7 @@ C_FILES := $(wildcard shim/*.c shim/*.h)
 PYTEST_ARGS ?=
 # Tests wait more than they compute, so several may run at once. The tests of one file run in one
 # process (--dist loadfile), because they share servers.
-PYTEST_JOBS ?= 2
+PYTEST_JOBS ?= 3
 MINUTES ?= 10
 SYSTEM ?= trixie
 REACH_ARGS ?=
