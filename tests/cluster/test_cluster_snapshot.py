@@ -49,12 +49,11 @@ def test_a_copy_of_a_cluster_while_the_broker_is_away_and_back(
             no_time_to_live(node)
         run(replica, "KEYMASK SET ALL")
         keys = sum(node.dbsize() for node in clients)
-        reply = run(replica, "SNAPSHOT START RATE 200")
+        reply = run(replica, "SNAPSHOT START RATE 100")
         assert (reply[b"result"], reply[b"nodes"], reply[b"missing"]) == (keys, 6, [])
-        changes.make(200)
-        assert min(stats(node)["snapshot_looked"] for node in clients) > 0
+        wait_for(lambda: all(stats(node)["snapshot_looked"] > 0 for node in clients), 60)
         own_broker.kill()
-        changes.make(500)
+        changes.make(700)
         wait_for(lambda: all(stats(node)["snapshot"].startswith("waits (") for node in clients), 60)
         assert sorted(set(states(bench).values()))[0] == "none", "a replica makes none"
         waiting = bench.waiting()
