@@ -129,14 +129,9 @@ static void show(RedisModuleCtx *ctx, const char *name, size_t len, done_t *done
 
 /* ---- the worker's words -------------------------------------------------------------------- */
 
-static void reply_error(buffer_t *reply, const char *text) {
-    buffer_add(reply, "-", 1);
-    buffer_add(reply, text, strlen(text));
-    buffer_add(reply, "\r\n", 2);
-}
-
-static void reply_text(buffer_t *reply, const char *text) {
-    buffer_add(reply, "+", 1);
+/* A line: "-" and an error, "+" and a text. */
+static void reply_line(buffer_t *reply, const char *kind, const char *text) {
+    buffer_add(reply, kind, 1);
     buffer_add(reply, text, strlen(text));
     buffer_add(reply, "\r\n", 2);
 }
@@ -152,11 +147,11 @@ static void start(RedisModuleCtx *ctx, RedisModuleString *masks, buffer_t *reply
     size_t len;
     const char *text = RedisModule_StringPtrLen(masks, &len);
     if (parameters_check(PARAMETER_INDEX_MASKS, text, len, 0, error, sizeof(error)) != 0) {
-        reply_error(reply, error);
+        reply_line(reply, "-", error);
         return;
     }
     if (!main_thread.capturing) {
-        reply_error(reply, "READONLY this server is a replica or is loading its data set");
+        reply_line(reply, "-", "READONLY this server is a replica or is loading its data set");
         return;
     }
     finish("another snapshot was started");
@@ -207,7 +202,7 @@ static void step(RedisModuleCtx *ctx, long long events, long long bytes, buffer_
     }
     buffer_add(reply, "*5\r\n", 4);
     reply_number(reply, !running);
-    reply_text(reply, obstacle);
+    reply_line(reply, "+", obstacle);
     reply_number(reply, done.looked);
     reply_number(reply, done.events);
     reply_number(reply, done.bytes);
@@ -223,9 +218,9 @@ void snapshot_run(RedisModuleCtx *ctx, RedisModuleString **words, size_t count, 
         step(ctx, events, bytes, reply);
     } else if (count == 1 && is_word(words[0], "STOP")) {
         finish("it was stopped");
-        buffer_add(reply, "+OK\r\n", 5);
+        reply_line(reply, "+", "OK");
     } else {
-        reply_error(reply, ended);
+        reply_line(reply, "-", ended);
     }
     RedisModule_SelectDb(ctx, 0); /* where jobs run */
 }
