@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 import venv
 from typing import Any
 
@@ -428,16 +428,23 @@ def test_the_folder_was_copied_out_of_its_environment(
     folder = tmp_path / "modules" / "keyspace_amqp"
     shutil.copytree(CORE.parent.parent / "keyspace_amqp", folder)
     shutil.copy(MODULE, folder)
-    # As if built with another interpreter, on a machine where that one does not exist.
-    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as other:
+    # As if built with another interpreter, on a machine where that one does not exist. Its path takes
+    # the place of the real one in the file, so it must not be longer.
+    room = len(sys.executable) - len("/tmp//bin/python")
+    other = pathlib.Path("/tmp", secrets.token_hex(4)[:room])
+    core = CORE.read_bytes()
+    for python in (sys.executable, "/usr/bin/python{}.{}".format(*sys.version_info)):
+        new = f"{other}/bin/python" if python == sys.executable else "/no"
+        assert len(new) <= len(python)
+        core = core.replace(python.encode() + b"\0", new.encode().ljust(len(python) + 1, b"\0"))
+    (folder / CORE.name).write_bytes(core)
+    other.mkdir()
+    try:
         if present:
             venv.create(other, symlinks=True)
-        core = CORE.read_bytes()
-        for python in (sys.executable, "/usr/bin/python{}.{}".format(*sys.version_info)):
-            new = f"{other}/bin/python".encode() if python == sys.executable else b"/no"
-            core = core.replace(python.encode() + b"\0", new.ljust(len(python), b"\0") + b"\0")
-        (folder / CORE.name).write_bytes(core)
         log = load_fails(server, folder / MODULE.name)
+    finally:
+        shutil.rmtree(other)
     if present:
         assert f"{other}/bin/python cannot import _cffi_backend" in log
     else:
