@@ -404,6 +404,23 @@ def test_events_in_the_list_go_to_their_places(together: int) -> None:
     assert taken == 4
 
 
+def test_records_whose_release_has_failed_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Queue()
+    world.hand(3, number=1, first=1)
+
+    def fail(size: int, count: int) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(world.queue, "release", fail)
+    with pytest.raises(RuntimeError):
+        world.intake.take(world.queue.pushed)
+    world.intake.take(world.queue.pushed)
+    heard = [heard[1] for heard in world.world.shim.heard if heard[0] == "outbox_taken"]  # type: ignore[index]
+    assert heard == [3]
+    assert world.queue.length == world.intake.waiting == world.world.outbox.balance == 0
+
+
 def test_a_record_that_comes_between_two_looks() -> None:
     """The main thread may be stopped after it has counted a record, before it has filled it."""
     world = Queue()
