@@ -154,6 +154,11 @@ class Format:
         if config.headers or config.deduplication_header or config.format == "cloudevents":
             self.headers = self._headers
 
+    @property
+    def is_plain(self) -> bool:
+        """True if all messages have the same form: text, a fixed routing key, and no headers."""
+        return self.body is body and self.fixed_key is not None and self.headers is None
+
     def content_of(self, body: bytes) -> Content:
         """Return the content of a body that this format has made."""
         return self.content if body.isascii() or _decoded(body) is not None else _BINARY

@@ -152,10 +152,8 @@ class Broker:
         assert self._config is not None
         assert self._format is not None
         if isinstance(connection, BulkConnection):
-            if self._frames is None:
-                number, body_max = channel.channel_number, connection.body_max
-                self._frames = Frames(self._config, self._format, number, body_max)
-            frames = self._frames
+            frames = self.frames()
+            assert frames is not None
             try:
                 data = frames.marshal(events)
             except Exception:
@@ -167,6 +165,25 @@ class Broker:
             self._arguments = Arguments(self._config, self._format)
         arguments = self._arguments
         each(events, lambda event: channel.basic_publish(**arguments.of(event)))
+
+    def frames(self) -> Frames | None:
+        """Return what makes the messages of the present channel; None: there is none, or it takes
+        messages by pika's public interface only."""
+        channel, connection = self._channel, self._connection
+        if channel is None or not isinstance(connection, BulkConnection) or not channel.is_open:
+            return None
+        if self._frames is None:
+            assert self._config is not None
+            assert self._format is not None
+            number, body_max = channel.channel_number, connection.body_max
+            self._frames = Frames(self._config, self._format, number, body_max)
+        return self._frames
+
+    def send_frames(self, data: bytes) -> None:
+        """Publish messages that `frames` has made for the present channel."""
+        connection = self._connection
+        if isinstance(connection, BulkConnection) and self.frames() is not None:
+            connection.send_frames(data)  # else `link_down` follows
 
     # ---- callbacks of pika -------------------------------------------------
 

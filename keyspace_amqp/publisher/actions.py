@@ -29,6 +29,15 @@ class Send:
 
 
 @dataclasses.dataclass(frozen=True)
+class SendFrames:
+    """Publish messages that are laid out; the first one has the delivery tag `first_tag`."""
+
+    first_tag: int
+    count: int
+    frames: bytes
+
+
+@dataclasses.dataclass(frozen=True)
 class Submit:
     """Run a job on Redis' main thread; a call of `job_done` follows."""
 
@@ -76,9 +85,9 @@ class Log:
     text: str
 
 
-Action = Connect | Close | Send | Submit | Flushed | Recovered | Log
+Action = Connect | Close | Send | SendFrames | Submit | Flushed | Recovered | Log
 
 
 def is_void_after_repair(action: Action) -> bool:
     """True if `Publisher.repair` takes the action back, because it concerns the link or a job."""
-    return isinstance(action, (Connect, Close, Send, Submit))
+    return isinstance(action, (Connect, Close, Send, SendFrames, Submit))

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from ..broker.frames import Frames
 from ..failures import STRIKES
 from ..message import EVENT_BYTES, Event
 from ..tables.stats import Stat
 from .leftover_file import Origin, Writer
 from .leftovers import Leftovers
 from .outbox import Handed
+from .parcels import Packer, Parcel
 from .records import HEAD, Reader, first_of_a_kind, first_records, starts_listed
 from .shim_api import Queue
 
@@ -41,6 +43,10 @@ class Receiver(Protocol):
     def can_only_wait(self) -> bool: ...
 
     def room(self) -> int: ...
+
+    def express_room(self, most: int | None) -> int | None: ...
+
+    def add_parcel(self, parcel: Parcel, frames: bytes) -> None: ...
 
     def add(self, events: Sequence[Event]) -> None: ...
 
@@ -73,9 +79,10 @@ class Outbox(Protocol):
 
 
 class Intake:
-    """See the module's docstring. `leftovers`: the file of an earlier load. `failed` is called
-    in the `except` block of an exception for which an event is dropped, with a text for the
-    log."""
+    """See the module's docstring. `leftovers`: the file of an earlier load. `frames`: makes the
+    messages of the present connection; returns None if there is none, or if it takes messages one
+    by one only. `failed` is called in the `except` block of an exception for which an event is
+    dropped, with a text for the log."""
 
     def __init__(
         self,
@@ -85,6 +92,7 @@ class Intake:
         run_id: str,
         failed: Callable[[str], None],
         outbox: Outbox,
+        frames: Callable[[], Frames | None] = lambda: None,
     ) -> None:
         self._outbox = outbox
         self._outbox_reader = Reader(outbox.prefix)
@@ -94,6 +102,7 @@ class Intake:
         self._failed = failed
         self._run_id = run_id
         self._reader = Reader(run_id)
+        self._packer = Packer(run_id, frames)
         # Events taken out of the queue by earlier workers of this load.
         self._taken_before = queue.released
         self._failures = 0  # exceptions in a row over the next event
@@ -119,15 +128,27 @@ class Intake:
         """True if so little memory is used that events may wait for a moment."""
         return self.memory() < self._queue.limit * PRESSURE_OFF
 
-    def take(self, until: int) -> None:
+    def room(self, most: int | None) -> int:
+        """Return how many events the publisher has room for now. `most`: how many messages should
+        be sent, at most; None: any number."""
+        room = self._express_room(most)
+        return self._receiver.room() if room is None else room
+
+    def _express_room(self, most: int | None) -> int | None:
+        if self._leftovers.pending or not self._packer.is_ready:
+            return None
+        return self._receiver.express_room(most)
+
+    def take(self, until: int, most: int | None = None) -> None:
         """Take the leftovers and then events up to the one with the number `until`, as many
-        as the publisher has room for."""
+        as the publisher has room for. `most`: see `room`."""
         queue, receiver = self._queue, self._receiver
         limit = queue.limit
         while True:
             if self._take_listed(until):
                 continue
-            room = receiver.room()
+            express_room = self._express_room(most)
+            room = receiver.room() if express_room is None else express_room
             over = self.memory() - int(limit * OVERFLOW)
             too_much = over >= 0 and (receiver.can_only_wait or room <= 0)
             if too_much and self._drop_oldest(over + 1, until):
@@ -136,7 +157,7 @@ class Intake:
                 break
             if self._leftovers.pending:
                 self._take_leftovers(room)
-            elif not self._take_queue(room, until):
+            elif not self._take_queue(room, until, express=express_room is not None):
                 break
         memory = self.memory()
         if memory > limit * PRESSURE_ON:
@@ -156,14 +177,19 @@ class Intake:
         if not leftovers.pending:
             self._receiver.recover([], more=False)
 
-    def _take_queue(self, most: int, until: int) -> bool:
+    def _take_queue(self, most: int, until: int, *, express: bool) -> bool:
         """Move up to `most` events from the queue to the publisher; return False if there
-        is none up to `until`."""
+        is none up to `until`. `express`: as a parcel, if possible."""
         taken = self._queue.released
         numbers = range(taken + 1, min(taken + most, until) + 1)
         if not numbers or not (data := self._queue.take()):
             return False
         if starts_listed(data):  # it has come since _take_listed looked
+            return True
+        if express and (packed := self._packer.pack(data, numbers)) is not None:
+            parcel, frames, size = packed
+            self._receiver.add_parcel(parcel, frames)
+            self._queue.release(size, parcel.count)
             return True
         events, size = self._attempt(lambda: self._reader.parse(data, numbers)) or ([], 0)
         # Released only when the publisher has them: an exception before loses nothing.

@@ -35,6 +35,7 @@ from ..publisher.actions import (
     Log,
     Recovered,
     Send,
+    SendFrames,
     Submit,
     is_void_after_repair,
 )
@@ -117,8 +118,9 @@ class Worker:
             lambda: watch.inherited_home,
         )
         self._intake = Intake(
-            shim.events, publisher, self._leftovers, run_id, self._status.failed, self._outbox
-        )
+            shim.events, publisher, self._leftovers, run_id, self._status.failed,
+            self._outbox, self._broker.frames,
+        )  # fmt: skip
         self._batching = Batching(shim.events, self._intake, publisher)
         self._parameters = Parameters(values, config, self._identity, publisher, set_nice)
         self._handler = Handler(
@@ -184,18 +186,19 @@ class Worker:
         if self._cluster_io.topology_known:
             self._client_lane.run()
         self._peer_lane.run()
-        self._intake.take(pushed)
-        self._publish()
+        most = self._batching.message_limit() if self._parameters.config.worker_nice > 0 else None
+        self._intake.take(pushed, most)
+        self._publish(most)
         self._outbox.poll(enabled=self._parameters.config.has_outbox)
         self._status.show()
         self._outbox.show()
         self._snapshot.poll()  # what waits is in the numbers now
-        self._schedule()
+        self._schedule(None if most is None else 0)
 
-    def _publish(self) -> None:
-        """Ask the publisher what to do, and do it."""
+    def _publish(self, most: int | None) -> None:
+        """Ask the publisher what to do, and do it. `most`: how many messages should be sent, at
+        most; None: any number."""
         failed = False
-        most = self._batching.message_limit() if self._parameters.config.worker_nice > 0 else None
         for action in self._publisher.poll(more=self._intake.waiting > 0, most=most):
             try:
                 if not (failed and is_void_after_repair(action)):
@@ -208,6 +211,8 @@ class Worker:
         match action:
             case Send(events=events):
                 self._broker.send(events)
+            case SendFrames(frames=frames):
+                self._broker.send_frames(frames)
             case Submit(job=job):
                 self._job_queue.submit(job, self._publisher.job_done)
             case Connect():
@@ -248,10 +253,11 @@ class Worker:
             why = "there was no time to read them from the queue"
             log_lost(0, self._intake.waiting, why, is_alone, self._shim.log)
 
-    def _schedule(self) -> None:
-        """Set the time at which the next turn starts at the latest."""
+    def _schedule(self, most: int | None) -> None:
+        """Set the time at which the next turn starts at the latest. `most`: how many more messages
+        should be sent before that; None: any number."""
         waiting = self._intake.waiting or self._leftovers.pending
-        if self._publisher.has_more or (waiting and self._publisher.room() > 0):
+        if self._publisher.has_more or (waiting and self._intake.room(most) > 0):
             self._loop.set_alarm(0.0)
             return
         times = [self._publisher.wake_at(), self._cluster_io.wake_at(), self._batching.wake_at()]

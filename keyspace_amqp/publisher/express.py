@@ -1,0 +1,207 @@
+"""The express: events that are sent without an object for each of them.
+
+While nothing but "send it" happens to events, they stay what they are in the shim's queue:
+records. The worker lays out the messages of many records at once, and the publisher keeps the
+records as a *parcel* until the broker has confirmed its messages, which it does for ranges of
+delivery tags. As soon as anything else may happen to an event, `leave` makes an entry of each one
+without a confirm, as if all had been sent one by one. It is the only way out.
+
+The publisher decides when the express runs (publisher.py). While it does, the window has no
+entries, and memory and the lists are empty.
+"""
+
+from __future__ import annotations
+
+import bisect
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from ..message import Event
+from .entry import SENT, Entry
+from .ledger import Ledger
+from .memory import Memory
+from .window import LATE_AFTER, Window
+
+# Before the express begins, memory has to be sent and confirmed. Newer events wait for that so
+# many seconds, at most, and the next attempt comes a while later.
+SETTLE = 0.1
+SETTLE_EVERY = 1.0
+
+
+class Parcel(Protocol):
+    """Events whose messages are sent together.
+
+    `count`: the number of events; `size`: the bytes of memory that they would take as entries,
+    about. `times`: Unix times in milliseconds, each with the place behind the last event of that
+    time. `events` makes the events anew.
+    """
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def times(self) -> Sequence[tuple[int, int]]: ...
+
+    def events(self) -> Sequence[Event]: ...
+
+
+class _Sent:
+    """A parcel that was sent at the time `at`, with the tags from `first` up to before `end`."""
+
+    __slots__ = ("at", "end", "first", "parcel")
+
+    def __init__(self, parcel: Parcel, first: int, at: float) -> None:
+        self.parcel = parcel
+        self.first = first
+        self.end = first + parcel.count
+        self.at = at
+
+    def times(self, first: int, end: int) -> list[int]:
+        """Return the times of the events with the tags from `first` up to before `end`."""
+        start, stop = first - self.first, end - self.first
+        runs = self.parcel.times
+        times: list[int] = []
+        for place in range(bisect.bisect_right(runs, start, key=_end_of), len(runs)):
+            until, time_ms = runs[place]
+            times += [time_ms] * (min(until, stop) - start)
+            start = until
+            if until >= stop:
+                break
+        return times
+
+
+def _end_of(run: tuple[int, int]) -> int:
+    return run[0]
+
+
+class Express:
+    """The parcels in flight, and which of their messages have a confirm."""
+
+    def __init__(
+        self, window: Window, memory: Memory, ledger: Ledger, clock: Callable[[], float]
+    ) -> None:
+        self._window = window
+        self._memory = memory
+        self._ledger = ledger
+        self._clock = clock
+        self._sent: collections.deque[_Sent] = collections.deque()
+        self._below = 0  # the messages with tags up to this one have a confirm,
+        self._apart: set[int] = set()  # and those with these tags
+        self._settles_at = clock()  # memory may be waited for from this time on,
+        self._settle_end = clock()  # and before this one
+
+    @property
+    def is_running(self) -> bool:
+        """True if parcels are in flight."""
+        return bool(self._sent)
+
+    @property
+    def in_flight(self) -> int:
+        """Return the number of messages in flight that are in parcels."""
+        return self._window.count if self._sent else 0
+
+    @property
+    def late_at(self) -> float | None:
+        """Return the time at which the oldest message in flight is late; None: there is none."""
+        return self._sent[0].at + LATE_AFTER if self._sent else None
+
+    def may_settle(self) -> bool:
+        """True if newer events may wait until memory, which was sent, is confirmed."""
+        now = self._clock()
+        if now >= self._settles_at:
+            self._settles_at, self._settle_end = now + SETTLE_EVERY, now + SETTLE
+        return now < self._settle_end
+
+    @property
+    def settles_until(self) -> float | None:
+        """Return the time until which newer events may wait for memory; None: they do not."""
+        return self._settle_end if self._clock() < self._settle_end else None
+
+    def send(self, parcel: Parcel) -> int:
+        """Take in a parcel, whose messages are sent now; return the tag of the first one."""
+        if not self._sent:
+            self._below = self._window.next_tag - 1
+            self._apart.clear()
+            self._settles_at = self._clock()
+        first = self._window.send_parcel(parcel.count, parcel.size)
+        self._sent.append(_Sent(parcel, first, self._clock()))
+        return first
+
+    def confirmed(self, below: int, tags: Iterable[int]) -> None:
+        """Take confirms: of all messages up to and including tag `below`, and of these `tags`.
+
+        Tags that are confirmed already, or were never sent, are ignored.
+        """
+        last = self._window.next_tag - 1
+        apart, start, overtook = self._apart, self._below, set[int]()
+        new = min(max(below, start), last)
+        if apart and new > start:
+            overtook = {tag for tag in apart if tag <= new}
+            apart -= overtook
+        alone: list[int] = []
+        for tag in tags:
+            if tag == new + 1 and tag <= last and tag not in apart:
+                new = tag
+            elif new < tag <= last and tag not in apart:
+                apart.add(tag)
+                alone.append(tag)
+        while apart and new + 1 in apart:
+            new += 1
+            apart.remove(new)
+            overtook.add(new)
+        times = self._times(start + 1, new + 1, overtook) if new > start else []
+        for tag in alone:
+            times += self._times(tag, tag + 1, ())
+        self._ledger.confirmed(times)
+        self._below = new
+        size = 0
+        while self._sent and self._sent[0].end <= new + 1:
+            size += self._sent.popleft().parcel.size
+        self._window.settle_parcels(len(times), size, max(new, *alone) if alone else new)
+
+    def _times(self, first: int, end: int, without: Iterable[int]) -> list[int]:
+        """Return the times of the events with these tags, without those of some tags."""
+        times: list[int] = []
+        for gap in (*sorted(without), end):
+            for sent in self._sent:
+                if sent.end > first and sent.first < gap:
+                    times += sent.times(max(first, sent.first), min(gap, sent.end))
+                if sent.end >= gap:
+                    break
+            first = gap + 1
+        return times
+
+    def leave(self) -> None:
+        """Make entries of all messages in flight: in memory, sent, and in the window.
+
+        An exception changes nothing.
+        """
+        if not self._sent:
+            return
+        slots: list[Entry | None] = []
+        for at, event in self.unconfirmed():
+            slots.append(None if event is None else Entry(event, at))
+        entries = [entry for entry in slots if entry is not None]
+        for entry in entries:
+            entry.state = SENT
+        sends = [(sent.end - 1, sent.at) for sent in self._sent]
+        self.forget()
+        self._window.adopt(slots, sends)
+        self._memory.adopt(entries)
+
+    def unconfirmed(self) -> Iterator[tuple[float, Event | None]]:
+        """Yield the events in flight with the times of their sending. From the oldest one on, an
+        event with a confirm is None."""
+        for sent in self._sent:
+            for tag, event in enumerate(sent.parcel.events(), sent.first):
+                if tag > self._below:
+                    yield sent.at, None if tag in self._apart else event
+
+    def forget(self) -> None:
+        """Forget all parcels: their events are lost, or in memory."""
+        self._sent.clear()
+        self._apart.clear()
