@@ -51,6 +51,8 @@ TARGETS = {
     "steady.p99": at_most(1.3, gross=5),
     "masks.rate": at_least(0.95),
     "confirmed.ratio": at_least(0.9),
+    "worker.sink": at_most(1),  # µs
+    "worker.rabbitmq": at_most(1.75),
     "delay.p50": at_most(1),  # ms
     "delay.p99": at_most(5),  # ms
     "away.rate": at_least(0.7),
