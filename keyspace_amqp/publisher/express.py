@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import bisect
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from ..message import Event
+from ..tables.stats import Stat
 from .entry import SENT, Entry
 from .ledger import Ledger
 from .memory import Memory
@@ -34,7 +35,8 @@ class Parcel(Protocol):
 
     `count`: the number of events; `size`: the bytes of memory that they would take as entries,
     about. `times`: Unix times in milliseconds, each with the place behind the last event of that
-    time. `events` makes the events anew.
+    time. `events` makes the events anew; None stands for one over which the handler fails again
+    and again. Until it is sure of that, it raises an exception.
     """
 
     @property
@@ -46,7 +48,7 @@ class Parcel(Protocol):
     @property
     def times(self) -> Sequence[tuple[int, int]]: ...
 
-    def events(self) -> Sequence[Event]: ...
+    def events(self) -> Sequence[Event | None]: ...
 
 
 class _Sent:
@@ -183,23 +185,25 @@ class Express:
         if not self._sent:
             return
         slots: list[Entry | None] = []
-        for at, event in self.unconfirmed():
-            slots.append(None if event is None else Entry(event, at))
+        lost = 0
+        for sent in self._sent:
+            for tag, event in enumerate(sent.parcel.events(), sent.first):
+                if tag <= self._below:
+                    continue
+                slots.append(None)
+                if tag in self._apart:
+                    continue
+                if event is None:
+                    lost += 1
+                    continue
+                slots[-1] = entry = Entry(event, sent.at)
+                entry.state = SENT
         entries = [entry for entry in slots if entry is not None]
-        for entry in entries:
-            entry.state = SENT
         sends = [(sent.end - 1, sent.at) for sent in self._sent]
         self.forget()
         self._window.adopt(slots, sends)
         self._memory.adopt(entries)
-
-    def unconfirmed(self) -> Iterator[tuple[float, Event | None]]:
-        """Yield the events in flight with the times of their sending. From the oldest one on, an
-        event with a confirm is None."""
-        for sent in self._sent:
-            for tag, event in enumerate(sent.parcel.events(), sent.first):
-                if tag > self._below:
-                    yield sent.at, None if tag in self._apart else event
+        self._ledger.dropped(Stat.DROPPED_HANDLER_ERROR, lost, "the handler failed on them")
 
     def forget(self) -> None:
         """Forget all parcels: their events are lost, or in memory."""

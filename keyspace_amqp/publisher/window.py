@@ -161,7 +161,8 @@ class Window:
         any more. `slots`: see above; `sends`: the last tag and the time of each parcel."""
         self._slots.extend(slots)
         self._sends.extend(sends)
-        self.bytes = size_of(entry for entry in slots if entry is not None)
+        entries = [entry for entry in slots if entry is not None]
+        self.count, self.bytes = len(entries), size_of(entries)
         self._forget_sends()
 
     def settle(self, below: int, tags: Sequence[int] = ()) -> list[Entry]:

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 from ..broker.frames import Frames, Template
+from ..failures import STRIKES
 from ..message import EVENT_BYTES, Event
 from .records import HEAD, LISTED_BIT, PARSE_BYTES, Kind, Reader, first_records
 
@@ -36,7 +37,7 @@ _RECORD_BYTES = 512
 class Parcel:
     """See publisher/express.py. `numbers`: those of the events in the shim's queue."""
 
-    __slots__ = ("_data", "_numbers", "_reader", "count", "size", "times")
+    __slots__ = ("_data", "_failures", "_numbers", "_reader", "count", "size", "times")
 
     def __init__(
         self, data: bytes, numbers: range, times: Sequence[tuple[int, int]], reader: Reader
@@ -44,17 +45,26 @@ class Parcel:
         self._data = data
         self._numbers = numbers
         self._reader = reader
+        self._failures = 0  # exceptions in a row
         self.count = len(numbers)
         self.size = len(data) + self.count * (EVENT_BYTES - HEAD.size)
         self.times = times
 
-    def events(self) -> list[Event]:
-        """Make the events anew."""
-        events: list[Event] = []
+    def events(self) -> list[Event | None]:
+        """Make the events anew; None: the handler has failed over it STRIKES times in a row."""
+        events: list[Event | None] = []
         at = 0
         while len(events) < self.count:
-            some, size = self._reader.parse(self._data[at:], self._numbers[len(events) :])
-            events += some
+            rest, numbers = self._data[at:], self._numbers[len(events) :]
+            try:
+                some, size = self._reader.parse(rest, numbers)
+                events += some
+            except Exception:
+                self._failures += 1
+                if self._failures < STRIKES:
+                    raise
+                events.append(None)
+                size, _ = first_records(rest, 1, 1)
             at += size
         return events
 

@@ -261,7 +261,14 @@ class World:
         return [entry for entry in entries if entry.state is not State.DONE]
 
     def in_parcels(self) -> list[Event]:
-        return [event for _, event in self.publisher.express.unconfirmed() if event is not None]
+        express = self.publisher.express
+        events = [
+            event
+            for sent in express._sent
+            for tag, event in enumerate(sent.parcel.events(), sent.first)
+            if tag > express._below and tag not in express._apart
+        ]
+        return [event for event in events if event is not None]
 
     def check_gauges(self) -> None:
         publisher, gauges, entries = self.publisher, self.publisher.gauges(), self.in_memory()
