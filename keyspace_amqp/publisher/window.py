@@ -163,7 +163,7 @@ class Window:
         self._sends.extend(sends)
         entries = [entry for entry in slots if entry is not None]
         self.count, self.bytes = len(entries), size_of(entries)
-        self._forget_sends()
+        self._pop_stale()
 
     def settle(self, below: int, tags: Sequence[int] = ()) -> list[Entry]:
         """Take entries that the broker has answered out of the window, and return them.

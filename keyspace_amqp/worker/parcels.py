@@ -231,7 +231,7 @@ class Packer:
     def pack(self, data: bytes, numbers: range) -> tuple[Parcel, bytes, int] | None:
         """Return the parcel of the first records, one for each of `numbers` at most, with its
         messages and the bytes of the records. It ends before the first event that is in the list
-        already, and has at most PARSE_BYTES, or one event.
+        already, and has at most PARSE_BYTES and one event more.
 
         None: the events have to go one by one, because the handler fails over one of them.
         """

@@ -111,11 +111,11 @@ def _wrap(function):
 
 # Modules whose classes and functions are all wrapped; of other modules, those in _OWNERS.
 _WORKER = (_batching, _cluster_io, _handler, _identity, _intake, _job_queue, _lanes, _leftover_file,
-           _leftovers, _outbox, _parameters, _parcels, _records, _requests, _status, _throttle, bridge,
-           _ioloop)
-_PUBLISHER = (_aside, _delivery, _express, _fallback_list, _flush, _flushing, _ledger, _link, _list_jobs,
-              _lists, _memory, _outbox_view, _publisher, _recent, _recovery, _renewal, _retries,
-              _storing, _suspects, _window)
+           _leftovers, _outbox, _parameters, _parcels, _records, _requests, _status, _throttle,
+           bridge, _ioloop)
+_PUBLISHER = (_aside, _delivery, _express, _fallback_list, _flush, _flushing, _ledger, _link,
+              _list_jobs, _lists, _memory, _outbox_view, _publisher, _recent, _recovery, _renewal,
+              _retries, _storing, _suspects, _window)
 _OWNERS = [Worker, _broker.Broker, _broker, _login, _reasons, _fallback, _jobs, _message,
            *_WORKER]
 for _module in (*_WORKER, *_PUBLISHER):
