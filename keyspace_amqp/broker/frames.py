@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pika
 import pika.data
@@ -49,16 +49,6 @@ def _properties(config: Config) -> dict[str, object]:
     }
 
 
-class Template(NamedTuple):
-    """The parts that are the same in all messages with ids of the same length, and with the usual
-    content. Between `first` and `second` comes the body's size (8 bytes), then the id, the time in
-    seconds (8 bytes), `third`, the size again (4 bytes), the body, and `Frames.end`."""
-
-    first: bytes
-    second: bytes
-    third: bytes
-
-
 class Arguments:
     """Makes the arguments of pika's `basic_publish`."""
 
@@ -91,11 +81,8 @@ class Arguments:
 class Frames:
     """Makes the frames of messages for one channel.
 
-    `body_max`: the bytes of a body that fit into one frame; a longer body takes several. `end`:
-    the end of each frame.
+    `body_max`: the bytes of a body that fit into one frame; a longer body takes several.
     """
-
-    end = bytes([pika.spec.FRAME_END])
 
     def __init__(self, config: Config, message_format: Format, channel: int, body_max: int) -> None:
         self._format = message_format
@@ -135,17 +122,22 @@ class Frames:
         fields = f">{len(first)}sQ{len(second)}s{id_length}sQ{len(third)}sI"
         return struct.Struct(fields).pack, first, second, third
 
-    def template(self, id_length: int) -> Template | None:
-        """Return the constant parts of messages whose ids have this many bytes; None: messages do
-        not consist of such parts and a text."""
+    def template(self, id_length: int) -> tuple[bytes, bytes, bytes] | None:
+        """Return the three parts that are the same in all messages with ids of this many bytes, and
+        with the usual content. After the first comes the size of the body (8 bytes); after the
+        second the id, and the time in seconds (8 bytes); after the third the size again (4 bytes),
+        the body, and the end of a frame.
+
+        None: messages do not consist of such parts and a text.
+        """
         if not self._format.is_plain:
             return None
-        return Template(*self._layout(self._format.content, id_length)[1:])
+        return self._layout(self._format.content, id_length)[1:]
 
     def marshal(self, events: Iterable[Event]) -> bytes:
         """Return all frames of the events' messages, in the events' order."""
         parts: list[bytes] = []
-        body_max, end = self.body_max, self.end
+        body_max, end = self.body_max, bytes([pika.spec.FRAME_END])
         body, headers = self._format.body, self._format.headers
         fixed = self._format.fixed_key is not None
         usual, content_of = self._format.content, self._format.content_of

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from ..broker.frames import Frames
 from ..failures import STRIKES
 from ..message import EVENT_BYTES, Event
 from ..tables.stats import Stat
@@ -79,10 +78,9 @@ class Outbox(Protocol):
 
 
 class Intake:
-    """See the module's docstring. `leftovers`: the file of an earlier load. `frames`: makes the
-    messages of the present connection; returns None if there is none, or if it takes messages one
-    by one only. `failed` is called in the `except` block of an exception for which an event is
-    dropped, with a text for the log."""
+    """See the module's docstring. `leftovers`: the file of an earlier load. `failed` is called
+    in the `except` block of an exception for which an event is dropped, with a text for the
+    log. `packer`: None: events go one by one."""
 
     def __init__(
         self,
@@ -92,7 +90,7 @@ class Intake:
         run_id: str,
         failed: Callable[[str], None],
         outbox: Outbox,
-        frames: Callable[[], Frames | None] = lambda: None,
+        packer: Packer | None = None,
     ) -> None:
         self._outbox = outbox
         self._outbox_reader = Reader(outbox.prefix)
@@ -102,7 +100,7 @@ class Intake:
         self._failed = failed
         self._run_id = run_id
         self._reader = Reader(run_id)
-        self._packer = Packer(run_id, frames)
+        self._packer = packer
         # Events taken out of the queue by earlier workers of this load.
         self._taken_before = queue.released
         self._failures = 0  # exceptions in a row over the next event
@@ -135,7 +133,7 @@ class Intake:
         return self._receiver.room() if room is None else room
 
     def _express_room(self, most: int | None) -> int | None:
-        if self._leftovers.pending or not self._packer.is_ready:
+        if self._packer is None or self._leftovers.pending or not self._packer.is_ready:
             return None
         return self._receiver.express_room(most)
 
@@ -186,7 +184,8 @@ class Intake:
             return False
         if starts_listed(data):  # it has come since _take_listed looked
             return True
-        if express and (packed := self._packer.pack(data, numbers)) is not None:
+        packed = self._packer.pack(data, numbers) if express and self._packer else None
+        if packed is not None:
             parcel, frames, size = packed
             self._receiver.add_parcel(parcel, frames)
             self._queue.release(size, parcel.count)

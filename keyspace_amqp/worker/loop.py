@@ -55,6 +55,7 @@ from .nice import set_nice
 from .outages import Outages
 from .outbox import Outbox
 from .parameters import Parameters
+from .parcels import Packer
 from .records import SetConfig, SetRole, parse_request, take_requests
 from .requests import Requests
 from .shim_api import Shim
@@ -119,7 +120,7 @@ class Worker:
         )
         self._intake = Intake(
             shim.events, publisher, self._leftovers, run_id, self._status.failed,
-            self._outbox, self._broker.frames,
+            self._outbox, Packer(run_id, shim.layout, self._broker.frames),
         )  # fmt: skip
         self._batching = Batching(shim.events, self._intake, publisher)
         self._parameters = Parameters(values, config, self._identity, publisher, set_nice)

@@ -113,12 +113,12 @@ class Reader:
 _EVENT, _VALUED, _SUBKEYED = int(Kind.EVENT), int(Kind.VALUED), int(Kind.SUBKEYED)
 
 
-def first_records(data: bytes, size: int, most: int) -> tuple[int, int]:
-    """Return the bytes and the number of the first records: the fewest that have at least
-    `size` bytes together, and `most` at most."""
+def first_records(data: bytes, size: int, most: int, start: int = 0) -> tuple[int, int]:
+    """Return the bytes and the number of the first records from `start` on: the fewest that have
+    at least `size` bytes together, and `most` at most."""
     at = count = 0
     while at < size and count < most:
-        (total,) = _LENGTH.unpack_from(data, at)
+        (total,) = _LENGTH.unpack_from(data, start + at)
         at += total
         count += 1
     return at, count

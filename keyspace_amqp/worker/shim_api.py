@@ -7,7 +7,8 @@ Worker thread only, except `Shim.log`. Nothing here waits.
 from __future__ import annotations
 
 import enum
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from ..jobs import Job, JobResult
 from ..tables.stats import Text
@@ -63,6 +64,38 @@ class Queue(Protocol):
         ...
 
 
+class Template(NamedTuple):
+    """The parts that are the same in messages: see messages_t in shim/api.h."""
+
+    first: bytes
+    second: bytes
+    third: bytes
+
+
+class LaidOut(NamedTuple):
+    """Messages of events. `events`: their number; `size`: the bytes of their records.
+    `times`: for each run of events of the same time (Unix time in milliseconds), the place behind
+    the last of them, and that time."""
+
+    events: int
+    size: int
+    frames: bytes
+    times: Sequence[tuple[int, int]]
+
+
+class Layout(Protocol):
+    """Lays out the messages of many events."""
+
+    def lay_out(
+        self, records: bytes, at: int, size: int, template: Template, body_max: int,
+        number: int, most: int,
+    ) -> LaidOut:  # fmt: skip
+        """Lay out the messages of the first plain events from `at` on, whose records begin before
+        `size`; see messages_write in shim/api.h. `number`: that of the first event. `most`: events,
+        at most."""
+        ...
+
+
 class Counters(Protocol):
     """The array of counters that STATS and INFO show; the index is a `Stat`."""
 
@@ -105,6 +138,9 @@ class Shim(Protocol):
 
     @property
     def counters(self) -> Counters: ...
+
+    @property
+    def layout(self) -> Layout: ...
 
     @property
     def clustered(self) -> bool:

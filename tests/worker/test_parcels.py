@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Sequence
 
 import pytest
@@ -13,9 +14,11 @@ from keyspace_amqp.broker.frames import Frames
 from keyspace_amqp.config import DEFAULTS, Config
 from keyspace_amqp.failures import STRIKES
 from keyspace_amqp.message import Event, Format
-from keyspace_amqp.worker import parcels, records
+from keyspace_amqp.worker import records
 from keyspace_amqp.worker.parcels import Packer, Parcel
 from keyspace_amqp.worker.records import HEAD, LISTED_BIT, Reader
+from keyspace_amqp.worker.shim_api import Layout
+from tests.fix_shim import Shim
 from tests.worker.fakes import event, subkeyed, valued
 
 PLAIN = dataclasses.replace(DEFAULTS, events="A")
@@ -32,8 +35,14 @@ def listed(record: bytes) -> bytes:
     return record[:at] + bytes([record[at] | LISTED_BIT]) + record[at + 1 :]
 
 
-def packer_for(frames: Frames | None) -> Packer:
-    return Packer("run", lambda: frames)
+@pytest.fixture(scope="module")
+def layout(shim: Shim) -> Layout:
+    bridge = importlib.import_module("keyspace_amqp.worker.bridge")
+    return bridge.Layout()  # type: ignore[no-any-return]
+
+
+def packer_for(layout: Layout, frames: Frames | None) -> Packer:
+    return Packer("run", layout, lambda: frames)
 
 
 def events_of(data: Sequence[bytes], first: int) -> list[Event]:
@@ -67,9 +76,11 @@ firsts = st.sampled_from([1, 995, 998, 1000, 1998, 12_345_999])
     config=st.sampled_from([PLAIN, PLAIN, dataclasses.replace(PLAIN, delivery_mode=2), JSON]),
 )
 @example(data=[event(b"k", time_ms=999), event(b"k", time_ms=1000)], first=1000, config=PLAIN)
-def test_messages_are_those_of_the_events(data: list[bytes], first: int, config: Config) -> None:
+def test_messages_are_those_of_the_events(
+    layout: Layout, data: list[bytes], first: int, config: Config
+) -> None:
     frames = frames_for(config)
-    packer = packer_for(frames)
+    packer = packer_for(layout, frames)
     numbers = range(first, first + len(data))
     for _ in range(2):  # the second time with constants that are remembered
         packed = packer.pack(b"".join(data), numbers)
@@ -91,13 +102,15 @@ def times_of(parcel: Parcel) -> list[int]:
     return times
 
 
-def test_hardly_any_event_becomes_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hardly_any_event_becomes_an_object(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[Event] = []
     monkeypatch.setattr(
         records, "Event", lambda *fields: made.append(Event(*fields)) or Event(*fields)
     )
     data = [event(b"key:%d" % number) for number in range(3000)]
-    packed = packer_for(frames_for()).pack(b"".join(data), range(1000, 4000))
+    packed = packer_for(layout, frames_for()).pack(b"".join(data), range(1000, 4000))
     assert packed is not None
     assert packed[0].count == 3000
     assert not made
@@ -105,28 +118,30 @@ def test_hardly_any_event_becomes_an_object(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("first", [1, 5000])
 @pytest.mark.parametrize("config", [PLAIN, JSON])
-def test_a_parcel_ends_before_an_event_that_is_in_the_list(first: int, config: Config) -> None:
+def test_a_parcel_ends_before_an_event_that_is_in_the_list(
+    layout: Layout, first: int, config: Config
+) -> None:
     data = [event(b"a"), event(b"b"), listed(event(b"c")), event(b"d")]
-    packed = packer_for(frames_for(config)).pack(b"".join(data), range(first, first + 4))
+    packed = packer_for(layout, frames_for(config)).pack(b"".join(data), range(first, first + 4))
     assert packed is not None
     assert [one.key for one in packed[0].events() if one] == [b"a", b"b"]
     assert packed[2] == len(data[0] + data[1])
 
 
 @pytest.mark.parametrize("config", [PLAIN, JSON])
-def test_a_parcel_has_no_more_events_than_there_are_numbers(config: Config) -> None:
+def test_a_parcel_has_no_more_events_than_there_are_numbers(layout: Layout, config: Config) -> None:
     data = b"".join(event(b"%d" % number) for number in range(50))
-    packed = packer_for(frames_for(config)).pack(data, range(7000, 7020))
+    packed = packer_for(layout, frames_for(config)).pack(data, range(7000, 7020))
     assert packed is not None
     assert packed[0].count == 20
 
 
 @pytest.mark.parametrize("config", [PLAIN, JSON])
 @pytest.mark.parametrize("size", [100, 5_000, 70_000, 400_000])
-def test_a_parcel_has_whole_events_and_a_bound(config: Config, size: int) -> None:
+def test_a_parcel_has_whole_events_and_a_bound(layout: Layout, config: Config, size: int) -> None:
     """However long its events are: with 400,000 bytes, each parcel has one."""
     data = [event(b"%06d" % number + b"k" * size) for number in range(12)]
-    packer = packer_for(frames_for(config))
+    packer = packer_for(layout, frames_for(config))
     left, first, keys = b"".join(data), 6000, []
     while left:
         packed = packer.pack(left, range(first, first + 1000))
@@ -138,23 +153,10 @@ def test_a_parcel_has_whole_events_and_a_bound(config: Config, size: int) -> Non
     assert keys == [b"%06d" % number + b"k" * size for number in range(12)]
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parcels, "_MANY", 10)
-    frames = frames_for()
-    packer = packer_for(frames)
-    data = [event(b"k" * size, b"n%d" % size) for size in range(200)]
-    packed = packer.pack(b"".join(data), range(2000, 2200))
-    assert packed is not None
-    assert packed[1] == frames.marshal(events_of(data, 2000))
-    constants = packer._constants
-    assert constants is not None
-    assert max(map(len, (constants.starts, constants.heads, constants.tails))) <= 10
-
-
-def test_other_parameters_make_other_messages() -> None:
+def test_other_parameters_make_other_messages(layout: Layout) -> None:
     """The next connection may have another channel and other parameters."""
     made: list[Frames] = [frames_for()]
-    packer = Packer("run", lambda: made[-1])
+    packer = Packer("run", layout, lambda: made[-1])
     first = packer.pack(event(b"k"), range(5000, 5001))
     made.append(frames_for(dataclasses.replace(PLAIN, routing_key="other")))
     second = packer.pack(event(b"k"), range(5000, 5001))
@@ -164,17 +166,19 @@ def test_other_parameters_make_other_messages() -> None:
     assert b"other" not in first[1]
 
 
-def test_without_a_connection_there_are_no_parcels() -> None:
-    packer = packer_for(None)
+def test_without_a_connection_there_are_no_parcels(layout: Layout) -> None:
+    packer = packer_for(layout, None)
     assert not packer.is_ready
     assert packer.pack(event(b"k"), range(1, 2)) is None
 
 
-def test_an_event_over_which_the_handler_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_over_which_the_handler_fails(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It goes the way on which the failure is found; if it is in a parcel already, all others in
     the parcel are kept."""
     data = b"".join(event(key) for key in (b"a", b"poison", b"b"))
-    packed = packer_for(frames_for()).pack(data, range(5000, 5003))
+    packed = packer_for(layout, frames_for()).pack(data, range(5000, 5003))
     assert packed is not None
     parcel = packed[0]
 
@@ -188,4 +192,4 @@ def test_an_event_over_which_the_handler_fails(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(RuntimeError, match="broken on purpose"):
             parcel.events()
     assert [one and one.key for one in parcel.events()] == [b"a", None, b"b"]
-    assert packer_for(frames_for(JSON)).pack(event(b"poison"), range(1, 2)) is None
+    assert packer_for(layout, frames_for(JSON)).pack(event(b"poison"), range(1, 2)) is None
