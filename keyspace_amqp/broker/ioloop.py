@@ -6,6 +6,9 @@ instance; only `poll` waits.
 
 from __future__ import annotations
 
+import math
+import time
+
 import pika
 from pika.adapters.select_connection import IOLoop
 
@@ -37,6 +40,7 @@ class Loop:
             raise RuntimeError(f"pika {pika.__version__} cannot be used: its IOLoop lacks {names}")
         self.ioloop = IOLoop()
         self._alarm: object = None
+        self._alarm_at = math.inf
         self._descriptors: list[int] = []
 
     def add_reader(self, descriptor: int) -> None:
@@ -57,18 +61,21 @@ class Loop:
         self.ioloop.process_timeouts()
 
     def set_alarm(self, delay: float | None) -> None:
-        """End the next `poll` after `delay` seconds, if nothing else does; None: never.
+        """End the next `poll` after `delay` seconds at the latest; None: it may last for ever.
 
-        It replaces the alarm that was set before.
+        An earlier alarm that was set before stays: to set another one costs more than one `poll`
+        that ends early.
         """
-        if self._alarm is not None:
-            self.ioloop.remove_timeout(self._alarm)
-            self._alarm = None
-        if delay is not None:
+        at = math.inf if delay is None else time.monotonic() + delay
+        if at < self._alarm_at:
+            if self._alarm is not None:
+                self.ioloop.remove_timeout(self._alarm)
             self._alarm = self.ioloop.call_later(delay, self._on_alarm)
+            self._alarm_at = at
 
     def _on_alarm(self) -> None:
         self._alarm = None
+        self._alarm_at = math.inf
 
     def close(self) -> None:
         """Close all descriptors of the loop, which cannot be used any more."""

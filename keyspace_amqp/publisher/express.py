@@ -13,20 +13,23 @@ entries, and memory and the lists are empty.
 from __future__ import annotations
 
 import bisect
-import collections
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from ..message import Event
+from ..tables.parameters import INT64_MAX
 from ..tables.stats import Stat
 from .entry import SENT, Entry
 from .ledger import Ledger
 from .memory import Memory
-from .window import LATE_AFTER, Window
+from .window import LATE_AFTER, WINDOW, Window
 
 # Before the express begins, memory has to be sent and confirmed. Newer events wait for that so
-# many seconds, at most, and the next attempt comes a while later.
+# many seconds, at most: longer if so many messages are in flight that they would wait anyway. It
+# begins only if the oldest message in flight has not waited longer than that. The next attempt
+# comes a while later.
 SETTLE = 0.1
+SETTLE_BUSY = 0.5
 SETTLE_EVERY = 1.0
 
 
@@ -36,7 +39,7 @@ class Parcel(Protocol):
     `count`: the number of events; `size`: the bytes of memory that they would take as entries,
     about. `times`: Unix times in milliseconds, each with the place behind the last event of that
     time. `events` makes the events anew; None stands for one over which the handler fails again
-    and again. Until it is sure of that, it raises an exception.
+    and again.
     """
 
     @property
@@ -67,7 +70,7 @@ class _Sent:
         start, stop = first - self.first, end - self.first
         runs = self.parcel.times
         times: list[int] = []
-        for place in range(bisect.bisect_right(runs, start, key=_end_of), len(runs)):
+        for place in range(bisect.bisect_right(runs, (start, INT64_MAX)), len(runs)):
             until, time_ms = runs[place]
             times += [time_ms] * (min(until, stop) - start)
             start = until
@@ -76,8 +79,8 @@ class _Sent:
         return times
 
 
-def _end_of(run: tuple[int, int]) -> int:
-    return run[0]
+def _end_of(sent: _Sent) -> int:
+    return sent.end
 
 
 class Express:
@@ -90,7 +93,7 @@ class Express:
         self._memory = memory
         self._ledger = ledger
         self._clock = clock
-        self._sent: collections.deque[_Sent] = collections.deque()
+        self._sent: list[_Sent] = []
         self._below = 0  # the messages with tags up to this one have a confirm,
         self._apart: set[int] = set()  # and those with these tags
         self._settles_at = clock()  # memory may be waited for from this time on,
@@ -107,15 +110,22 @@ class Express:
         return self._window.count if self._sent else 0
 
     @property
+    def is_crowded(self) -> bool:
+        """True if so many messages were confirmed before older ones that these have to leave."""
+        return len(self._apart) > WINDOW
+
+    @property
     def late_at(self) -> float | None:
         """Return the time at which the oldest message in flight is late; None: there is none."""
         return self._sent[0].at + LATE_AFTER if self._sent else None
 
     def may_settle(self) -> bool:
-        """True if newer events may wait until memory, which was sent, is confirmed."""
-        now = self._clock()
-        if now >= self._settles_at:
-            self._settles_at, self._settle_end = now + SETTLE_EVERY, now + SETTLE
+        """True if newer events may wait until memory is sent and confirmed. The answer True begins
+        such a time, or is within one."""
+        now, oldest = self._clock(), self._window.oldest
+        limit = SETTLE_BUSY if self._window.is_busy else SETTLE
+        if now >= self._settles_at and (oldest is None or now < oldest[1] + limit):
+            self._settles_at, self._settle_end = now + SETTLE_EVERY, now + limit
         return now < self._settle_end
 
     @property
@@ -138,42 +148,40 @@ class Express:
 
         Tags that are confirmed already, or were never sent, are ignored.
         """
-        last = self._window.next_tag - 1
-        apart, start, overtook = self._apart, self._below, set[int]()
-        new = min(max(below, start), last)
-        if apart and new > start:
-            overtook = {tag for tag in apart if tag <= new}
-            apart -= overtook
-        alone: list[int] = []
+        last, before, apart = self._window.next_tag - 1, self._below, self._apart
+        new = min(max(below, before), last)
+        alone: dict[int, None] = {}  # new ones among those that are apart, in their order
         for tag in tags:
-            if tag == new + 1 and tag <= last and tag not in apart:
+            if tag == new + 1 <= last and tag not in apart:
                 new = tag
             elif new < tag <= last and tag not in apart:
-                apart.add(tag)
-                alone.append(tag)
-        while apart and new + 1 in apart:
+                alone[tag] = None
+        while new + 1 in apart or new + 1 in alone:
             new += 1
-            apart.remove(new)
-            overtook.add(new)
-        times = self._times(start + 1, new + 1, overtook) if new > start else []
+        # Events are counted first: so an exception on the way loses none of them.
+        overtook = sorted([tag for tag in (*apart, *alone) if tag <= new]) if apart or alone else []
+        times = self._times(before + 1, new + 1, overtook)
         for tag in alone:
             times += self._times(tag, tag + 1, ())
         self._ledger.confirmed(times)
         self._below = new
-        size = 0
-        while self._sent and self._sent[0].end <= new + 1:
-            size += self._sent.popleft().parcel.size
+        apart.update(alone)
+        apart.difference_update(overtook)
+        done = bisect.bisect_right(self._sent, new + 1, key=_end_of)
+        size = sum([sent.parcel.size for sent in self._sent[:done]])
+        del self._sent[:done]
         self._window.settle_parcels(len(times), size, max(new, *alone) if alone else new)
 
     def _times(self, first: int, end: int, without: Iterable[int]) -> list[int]:
-        """Return the times of the events with these tags, without those of some tags."""
+        """Return the times of the events with the tags from `first` up to before `end`, without
+        those of some tags in this range."""
         times: list[int] = []
-        for gap in (*sorted(without), end):
-            for sent in self._sent:
-                if sent.end > first and sent.first < gap:
-                    times += sent.times(max(first, sent.first), min(gap, sent.end))
-                if sent.end >= gap:
-                    break
+        for gap in (*without, end):
+            place = bisect.bisect_right(self._sent, first, key=_end_of)
+            while first < gap:
+                sent = self._sent[place]
+                times += sent.times(first, min(gap, sent.end))
+                first, place = sent.end, place + 1
             first = gap + 1
         return times
 
@@ -200,12 +208,8 @@ class Express:
                 entry.state = SENT
         entries = [entry for entry in slots if entry is not None]
         sends = [(sent.end - 1, sent.at) for sent in self._sent]
-        self.forget()
+        self._sent.clear()
+        self._apart.clear()
         self._window.adopt(slots, sends)
         self._memory.adopt(entries)
         self._ledger.dropped(Stat.DROPPED_HANDLER_ERROR, lost, "the handler failed on them")
-
-    def forget(self) -> None:
-        """Forget all parcels: their events are lost, or in memory."""
-        self._sent.clear()
-        self._apart.clear()

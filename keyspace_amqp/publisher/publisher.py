@@ -14,9 +14,9 @@ The places of events, in the order in which they are sent:
   order; after a lost connection they are sent again in their order.
 - Events that the broker has refused are in a second list and a second log: see delivery.py.
 - Each part has an object of its own: Link, Window, Retries, Memory, Delivery, FallbackList,
-  Lists, ListJobs, RecentPushes, Flushing, Suspects, Aside, OutboxView,
-  Ledger. This file holds the decisions
-  that concern several of them, and their order: see `poll`.
+  Lists, ListJobs, RecentPushes, Flushing, Suspects, Aside, OutboxView, Storing, Express, Gate,
+  Ledger. This file holds the decisions that concern several of them, and their order: see `poll`.
+- While the lists and memory are empty, events may be sent as parcels of many: see express.py.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from .entry import Entry
 from .express import Express, Parcel
 from .fallback_list import FallbackList
 from .flushing import Flushing
+from .gate import Gate
 from .ledger import Ledger
 from .link import Link
 from .list_jobs import ListJobs
@@ -126,6 +127,10 @@ class Publisher:
             self.delivery, self.outbox, self._flushing, self.ledger, clock,
         )  # fmt: skip
         self.express = Express(self.window, self.memory, self.ledger, clock)
+        self._gate = Gate(
+            self.express, self.link, self.window, self.memory, self.lists, self.delivery,
+            self.storing, self._flushing, self.suspects, self.recovery, self.recent, clock,
+        )  # fmt: skip
 
     @property
     def counts(self) -> list[int]:
@@ -315,7 +320,7 @@ class Publisher:
         `over_message`: the broker has ended it, perhaps over a message that was in flight.
         """
         self.last_error = reason
-        self.express.leave()
+        self._drop_frames()
         if over_message:
             culprit = self.suspects.closed()
             if culprit is not None:
@@ -376,9 +381,15 @@ class Publisher:
     def _close_link(self) -> None:
         """Close the connection, if there is one."""
         if self.link.is_open:
+            self._drop_frames()
             self._actions.append(Close())
             self.link.closed()
             self._lose_window()
+
+    def _drop_frames(self) -> None:
+        """Forget frames that no poll has returned: their connection has ended."""
+        self.express.leave()
+        self._actions = [a for a in self._actions if not isinstance(a, SendFrames)]
 
     def _lose_window(self, *, renewed: bool = False) -> None:
         """Make everything that was sent and not confirmed wait again, in its old place.
@@ -386,7 +397,6 @@ class Publisher:
         `renewed`: the connection was given up because of messages without a confirm.
         """
         self.express.leave()
-        self._actions = [a for a in self._actions if not isinstance(a, SendFrames)]
         self.suspects.lost()
         self.delivery.link_lost(renewed=renewed)
 
@@ -398,13 +408,14 @@ class Publisher:
         `more`: events wait in the shim's queue. `most`: send no more messages than this, if
         the others can wait without harm.
         """
-        self.delivery.collect(careful=self.suspects.limit is not None)
+        if self._has_entries:
+            self.delivery.collect(careful=self.suspects.limit is not None)
         self.storing.bound_refused()
-        if not self._may_express:
+        if not self._gate.is_open:
             self.express.leave()
         self._decide_renewal()
         self._decide_link(more)
-        if self.link.is_up:
+        if self._has_entries and self.link.is_up:
             self._decide_messages(self._chunk(most))
         self._decide_job()
         self.recent.expire()
@@ -473,6 +484,12 @@ class Publisher:
         """True if events are in memory."""
         return bool(self.memory or self.refused)
 
+    @property
+    def _has_entries(self) -> bool:
+        """True if events are in memory, or in the list, or the window still knows some of them."""
+        lists = self.list.length or self.lists.refused.length
+        return bool(lists or self.memory or self.refused or len(self.window))
+
     def _decide_job(self) -> None:
         """Begin the job that is needed most, if no other one is under way."""
         if self.jobs.running is not None:
@@ -483,7 +500,7 @@ class Publisher:
         if self.lists.choose():
             self.jobs.list_chosen()
         job = self.jobs.next_purge() or self.jobs.next_length()
-        if job is None and self.list.is_ready and self.jobs.may_retry:
+        if job is None and self._has_entries and self.list.is_ready and self.jobs.may_retry:
             stopping = self._flushing.ends
             more = self.link.is_up and self.list.unsent > 0
             patient = self.link.is_up and self._config.has_outbox
@@ -556,30 +573,11 @@ class Publisher:
         """True if events can neither be sent nor stored now."""
         return self.storing.can_only_wait
 
-    @property
-    def _may_express(self) -> bool:
-        """True if nothing but "send it" is to be done with events, except for those in memory."""
-        listed = self.list.length or self.lists.others or self.delivery.has_refused
-        if not self.link.is_up or listed or self.storing.pressure or self.flushing:
-            return False
-        if self.suspects.limit is not None or self.recovery.active or self._config.has_outbox:
-            return False
-        late_at = self.express.late_at
-        late = late_at is not None and self._clock() >= late_at
-        may_send = self.lists.primary and self.delivery.may_send_memory and not self.recent.wanted
-        return may_send and not late and not self.window.is_stalled
-
     def express_room(self, most: int | None) -> int | None:
         """Return how many events may come in as a parcel now; None: they have to come one by one,
-        with `add`. `most`: as for `poll`."""
-        if not self._may_express:
-            return None
-        if self.memory or len(self.window):
-            waits = not self.memory.unsent and not self.memory.storing
-            return 0 if waits and self.express.may_settle() else None
-        if self.window.bytes >= WINDOW_BYTES:
-            return 0
-        return max(0, min(self._chunk(most) - self._sent_now, self.window.room))
+        with `add`. `most`: as for `poll`. Not to be asked while there are none: see Gate.room."""
+        room = self._gate.room()
+        return None if room is None else max(0, min(self._chunk(most) - self._sent_now, room))
 
     def room(self) -> int:
         """Return how many more events should be taken in now; the others wait as records."""
@@ -597,7 +595,7 @@ class Publisher:
         times = [*self._link_times(), *self._list_times(), *self.ledger.wake_times()]
         if self.express.is_running:
             times += [self.express.late_at, self.window.stalls_at]
-        elif self.memory:
+        else:
             times.append(self.express.settles_until)
         if self.flushing:
             times.append(self._flushing.wakes_at)
@@ -634,12 +632,19 @@ class Publisher:
             return "unconfirmed"
         return self.link.word(primary=self.lists.primary)
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Return how many events wait in memory, and their bytes."""
+        count = self.memory.waiting + self.refused.waiting
+        return count, self.memory.waiting_bytes + self.refused.waiting_bytes
+
     def gauges(self) -> dict[Stat, int]:
         """Return the gauges: the numbers that can go up and down."""
+        length, size = self.waiting
         return {
             Stat.FALLBACK_LENGTH: self.lists.length,
-            Stat.QUEUE_LENGTH: self.memory.waiting + self.refused.waiting,
-            Stat.QUEUE_BYTES: self.memory.waiting_bytes + self.refused.waiting_bytes,
+            Stat.QUEUE_LENGTH: length,
+            Stat.QUEUE_BYTES: size,
             Stat.IN_FLIGHT: self.memory.in_flight + self.refused.in_flight + self.express.in_flight,
             Stat.REFUSED_WAITING: self.delivery.refused_waiting,
         }

@@ -150,15 +150,16 @@ class Window:
         return first_tag
 
     def settle_parcels(self, count: int, size: int, newest: int) -> None:
-        """Note that `count` messages of parcels are confirmed, up to the tag `newest`. `size`: the
-        bytes of the parcels that are confirmed as a whole."""
+        """Note that `count` messages of parcels are confirmed. `newest`: the newest tag that has an
+        answer. `size`: the bytes of the parcels that are confirmed as a whole."""
         self._answered = max(self._answered, newest)
         self.count -= count
         self.bytes -= size
 
     def adopt(self, slots: Sequence[Entry | None], sends: Iterable[tuple[int, float]]) -> None:
-        """Take in the messages in flight that were in parcels, and which have no entries there
-        any more. `slots`: see above; `sends`: the last tag and the time of each parcel."""
+        """Take in the messages in flight that were in parcels. `slots`: one for each tag from the
+        oldest unconfirmed one on, None for those with a confirm. `sends`: the last tag and the time
+        of each parcel."""
         self._slots.extend(slots)
         self._sends.extend(sends)
         entries = [entry for entry in slots if entry is not None]

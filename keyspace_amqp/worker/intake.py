@@ -7,12 +7,11 @@ in the queue. Worker thread; nothing here waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from ..failures import STRIKES
 from ..message import EVENT_BYTES, Event
-from ..tables.stats import Stat
 from .leftover_file import Origin, Writer
 from .leftovers import Leftovers
 from .outbox import Handed
@@ -41,6 +40,9 @@ class Receiver(Protocol):
     @property
     def can_only_wait(self) -> bool: ...
 
+    @property
+    def waiting(self) -> tuple[int, int]: ...
+
     def room(self) -> int: ...
 
     def express_room(self, most: int | None) -> int | None: ...
@@ -58,8 +60,6 @@ class Receiver(Protocol):
     def give_up(self, *, leftover: bool) -> None: ...
 
     def set_pressure(self, pressure: bool) -> None: ...
-
-    def gauges(self) -> Mapping[Stat, int]: ...
 
 
 class Outbox(Protocol):
@@ -112,9 +112,8 @@ class Intake:
 
     def memory(self) -> int:
         """Return the bytes that the events in the queue and in the publisher take as records."""
-        gauges = self._receiver.gauges()
-        objects = gauges[Stat.QUEUE_LENGTH]
-        return self._queue.size + gauges[Stat.QUEUE_BYTES] - objects * _OBJECT_BYTES
+        objects, size = self._receiver.waiting
+        return self._queue.size + size - objects * _OBJECT_BYTES
 
     @property
     def taken(self) -> int:
@@ -142,12 +141,13 @@ class Intake:
         as the publisher has room for. `most`: see `room`."""
         queue, receiver = self._queue, self._receiver
         limit = queue.limit
-        while True:
+        while queue.released < until or self._leftovers.pending:
             if self._take_listed(until):
                 continue
-            express_room = self._express_room(most)
-            room = receiver.room() if express_room is None else express_room
             over = self.memory() - int(limit * OVERFLOW)
+            # In the express, no room may mean that there is more in a moment.
+            express_room = self._express_room(most) if over < 0 else None
+            room = receiver.room() if express_room is None else express_room
             too_much = over >= 0 and (receiver.can_only_wait or room <= 0)
             if too_much and self._drop_oldest(over + 1, until):
                 continue
@@ -184,8 +184,7 @@ class Intake:
             return False
         if starts_listed(data):  # it has come since _take_listed looked
             return True
-        packed = self._packer.pack(data, numbers) if express and self._packer else None
-        if packed is not None:
+        if express and (packed := self._pack(data, numbers)) is not None:
             parcel, frames, size = packed
             self._receiver.add_parcel(parcel, frames)
             self._queue.release(size, parcel.count)
@@ -198,6 +197,16 @@ class Intake:
         else:
             self._queue.release(*first_records(data, 1, 1))  # the one that was given up
         return True
+
+    def _pack(self, data: bytes, numbers: range) -> tuple[Parcel, bytes, int] | None:
+        """Return a parcel of events; None: they have to go one by one. Then, if the handler fails
+        over one of them, it is found out over which."""
+        assert self._packer is not None
+        try:
+            return self._packer.pack(data, numbers)
+        except Exception:
+            self._failed("the handler cannot lay out messages")
+            return None
 
     def _take_listed(self, until: int) -> bool:
         """Move the next events, which are in the list already, to what the publisher knows of it;

@@ -24,7 +24,7 @@ _OBJECTS = 32
 class Parcel:
     """See publisher/express.py. `numbers`: those of the events in the shim's queue."""
 
-    __slots__ = ("_data", "_failures", "_numbers", "_reader", "count", "size", "times")
+    __slots__ = ("_data", "_numbers", "_reader", "count", "size", "times")
 
     def __init__(
         self, data: bytes, numbers: range, times: Sequence[tuple[int, int]], reader: Reader
@@ -32,7 +32,6 @@ class Parcel:
         self._data = data
         self._numbers = numbers
         self._reader = reader
-        self._failures = 0  # exceptions in a row
         self.count = len(numbers)
         self.size = len(data) + self.count * (EVENT_BYTES - HEAD.size)
         self.times = times
@@ -40,19 +39,21 @@ class Parcel:
     def events(self) -> list[Event | None]:
         """Make the events anew; None: the handler has failed over it STRIKES times in a row."""
         events: list[Event | None] = []
-        at = 0
+        at = failures = 0
         while len(events) < self.count:
             rest, numbers = self._data[at:], self._numbers[len(events) :]
             try:
                 some, size = self._reader.parse(rest, numbers)
-                events += some
             except Exception:
-                self._failures += 1
-                if self._failures < STRIKES:
-                    raise
+                failures += 1
+                if failures < STRIKES:
+                    continue
                 events.append(None)
                 size, _ = first_records(rest, 1, 1)
+            else:
+                events += some
             at += size
+            failures = 0
         return events
 
 
@@ -79,14 +80,9 @@ class Packer:
         messages and the bytes of the records. It ends before the first event that is in the list
         already, and has at most PARSE_BYTES and one event more.
 
-        None: the events have to go one by one, because the handler fails over one of them.
+        None: there is no connection any more. An exception: the handler fails over one of the
+        events.
         """
-        try:
-            return self._pack(data, numbers)
-        except Exception:
-            return None  # whoever takes them one by one finds out which one it is, and logs it
-
-    def _pack(self, data: bytes, numbers: range) -> tuple[Parcel, bytes, int] | None:
         frames = self._frames()
         if frames is None:
             return None

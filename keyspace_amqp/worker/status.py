@@ -149,11 +149,12 @@ class Status:
         numbers[Stat.SNAPSHOT_KEYS] = self._snapshot.total
         # The shim counts the matched events itself, and has to know how many of them were taken.
         numbers[Stat.EVENTS_MATCHED] = publisher.taken
-        counters = self._shim.counters
-        for index, (number, shown) in enumerate(zip(numbers, self._shown, strict=True)):
-            if number != shown:
-                counters[index] = number
-        self._shown = numbers
+        if numbers != self._shown:
+            counters = self._shim.counters
+            for index, (number, shown) in enumerate(zip(numbers, self._shown, strict=True)):
+                if number != shown:
+                    counters[index] = number
+            self._shown = numbers
         state, broker, trouble = publisher.state, self._broker(), publisher.link.trouble
         self._changed(Text.STATE, state)
         self._changed(Text.BROKER, broker)

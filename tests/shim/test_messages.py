@@ -45,9 +45,9 @@ def write(
 def message(key: bytes, number: int, time_ms: int = 7, name: bytes = b"set", db: int = 0) -> bytes:
     body = b"%d\n%b\n%b" % (db, name, key)
     size, seconds = len(body), time_ms // 1000
-    parts = (PARTS[0], size.to_bytes(8, "big"), PARTS[1], b"%d" % number,
-             seconds.to_bytes(8, "big"), PARTS[2], size.to_bytes(4, "big"), body, b"\xce")  # fmt: skip
-    return b"".join(parts)
+    sizes = size.to_bytes(8, "big"), size.to_bytes(4, "big")
+    head = PARTS[0] + sizes[0] + PARTS[1] + b"%d" % number + seconds.to_bytes(8, "big")
+    return head + PARTS[2] + sizes[1] + body + b"\xce"
 
 
 def test_messages_and_times(shim: Shim) -> None:

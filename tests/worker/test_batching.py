@@ -39,8 +39,9 @@ class Publisher:
 
     def set_pressure(self, pressure: bool) -> None: ...
 
-    def gauges(self) -> dict[Stat, int]:
-        return {Stat.QUEUE_LENGTH: 0, Stat.QUEUE_BYTES: self.queue_bytes}
+    @property
+    def waiting(self) -> tuple[int, int]:
+        return 0, self.queue_bytes
 
 
 class World:

@@ -65,7 +65,7 @@ _LEFT_OUT = {{
     "balance", "clear", "closed", "down", "expects", "failed", "forget_head", "give_up",
     "hand_over", "is_void_after_repair", "link_down", "link_lost", "log", "lost", "repair",
     # counts, which plain statements change
-    "adopt", "confirmed", "dropped", "forget", "found", "matched", "released", "send_parcel",
+    "adopt", "confirmed", "dropped", "found", "matched", "released", "send_parcel",
     "settle_parcels",
     # calls of C
     "abandon", "after_wait", "before_wait", "command_done", "flush_done", "free", "outbox_booked",

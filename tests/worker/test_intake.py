@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ class Receiver:
         self.space = space
         self.ledger = Ledger(lambda: 0.0, lambda: 0)
         self.can_only_wait = False
-        self.waiting: list[Event] = []
+        self.events: list[Event] = []
         self.batches: list[int] = []
         self.dropped: list[bytes] = []
         self.given_up = 0
@@ -34,22 +34,22 @@ class Receiver:
         self.recovering = False
 
     def room(self) -> int:
-        return self.space - len(self.waiting)
+        return self.space - len(self.events)
 
     def add(self, events: Sequence[Event]) -> None:
-        self.waiting += events
+        self.events += events
         self.ledger.matched(len(events))
         self.batches.append(len(events))
 
     def drop_oldest(self, size: int, keep: int = 0) -> int:
         count = 0
-        while len(self.waiting) > keep and count * SIZE < size:
-            self.dropped.append(self.waiting.pop(0).key)
+        while len(self.events) > keep and count * SIZE < size:
+            self.dropped.append(self.events.pop(0).key)
             count += 1
         return count
 
     def recover(self, events: Sequence[Event], *, more: bool) -> None:
-        self.waiting += events
+        self.events += events
         self.recovering = more
 
     def drop_untaken(self, count: int) -> None:
@@ -63,12 +63,10 @@ class Receiver:
     def set_pressure(self, pressure: bool) -> None:
         self.pressure.append(pressure)
 
-    def gauges(self) -> Mapping[Stat, int]:
-        objects = sum(EVENT_BYTES + len(e.name) + len(e.key) for e in self.waiting)
-        return {
-            Stat.QUEUE_LENGTH: len(self.waiting),
-            Stat.QUEUE_BYTES: objects,
-        }
+    @property
+    def waiting(self) -> tuple[int, int]:
+        size = sum(EVENT_BYTES + len(e.name) + len(e.key) for e in self.events)
+        return len(self.events), size
 
 
 class World:
@@ -89,11 +87,11 @@ class World:
 
     @property
     def keys(self) -> str:
-        return b"".join(keys_of(self.receiver.waiting)).decode()
+        return b"".join(keys_of(self.receiver.events)).decode()
 
     @property
     def numbers(self) -> list[int]:
-        return [int(e.message_id.partition("-")[2]) for e in self.receiver.waiting]
+        return [int(e.message_id.partition("-")[2]) for e in self.receiver.events]
 
 
 @pytest.mark.parametrize("together", [1, 2, 3, 100])
@@ -157,8 +155,8 @@ def test_a_later_worker_goes_on_with_the_numbers() -> None:
     assert (world.intake.taken, intake.taken) == (2, 0)
     world.push("cdef")
     intake.take(5)
-    assert keys_of(later.waiting) == [b"c", b"d", b"e"]
-    assert [e.message_id for e in later.waiting] == [f"later-{n}" for n in (3, 4, 5)]
+    assert keys_of(later.events) == [b"c", b"d", b"e"]
+    assert [e.message_id for e in later.events] == [f"later-{n}" for n in (3, 4, 5)]
     assert intake.taken == 3
 
 
