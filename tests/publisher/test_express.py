@@ -217,6 +217,61 @@ def test_they_do_not_wait_for_long() -> None:
     assert bench.publisher.express_room(None) == SEND_CHUNK
 
 
+def test_a_message_without_a_confirm_makes_no_others_wait() -> None:
+    """It has waited longer already than newer events may: they come one by one."""
+    bench = connected()
+    bench.emit()
+    bench.settle()
+    bench.now += SETTLE
+    assert bench.publisher.express_room(None) is None
+
+
+def test_in_a_flood_they_wait_longer() -> None:
+    """The window is full, so they would wait anyway. After that the express goes on."""
+    bench = connected()
+    bench.emit(2 * WINDOW)
+    while bench.publisher.window.room:
+        bench.poll()
+    assert bench.publisher.memory.unsent
+    bench.now += SETTLE
+    assert bench.publisher.express_room(None) == 0
+    for _ in range(20):
+        bench.publisher.acked(bench.publisher.window.next_tag - 1)
+        bench.poll()
+    assert bench.publisher.express_room(None)
+
+
+def test_slots_of_messages_that_are_gone() -> None:
+    """The list was deleted while its elements were in flight: nothing is in memory. The publisher
+    wakes by itself when newer events need not wait any more."""
+    bench = connected(found=2)
+    assert len(bench.publisher.window) == 2
+    bench.list.elements.clear()
+    bench.publisher.list_changed(b"del", KEY)
+    bench.settle()
+    assert not bench.publisher.memory
+    if bench.publisher.express_room(None) == 0:
+        at = bench.publisher.wake_at()
+        assert at is not None
+        assert at <= bench.now + SETTLE + 0.02
+
+
+def test_confirms_far_behind_a_message_without_one() -> None:
+    """The parcels that it keeps are bounded: then it becomes an entry."""
+    bench = connected()
+    send(bench, 100)
+    confirmed = 0
+    while bench.publisher.express.is_running:
+        send(bench, 100)
+        tags = range(bench.publisher.window.next_tag - 100, bench.publisher.window.next_tag)
+        bench.publisher.acked(0, tags)
+        confirmed += len(tags)
+        bench.poll()
+        assert confirmed <= WINDOW + 200
+    assert in_memory(bench) == list(range(1, 101))
+    assert bench.count(Stat.CONFIRMED) == confirmed
+
+
 def test_without_a_connection_there_is_none() -> None:
     bench = Bench()
     assert bench.publisher.express_room(None) is None

@@ -15,6 +15,7 @@ from tests.publisher.outbox_worlds import OutboxWorld, SharedOutboxWorld, SlotsO
 from tests.publisher.simulated import set_limit
 from tests.publisher.worlds import (
     LIMITS,
+    CalmWorld,
     ClusterWorld,
     FussyWorld,
     ImportWorld,
@@ -31,6 +32,7 @@ from tests.publisher.worlds import (
     "kind",
     [
         LosslessWorld,
+        CalmWorld,
         ClusterWorld,
         NarrowWorld,
         FussyWorld,
@@ -65,7 +67,7 @@ def test_world(kind: type[World], seed: int, story: list[int], *, expresses: boo
         for name, values in LIMITS.items():
             set_limit(patch, name, chance.choice(values))
         world = kind(chance)
-        world.expresses = expresses
+        world.expresses |= expresses
         world.turn()
         for number in story:
             world.step(random.Random(number))
@@ -73,3 +75,21 @@ def test_world(kind: type[World], seed: int, story: list[int], *, expresses: boo
             world.heal()
         else:
             world.stop(chance)
+
+
+@settings(max_examples=1, deadline=None)
+@given(st.none())  # steps can be noted within a test of hypothesis only
+def test_the_calm_world_has_parcels(_none: None) -> None:
+    """Else the worlds would say nothing of them."""
+    steps = with_parcels = 0
+    for seed in range(30):
+        chance = random.Random(seed)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, values in LIMITS.items():
+                set_limit(patch, name, chance.choice(values))
+            world = CalmWorld(chance)
+            world.turn()
+            for _ in range(150):
+                world.step(chance)
+        steps, with_parcels = steps + 150, with_parcels + world.steps_with_parcels
+    assert with_parcels > steps / 10

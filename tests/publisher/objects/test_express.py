@@ -155,6 +155,24 @@ def test_an_event_that_cannot_be_made_is_counted(monkeypatch: pytest.MonkeyPatch
     assert numbers_of(bench.window.settle(3)) == [1, 3]
 
 
+@pytest.mark.parametrize("tags", [[1, 2], [3], [3, 2]])
+def test_an_exception_over_a_confirm_loses_nothing(
+    tags: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    bench.send(3)
+
+    def fail(times: Sequence[int]) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(bench.ledger, "confirmed", fail)
+    with pytest.raises(RuntimeError):
+        bench.express.confirmed(0, tags)
+    bench.express.leave()
+    assert numbers_of(bench.memory) == [1, 2, 3]
+
+
 def test_after_the_way_back_tags_go_on() -> None:
     bench = Bench()
     bench.send(3)
