@@ -10,7 +10,7 @@ another version:
 - `_terminate_stream` ends a connection that does not answer, or that is still opening;
 - `marshal` of frames, and `encode_table`, make the bytes of an example (frames.py).
 
-`difference` tries all of it out at load (rule 22). If something has another form, Broker uses
+`difference` tries all of it out when pika was imported (rule 22). If something has another form, Broker uses
 none of this.
 
 Sans I/O; worker thread.
@@ -28,11 +28,12 @@ from typing import Any
 import pika
 import pika.frame
 import pika.spec
-from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.select_connection import SelectConnection
 
 from ..config import DEFAULTS
 from ..message import Event, Format
 from .frames import Arguments, Frames
+from .ioloop import Loop
 
 # Bytes that are given to pika in one piece: whenever the kernel takes a part of a piece, pika
 # copies the rest of the piece.
@@ -117,7 +118,7 @@ def _end_of_frame(data: bytes, at: int) -> int:
     return at + _START.size + size + 1
 
 
-# ---- the check at load ------------------------------------------------------------------
+# ---- the check ------------------------------------------------------------------
 
 
 def difference() -> str:
@@ -161,12 +162,12 @@ def _try_out() -> None:
 
     Raises an exception if something is different.
     """
-    ioloop = IOLoop()
+    loop = Loop()
     try:
         wire = _Wire()
         parameters = pika.ConnectionParameters(heartbeat=0)
         connection = BulkConnection(
-            parameters, custom_ioloop=ioloop, internal_connection_workflow=False
+            parameters, custom_ioloop=loop, internal_connection_workflow=False
         )
         connection._proto_connection_made(wire)
         heard: list[tuple[str, int, bool]] = []
@@ -177,7 +178,7 @@ def _try_out() -> None:
         _expect(wire.aborted, "_terminate_stream does not end the connection")
     finally:
         with contextlib.suppress(Exception):
-            ioloop.close()
+            loop.close()
 
 
 def _open(connection: Any, heard: list[tuple[str, int, bool]]) -> Any:

@@ -18,9 +18,8 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from ..broker.bulk import SLOW_PIKA, difference
-from ..broker.connection import Broker
 from ..broker.ioloop import Loop
+from ..broker.late import LateBroker
 from ..broker.target import address, target_of
 from ..cluster.peers import Peers
 from ..cluster.watch import ClusterWatch
@@ -90,9 +89,9 @@ class Worker:
         peers = Peers(run_id, time.monotonic, _unix_ms)
         rare_log = RareLog(shim.log)
         self._publisher = publisher
-        if differs := difference():
-            shim.log("warning", f"{SLOW_PIKA}: {differs}")
-        self._broker = Broker(self._loop.ioloop, publisher, bulk=not differs)
+        self._broker = LateBroker(
+            self._loop, publisher, lambda line: shim.log("warning", line)
+        )
         self._identity = Identity(
             self._broker, config, watch.topology, shim.port, clustered=clustered
         )
@@ -146,7 +145,7 @@ class Worker:
 
     def run(self) -> None:
         """Run turns of the loop until the flush of a stop is done. Never raises."""
-        self._loop.activate()
+        self._broker.prepare()
         self._batching.open()
         while not self._stopped:
             try:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from .. import __version__
-from ..broker.reasons import one_line
+from ..counts import one_line
 from ..tables.stats import Stat, Text
 from . import log
 from .outages import Outages
