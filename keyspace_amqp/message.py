@@ -6,7 +6,6 @@ Pure; any thread.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import datetime
 import functools
 import hashlib
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 from .config import Config, raw
 from .tables.events import EVENT_CLASSES, SNAPSHOT
 from .tables.parameters import SHORT_STRING
+from .values import mutable
 
 _CLASS_NAMES = {event_class.letter: event_class.name for event_class in (*EVENT_CLASSES, SNAPSHOT)}
 # The approximate memory of an event in bytes, without its key and its name.
@@ -36,7 +36,7 @@ _LENGTH = struct.Struct("=I")  # as in a record
 _FIELD = re.compile(r"\{\{|\}\}|\{([a-z]+)(?::([0-9]+|\*))?\}")
 
 
-@dataclasses.dataclass(slots=True)
+@mutable
 class Value:
     """The value of an event's key.
 
@@ -45,13 +45,15 @@ class Value:
     this is the value that an expiry, an eviction or a deletion has removed.
     """
 
+    __slots__ = ("before", "data", "length", "type")
+
     type: str
     length: int
     data: bytes | None
     before: bool
 
 
-@dataclasses.dataclass(slots=True)
+@mutable
 class Subkeys:
     """The parts of its key that an event is about: the fields of a hash.
 
@@ -59,6 +61,8 @@ class Subkeys:
     before it, as in the record of the event: as objects, they would take many times the memory.
     `total`: the number of all.
     """
+
+    __slots__ = ("listed", "total")
 
     listed: bytes
     total: int
@@ -80,7 +84,7 @@ class Subkeys:
         return names
 
 
-@dataclasses.dataclass(slots=True)
+@mutable
 class Event:
     """A keyspace event with the identity that it keeps through all retries.
 
@@ -88,14 +92,36 @@ class Event:
     `letter`: the event's class as in `notify-keyspace-events`.
     """
 
+    __slots__ = ("db", "key", "letter", "message_id", "name", "subkeys", "time_ms", "value")
+
     message_id: str
     time_ms: int
     db: int
     letter: str
     name: bytes
     key: bytes
-    value: Value | None = None
-    subkeys: Subkeys | None = None
+    value: Value | None
+    subkeys: Subkeys | None
+
+    def __init__(
+        self,
+        message_id: str,
+        time_ms: int,
+        db: int,
+        letter: str,
+        name: bytes,
+        key: bytes,
+        value: Value | None = None,
+        subkeys: Subkeys | None = None,
+    ) -> None:
+        self.message_id = message_id
+        self.time_ms = time_ms
+        self.db = db
+        self.letter = letter
+        self.name = name
+        self.key = key
+        self.value = value
+        self.subkeys = subkeys
 
     @property
     def more_bytes(self) -> int:

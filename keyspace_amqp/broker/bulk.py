@@ -10,8 +10,8 @@ another version:
 - `_terminate_stream` ends a connection that does not answer, or that is still opening;
 - `marshal` of frames, and `encode_table`, make the bytes of an example (frames.py).
 
-`difference` tries all of it out when pika was imported (rule 22). If something has another form, Broker uses
-none of this.
+`difference` tries all of it out when pika was imported (rule 22). If something has another form,
+Broker uses none of this.
 
 Sans I/O; worker thread.
 """
@@ -19,7 +19,6 @@ Sans I/O; worker thread.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import struct
 from collections.abc import Callable, Iterable
@@ -32,6 +31,7 @@ from pika.adapters.select_connection import SelectConnection
 
 from ..config import DEFAULTS
 from ..message import Event, Format
+from ..values import replace
 from .frames import Arguments, Frames
 from .ioloop import Loop
 
@@ -213,11 +213,11 @@ def _compare_messages(connection: Any, channel: Any, wire: _Wire) -> None:
     """Send messages with all properties, one that is no text, and one of several frames, in
     both ways."""
     event = Event("a-1", 1_000, 3, "$", b"set", b"key")
-    binary = dataclasses.replace(event, key=b"key\xff")
-    large = dataclasses.replace(event, key=b"k:" + b"k" * connection.body_max)
+    binary = replace(event, key=b"key\xff")
+    large = replace(event, key=b"k:" + b"k" * connection.body_max)
     for config in (
         DEFAULTS,
-        dataclasses.replace(
+        replace(
             DEFAULTS, format="json", headers=True, routing_key="{key:1}", priority="1",
             expiration="60000", app_id="app", message_type="type", mandatory=True,
         ),

@@ -54,7 +54,7 @@ class LateBroker:
         """Return the connection. Raises PikaError."""
         if self._broker is None:
             try:
-                import pika  # noqa: PLC0415  # late: see above
+                import pika  # late: see above
             except Exception as error:
                 raise PikaError(
                     f"{sys.executable} cannot import pika: {_line(error)}. Check with: "
@@ -62,8 +62,8 @@ class LateBroker:
                     "install --force-reinstall pika"
                 ) from error
             try:
-                from .bulk import SLOW_PIKA, difference  # noqa: PLC0415
-                from .connection import Broker  # noqa: PLC0415
+                from .bulk import SLOW_PIKA, difference
+                from .connection import Broker
             except Exception as error:
                 version = getattr(pika, "__version__", "of no version")
                 raise PikaError(f"pika {version} cannot be used: {_line(error)}") from error

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import itertools
 import os
 import pathlib
@@ -33,6 +32,7 @@ from ..fallback import JOB_ELEMENTS, from_element
 from ..masks import ALL, compile_masks
 from ..message import Event
 from ..tables.keys import KEY
+from ..values import value
 from .records import HEAD, VALUED, Reader, check_records
 
 # The form of the records in the file. Records of another one cannot be read.
@@ -49,7 +49,7 @@ _LINE_BYTES = 22
 UNREADABLE = (OSError, ValueError, OverflowError, MemoryError, struct.error)
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Origin:
     """The load that has captured records, and the values of two parameters that they still
     have to pass; see `Config`."""

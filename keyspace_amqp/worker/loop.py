@@ -89,9 +89,7 @@ class Worker:
         peers = Peers(run_id, time.monotonic, _unix_ms)
         rare_log = RareLog(shim.log)
         self._publisher = publisher
-        self._broker = LateBroker(
-            self._loop, publisher, lambda line: shim.log("warning", line)
-        )
+        self._broker = LateBroker(self._loop, publisher, lambda line: shim.log("warning", line))
         self._identity = Identity(
             self._broker, config, watch.topology, shim.port, clustered=clustered
         )

@@ -17,6 +17,7 @@ from keyspace_amqp.broker.frames import Frames
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RedisServer, free_port, wait_for
 from keyspace_amqp.message import Event, Format
+from keyspace_amqp.values import replace
 from tests.fix_servers import EXCHANGE, MODULE
 
 from . import amqp, measure, queue_memory
@@ -315,8 +316,8 @@ def _message(routing_key: str, delivery_mode: int) -> bytes:
     that redis-benchmark causes."""
     now = int(time.time() * 1000)
     event = Event("0123456789abcdef-100000", now, 0, "$", b"set", b"key:000000000000")
-    config = dataclasses.replace(
-        dataclasses.replace(DEFAULTS, events="A"),
+    config = replace(
+        replace(DEFAULTS, events="A"),
         exchange=EXCHANGE,
         routing_key=routing_key,
         delivery_mode=delivery_mode,

@@ -5,7 +5,6 @@ The tests call pika's callbacks by hand; for tests with real brokers see test_br
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -24,8 +23,9 @@ from keyspace_amqp.broker.ioloop import Loop
 from keyspace_amqp.broker.reasons import reason_of
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Format
+from keyspace_amqp.values import replace
 
-THREE = dataclasses.replace(DEFAULTS, host="h:1,h:2,h:3")
+THREE = replace(DEFAULTS, host="h:1,h:2,h:3")
 
 
 class Listener:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from keyspace_amqp.broker.connection import Broker
 from keyspace_amqp.broker.frames import Frames
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Event, Format
+from keyspace_amqp.values import replace
 
 MOST = 131072 - 8
 LOOP = IOLoop()  # nothing waits in it
@@ -161,7 +161,7 @@ class Line:
         self.broker: Any = Broker(LOOP, self.listener, bulk=in_bulk)
         self.kind = self.broker._make_connection
         self.broker._make_connection = self._make
-        config = dataclasses.replace(DEFAULTS, events="A", mandatory=True)
+        config = replace(DEFAULTS, events="A", mandatory=True)
         self.broker.configure(config, Format(config, "node"))
         self.broker.connect(config, {})
         capabilities = {"publisher_confirms": True, "basic.nack": True}
