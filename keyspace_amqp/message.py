@@ -5,14 +5,11 @@ Pure; any thread.
 
 from __future__ import annotations
 
-import base64
-import datetime
+import binascii
 import functools
-import hashlib
 import json
 import re
 import struct
-import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -195,6 +192,8 @@ class Format:
         )
         if len(key) <= SHORT_STRING:
             return key
+        import hashlib  # see worker/imports.py
+
         self.cut += 1
         mark = b"~" + hashlib.blake2b(key, digest_size=8).hexdigest().encode()
         return key[: SHORT_STRING - len(mark)] + mark
@@ -223,6 +222,9 @@ class Format:
 
     def _cloudevent(self, event: Event) -> dict[str, str]:
         """Return the attributes of a CloudEvent, except for the type of its data."""
+        import datetime  # see worker/imports.py
+        import urllib.parse
+
         attributes = {
             "specversion": "1.0",
             "id": event.message_id,
@@ -295,12 +297,16 @@ def _decoded(data: bytes) -> str | None:
         return None
 
 
+def _base64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
 def named(name: str, data: bytes) -> dict[str, str]:
     """Return bytes as a field of JSON: text, or `<name>_base64` if they are not UTF-8."""
     text = _decoded(data)
     if text is not None:
         return {name: text}
-    return {f"{name}_base64": base64.b64encode(data).decode()}
+    return {f"{name}_base64": _base64(data)}
 
 
 def _named(name: str, texts: Sequence[bytes]) -> dict[str, list[str]]:
@@ -309,7 +315,7 @@ def _named(name: str, texts: Sequence[bytes]) -> dict[str, list[str]]:
     found = [text for text in decoded if text is not None]
     if len(found) == len(texts):
         return {name: found}
-    return {f"{name}_base64": [base64.b64encode(text).decode() for text in texts]}
+    return {f"{name}_base64": [_base64(text) for text in texts]}
 
 
 def _whole_characters(data: bytes) -> bytes:

@@ -6,7 +6,6 @@ It is read from the parameters; `url` overrides the single ones. Pure; any threa
 from __future__ import annotations
 
 import re
-import urllib.parse
 from collections.abc import Callable
 
 from ..config import Config, raw
@@ -14,6 +13,7 @@ from ..values import replace, text_of, value
 
 PORT, TLS_PORT = 5672, 5671
 
+_ESCAPED = re.compile(b"%([0-9A-Fa-f]{2})")
 # A server of a checked list: [address] or name, with a port or without. An IPv6 address
 # without brackets does not match.
 _SERVER = re.compile(r"\[([^]]*)\](?::([0-9]+))?|([^:]*)(?::([0-9]+))?")
@@ -133,4 +133,4 @@ def is_utf8(text: str) -> bool:
 
 
 def _unquoted(text: str) -> bytes:
-    return urllib.parse.unquote_to_bytes(raw(text))
+    return _ESCAPED.sub(lambda m: bytes([int(m[1], 16)]), raw(text))

@@ -20,12 +20,11 @@ import collections
 import contextlib
 import itertools
 import os
-import pathlib
 import struct
 import sys
 from array import array
 from collections.abc import Callable, Sequence
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from ..config import format_masks, parse_databases, parse_masks, raw
 from ..fallback import JOB_ELEMENTS, from_element
@@ -34,6 +33,9 @@ from ..message import Event
 from ..tables.keys import KEY
 from ..values import value
 from .records import HEAD, VALUED, Reader, check_records
+
+if TYPE_CHECKING:
+    import pathlib
 
 # The form of the records in the file. Records of another one cannot be read.
 # Whoever changes SUBKEYED, which it does not name, gives it another first number.

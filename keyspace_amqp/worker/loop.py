@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import secrets
+import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 
 from ..broker.ioloop import Loop
@@ -45,6 +44,7 @@ from .batching import Batching
 from .cluster_io import ClusterIO
 from .handler import Handler
 from .identity import Identity
+from .imports import import_later
 from .intake import Intake
 from .job_queue import JobQueue
 from .lanes import Lane
@@ -75,7 +75,7 @@ class Worker:
         config = Config.from_values(values)
         # The prefix of each message_id: 64 random bits differ between nodes and loads. The
         # event's number in the queue follows it.
-        run_id = secrets.token_hex(8)
+        run_id = os.urandom(8).hex()
         clustered = shim.clustered
         self._shim = shim
         self._stopped = False
@@ -143,6 +143,8 @@ class Worker:
 
     def run(self) -> None:
         """Run turns of the loop until the flush of a stop is done. Never raises."""
+        import_later()
+        log.take_loggers()
         self._broker.prepare()
         self._batching.open()
         while not self._stopped:
@@ -331,7 +333,7 @@ def main(shim: Shim) -> int:
     try:
         worker = Worker(shim)
     except Exception:
-        log.LOGGER.error("the handler cannot start:\n%s", traceback.format_exc())
+        log.exception("the handler cannot start")
         shim.ready(False)
         return -1
     # Events are not in cycles, and scanning the thousands that wait took 8% of the time.
@@ -339,7 +341,7 @@ def main(shim: Shim) -> int:
     if shim.ready(True):
         worker.run()
     else:
-        log.LOGGER.warning("the handler ends: its load was given up before it was ready")
+        log.write("warning", "the handler ends: its load was given up before it was ready")
         worker.end()
     # The worker's parts are in a reference cycle. Without the collection they would stay in
     # memory for long, with all waiting events.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -185,7 +184,7 @@ class Status:
         """Count the exception that is being handled, which is a defect of the handler, and
         log its traceback after `what`."""
         self._publisher.counts[Stat.HANDLER_ERRORS] += 1
-        log.LOGGER.error("%s:\n%s", what, traceback.format_exc())
+        log.exception(what)
 
     def reset(self) -> None:
         """Set all counters to 0, for STATS RESET."""
