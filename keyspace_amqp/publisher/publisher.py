@@ -21,7 +21,6 @@ The places of events, in the order in which they are sent:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 from ..config import Config
@@ -41,6 +40,7 @@ from .actions import (
     is_void_after_repair,
 )
 from .aside import Aside
+from .backoff import chance
 from .delivery import Delivery
 from .entry import Entry
 from .fallback_list import FallbackList
@@ -72,11 +72,6 @@ UNCONFIRMED_AFTER = 5.0
 _SOON = 0.01
 
 
-def _chance() -> float:
-    """Return a random number from 0 to 1. Importing `random` would take longer than all of them."""
-    return int.from_bytes(os.urandom(4)) / 2**32
-
-
 class Publisher:
     """The decisions about every event.
 
@@ -90,7 +85,7 @@ class Publisher:
         config: Config,
         clock: Callable[[], float],
         wall: Callable[[], int],
-        jitter: Callable[[], float] = _chance,
+        jitter: Callable[[], float] = chance,
         *,
         clustered: bool = True,
     ) -> None:
