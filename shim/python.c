@@ -257,12 +257,15 @@ int python_start(char *error, size_t capacity) {
     if (!started && start_interpreter(error, capacity) != 0) return -1;
     /* At each load: a package that was missing may have been installed since. */
     PyGILState_STATE gil = PyGILState_Ensure();
+    PyGC_Disable(); /* imports make many objects and no garbage */
     int result = extend_path(error, capacity);
     if (result == 0) result = try_import("_cffi_backend", "cffi", error, capacity);
-    /* The worker imports it after the load, which would take twice as long: broker/late.py. */
+    /* The worker imports pika after the load, which would else take twice as long: broker/late.py
+     */
     if (result == 0) result = try_find("pika", error, capacity);
     if (result == 0)
         result = try_import("keyspace_amqp.worker.loop", "keyspace-amqp", error, capacity);
+    PyGC_Enable();
     PyGILState_Release(gil);
     return result;
 }
