@@ -21,6 +21,7 @@ from ..broker.ioloop import Loop
 from ..broker.late import LateBroker
 from ..broker.target import address, target_of
 from ..cluster.peers import Peers
+from ..cluster.slots import tags
 from ..cluster.watch import ClusterWatch
 from ..config import Config
 from ..failures import EventError
@@ -143,9 +144,10 @@ class Worker:
 
     def run(self) -> None:
         """Run turns of the loop until the flush of a stop is done. Never raises."""
-        import_later()
-        log.take_loggers()
-        self._broker.prepare()
+        try:
+            self._prepare()
+        except Exception:
+            self._unexpected()
         self._batching.open()
         while not self._stopped:
             try:
@@ -161,6 +163,14 @@ class Worker:
                 with contextlib.suppress(Exception):  # the next turn tries again
                     self._unexpected()
         self.end()
+
+    def _prepare(self) -> None:
+        """Do what takes long, and what the load did not wait for."""
+        import_later()
+        log.take_loggers()
+        self._broker.prepare()
+        if self._shim.clustered:
+            tags()
 
     def _turn(self) -> None:
         if self._broken:

@@ -461,8 +461,8 @@ def load(rig: Rig, plan: Plan, report: Report) -> None:
     starts = 4 * plan.rounds
     report.item(
         "load",
-        f"from the start of redis-server to its answer to a PING, {starts} starts of each by turns; "
-        "and MODULE LOAD into a running server, to the answer to a PING",
+        f"from the start of redis-server to its answer to a PING, {starts} starts of each by "
+        "turns; and MODULE LOAD into a running server, to the answer to a PING",
     )
     ours = [MODULE, "A", "127.0.0.1", rig.nobody]
     cluster = ["cluster-enabled yes"]
