@@ -521,7 +521,7 @@ def test_one_module_by_several_paths(
 def test_an_error_in_the_handler(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     server = start_redis(arguments=None)
     path = handler_copy(tmp_path / "environment")
-    with (path.parent / "broker" / "connection.py").open("a") as file:
+    with (path.parent / "publisher" / "publisher.py").open("a") as file:
         file.write("\nraise RuntimeError('broken on purpose')\n")
     log = load_fails(server, path)
     assert "broken on purpose" in log
