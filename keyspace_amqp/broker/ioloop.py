@@ -75,12 +75,12 @@ class Loop:
                     handler(descriptor, events)
 
     def run_due(self) -> None:
-        """Run the callbacks of timers that are due, and those from other threads. The ones that
-        they add run the next time."""
+        """Run the callbacks of timers that are due, and those from other threads. Those that they
+        add run the next time."""
         for _ in range(len(self._callbacks)):
             self._callbacks.popleft()()
-        now, last = time.monotonic(), self._timers_made
-        while self._timers and self._timers[0].at <= now and self._timers[0].number <= last:
+        now = time.monotonic()
+        while self._timers and self._timers[0].at <= now:
             timer = heapq.heappop(self._timers)
             callback, timer.callback = timer.callback, None
             if callback is not None:

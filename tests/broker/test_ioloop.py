@@ -95,13 +95,22 @@ def test_an_alarm_ends_the_wait(loop: Loop) -> None:
 
 def test_another_thread_ends_the_wait(loop: Loop) -> None:
     ran: list[int] = []
-    thread = threading.Thread(target=lambda: loop.add_callback(lambda: ran.append(1)))
-    loop.set_alarm(60.0)
+    waits = threading.Event()
+
+    def call() -> None:
+        waits.wait()
+        loop.add_callback(lambda: ran.append(1))
+
+    thread = threading.Thread(target=call)
     thread.start()
+    loop.set_alarm(60.0)
+    start = time.monotonic()
+    waits.set()  # this thread keeps the GIL until it waits in `poll`
     loop.poll()
     loop.run_due()
     thread.join()
     assert ran == [1]
+    assert time.monotonic() - start < 50
 
 
 def test_descriptors(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
