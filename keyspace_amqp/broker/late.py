@@ -2,7 +2,7 @@
 
 pika imports asyncio, ssl and its own connections for asyncio and for blocking programs: half of
 the time of a load if the load waited for it. So the load only looks whether there is a pika
-(shim/python.c), and the worker imports it in its first turn. connection.py, bulk.py, frames.py,
+(shim/python.c), and the worker imports it when the load has ended. connection.py, bulk.py, frames.py,
 login.py and reasons.py need pika: on the way from worker/loop.py, only this file imports them.
 
 If pika cannot be imported then, the log says why. Events go to the list, as without a broker,

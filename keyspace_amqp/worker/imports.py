@@ -2,8 +2,9 @@
 
 1. At load, on Redis' main thread: worker/loop.py and all that it imports at the top of files.
    tests/worker/test_imports.py lists what this may be of the standard library.
-2. In the worker's first turn, when the load has ended: the modules below, then pika with all that
-   it imports (broker/late.py). Files that use one of these modules import it inside a function.
+2. When the load has ended and the worker knows its lists, or when it connects: the modules below,
+   then pika with all that it imports (broker/late.py). Files that use one of these modules import
+   it inside a function.
 3. After that nothing, if possible: an upgrade may have replaced the files of Python and of
    packages, and what is imported then may be missing or of another version. (A trial of nice.py
    imports subprocess during the load.)

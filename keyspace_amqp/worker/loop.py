@@ -80,6 +80,7 @@ class Worker:
         clustered = shim.clustered
         self._shim = shim
         self._stopped = False
+        self._prepared = False
         self._broken = False  # true after an exception until `_repair` has succeeded
         self._loop = Loop()
         self._loop.add_reader(shim.wake_fd)
@@ -144,10 +145,6 @@ class Worker:
 
     def run(self) -> None:
         """Run turns of the loop until the flush of a stop is done. Never raises."""
-        try:
-            self._prepare()
-        except Exception:
-            self._unexpected()
         self._batching.open()
         while not self._stopped:
             try:
@@ -155,6 +152,12 @@ class Worker:
                 self._turn()
                 if self._stopped:
                     break
+                # Not before the lists are known: a save right after the load has to find the
+                # worker able to store what is in memory.
+                if not self._prepared and not (
+                    self._handler.writable and self._handler.list_keys is None
+                ):
+                    self._prepare()
                 self._shim.before_wait()
                 self._loop.poll()
                 self._shim.after_wait()
@@ -166,6 +169,9 @@ class Worker:
 
     def _prepare(self) -> None:
         """Do what takes long, and what the load did not wait for."""
+        if self._prepared:
+            return
+        self._prepared = True
         import_later()
         log.take_loggers()
         self._broker.prepare()
@@ -220,6 +226,7 @@ class Worker:
             case Submit(job=job):
                 self._job_queue.submit(job, self._publisher.job_done)
             case Connect():
+                self._prepare()
                 try:
                     self._broker.connect(self._parameters.config, self._identity.properties())
                 except Exception as error:  # an unreadable TLS file, or a value that pika refuses

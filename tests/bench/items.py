@@ -504,7 +504,9 @@ def load(rig: Rig, plan: Plan, report: Report) -> None:
             client.module_load(*map(str, ours))
             client.ping()
             running.append((time.monotonic() - start) * 1e3)
-            # The worker answers after its first turn, in which it imports the rest.
+            # The worker imports the rest now; when it has done so, it answers.
+            maps = pathlib.Path(f"/proc/{server.pid}/maps")
+            wait_for(lambda: "_ssl." in maps.read_text())  # noqa: B023
             client.execute_command("KEYSPACEAMQP.CONFIG", "GET", "port")
             grown.append((measure.resident(server.pid) - before) / 2**20)
     report.row("load.running", "MODULE LOAD into a running server", "ms", running)

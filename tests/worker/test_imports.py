@@ -57,7 +57,7 @@ def test_a_load_imports_little() -> None:
     assert len(imported) <= MODULES
 
 
-# Appended to worker/loop.py: prints what is imported after the first turn.
+# Appended to worker/loop.py: prints what is imported after the modules that follow a load.
 WATCH = """
 
 import sys as _sys
@@ -69,14 +69,14 @@ def _watch(event, arguments):
 
 def _prepared(self):
     _prepare(self)
-    print("first turn")
+    print("all is imported")
     _sys.addaudithook(_watch)
 
 LateBroker.prepare = _prepared
 """
 
 
-def test_nothing_is_imported_after_the_first_turn(
+def test_nothing_is_imported_later(
     own_broker: RabbitServer, start_redis: StartRedis, tmp_path: pathlib.Path
 ) -> None:
     """An upgrade may have replaced the files by then."""
@@ -84,7 +84,7 @@ def test_nothing_is_imported_after_the_first_turn(
     arguments = arguments_for(own_broker, mailbox, "A")
     server = start_faulty(start_redis, REDIS, tmp_path, WATCH, arguments)
     client = server.client()
-    wait_for(lambda: "first turn" in server.log())
+    wait_for(lambda: "all is imported" in server.log())
     for name, value in (
         ("host", "localhost"), ("value", 100), ("headers", "on"), ("format", "json"),
         ("deduplication-header", "on"), ("format", "cloudevents"),
