@@ -2,8 +2,9 @@
 
 pika imports asyncio, ssl and its own connections for asyncio and for blocking programs: half of
 the time of a load if the load waited for it. So the load only looks whether there is a pika
-(shim/python.c), and the worker imports it when the load has ended. connection.py, bulk.py, frames.py,
-login.py and reasons.py need pika: on the way from worker/loop.py, only this file imports them.
+(shim/python.c), and the worker imports it when the load has ended. connection.py, bulk.py,
+frames.py, login.py and reasons.py need pika: on the way from worker/loop.py, only this file imports
+them.
 
 If pika cannot be imported then, the log says why. Events go to the list, as without a broker,
 and each attempt to connect tries again.
@@ -44,7 +45,7 @@ class LateBroker:
         self._broker: Broker | None = None
 
     def prepare(self) -> None:
-        """Import pika, unless that is done. Logs why it cannot be used. Never raises."""
+        """Import pika, unless that is done. If it cannot be used, log why."""
         try:
             self._prepared()
         except PikaError as error:
