@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import bisect
 import collections
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from ..counts import counted
 from ..tables.parameters import INT64_MAX
 from ..tables.stats import CONFIRM_BOUNDS, FIRST_REASON, Stat
+from ..values import mutable
 from .actions import Log
 
 # Seconds between two log lines about losses for the same reason, between two about messages
@@ -31,7 +31,7 @@ LINES = 10
 _WAITING = (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
 
 
-@dataclasses.dataclass
+@mutable
 class _Report:
     """A log line about a counter: the time at which it is due, and what it will say."""
 

@@ -21,7 +21,6 @@ The places of events, in the order in which they are sent:
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 
 from ..config import Config
@@ -42,6 +41,7 @@ from .actions import (
     is_void_after_repair,
 )
 from .aside import Aside
+from .backoff import chance
 from .delivery import Delivery
 from .entry import Entry
 from .express import Express, Parcel
@@ -84,7 +84,7 @@ class Publisher:
         config: Config,
         clock: Callable[[], float],
         wall: Callable[[], int],
-        jitter: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = chance,
         *,
         clustered: bool = True,
     ) -> None:

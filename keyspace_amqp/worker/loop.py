@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import secrets
+import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 
-from ..broker.bulk import SLOW_PIKA, difference
-from ..broker.connection import Broker
 from ..broker.ioloop import Loop
+from ..broker.late import LateBroker
 from ..broker.target import address, target_of
 from ..cluster.peers import Peers
+from ..cluster.slots import tags
 from ..cluster.watch import ClusterWatch
 from ..config import Config
 from ..failures import EventError
@@ -47,6 +46,7 @@ from .batching import Batching
 from .cluster_io import ClusterIO
 from .handler import Handler
 from .identity import Identity
+from .imports import import_later
 from .intake import Intake
 from .job_queue import JobQueue
 from .lanes import Lane
@@ -78,10 +78,11 @@ class Worker:
         config = Config.from_values(values)
         # The prefix of each message_id: 64 random bits differ between nodes and loads. The
         # event's number in the queue follows it.
-        run_id = secrets.token_hex(8)
+        run_id = os.urandom(8).hex()
         clustered = shim.clustered
         self._shim = shim
         self._stopped = False
+        self._prepared = False
         self._broken = False  # true after an exception until `_repair` has succeeded
         self._loop = Loop()
         self._loop.add_reader(shim.wake_fd)
@@ -92,9 +93,7 @@ class Worker:
         peers = Peers(run_id, time.monotonic, _unix_ms)
         rare_log = RareLog(shim.log)
         self._publisher = publisher
-        if differs := difference():
-            shim.log("warning", f"{SLOW_PIKA}: {differs}")
-        self._broker = Broker(self._loop.ioloop, publisher, bulk=not differs)
+        self._broker = LateBroker(self._loop, publisher, lambda line: shim.log("warning", line))
         self._identity = Identity(
             self._broker, config, watch.topology, shim.port, clustered=clustered
         )
@@ -149,7 +148,6 @@ class Worker:
 
     def run(self) -> None:
         """Run turns of the loop until the flush of a stop is done. Never raises."""
-        self._loop.activate()
         self._batching.open()
         while not self._stopped:
             try:
@@ -157,6 +155,12 @@ class Worker:
                 self._turn()
                 if self._stopped:
                     break
+                # Not before the lists are known: a save right after the load has to find the
+                # worker able to store what is in memory.
+                if not self._prepared and not (
+                    self._handler.writable and self._handler.list_keys is None
+                ):
+                    self._prepare()
                 self._shim.before_wait()
                 self._loop.poll()
                 self._shim.after_wait()
@@ -165,6 +169,17 @@ class Worker:
                 with contextlib.suppress(Exception):  # the next turn tries again
                     self._unexpected()
         self.end()
+
+    def _prepare(self) -> None:
+        """Do what takes long, and what the load did not wait for."""
+        if self._prepared:
+            return
+        self._prepared = True
+        import_later()
+        log.take_loggers()
+        self._broker.prepare()
+        if self._shim.clustered:
+            tags()
 
     def _turn(self) -> None:
         if self._broken:
@@ -217,6 +232,7 @@ class Worker:
             case Submit(job=job):
                 self._job_queue.submit(job, self._publisher.job_done)
             case Connect():
+                self._prepare()
                 try:
                     self._broker.connect(self._parameters.config, self._identity.properties())
                 except Exception as error:  # an unreadable TLS file, or a value that pika refuses
@@ -341,7 +357,7 @@ def main(shim: Shim) -> int:
     try:
         worker = Worker(shim)
     except Exception:
-        log.LOGGER.error("the handler cannot start:\n%s", traceback.format_exc())
+        log.exception("the handler cannot start")
         shim.ready(False)
         return -1
     # Events are not in cycles, and scanning the thousands that wait took 8% of the time.
@@ -349,7 +365,7 @@ def main(shim: Shim) -> int:
     if shim.ready(True):
         worker.run()
     else:
-        log.LOGGER.warning("the handler ends: its load was given up before it was ready")
+        log.write("warning", "the handler ends: its load was given up before it was ready")
         worker.end()
     # The worker's parts are in a reference cycle. Without the collection they would stay in
     # memory for long, with all waiting events.

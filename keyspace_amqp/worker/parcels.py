@@ -10,12 +10,15 @@ Worker thread; nothing here waits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from ..broker.frames import Frames
 from ..failures import STRIKES
 from ..message import EVENT_BYTES, Event
 from .records import HEAD, PARSE_BYTES, Reader, first_records
 from .shim_api import Layout, Template
+
+if TYPE_CHECKING:
+    from ..broker.frames import Frames
 
 # Events that are made into objects at once if the shim leaves one to us: others are near it.
 _OBJECTS = 32
@@ -125,6 +128,5 @@ class Packer:
         if digits not in self._templates:
             parts = frames.template(len(self._id_start) + digits)
             first, second, third = parts or (b"", b"", b"")
-            template = Template(first, second + self._id_start, third)
-            self._templates[digits] = template if parts else None
+            self._templates[digits] = (first, second + self._id_start, third) if parts else None
         return self._templates[digits]

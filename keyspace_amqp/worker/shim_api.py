@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ..jobs import Job, JobResult
 from ..tables.stats import Text
+from ..values import value
 
 
 class OutboxState(enum.IntEnum):
@@ -64,15 +65,12 @@ class Queue(Protocol):
         ...
 
 
-class Template(NamedTuple):
-    """The parts that are the same in messages: see messages_t in shim/api.h."""
-
-    first: bytes
-    second: bytes
-    third: bytes
+# The parts that are the same in messages: `first`, `second`, `third` of messages_t in shim/api.h.
+Template = tuple[bytes, bytes, bytes]
 
 
-class LaidOut(NamedTuple):
+@value
+class LaidOut:
     """Messages of events. `events`: their number; `size`: the bytes of their records.
     `times`: for each run of events of the same time (Unix time in milliseconds), the place behind
     the last of them, and that time."""

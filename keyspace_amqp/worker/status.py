@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from .. import __version__
-from ..broker.reasons import one_line
+from ..counts import one_line
 from ..tables.stats import Stat, Text
 from . import log
 from .outages import Outages
@@ -186,7 +185,7 @@ class Status:
         """Count the exception that is being handled, which is a defect of the handler, and
         log its traceback after `what`."""
         self._publisher.counts[Stat.HANDLER_ERRORS] += 1
-        log.LOGGER.error("%s:\n%s", what, traceback.format_exc())
+        log.exception(what)
 
     def reset(self) -> None:
         """Set all counters to 0, for STATS RESET."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import pathlib
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +19,8 @@ from keyspace_amqp.broker.frames import Frames
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RedisServer, free_port, wait_for
 from keyspace_amqp.message import Event, Format
-from tests.fix_servers import EXCHANGE, MODULE
+from keyspace_amqp.values import replace
+from tests.fix_servers import EXCHANGE, MODULE, handler_copy
 
 from . import amqp, measure, queue_memory
 from .measure import BUILT, BenchError, LostEvents, flood, ratios, session_ns, steady, thread_ns
@@ -315,8 +318,8 @@ def _message(routing_key: str, delivery_mode: int) -> bytes:
     that redis-benchmark causes."""
     now = int(time.time() * 1000)
     event = Event("0123456789abcdef-100000", now, 0, "$", b"set", b"key:000000000000")
-    config = dataclasses.replace(
-        dataclasses.replace(DEFAULTS, events="A"),
+    config = replace(
+        replace(DEFAULTS, events="A"),
         exchange=EXCHANGE,
         routing_key=routing_key,
         delivery_mode=delivery_mode,
@@ -455,23 +458,58 @@ def memory(rig: Rig, plan: Plan, report: Report) -> None:
 
 
 def load(rig: Rig, plan: Plan, report: Report) -> None:
-    report.item("load", "MODULE LOAD into a running server, to the answer to a PING")
-    grown: list[float] = []
-    cluster = ["cluster-enabled yes", f"cluster-port {free_port()}"]
-    for name, options in (("single", []), ("cluster", cluster)):
-        times: list[float] = []
-        for number in range(plan.rounds):
-            with rig.redis(f"load-{name}-{number}", options=options) as server:
-                with server.client() as client:
-                    client.ping()
-                    before, start = measure.resident(server.pid), time.monotonic()
-                    client.module_load(str(MODULE), "A", "127.0.0.1", str(rig.nobody))
-                    client.ping()
-                    times.append((time.monotonic() - start) * 1e3)
-                    if name == "single":
-                        grown.append((measure.resident(server.pid) - before) / 2**20)
-        text = "a single server" if name == "single" else "a node of a cluster"
-        report.row(f"load.{name}", text, "ms", times)
+    starts = 4 * plan.rounds
+    report.item(
+        "load",
+        f"from the start of redis-server to its answer to a PING, {starts} starts of each by "
+        "turns; and MODULE LOAD into a running server, to the answer to a PING",
+    )
+    ours = [MODULE, "A", "127.0.0.1", rig.nobody]
+    cluster = ["cluster-enabled yes"]
+    with tempfile.TemporaryDirectory() as folder:
+        uncompiled = [handler_copy(pathlib.Path(folder)), *ours[1:]]
+        kinds: dict[str, tuple[list[Any], list[str]]] = {
+            "bare": ([], []),
+            "added": (ours, []),
+            "uncompiled": (uncompiled, []),
+            "cluster_bare": ([], cluster),
+            "cluster_added": (ours, cluster),
+        }
+        times: dict[str, list[float]] = {name: [] for name in kinds}
+        for number in range(-1, starts):  # round -1 warms up and does not count
+            for name, (module, options) in kinds.items():
+                if options:
+                    options = [*options, f"cluster-port {free_port()}"]
+                server = rig.redis(f"start-{name}-{number}", module, options)
+                try:
+                    seconds = measure.start_seconds(server)
+                finally:
+                    server.kill()
+                if number >= 0:
+                    times[name].append(seconds * 1e3)
+    report.row("load.bare", "start of a bare server", "ms", times["bare"])
+    for name, text in (
+        ("added", "added by ours"),
+        ("uncompiled", "added by ours without compiled files (.pyc) of its own"),
+        ("cluster_added", "added by ours, in a node of a cluster"),
+    ):
+        bare = times["cluster_bare" if name == "cluster_added" else "bare"]
+        added = [a - b for a, b in zip(times[name], bare, strict=True)]
+        report.row(f"load.{name}", text, "ms", added)
+    running, grown = [], []
+    for number in range(plan.rounds):
+        with rig.redis(f"load-{number}") as server, server.client() as client:
+            client.ping()
+            before, start = measure.resident(server.pid), time.monotonic()
+            client.module_load(*map(str, ours))
+            client.ping()
+            running.append((time.monotonic() - start) * 1e3)
+            # The worker imports the rest now; when it has done so, it answers.
+            maps = pathlib.Path(f"/proc/{server.pid}/maps")
+            wait_for(lambda: "_ssl." in maps.read_text())  # noqa: B023
+            client.execute_command("KEYSPACEAMQP.CONFIG", "GET", "port")
+            grown.append((measure.resident(server.pid) - before) / 2**20)
+    report.row("load.running", "MODULE LOAD into a running server", "ms", running)
     report.row("memory.load", "memory of Redis more than before", "MB", grown)
 
 

@@ -32,6 +32,9 @@ BUILT = ROOT / "build" / "bench"
 WORKER = "keyspace-amqp"  # the name of the worker's thread
 PIPELINE = 16  # commands that each of redis-benchmark's clients sends at once
 CLIENTS = 50
+# Seconds: the longest start, and between two attempts to connect.
+START_TIMEOUT = 60.0
+START_POLL = 0.0003
 
 
 class BenchError(Exception):
@@ -58,6 +61,31 @@ def build() -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise BenchError(f"{' '.join(command)}:\n{done.stderr}")
+
+
+# ---- a start ---------------------------------------------------------------
+
+
+def start_seconds(server: RedisServer) -> float:
+    """Start a server. Return the seconds until it has answered a PING. Raises BenchError."""
+    start = time.monotonic()
+    server.spawn()
+    while True:
+        try:
+            connection = socket.create_connection(("127.0.0.1", server.port), START_TIMEOUT)
+            break
+        except ConnectionRefusedError:
+            if not server.running or time.monotonic() > start + START_TIMEOUT:
+                raise BenchError(f"no start: {server.log()}") from None
+            time.sleep(START_POLL)
+    with connection:
+        # A server that loads a module may accept connections, and answers later.
+        connection.sendall(b"PING\r\n")
+        answer = connection.recv(64)
+    seconds = time.monotonic() - start
+    if not answer.startswith(b"+PONG"):
+        raise BenchError(f"{answer!r} instead of an answer: {server.log()}")
+    return seconds
 
 
 # ---- /proc -----------------------------------------------------------------

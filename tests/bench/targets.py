@@ -66,6 +66,7 @@ TARGETS = {
     "outboxaof_away.atomic_rate": at_least(0.5),
     "memory.event": at_most(48),  # bytes
     "memory.load": at_most(25),  # MB
-    "load.single": at_most(200),  # ms
-    "load.cluster": at_most(200),  # ms
+    "load.added": at_most(100),  # ms
+    "load.cluster_added": at_most(100),  # ms
+    "load.running": at_most(100),  # ms
 }

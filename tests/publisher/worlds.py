@@ -7,7 +7,6 @@ random numbers; in test_worlds.py hypothesis gives them.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -39,6 +38,7 @@ from keyspace_amqp.publisher.entry import Entry, State
 from keyspace_amqp.publisher.recent import PUSHED_RECENTLY
 from keyspace_amqp.tables.keys import KEY, REFUSED_SUFFIX, refused_key
 from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.values import replace
 from tests.publisher.simulated import (
     CLUSTER_DOWN,
     NO_MEMORY,
@@ -83,7 +83,7 @@ class World:
         self.list = self.make_list()
         self.broker = SimulatedBroker(accepts=chance.random() < 0.8)
         size = chance.choice(self.fallback_sizes)
-        self.config = dataclasses.replace(DEFAULTS, fallback_size=size)
+        self.config = replace(DEFAULTS, fallback_size=size)
         self.publisher = self.make_publisher(chance)
         self.born: set[int] = set()  # numbers of all events there ever were
         self.outside: collections.deque[Event] = collections.deque()
@@ -469,7 +469,7 @@ class World:
         self.configure(**{name: number if name in ("port", "heartbeat") else f"x{number}"})
 
     def configure(self, **parameters: Any) -> None:
-        old, self.config = self.config, dataclasses.replace(self.config, **parameters)
+        old, self.config = self.config, replace(self.config, **parameters)
         self.publisher.configure(self.config, reconnect=needs_new_connection(old, self.config))
 
     def connections_fail_at_once(self, chance: random.Random) -> None:

@@ -20,7 +20,7 @@ from keyspace_amqp.fallback import to_element
 from keyspace_amqp.message import Event
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
-from keyspace_amqp.worker import leftover_file, leftovers, records
+from keyspace_amqp.worker import leftover_file, leftovers, log, records
 from keyspace_amqp.worker.intake import STRIKES
 from keyspace_amqp.worker.leftover_file import Origin, Writer
 from keyspace_amqp.worker.leftovers import Leftovers, store
@@ -37,6 +37,18 @@ def path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
     """The path of the file, in the server's directory."""
     monkeypatch.chdir(tmp_path)
     return Leftovers(6379).path
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    """The lines of the worker's own log."""
+    lines: Lines = []
+    monkeypatch.setattr(log, "_sink", lambda level, line: lines.append((level, line)))
+    return lines
+
+
+def text_of(lines: Lines) -> str:
+    return "\n".join(line for _, line in lines)
 
 
 def never() -> bool:
@@ -76,12 +88,11 @@ def all_of_it() -> World:
 # ---- what comes back -------------------------------------------------------------------
 
 
-def test_events_come_back(path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_events_come_back(path: pathlib.Path, logged: Lines) -> None:
     assert stop(World(), EVENTS) == [("notice", LINE.format(3, path))]
     assert list(pathlib.Path().iterdir()) == [path]
-    caplog.set_level("INFO")
     assert all_of_it().receiver.events == EVENTS
-    assert f"{path} has {path.stat().st_size} bytes of events, which come first" in caplog.text
+    assert f"{path} has {path.stat().st_size} bytes of events, which come first" in text_of(logged)
 
 
 def test_objects_are_a_command_that_clients_can_send(path: pathlib.Path) -> None:
@@ -232,7 +243,7 @@ def test_a_file_whose_events_are_delivered_does_not_stay(path: pathlib.Path) -> 
 
 
 def test_a_file_that_cannot_be_deleted(
-    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, logged: Lines
 ) -> None:
     """The log says so, and no exception closes the connection."""
     stop(World(), EVENTS)
@@ -244,7 +255,7 @@ def test_a_file_that_cannot_be_deleted(
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, "unlink", refused)
         world.leftovers.remove()
-    assert f"{path} cannot be deleted: [Errno 13] Permission denied; its events" in caplog.text
+    assert f"{path} cannot be deleted: [Errno 13] Permission denied; its events" in text_of(logged)
     assert all_of_it().receiver.events == EVENTS
 
 
@@ -546,7 +557,7 @@ BROKEN_RECORDS = {
     ],
 )
 def test_a_file_that_cannot_be_read(
-    path: pathlib.Path, data: bytes, why: str, caplog: pytest.LogCaptureFixture
+    path: pathlib.Path, data: bytes, why: str, logged: Lines
 ) -> None:
     """It is renamed, so that the next file does not replace it. The events before are read."""
     start = resp(b"RPUSH", KEY, ELEMENT)
@@ -556,22 +567,20 @@ def test_a_file_that_cannot_be_read(
         assert world.receiver.events == ([EVENTS[0]] if before else [])
         assert not world.receiver.recovering
         aside = path.with_suffix(".unreadable")
-        assert f"{path} cannot be read: " in caplog.text
-        assert why in caplog.text
-        assert f"; it is {aside} now" in caplog.text
+        assert f"{path} cannot be read: " in text_of(logged)
+        assert why in text_of(logged)
+        assert f"; it is {aside} now" in text_of(logged)
         assert aside.read_bytes() == before + data
         assert not path.exists()
-        caplog.clear()
+        logged.clear()
 
 
-def test_a_file_that_is_there_and_cannot_be_moved(
-    path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_that_is_there_and_cannot_be_moved(path: pathlib.Path, logged: Lines) -> None:
     path.mkdir()
     path.with_suffix(".unreadable").write_bytes(b"")
     assert all_of_it().receiver.events == []
-    assert f"{path} cannot be read: " in caplog.text
-    assert "; it is" not in caplog.text
+    assert f"{path} cannot be read: " in text_of(logged)
+    assert "; it is" not in text_of(logged)
 
 
 def test_an_event_of_the_file_over_which_the_handler_fails(
