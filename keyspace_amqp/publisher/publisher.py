@@ -117,7 +117,6 @@ class Publisher:
         self._clock = clock
         self._config = config
         self._actions: list[Action] = []
-        self._sent_now = 0  # messages of parcels that no poll has returned yet
         self._flushing = Flushing(
             self.link, self.window, self.memory, self.refused, self.lists, self.jobs, self.delivery,
             self.recent, self.recovery, self.ledger, clock,
@@ -232,7 +231,6 @@ class Publisher:
         as these frames. They count as sent; poll returns the action."""
         first_tag = self.express.send(parcel)
         self._actions.append(SendFrames(first_tag, parcel.count, frames))
-        self._sent_now += parcel.count
         self.ledger.matched(parcel.count)
         self.ledger.published(parcel.count)
 
@@ -430,7 +428,6 @@ class Publisher:
         self._actions += self.ledger.logs(all_of_them=flushed is not None)
         actions, self._actions = self._actions, []
         self.has_more = any(isinstance(action, (Send, SendFrames)) for action in actions)
-        self._sent_now = 0
         return actions
 
     def _decide_renewal(self) -> None:
@@ -536,7 +533,6 @@ class Publisher:
         shim's queue.
         """
         self._actions = [a for a in self._actions if not is_void_after_repair(a)]
-        self._sent_now = 0
         self.window.close()
         self.jobs.repair(job_lost=job_lost)
         self._take_back()
@@ -577,7 +573,10 @@ class Publisher:
         """Return how many events may come in as a parcel now; None: they have to come one by one,
         with `add`. `most`: as for `poll`. Not to be asked while there are none: see Gate.room."""
         room = self._gate.room()
-        return None if room is None else max(0, min(self._chunk(most) - self._sent_now, room))
+        if room is None:
+            return None
+        laid_out = sum([a.count for a in self._actions if isinstance(a, SendFrames)])
+        return max(0, min(self._chunk(most) - laid_out, room))
 
     def room(self) -> int:
         """Return how many more events should be taken in now; the others wait as records."""

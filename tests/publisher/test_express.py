@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +14,7 @@ from keyspace_amqp.publisher.publisher import SEND_CHUNK
 from keyspace_amqp.publisher.window import LATE_AFTER, STALLED_AFTER, WINDOW, WINDOW_BYTES
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.values import replace
 from tests.publisher.bench import Bench, connected, sent
 from tests.publisher.simulated import SimulatedParcel, event_of, number_of
 
@@ -57,7 +57,7 @@ def test_events_are_sent_counted_and_confirmed() -> None:
 
 
 def configure(bench: Bench, **parameters: object) -> None:
-    config = dataclasses.replace(bench.config, **parameters)  # type: ignore[arg-type]
+    config = replace(bench.config, **parameters)  # type: ignore[arg-type]
     bench.publisher.configure(config, reconnect=False)
 
 

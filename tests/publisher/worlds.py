@@ -633,14 +633,26 @@ class CalmWorld(LosslessWorld):
     def steps(self) -> dict[Step, int]:
         return super().steps() | {
             self.time_passes: 2,
-            self.a_moment_passes: 100,
-            self.events_come: 200,
+            self.events_come: 2,
+            self.a_moment_passes: 200,
+            self.an_event_comes: 150,
             self.main_thread_runs_the_job: 40,
-            self.broker_does_something: 400,
+            self.broker_does_something: 500,
+            self.a_message_is_refused: 2,
         }
 
+    def answer(self, place: int, *, multiple: bool, ack: bool) -> None:
+        super().answer(place, multiple=multiple, ack=True)
+
+    def a_message_is_refused(self, _chance: random.Random) -> None:
+        if self.broker.connection is not None and self.broker.connection.unanswered:
+            super().answer(0, multiple=False, ack=False)
+
     def a_moment_passes(self, chance: random.Random) -> None:
-        self.now += chance.choice([0.0001, 0.001, 0.01])
+        self.now += chance.choice([0.001, 0.01, 0.05])
+
+    def an_event_comes(self, _chance: random.Random) -> None:
+        self.outside.append(self.new_event())
 
     def step(self, chance: random.Random) -> None:
         super().step(chance)

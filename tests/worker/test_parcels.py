@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from keyspace_amqp.broker.frames import Frames
 from keyspace_amqp.config import DEFAULTS, Config
 from keyspace_amqp.failures import STRIKES
 from keyspace_amqp.message import Event, Format
+from keyspace_amqp.values import replace
 from keyspace_amqp.worker import records
 from keyspace_amqp.worker.parcels import Packer, Parcel
 from keyspace_amqp.worker.records import HEAD, LISTED_BIT, Reader
@@ -21,8 +21,8 @@ from keyspace_amqp.worker.shim_api import Layout
 from tests.fix_shim import Shim
 from tests.worker.fakes import event, subkeyed, valued
 
-PLAIN = dataclasses.replace(DEFAULTS, events="A")
-JSON = dataclasses.replace(PLAIN, format="json", headers=True, routing_key="{key:1}")
+PLAIN = replace(DEFAULTS, events="A")
+JSON = replace(PLAIN, format="json", headers=True, routing_key="{key:1}")
 BODY_MAX = 300
 
 
@@ -73,7 +73,7 @@ firsts = st.sampled_from([1, 995, 998, 1000, 1998, 12_345_999])
 @given(
     data=st.lists(st.one_of(plain, plain, plain, others), min_size=1, max_size=12),
     first=firsts,
-    config=st.sampled_from([PLAIN, PLAIN, dataclasses.replace(PLAIN, delivery_mode=2), JSON]),
+    config=st.sampled_from([PLAIN, PLAIN, replace(PLAIN, delivery_mode=2), JSON]),
 )
 @example(data=[event(b"k", time_ms=999), event(b"k", time_ms=1000)], first=1000, config=PLAIN)
 def test_messages_are_those_of_the_events(
@@ -158,7 +158,7 @@ def test_other_parameters_make_other_messages(layout: Layout) -> None:
     made: list[Frames] = [frames_for()]
     packer = Packer("run", layout, lambda: made[-1])
     first = packer.pack(event(b"k"), range(5000, 5001))
-    made.append(frames_for(dataclasses.replace(PLAIN, routing_key="other")))
+    made.append(frames_for(replace(PLAIN, routing_key="other")))
     second = packer.pack(event(b"k"), range(5000, 5001))
     assert first is not None
     assert second is not None
