@@ -120,7 +120,9 @@ class Worker:
             shim.events, publisher, self._leftovers, run_id, self._status.failed, self._outbox
         )
         self._batching = Batching(shim.events, self._intake, publisher)
-        self._parameters = Parameters(values, config, self._identity, publisher, set_nice)
+        self._parameters = Parameters(
+            values, config, self._identity, publisher, lambda nice: set_nice(nice, shim)
+        )
         self._handler = Handler(
             self._parameters, publisher, watch, peers, self._status, self._snapshot,
             clustered=clustered,
