@@ -22,14 +22,14 @@ from keyspace_amqp.demo.servers import ServerError
 from tests.fix_servers import MODULE
 from tests.servers import ALL, REDIS
 
-from . import draw, items, measure, modes
+from . import draw, items, measure, modes, tail
 from .items import FULL, QUICK, Plan
 from .measure import BenchError, LostEvents
 from .report import Report
 from .rig import Rig
 
 FLOODS = ("broker", "sink", "masks", "away")
-NOT_QUICK = ("instructions", "queues", "growth", "outbox")
+NOT_QUICK = ("instructions", "tail", "queues", "growth", "outbox")
 # The outage is last, because it kills the broker. `items.floods` measures all FLOODS in one go,
 # at the place of the first.
 ITEMS = {
@@ -37,6 +37,7 @@ ITEMS = {
     "instructions": items.instructions,
     **dict.fromkeys(FLOODS),
     "steady": items.at_fixed_rate,
+    "tail": tail.tail,
     "confirmed": items.confirmed,
     "queues": items.queues,
     "growth": items.growth,

@@ -252,7 +252,7 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
     )
     rig.aim(rig.broker.port)
     ours, tight, beside = [], [], []
-    frames = _message(QUEUE, DELIVERY_MODE)
+    frames = message(QUEUE, DELIVERY_MODE)
     for _ in range(plan.rounds):
         seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
         tight.append(plan.confirmed / seconds)
@@ -303,14 +303,14 @@ def queues(rig: Rig, plan: Plan, report: Report) -> None:
                 channel = connection.channel()
                 channel.queue_declare(name, durable=True, arguments=arguments)
                 channel.queue_bind(name, EXCHANGE, name)
-                seconds = amqp.publish(rig.broker.port, _message(name, mode), plan.confirmed)
+                seconds = amqp.publish(rig.broker.port, message(name, mode), plan.confirmed)
                 channel.queue_delete(name)
             rates[text].append(plan.confirmed / seconds)
     for number, (text, _, _) in enumerate(kinds):
         report.row(f"queues.{number}", text, "/s", rates[text])
 
 
-def _message(routing_key: str, delivery_mode: int) -> bytes:
+def message(routing_key: str, delivery_mode: int) -> bytes:
     """Return the frames of a message as the module sends it, for an event of the size of those
     that redis-benchmark causes."""
     now = int(time.time() * 1000)
