@@ -22,14 +22,14 @@ from keyspace_amqp.demo.servers import ServerError
 from tests.fix_servers import MODULE
 from tests.servers import ALL, REDIS
 
-from . import draw, items, measure, modes, tail
+from . import draw, items, measure, modes, scale, tail
 from .items import FULL, QUICK, Plan
 from .measure import BenchError, LostEvents
 from .report import Report
 from .rig import Rig
 
 FLOODS = ("broker", "sink", "masks", "away")
-NOT_QUICK = ("instructions", "tail", "queues", "growth", "outbox")
+NOT_QUICK = ("instructions", "tail", "queues", "scale", "outbox")
 # The outage is last, because it kills the broker. `items.floods` measures all FLOODS in one go,
 # at the place of the first.
 ITEMS = {
@@ -40,7 +40,7 @@ ITEMS = {
     "tail": tail.tail,
     "confirmed": items.confirmed,
     "queues": items.queues,
-    "growth": items.growth,
+    "scale": scale.scale,
     "delay": items.delay,
     "drain": items.drain,
     "memory": items.memory,
@@ -123,6 +123,10 @@ def main() -> int:
     }
     report.write(options.json, about)
     draw.write(report, options.svg)
+    if panels := report.series.get("scale"):
+        beside = options.json.with_name("scale.svg")
+        draw.write_scale(panels, beside)
+        beside.with_suffix(".md").write_text(scale.table(panels))
     print(
         f"\n{options.json} and {options.svg.name}, after {about['seconds']} seconds; "
         f"others use {others[1]:.0f} % of the cores now"

@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import tempfile
 import threading
@@ -258,6 +259,13 @@ class Load:
         *lines, last = self._output.readlines()
         self.intervals = [[float(word) for word in line.split()] for line in lines]
         self.whole = json.loads(last)
+
+
+def typical(intervals: Sequence[Sequence[float]]) -> float:
+    """Return the median of the 99th percentiles of all whole intervals of 100 ms (see load.c): what
+    other programs do for a moment does not count."""
+    inner = intervals[1:-1] or intervals
+    return statistics.median(p99 for _, _, _, p99, _ in inner)
 
 
 def steady(port: int, rate: int, seconds: float, key: str = "number") -> dict[str, Any]:

@@ -183,7 +183,7 @@ class Rig:
             self.client.execute_command("KEYSPACEAMQP.CONNECT")
         new = {name: after[name] - before[name] for name in after if isinstance(after[name], int)}
         sets = self.sets() - sets
-        done = new["confirmed"] + new["dropped_purged"]
+        done = new["confirmed"] + new["dropped_purged"] - new["fallback_found"]
         due = sets if matches else 0
         if new["events_seen"] != sets or new["events_matched"] != due or done != due:
             reasons = [

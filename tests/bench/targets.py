@@ -52,10 +52,12 @@ TARGETS = {
     # As above; with the broker on a core of its own.
     "tail.sink": at_most(1.2, gross=20),
     "tail.far": at_most(1.2, gross=20),
+    "tail.free": at_most(1.2, gross=20),
     "tail.rabbit": at_most(1.2, gross=20),
     "tail.drain": at_most(1.5, gross=20),
     "tail.jobs_slow": at_most(0.001, gross=20),
     "masks.rate": at_least(0.95),
+    "masks.event": at_most(0.15),  # µs
     "confirmed.ratio": at_least(0.9),
     "delay.p50": at_most(1),  # ms
     "delay.p99": at_most(5),  # ms
