@@ -144,7 +144,7 @@ def _masks(rig: Rig, plan: Plan, report: Report, rounds: int) -> Panel:
     report.item("masks that do not match", f"{plan.capture:,} pipelined SETs")
     names = [str(count) for count in MASK_COUNTS]
     rows = _Rows(report, "masks", Panel("Masks of which none matches", "masks", names))
-    for _ in range(rounds):
+    for _ in range(rounds * 5):  # short ones
         for name, count in zip(names, MASK_COUNTS, strict=True):
             main, worker = cost(rig, plan.capture, 16, many_masks(count), matches=False)
             rows.add(name, main=main, worker=worker)

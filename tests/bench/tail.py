@@ -150,7 +150,7 @@ class _Bed:
         _beside(report, "tail.beside", f"{STEADY_RATE:,} messages/s", bare["rabbit"], beside)
 
     def _drain(self, plan: Plan, report: Report) -> None:
-        """Measure a drain with clients that write, and the jobs of the whole outage."""
+        """Measure a drain with clients that write, and its jobs, which push, read and trim."""
         rig, case = self._rig, CASES["rabbit"]
         bare, during, beside = [], [], []
         slow, rates, longest = [], [], []
@@ -158,10 +158,10 @@ class _Bed:
             bare.append(self._run("bare", case, plan.delay))
             rig.aim(rig.nobody)
             with rig.books("tail drain", discard=True):
-                rig.client.latency_reset()
-                jobs, found = -self._jobs(), 0
                 flood(rig.ours.port, plan.stored)
                 rig.until(lambda numbers: numbers["queue_length"] == 0)
+                rig.client.latency_reset()
+                jobs, found = -self._jobs(), 0
                 rig.aim(rig.broker.port)
                 start, before = time.monotonic(), rig.stats()["confirmed"]
                 waited = waited_ns(rig.ours.pid)
