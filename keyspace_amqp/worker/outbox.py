@@ -292,5 +292,7 @@ class Outbox:
         if job_lost:
             self._job_running = False
         self._publisher.storing_all = False
+        self._handed = collections.deque(one for one in self._handed if one.number <= one.last)
+        self._handed_count = sum(one.last - one.number + 1 for one in self._handed)
         for handed in self._handed:
             handed.place = None
