@@ -100,6 +100,7 @@ class Outbox:
         self.balance = 0
         self._handed: collections.deque[Handed] = collections.deque()
         self._handed_count = 0
+        self._released_end = 0  # records of such events before this number were released
         self._shim = shim
         self._publisher = publisher
         self._submit = submit
@@ -167,11 +168,14 @@ class Outbox:
         """Note that records of such events are about to be released: so many, from this number on.
 
         Not all of them may be known: an earlier worker has had their request, or an exception has
-        come in between.
+        come in between. After an exception before their release, they are counted no second time.
         """
-        self.balance -= count
-        self._shim.outbox_taken(count)
         end = number + count
+        new = end - max(number, self._released_end)
+        if new > 0:
+            self._released_end = end
+            self.balance -= new
+            self._shim.outbox_taken(new)
         while self._handed and self._handed[0].number < end:
             handed = self._handed[0]
             known = min(end, handed.last + 1) - handed.number
@@ -288,5 +292,7 @@ class Outbox:
         if job_lost:
             self._job_running = False
         self._publisher.storing_all = False
+        self._handed = collections.deque(one for one in self._handed if one.number <= one.last)
+        self._handed_count = sum(one.last - one.number + 1 for one in self._handed)
         for handed in self._handed:
             handed.place = None

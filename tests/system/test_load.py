@@ -428,8 +428,8 @@ def test_the_folder_was_copied_out_of_its_environment(
     folder = tmp_path / "modules" / "keyspace_amqp"
     shutil.copytree(CORE.parent.parent / "keyspace_amqp", folder)
     shutil.copy(MODULE, folder)
-    # As if built with another interpreter, on a machine where that one does not exist. Its path takes
-    # the place of the real one in the file, so it must not be longer.
+    # As if built with another interpreter, on a machine where that one does not exist. Its path
+    # takes the place of the real one in the file, so it must not be longer.
     room = len(sys.executable) - len("/tmp//bin/python")
     other = pathlib.Path("/tmp", secrets.token_hex(4)[:room])
     core = CORE.read_bytes()

@@ -19,6 +19,7 @@ from keyspace_amqp.worker.outbox import (
     RETRY_AFTER,
     RETRY_MOST,
     STEADY_AFTER,
+    Handed,
     Outbox,
 )
 from keyspace_amqp.worker.records import HEAD, LISTED, LISTED_BIT, Kind, Listed, parse_request
@@ -402,6 +403,43 @@ def test_events_in_the_list_go_to_their_places(together: int) -> None:
     assert world.queue.length == world.intake.waiting == 0
     taken = sum(heard[1] for heard in world.world.shim.heard if heard[0] == "outbox_taken")  # type: ignore[index]
     assert taken == 4
+
+
+def test_records_whose_release_has_failed_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Queue()
+    world.hand(3, number=1, first=1)
+
+    def fail(size: int, count: int) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(world.queue, "release", fail)
+    with pytest.raises(RuntimeError):
+        world.intake.take(world.queue.pushed)
+    world.intake.take(world.queue.pushed)
+    heard = [heard[1] for heard in world.world.shim.heard if heard[0] == "outbox_taken"]  # type: ignore[index]
+    assert heard == [3]
+    assert world.queue.length == world.intake.waiting == world.world.outbox.balance == 0
+
+
+def test_a_failure_between_two_changes_of_the_books(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Queue()
+    world.hand(2, number=1, first=1)
+    world.hand(3, number=3, first=3)
+    advance = Handed.advance
+
+    def fail(handed: Handed, count: int) -> None:
+        monkeypatch.undo()
+        advance(handed, count)
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(Handed, "advance", fail)
+    with pytest.raises(RuntimeError):
+        world.intake.take(world.queue.pushed)
+    world.world.outbox.repair(job_lost=False)
+    assert world.intake.waiting == 2  # the first two are about to be released
+    world.intake.take(world.queue.pushed)
+    assert world.queue.length == world.intake.waiting == world.world.outbox.balance == 0
 
 
 def test_a_record_that_comes_between_two_looks() -> None:
