@@ -186,6 +186,11 @@ void shim_before_wait(void);
 void shim_after_wait(void);
 /* Writes a line to Redis' log. Levels: debug, verbose, notice, warning. */
 void shim_log(const char *level, const char *text);
+/* Sets this thread's nice value and its time slice in nanoseconds; 0: the usual slice. Linux before
+ * 6.12 has no slice for each thread, and ignores it. Returns 0 or an errno. */
+int shim_set_slice(int nice, uint64_t slice);
+/* Returns the number of the system call for this. */
+int shim_slice_call(void);
 /* Reports that the worker is ready (1), or that it cannot start (0). Returns 0 if it has to end,
  * because the load did not wait so long. */
 int shim_ready(int ok);

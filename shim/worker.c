@@ -6,11 +6,14 @@
  */
 #include "worker.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "api.h"
 #include "bell.h"
@@ -114,6 +117,21 @@ void shim_log(const char *level, const char *text) {
     pthread_mutex_lock(&log_lock);
     RedisModule_Log(log_ctx, level, "%s", text);
     pthread_mutex_unlock(&log_lock);
+}
+
+int shim_slice_call(void) { return SYS_sched_setattr; }
+
+/* glibc has had a function and a struct for this since 2.41 only. */
+int shim_set_slice(int nice, uint64_t slice) {
+    enum { KEEP_POLICY = 8 };
+    const struct {
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+    } attr = {.size = sizeof(attr), .flags = KEEP_POLICY, .nice = nice, .runtime = slice};
+    return syscall(SYS_sched_setattr, 0, &attr, 0) == 0 ? 0 : errno;
 }
 
 int shim_ready(int ok) {

@@ -186,6 +186,10 @@ class Bridge:
         self.clustered = bool(lib.shim_clustered())
         self.port = int(lib.shim_port())
         self.wake_fd = int(lib.shim_wake_fd())
+        self.slice_call = int(lib.shim_slice_call())
+
+    def set_slice(self, nice: int, nanoseconds: int) -> int:
+        return int(lib.shim_set_slice(nice, nanoseconds))
 
     def before_wait(self) -> None:
         lib.shim_before_wait()

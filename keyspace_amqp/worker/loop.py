@@ -40,6 +40,7 @@ from ..publisher.actions import (
 )
 from ..publisher.publisher import Publisher
 from ..tables.keys import KEY
+from ..tables.stats import Stat
 from ..tables.times import STOP_GOODBYE
 from . import bridge, log
 from .batching import Batching
@@ -122,7 +123,9 @@ class Worker:
             self._outbox, Packer(run_id, shim.layout, self._broker.frames),
         )  # fmt: skip
         self._batching = Batching(shim.events, self._intake, publisher)
-        self._parameters = Parameters(values, config, self._identity, publisher, set_nice)
+        self._parameters = Parameters(
+            values, config, self._identity, publisher, lambda nice: set_nice(nice, shim)
+        )
         self._handler = Handler(
             self._parameters, publisher, watch, peers, self._status, self._snapshot,
             clustered=clustered,
@@ -203,8 +206,10 @@ class Worker:
             self._client_lane.run()
         self._peer_lane.run()
         most = self._batching.message_limit() if self._parameters.config.worker_nice > 0 else None
+        published = self._publisher.counts[Stat.PUBLISHED]
         self._intake.take(pushed, most)
         self._publish(most)
+        self._batching.sent(self._publisher.counts[Stat.PUBLISHED] - published)
         self._outbox.poll(enabled=self._parameters.config.has_outbox)
         self._status.show()
         self._outbox.show()

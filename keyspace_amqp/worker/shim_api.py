@@ -155,6 +155,16 @@ class Shim(Protocol):
         """Return a descriptor that becomes readable when records or finished jobs wait."""
         ...
 
+    @property
+    def slice_call(self) -> int:
+        """Return the number of the system call of `set_slice`."""
+        ...
+
+    def set_slice(self, nice: int, nanoseconds: int) -> int:
+        """Set the nice value and the time slice of the calling thread; 0: the usual slice.
+        Return 0, or the error's number."""
+        ...
+
     def before_wait(self) -> None:
         """Ask the shim to make `wake_fd` readable when new records come."""
         ...

@@ -188,6 +188,9 @@ def _report_floods(
         report.row(f"{name}.slowest", "slowest SET", "ms", own["slowest"])
         if name not in ("bare", "floor"):
             report.row(f"{name}.worker", "CPU of the worker thread", "%", own["worker"])
+        if name == "masks":
+            report.row("masks.event", "worker's CPU for each event that no mask wants", "µs",
+                       own["worker_us"])  # fmt: skip
         if name == "broker":
             report.row("broker.cpu", "CPU of RabbitMQ", "%", own["broker"])
 
@@ -215,6 +218,7 @@ def _flooded(rig: Rig, server: RedisServer, requests: int, ours: bool = False) -
         "slowest": result.slowest,
         "main": main / requests,
         "worker": worker / seconds / 1e7,
+        "worker_us": worker / requests / 1e3,
         "broker": rabbit / seconds / 1e7,
     }
 
@@ -255,7 +259,7 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
     )
     rig.aim(rig.broker.port)
     ours, tight, beside = [], [], []
-    frames = _message(QUEUE, DELIVERY_MODE)
+    frames = message(QUEUE, DELIVERY_MODE)
     for _ in range(plan.rounds):
         seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
         tight.append(plan.confirmed / seconds)
@@ -306,14 +310,14 @@ def queues(rig: Rig, plan: Plan, report: Report) -> None:
                 channel = connection.channel()
                 channel.queue_declare(name, durable=True, arguments=arguments)
                 channel.queue_bind(name, EXCHANGE, name)
-                seconds = amqp.publish(rig.broker.port, _message(name, mode), plan.confirmed)
+                seconds = amqp.publish(rig.broker.port, message(name, mode), plan.confirmed)
                 channel.queue_delete(name)
             rates[text].append(plan.confirmed / seconds)
     for number, (text, _, _) in enumerate(kinds):
         report.row(f"queues.{number}", text, "/s", rates[text])
 
 
-def _message(routing_key: str, delivery_mode: int) -> bytes:
+def message(routing_key: str, delivery_mode: int) -> bytes:
     """Return the frames of a message as the module sends it, for an event of the size of those
     that redis-benchmark causes."""
     now = int(time.time() * 1000)
@@ -325,37 +329,6 @@ def _message(routing_key: str, delivery_mode: int) -> bytes:
         delivery_mode=delivery_mode,
     )
     return Frames(config, Format(config, ""), 1, 4096).marshal([event])
-
-
-def growth(rig: Rig, plan: Plan, report: Report) -> None:
-    report.item(
-        "growth",
-        f"CPU of Redis' main thread above bare and of the worker thread, for each of "
-        f"{plan.capture:,} pipelined SETs, by turns; delivered to the sink, or filtered by masks",
-    )
-    many = [f"{mask}{number}" for number in range(5) for mask in MASKS]
-    cases = [(f"a key of {length:,} bytes", length, ["ALL"]) for length in (16, 128, 1024)]
-    cases += [(f"{count} masks of which none matches", 16, many[:count]) for count in (1, 20, 100)]
-    cases.append(("20 masks of which one matches", 16, ["^key:", *many[:19]]))
-    main: dict[str, list[float]] = {text: [] for text, _, _ in cases}
-    worker: dict[str, list[float]] = {text: [] for text, _, _ in cases}
-    for _ in range(plan.rounds):
-        for text, length, masks in cases:
-            rig.aim(rig.sink, masks)
-            bare = thread_ns(rig.bare.pid)
-            measure.pipeline(rig.bare.port, plan.capture, length)
-            bare = thread_ns(rig.bare.pid) - bare
-            with rig.books("growth", matches=not {"ALL", "^key:"}.isdisjoint(masks)):
-                before = thread_ns(rig.ours.pid), thread_ns(rig.ours.pid, rig.worker)
-                measure.pipeline(rig.ours.port, plan.capture, length)
-                ours = thread_ns(rig.ours.pid) - before[0]
-                rig.rest()
-                ran = thread_ns(rig.ours.pid, rig.worker) - before[1]
-            main[text].append((ours - bare) / plan.capture)
-            worker[text].append(ran / plan.capture / 1e3)
-    for number, (text, _, _) in enumerate(cases):
-        report.row(f"growth.main_{number}", f"main thread, {text}", "ns", main[text])
-        report.row(f"growth.worker_{number}", f"worker, {text}", "µs", worker[text])
 
 
 def _arrived(rig: Rig, count: int) -> None:

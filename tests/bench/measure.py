@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import tempfile
 import threading
@@ -111,6 +112,22 @@ def session_ns(pid: int) -> int:
             if int(words[3]) == pid:
                 ticks += int(words[11]) + int(words[12])
     return ticks * (10**9 // os.sysconf("SC_CLK_TCK"))
+
+
+@contextlib.contextmanager
+def held(core: int) -> Iterator[None]:
+    """Hold this thread, and what it starts in the `with`, to one core, as taskset does."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def waited_ns(pid: int) -> int:
+    """Return the nanoseconds for which the main thread could run and had no processor."""
+    return int(pathlib.Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[1])
 
 
 def worker_thread(pid: int) -> int:
@@ -226,11 +243,15 @@ class Load:
     """A run of load.c, which SETs at a fixed rate. Used in a `with`, until its end or `stop`.
 
     After the end, `intervals` has rows of (ms since the start, replies, p50, p99, largest)
-    with times in microseconds, and `whole` has the last line. Most likely failure: replies
-    are missing at the end (BenchError).
+    with times in microseconds, and `whole` has the last line. `first`: it gets a processor before
+    all other programs, as packets from another machine do. Most likely failure: replies
+    are missing at the end (BenchError), or the user may not put a program first
+    (PermissionError).
     """
 
-    def __init__(self, port: int, rate: int, seconds: float = 0, key: str = "number") -> None:
+    def __init__(
+        self, port: int, rate: int, seconds: float = 0, key: str = "number", first: bool = False
+    ) -> None:
         self.intervals: list[list[float]] = []
         self.whole: dict[str, Any] = {}
         # Not a pipe: it would be read at the end only, and may be full before.
@@ -241,6 +262,8 @@ class Load:
             stderr=subprocess.PIPE,
             text=True,
         )
+        if first:
+            os.sched_setscheduler(self._process.pid, os.SCHED_FIFO, os.sched_param(1))
 
     def __enter__(self) -> Load:
         return self
@@ -264,6 +287,13 @@ class Load:
         *lines, last = self._output.readlines()
         self.intervals = [[float(word) for word in line.split()] for line in lines]
         self.whole = json.loads(last)
+
+
+def typical(intervals: Sequence[Sequence[float]]) -> float:
+    """Return the median of the 99th percentiles of all whole intervals of 100 ms (see load.c): what
+    other programs do for a moment does not count."""
+    inner = intervals[1:-1] or intervals
+    return statistics.median(p99 for _, _, _, p99, _ in inner)
 
 
 def steady(port: int, rate: int, seconds: float, key: str = "number") -> dict[str, Any]:
