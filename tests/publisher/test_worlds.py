@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.publisher.calm_world import CalmWorld
 from tests.publisher.outbox_worlds import OutboxWorld, SharedOutboxWorld, SlotsOutboxWorld
 from tests.publisher.simulated import set_limit
 from tests.publisher.worlds import (
     LIMITS,
-    CalmWorld,
     ClusterWorld,
     FussyWorld,
     ImportWorld,
