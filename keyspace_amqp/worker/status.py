@@ -6,6 +6,7 @@ the worker is stuck. Worker thread; nothing here waits.
 
 from __future__ import annotations
 
+import operator
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -150,9 +151,9 @@ class Status:
         numbers[Stat.EVENTS_MATCHED] = publisher.taken
         if numbers != self._shown:
             counters = self._shim.counters
-            for index, (number, shown) in enumerate(zip(numbers, self._shown, strict=True)):
-                if number != shown:
-                    counters[index] = number
+            changed = map(operator.ne, numbers, self._shown)
+            for index in [index for index, differs in enumerate(changed) if differs]:
+                counters[index] = numbers[index]
             self._shown = numbers
         state, broker, trouble = publisher.state, self._broker(), publisher.link.trouble
         self._changed(Text.STATE, state)
