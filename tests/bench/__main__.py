@@ -29,7 +29,7 @@ from .report import Report
 from .rig import Rig
 
 FLOODS = ("broker", "sink", "masks", "away")
-NOT_QUICK = ("instructions", "tail", "worker", "queues", "scale", "outbox")
+NOT_QUICK = ("instructions", "tail", "worker", "queues", "scale", "resident", "outbox")
 # The outage is last, because it kills the broker. `items.floods` measures all FLOODS in one go,
 # at the place of the first.
 ITEMS = {
@@ -45,6 +45,7 @@ ITEMS = {
     "delay": items.delay,
     "drain": items.drain,
     "memory": items.memory,
+    "resident": cost.memory_after,
     "load": items.load,
     "outbox": modes.outbox,
     "outage": items.outage,

@@ -73,6 +73,7 @@ TARGETS = {
     "outboxaof_away.reply_rate": at_least(0.7),
     "outboxaof_away.atomic_rate": at_least(0.5),
     "memory.event": at_most(48),  # bytes
+    "resident.after": at_most(10),  # MB
     "memory.load": at_most(25),  # MB
     "load.added": at_most(100),  # ms
     "load.cluster_added": at_most(100),  # ms
