@@ -239,9 +239,15 @@ int worker_abandon(void) {
 
 void worker_end(void) { phase = ENDING; }
 
-void worker_renew(void) {
-    pthread_join(thread, NULL);
+/* Waits for the end of the thread, which has ended its work: what libraries keep for it is freed
+ * only then. If the process ends meanwhile, they free the same things on the main thread. */
+static void join(void) {
+    if (thread_started) pthread_join(thread, NULL);
     thread_started = 0;
+}
+
+void worker_renew(void) {
+    join();
     queue_free(requests);
     requests = queue_new(0);
     reset();
@@ -250,6 +256,7 @@ void worker_renew(void) {
 void worker_close(void) {
     phase = CLOSED;
     main_thread.capturing = 0;
+    if (worker_has_ended()) join();
 }
 
 int worker_is_open(void) { return phase == OPEN && atomic_load(&start) == READY; }
@@ -257,8 +264,7 @@ int worker_is_ending(void) { return phase == ENDING; }
 int worker_has_ended(void) { return !thread_started || atomic_load(&ended); }
 
 void worker_release(void) {
-    if (thread_started) pthread_join(thread, NULL);
-    thread_started = 0;
+    join();
     let_go();
     if (main_bell >= 0) close(main_bell);
     if (bell >= 0) close(bell);
