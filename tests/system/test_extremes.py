@@ -250,7 +250,7 @@ def test_a_key_of_another_type_in_the_way_for_long(
             go(client, free_port())
             expected += write(client, f"run {run}", 40_000)
             wait_for(lambda: stats(client)["dropped"] > dropped, 30)  # noqa: B023
-            # Newer events find the queue full if the handler is not in time to drop the oldest. When
+            # New events find the queue full if the handler is not in time to drop the oldest. When
             # it has answered, there is room.
             settled(client, events_seen=len(expected))
             expected += write(client, f"run {run} last", 1)
