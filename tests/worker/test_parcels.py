@@ -75,6 +75,7 @@ firsts = st.sampled_from([1, 995, 998, 1000, 1998, 12_345_999])
     first=firsts,
     config=st.sampled_from([PLAIN, PLAIN, replace(PLAIN, delivery_mode=2), JSON]),
 )
+@example(data=[event(b"k")] * 5, first=998, config=PLAIN)
 @example(data=[event(b"k", time_ms=999), event(b"k", time_ms=1000)], first=1000, config=PLAIN)
 def test_messages_are_those_of_the_events(
     layout: Layout, data: list[bytes], first: int, config: Config
