@@ -600,7 +600,8 @@ def test_a_full_queue_refuses(broker: RabbitServer, start_redis: StartRedis, pro
             method, properties, body = channel.basic_get(mailbox.name, auto_ack=True)
             assert method is not None
             received.append(Message(body, properties, method.redelivered))
-            wait_for(lambda n=confirmed: stats(client)["confirmed"] > n, 30)
+            # The next attempt may be 15 s away, and begin with a new connection.
+            wait_for(lambda n=confirmed: stats(client)["confirmed"] > n, 90)
         after = stats(client)
     taken = after["confirmed"] - before["confirmed"]
     assert after["nacked"] - before["nacked"] <= 20 * taken
