@@ -323,7 +323,7 @@ def _swap(client: redis.Redis) -> None:
 
 
 def _expire(client: redis.Redis) -> None:
-    client.pexpire(KEY, 1)
+    client.pexpire(KEY, 20)
 
 
 def _pop(client: redis.Redis) -> None:

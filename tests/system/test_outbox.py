@@ -491,7 +491,7 @@ Requests.take = _take
 
 
 def _expire(client: redis.Redis) -> None:
-    client.pexpire(KEY, 1)
+    client.pexpire(KEY, 20)
     wait_for(lambda: not client.exists(KEY), 10)
 
 
