@@ -290,9 +290,9 @@ def test_a_module_that_writes_while_events_are_stored(
     client.set("first", 1)
     wait_for(lambda: list_length(client) == 1, 30)
     client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)
-    client.pexpire(KEY, 1)
+    client.pexpire(KEY, 20)
     began = client.time()
-    wait_for(lambda: client.time() > (began[0], began[1] + 2000), 10)
+    wait_for(lambda: client.time() > (began[0], began[1] + 21_000), 10)
     client.eval(
         "for n = 1, 5000 do redis.call('SET', 'key:' .. string.rep('x', 100) .. n, 1) end "
         "redis.call('SET', string.rep('y', 600000), 1)",

@@ -155,8 +155,8 @@ def test_the_last_change_gives_the_reason(family: str, start_redis: StartRedis) 
     wait_for(lambda: list_length(client) == 5, 30)
     with client.pipeline(transaction=False) as pipeline:
         pipeline.lset(KEY, 0, "x")
-        pipeline.pexpire(KEY, 1)
-        pipeline.eval("for i = 1, 3000000 do end", 0)  # some milliseconds
+        pipeline.pexpire(KEY, 20)
+        pipeline.eval("for i = 1, 30000000 do end", 0)  # a tenth of a second
         pipeline.exists(KEY)
         assert pipeline.execute()[-1] == 0
     settled(client, fallback_length=0, dropped_fallback_expired=5)

@@ -438,6 +438,10 @@ def test_a_failure_between_two_changes_of_the_books(monkeypatch: pytest.MonkeyPa
         world.intake.take(world.queue.pushed)
     world.world.outbox.repair(job_lost=False)
     assert world.intake.waiting == 2  # the first two are about to be released
+    following = world.world.outbox.next_handed(3)
+    assert following is not None
+    assert following.last == 5
+    world.intake.take(2)
     world.intake.take(world.queue.pushed)
     assert world.queue.length == world.intake.waiting == world.world.outbox.balance == 0
 
