@@ -68,7 +68,7 @@ bench-quick: setup build ## the same with fewer and shorter rounds, in a minute 
 picture: setup build ## docs/status.svg, the picture of `status`, from a run of three minutes
 	$(VENV)/python -m tests.tools.picture
 
-build: $(MODULE) ## build the module, build/libredis_keyspace_amqp.so
+build: $(MODULE) build/.compiled ## build the module, build/libredis_keyspace_amqp.so
 
 deb: ## make a Debian package for this release, a wheel and a source distribution, in dist
 	@.ci/setup build /usr/bin/python3 $(shell command -v dpkg-shlibdeps >/dev/null || echo dpkg-dev)
@@ -109,8 +109,12 @@ $(MODULE): .venv/.build CMakeLists.txt $(C_FILES) shim/generate.py shim/exports.
 	@cmake -S . -B build >/dev/null
 	@cmake --build build --target redis_keyspace_amqp >/dev/null
 	@touch $@
-# Compile Python's files once here: the module inside Redis writes nothing into source folders.
+
+# The module inside Redis writes no compiled files into source folders, and without them a load takes
+# twice as long.
+build/.compiled: $(MODULE) $(wildcard keyspace_amqp/*.py keyspace_amqp/*/*.py)
 	@$(VENV)/python -m compileall -q keyspace_amqp
+	@touch $@
 
 clean: ## remove everything that was built
 	rm -rf build dist

@@ -5,15 +5,15 @@ Pure: no I/O, any thread.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .tables.parameters import PARAMETERS, Kind
+from .values import text_of, value
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Config:
     """The values of all parameters at one moment, as the shim has checked them.
 
@@ -25,7 +25,7 @@ class Config:
     host: str
     port: int
     username: str
-    password: str = dataclasses.field(repr=False)
+    password: str
     heartbeat: int
     exchange: str
     routing_key: str
@@ -34,7 +34,7 @@ class Config:
     masks: tuple[bytes, ...]
     queue_limit: int
     worker_nice: int
-    url: str = dataclasses.field(repr=False)
+    url: str
     vhost: str
     password_file: str
     auth_mechanism: str
@@ -61,6 +61,9 @@ class Config:
     subkeys: int
     outbox: str
     cloudevents_prefix: str
+
+    def __repr__(self) -> str:
+        return text_of(self, hidden=("password", "url"))
 
     @property
     def has_outbox(self) -> bool:

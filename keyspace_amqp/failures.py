@@ -5,10 +5,10 @@ Pure; worker thread.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Hashable, Iterable
 
 from .message import Event
+from .values import mutable
 
 # An event over which the handler fails, or the broker closes the channel, so many times in a
 # row is the cause. Fewer may be chance.
@@ -49,7 +49,7 @@ def shown(event: Event) -> str:
     return f"the event of key {key} ({name}, database {event.db})"
 
 
-@dataclasses.dataclass
+@mutable
 class Strikes:
     """Counts failures in a row over the same thing."""
 

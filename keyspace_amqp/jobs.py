@@ -6,15 +6,16 @@ The worker hands the job over and gets the replies later. Pure; any thread.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import errno
 import os
 import re
 from collections.abc import Sequence
 
+from .values import mutable
 
-@dataclasses.dataclass
+
+@mutable
 class Command:
     """A Redis command.
 
@@ -33,14 +34,14 @@ class Command:
     most: int = 0
 
 
-@dataclasses.dataclass
+@mutable
 class SetParameters:
     """Sets parameters of the module, all or none; arguments: name, value, name, value, …"""
 
     arguments: Sequence[bytes]
 
 
-@dataclasses.dataclass
+@mutable
 class Lengths:
     """Looks at the lists under these keys, in any slots, and replies with their lengths.
 
@@ -51,7 +52,7 @@ class Lengths:
     arguments: Sequence[bytes]
 
 
-@dataclasses.dataclass
+@mutable
 class BusMessage:
     """Sends a message to another node of the cluster.
 
@@ -62,7 +63,7 @@ class BusMessage:
     arguments: Sequence[bytes]
 
 
-@dataclasses.dataclass
+@mutable
 class OutboxStep:
     """Holds the outbox, or opens it for the list whose key is the argument. The reply is an error
     if it is off, or was closed meanwhile."""
@@ -71,7 +72,7 @@ class OutboxStep:
     open: bool
 
 
-@dataclasses.dataclass
+@mutable
 class SnapshotStep:
     """Begins a snapshot, goes on with it or ends it, as the arguments say: job_snapshot in
     shim/api.h."""
@@ -79,7 +80,7 @@ class SnapshotStep:
     arguments: Sequence[bytes]
 
 
-@dataclasses.dataclass
+@mutable
 class Job:
     """Commands for one turn of Redis' main thread."""
 
@@ -159,7 +160,7 @@ class JobError(Exception):
 Reply = int | bytes | None | list["Reply"] | JobError
 
 
-@dataclasses.dataclass
+@mutable
 class JobResult:
     """The replies of a job: per command the RESP2 reply and the errno after it.
 

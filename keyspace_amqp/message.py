@@ -5,21 +5,18 @@ Pure; any thread.
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import datetime
+import binascii
 import functools
-import hashlib
 import json
 import re
 import struct
-import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .config import Config, raw
 from .tables.events import EVENT_CLASSES, SNAPSHOT
 from .tables.parameters import SHORT_STRING
+from .values import mutable
 
 _CLASS_NAMES = {event_class.letter: event_class.name for event_class in (*EVENT_CLASSES, SNAPSHOT)}
 # The approximate memory of an event in bytes, without its key and its name.
@@ -36,7 +33,7 @@ _LENGTH = struct.Struct("=I")  # as in a record
 _FIELD = re.compile(r"\{\{|\}\}|\{([a-z]+)(?::([0-9]+|\*))?\}")
 
 
-@dataclasses.dataclass(slots=True)
+@mutable
 class Value:
     """The value of an event's key.
 
@@ -45,13 +42,15 @@ class Value:
     this is the value that an expiry, an eviction or a deletion has removed.
     """
 
+    __slots__ = ("before", "data", "length", "type")
+
     type: str
     length: int
     data: bytes | None
     before: bool
 
 
-@dataclasses.dataclass(slots=True)
+@mutable
 class Subkeys:
     """The parts of its key that an event is about: the fields of a hash.
 
@@ -59,6 +58,8 @@ class Subkeys:
     before it, as in the record of the event: as objects, they would take many times the memory.
     `total`: the number of all.
     """
+
+    __slots__ = ("listed", "total")
 
     listed: bytes
     total: int
@@ -80,7 +81,7 @@ class Subkeys:
         return names
 
 
-@dataclasses.dataclass(slots=True)
+@mutable
 class Event:
     """A keyspace event with the identity that it keeps through all retries.
 
@@ -88,14 +89,36 @@ class Event:
     `letter`: the event's class as in `notify-keyspace-events`.
     """
 
+    __slots__ = ("db", "key", "letter", "message_id", "name", "subkeys", "time_ms", "value")
+
     message_id: str
     time_ms: int
     db: int
     letter: str
     name: bytes
     key: bytes
-    value: Value | None = None
-    subkeys: Subkeys | None = None
+    value: Value | None
+    subkeys: Subkeys | None
+
+    def __init__(
+        self,
+        message_id: str,
+        time_ms: int,
+        db: int,
+        letter: str,
+        name: bytes,
+        key: bytes,
+        value: Value | None = None,
+        subkeys: Subkeys | None = None,
+    ) -> None:
+        self.message_id = message_id
+        self.time_ms = time_ms
+        self.db = db
+        self.letter = letter
+        self.name = name
+        self.key = key
+        self.value = value
+        self.subkeys = subkeys
 
     @property
     def more_bytes(self) -> int:
@@ -154,6 +177,11 @@ class Format:
         if config.headers or config.deduplication_header or config.format == "cloudevents":
             self.headers = self._headers
 
+    @property
+    def is_plain(self) -> bool:
+        """True if all messages have the same form: text, a fixed routing key, and no headers."""
+        return self.body is body and self.fixed_key is not None and self.headers is None
+
     def content_of(self, body: bytes) -> Content:
         """Return the content of a body that this format has made."""
         return self.content if body.isascii() or _decoded(body) is not None else _BINARY
@@ -169,6 +197,8 @@ class Format:
         )
         if len(key) <= SHORT_STRING:
             return key
+        import hashlib  # see worker/imports.py
+
         self.cut += 1
         mark = b"~" + hashlib.blake2b(key, digest_size=8).hexdigest().encode()
         return key[: SHORT_STRING - len(mark)] + mark
@@ -197,6 +227,9 @@ class Format:
 
     def _cloudevent(self, event: Event) -> dict[str, str]:
         """Return the attributes of a CloudEvent, except for the type of its data."""
+        import datetime  # see worker/imports.py
+        import urllib.parse
+
         attributes = {
             "specversion": "1.0",
             "id": event.message_id,
@@ -269,12 +302,16 @@ def _decoded(data: bytes) -> str | None:
         return None
 
 
+def _base64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
 def named(name: str, data: bytes) -> dict[str, str]:
     """Return bytes as a field of JSON: text, or `<name>_base64` if they are not UTF-8."""
     text = _decoded(data)
     if text is not None:
         return {name: text}
-    return {f"{name}_base64": base64.b64encode(data).decode()}
+    return {f"{name}_base64": _base64(data)}
 
 
 def _named(name: str, texts: Sequence[bytes]) -> dict[str, list[str]]:
@@ -283,7 +320,7 @@ def _named(name: str, texts: Sequence[bytes]) -> dict[str, list[str]]:
     found = [text for text in decoded if text is not None]
     if len(found) == len(texts):
         return {name: found}
-    return {f"{name}_base64": [base64.b64encode(text).decode() for text in texts]}
+    return {f"{name}_base64": [_base64(text) for text in texts]}
 
 
 def _whole_characters(data: bytes) -> bytes:

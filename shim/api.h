@@ -123,6 +123,29 @@ size_t element_room(const record_t *head, size_t prefix_len);
 /* Leaves the value and the subkeys out of a record. */
 void element_strip(record_t *head, const char **payload);
 
+/* ---- messages.c: the messages of many events -------------------------------- */
+
+typedef struct {
+    /* A message: `first`, the size of the body (u64), `second`, the event's number in decimal
+     * digits, its time in seconds (u64), `third`, the size of the body (u32), the body, 0xCE. */
+    const char *first, *second, *third;
+    size_t first_len, second_len, third_len;
+    size_t body_max; /* the bytes of a body, at most */
+    uint64_t number; /* of the first event */
+    size_t most;     /* events, at most */
+    char *out;       /* for the messages: it has `room` bytes */
+    size_t room;
+    /* For each run of events of the same time: the place behind the last of them, the time. It has
+     * room for 2 * `most`. */
+    uint64_t *times;
+    /* Results: events and the bytes of their records; bytes of the messages; runs in `times`. */
+    size_t count, size, len, runs;
+} messages_t;
+/* Any thread. Lays out the messages of the first events, whose records begin within `size` bytes.
+ * It ends before an event that is not a RECORD_EVENT, is in the list already, is no UTF-8, or has
+ * no room. */
+void messages_write(messages_t *all, const char *records, size_t size);
+
 /* ---- parameters.c: the values of parameters ------------------------------- */
 
 /* Any thread. Returns 0 if the parameter at `index` of the table accepts the value, else -1
@@ -163,6 +186,11 @@ void shim_before_wait(void);
 void shim_after_wait(void);
 /* Writes a line to Redis' log. Levels: debug, verbose, notice, warning. */
 void shim_log(const char *level, const char *text);
+/* Sets this thread's nice value and its time slice in nanoseconds; 0: the usual slice. Linux before
+ * 6.12 has no slice for each thread, and ignores it. Returns 0 or an errno. */
+int shim_set_slice(int nice, uint64_t slice);
+/* Returns the number of the system call for this. */
+int shim_slice_call(void);
 /* Reports that the worker is ready (1), or that it cannot start (0). Returns 0 if it has to end,
  * because the load did not wait so long. */
 int shim_ready(int ok);

@@ -160,11 +160,12 @@ static void exception_text(char *text, size_t capacity) {
     Py_XDECREF(traceback);
 }
 
-/* Imports a module, or says how to install it. Needs the GIL. */
-static int try_import(const char *name, const char *package, char *error, size_t capacity) {
-    PyObject *module = PyImport_ImportModule(name);
-    if (module != NULL) {
-        Py_DECREF(module);
+/* Takes a new reference; NULL: an exception was raised. Returns 0, or says how to install the
+ * module that could not be imported. Needs the GIL. */
+static int check_import(PyObject *result, const char *name, const char *package, char *error,
+                        size_t capacity) {
+    if (result != NULL) {
+        Py_DECREF(result);
         return 0;
     }
     char text[512];
@@ -175,6 +176,23 @@ static int try_import(const char *name, const char *package, char *error, size_t
          program, name, text, program, name, program, package);
     hint_at_copy(error, capacity);
     return -1;
+}
+
+/* Imports a module. Needs the GIL. */
+static int try_import(const char *name, const char *package, char *error, size_t capacity) {
+    return check_import(PyImport_ImportModule(name), name, package, error, capacity);
+}
+
+/* Looks for a package without importing it. Needs the GIL. */
+static int try_find(const char *name, char *error, size_t capacity) {
+    PyObject *finder = PyImport_ImportModule("importlib.util");
+    PyObject *found = finder ? PyObject_CallMethod(finder, "find_spec", "s", name) : NULL;
+    if (found == Py_None) {
+        Py_CLEAR(found);
+        PyErr_Format(PyExc_ModuleNotFoundError, "No module named '%s'", name);
+    }
+    Py_XDECREF(finder);
+    return check_import(found, name, name, error, capacity);
 }
 
 /* Starts the interpreter. Afterwards this thread holds the GIL. */
@@ -239,11 +257,15 @@ int python_start(char *error, size_t capacity) {
     if (!started && start_interpreter(error, capacity) != 0) return -1;
     /* At each load: a package that was missing may have been installed since. */
     PyGILState_STATE gil = PyGILState_Ensure();
+    PyGC_Disable(); /* imports make many objects and no garbage */
     int result = extend_path(error, capacity);
     if (result == 0) result = try_import("_cffi_backend", "cffi", error, capacity);
-    if (result == 0) result = try_import("pika", "pika", error, capacity);
+    /* The worker imports pika after the load, which would else take twice as long: broker/late.py
+     */
+    if (result == 0) result = try_find("pika", error, capacity);
     if (result == 0)
         result = try_import("keyspace_amqp.worker.loop", "keyspace-amqp", error, capacity);
+    PyGC_Enable();
     PyGILState_Release(gil);
     return result;
 }

@@ -6,11 +6,14 @@
  */
 #include "worker.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "api.h"
 #include "bell.h"
@@ -114,6 +117,21 @@ void shim_log(const char *level, const char *text) {
     pthread_mutex_lock(&log_lock);
     RedisModule_Log(log_ctx, level, "%s", text);
     pthread_mutex_unlock(&log_lock);
+}
+
+int shim_slice_call(void) { return SYS_sched_setattr; }
+
+/* glibc has had a function and a struct for this since 2.41 only. */
+int shim_set_slice(int nice, uint64_t slice) {
+    enum { KEEP_POLICY = 8 };
+    const struct {
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+    } attr = {.size = sizeof(attr), .flags = KEEP_POLICY, .nice = nice, .runtime = slice};
+    return syscall(SYS_sched_setattr, 0, &attr, 0) == 0 ? 0 : errno;
 }
 
 int shim_ready(int ok) {
@@ -221,9 +239,15 @@ int worker_abandon(void) {
 
 void worker_end(void) { phase = ENDING; }
 
-void worker_renew(void) {
-    pthread_join(thread, NULL);
+/* Waits for the end of the thread, which has ended its work: what libraries keep for it is freed
+ * only then. If the process ends meanwhile, they free the same things on the main thread. */
+static void join(void) {
+    if (thread_started) pthread_join(thread, NULL);
     thread_started = 0;
+}
+
+void worker_renew(void) {
+    join();
     queue_free(requests);
     requests = queue_new(0);
     reset();
@@ -232,6 +256,7 @@ void worker_renew(void) {
 void worker_close(void) {
     phase = CLOSED;
     main_thread.capturing = 0;
+    if (worker_has_ended()) join();
 }
 
 int worker_is_open(void) { return phase == OPEN && atomic_load(&start) == READY; }
@@ -239,8 +264,7 @@ int worker_is_ending(void) { return phase == ENDING; }
 int worker_has_ended(void) { return !thread_started || atomic_load(&ended); }
 
 void worker_release(void) {
-    if (thread_started) pthread_join(thread, NULL);
-    thread_started = 0;
+    join();
     let_go();
     if (main_bell >= 0) close(main_bell);
     if (bell >= 0) close(bell);

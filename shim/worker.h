@@ -31,7 +31,7 @@ void worker_end(void);
 void worker_await_end(long long ms);
 /* Prepares another start, after the end of the thread: events that wait stay in their queue. */
 void worker_renew(void);
-/* Stops the capture, and allows no more requests. */
+/* Stops the capture, and allows no more requests. Waits for the thread if it has ended its work. */
 void worker_close(void);
 /* True if the worker is there for requests: it is ready, and was not told to end. */
 int worker_is_open(void);

@@ -18,7 +18,7 @@ from tests.fix_servers import ROOT
 
 PACKAGE = "keyspace_amqp"
 
-PURE = ("config", "message", "masks", "jobs", "fallback", "failures", "counts")
+PURE = ("config", "message", "masks", "jobs", "fallback", "failures", "counts", "values")
 INSIDE = ("tables", "pure", "publisher", "broker", "cluster", "commands", "worker")
 OUTSIDE = ("tools", "demo", "cli")
 

@@ -10,8 +10,8 @@ another version:
 - `_terminate_stream` ends a connection that does not answer, or that is still opening;
 - `marshal` of frames, and `encode_table`, make the bytes of an example (frames.py).
 
-`difference` tries all of it out at load (rule 22). If something has another form, Broker uses
-none of this.
+`difference` tries all of it out when pika was imported (rule 22). If something has another form,
+Broker uses none of this.
 
 Sans I/O; worker thread.
 """
@@ -19,7 +19,6 @@ Sans I/O; worker thread.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import struct
 from collections.abc import Callable, Iterable
@@ -28,11 +27,13 @@ from typing import Any
 import pika
 import pika.frame
 import pika.spec
-from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.select_connection import SelectConnection
 
 from ..config import DEFAULTS
 from ..message import Event, Format
+from ..values import replace
 from .frames import Arguments, Frames
+from .ioloop import Loop
 
 # Bytes that are given to pika in one piece: whenever the kernel takes a part of a piece, pika
 # copies the rest of the piece.
@@ -117,7 +118,7 @@ def _end_of_frame(data: bytes, at: int) -> int:
     return at + _START.size + size + 1
 
 
-# ---- the check at load ------------------------------------------------------------------
+# ---- the check ------------------------------------------------------------------
 
 
 def difference() -> str:
@@ -161,12 +162,12 @@ def _try_out() -> None:
 
     Raises an exception if something is different.
     """
-    ioloop = IOLoop()
+    loop = Loop()
     try:
         wire = _Wire()
         parameters = pika.ConnectionParameters(heartbeat=0)
         connection = BulkConnection(
-            parameters, custom_ioloop=ioloop, internal_connection_workflow=False
+            parameters, custom_ioloop=loop, internal_connection_workflow=False
         )
         connection._proto_connection_made(wire)
         heard: list[tuple[str, int, bool]] = []
@@ -177,7 +178,7 @@ def _try_out() -> None:
         _expect(wire.aborted, "_terminate_stream does not end the connection")
     finally:
         with contextlib.suppress(Exception):
-            ioloop.close()
+            loop.close()
 
 
 def _open(connection: Any, heard: list[tuple[str, int, bool]]) -> Any:
@@ -212,11 +213,11 @@ def _compare_messages(connection: Any, channel: Any, wire: _Wire) -> None:
     """Send messages with all properties, one that is no text, and one of several frames, in
     both ways."""
     event = Event("a-1", 1_000, 3, "$", b"set", b"key")
-    binary = dataclasses.replace(event, key=b"key\xff")
-    large = dataclasses.replace(event, key=b"k:" + b"k" * connection.body_max)
+    binary = replace(event, key=b"key\xff")
+    large = replace(event, key=b"k:" + b"k" * connection.body_max)
     for config in (
         DEFAULTS,
-        dataclasses.replace(
+        replace(
             DEFAULTS, format="json", headers=True, routing_key="{key:1}", priority="1",
             expiration="60000", app_id="app", message_type="type", mandatory=True,
         ),

@@ -3,7 +3,7 @@
 Messages and confirms go in bulk (bulk.py), or one by one if this pika is not as that needs
 it: `bulk` says which.
 
-Worker thread only. Everything runs as callbacks of pika's IOLoop; nothing here waits. A
+Worker thread only. Everything runs as callbacks of the Loop; nothing here waits. A
 connection has one channel, with confirms; if the channel fails, the whole connection is
 closed. Nothing here reconnects: the publisher decides when to connect.
 """
@@ -20,13 +20,14 @@ import pika
 import pika.channel
 import pika.exceptions
 from pika import spec
-from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.select_connection import SelectConnection
 
 from ..config import Config
 from ..failures import each
 from ..message import Event, Format
 from .bulk import BulkConnection
 from .frames import Arguments, Frames
+from .ioloop import Loop, Timer
 from .login import parameters_for
 from .reasons import reason_of
 from .target import address, target_of
@@ -75,15 +76,15 @@ class Broker:
     attempt. `bulk`: False: use the public interface of pika only.
     """
 
-    def __init__(self, ioloop: IOLoop, listener: Listener, *, bulk: bool) -> None:
-        self._ioloop = ioloop
+    def __init__(self, loop: Loop, listener: Listener, *, bulk: bool) -> None:
+        self._loop = loop
         self._listener = listener
         self._make_connection = BulkConnection if bulk else SelectConnection
         # Callbacks of any other connection come late and are ignored.
         self._connection: SelectConnection | None = None
         self._channel: pika.channel.Channel | None = None
         self._closing: SelectConnection | None = None
-        self._channel_timer: object = None
+        self._channel_timer: Timer | None = None
         self._config: Config | None = None
         self._format: Format | None = None
         self._frames: Frames | None = None  # in bulk; else:
@@ -120,7 +121,7 @@ class Broker:
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_failed,
             on_close_callback=self._on_failed,
-            custom_ioloop=self._ioloop,
+            custom_ioloop=self._loop,
         )
 
     def close(self) -> None:
@@ -131,7 +132,7 @@ class Broker:
         self._closing = connection
         if connection.is_open:
             connection.close()
-            self._ioloop.call_later(CLOSE_TIMEOUT, functools.partial(_end, connection))
+            self._loop.call_later(CLOSE_TIMEOUT, functools.partial(_end, connection))
         else:  # it is opening: pika cannot close it
             _end(connection)
 
@@ -152,10 +153,8 @@ class Broker:
         assert self._config is not None
         assert self._format is not None
         if isinstance(connection, BulkConnection):
-            if self._frames is None:
-                number, body_max = channel.channel_number, connection.body_max
-                self._frames = Frames(self._config, self._format, number, body_max)
-            frames = self._frames
+            frames = self.frames()
+            assert frames is not None
             try:
                 data = frames.marshal(events)
             except Exception:
@@ -168,6 +167,25 @@ class Broker:
         arguments = self._arguments
         each(events, lambda event: channel.basic_publish(**arguments.of(event)))
 
+    def frames(self) -> Frames | None:
+        """Return what makes the messages of the present channel; None: there is none, or it takes
+        messages by pika's public interface only."""
+        channel, connection = self._channel, self._connection
+        if channel is None or not isinstance(connection, BulkConnection) or not channel.is_open:
+            return None
+        if self._frames is None:
+            assert self._config is not None
+            assert self._format is not None
+            number, body_max = channel.channel_number, connection.body_max
+            self._frames = Frames(self._config, self._format, number, body_max)
+        return self._frames
+
+    def send_frames(self, data: bytes) -> None:
+        """Publish messages that `frames` has made for the present channel."""
+        connection = self._connection
+        if isinstance(connection, BulkConnection) and self.frames() is not None:
+            connection.send_frames(data)  # else `link_down` follows
+
     # ---- callbacks of pika -------------------------------------------------
 
     def _on_open(self, connection: Any) -> None:
@@ -179,7 +197,7 @@ class Broker:
         self._reasons = []
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
-        self._channel_timer = self._ioloop.call_later(
+        self._channel_timer = self._loop.call_later(
             CHANNEL_TIMEOUT, functools.partial(self._on_no_channel, connection)
         )
         connection.channel(on_open_callback=self._on_channel)
@@ -206,7 +224,8 @@ class Broker:
 
     def _on_confirms_on(self, channel: pika.channel.Channel, _frame: Any) -> None:
         if channel is self._channel:
-            self._ioloop.remove_timeout(self._channel_timer)
+            if self._channel_timer is not None:
+                self._loop.remove_timeout(self._channel_timer)
             if isinstance(self._connection, BulkConnection):
                 self._connection.on_acks = functools.partial(self._on_acks, channel)
             self._listener.link_up()

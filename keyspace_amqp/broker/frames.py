@@ -87,7 +87,7 @@ class Frames:
     def __init__(self, config: Config, message_format: Format, channel: int, body_max: int) -> None:
         self._format = message_format
         self._channel = channel
-        self._body_max = body_max
+        self.body_max = body_max
         publish = pika.spec.Basic.Publish(
             exchange=raw(config.exchange),  # bytes: pika takes them as they are
             routing_key=message_format.fixed_key or b"",
@@ -122,10 +122,22 @@ class Frames:
         fields = f">{len(first)}sQ{len(second)}s{id_length}sQ{len(third)}sI"
         return struct.Struct(fields).pack, first, second, third
 
+    def template(self, id_length: int) -> tuple[bytes, bytes, bytes] | None:
+        """Return the three parts that are the same in all messages with ids of this many bytes, and
+        with the usual content. After the first comes the size of the body (8 bytes); after the
+        second the id, and the time in seconds (8 bytes); after the third the size again (4 bytes),
+        the body, and the end of a frame.
+
+        None: messages do not consist of such parts and a text.
+        """
+        if not self._format.is_plain:
+            return None
+        return self._layout(self._format.content, id_length)[1:]
+
     def marshal(self, events: Iterable[Event]) -> bytes:
         """Return all frames of the events' messages, in the events' order."""
         parts: list[bytes] = []
-        body_max, end = self._body_max, bytes([pika.spec.FRAME_END])
+        body_max, end = self.body_max, bytes([pika.spec.FRAME_END])
         body, headers = self._format.body, self._format.headers
         fixed = self._format.fixed_key is not None
         usual, content_of = self._format.content, self._format.content_of

@@ -12,6 +12,7 @@ import ssl
 import pika
 import pika.exceptions
 
+from ..counts import one_line
 from .login import HANDSHAKE_TIMEOUT, tls_reason
 
 # Parts of pika's texts: the broker's reason for closing a connection that was opening, and
@@ -23,12 +24,6 @@ _LOST = re.compile(r"""StreamLostError: \((["'])(.*)\1,\)""")
 def reason_of(error: BaseException) -> str:
     """Return what went wrong in one line for people, never with a secret."""
     return one_line(_reason_of(error))
-
-
-def one_line(text: str) -> str:
-    """Return a text, which may come from outside, as one line, without characters that a terminal
-    would obey."""
-    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
 def _reason_of(error: BaseException) -> str:

@@ -5,21 +5,21 @@ It is read from the parameters; `url` overrides the single ones. Pure; any threa
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import urllib.parse
 from collections.abc import Callable
 
 from ..config import Config, raw
+from ..values import replace, text_of, value
 
 PORT, TLS_PORT = 5672, 5671
 
+_ESCAPED = re.compile(b"%([0-9A-Fa-f]{2})")
 # A server of a checked list: [address] or name, with a port or without. An IPv6 address
 # without brackets does not match.
 _SERVER = re.compile(r"\[([^]]*)\](?::([0-9]+))?|([^:]*)(?::([0-9]+))?")
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Target:
     """Where the broker is, and how to log in.
 
@@ -28,7 +28,7 @@ class Target:
 
     servers: tuple[tuple[str, int], ...]
     username: bytes
-    password: bytes | None = dataclasses.field(repr=False)  # None: it is in password_file
+    password: bytes | None  # None: it is in password_file
     password_file: str
     external: bool
     vhost: str
@@ -40,6 +40,9 @@ class Target:
     server_name: str
     verify: bool
     keepalive: int
+
+    def __repr__(self) -> str:
+        return text_of(self, hidden=("password",))
 
 
 def target_of(config: Config) -> Target:
@@ -93,7 +96,7 @@ def _with_url(single: Target, url: str) -> Target:
         name, _, value = pair.partition("=")
         field, read = _QUERY[name]
         changes[field] = read(_unquoted(value).decode("utf-8", "surrogateescape"))
-    return dataclasses.replace(single, **changes)  # type: ignore[arg-type]  # of several types
+    return replace(single, **changes)
 
 
 # Per name in a URL's query the field of Target, and how it is read.
@@ -130,4 +133,4 @@ def is_utf8(text: str) -> bool:
 
 
 def _unquoted(text: str) -> bytes:
-    return urllib.parse.unquote_to_bytes(raw(text))
+    return _ESCAPED.sub(lambda m: bytes([int(m[1], 16)]), raw(text))

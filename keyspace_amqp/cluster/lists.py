@@ -12,10 +12,10 @@ are to be read come out.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
+from ..values import replace
 from .slots import SLOTS, key_of, keys_of, slot_of
 from .topology import Topology
 
@@ -89,7 +89,7 @@ class Lists:
         """Note that this node does not serve these slots any more."""
         if self._topology is not None:
             served = self._topology.served - slots
-            self.set_topology(dataclasses.replace(self._topology, served=served))
+            self.set_topology(replace(self._topology, served=served))
 
     def serves(self, key: bytes) -> bool:
         """True if this node serves the key's slot."""

@@ -19,11 +19,11 @@ and the node that is asked carries it out once.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..tables import times
+from ..values import mutable, value
 from .topology import ALONE, Topology
 from .wire import (
     VERSION,
@@ -63,7 +63,7 @@ class Question(NamedTuple):
     id: str
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class SendToPeer:
     """Send `data` to a node, or to all other nodes if `target` is empty."""
 
@@ -71,7 +71,7 @@ class SendToPeer:
     data: bytes
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class ApplyRegisters:
     """Set the values that `merge` returns for these; then `answer`, if there is a question."""
 
@@ -79,7 +79,7 @@ class ApplyRegisters:
     question: Question | None
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class RunCommand:
     """Carry out a command on this node; then `answer`."""
 
@@ -90,15 +90,21 @@ class RunCommand:
 Action = SendToPeer | ApplyRegisters | RunCommand
 
 
-@dataclasses.dataclass
+@mutable
 class Outcome:
     """The answers of the other nodes by id, and the nodes without one, with the reason."""
 
-    answers: dict[str, Any] = dataclasses.field(default_factory=dict)
-    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    answers: dict[str, Any]
+    missing: dict[str, str]
+
+    def __init__(
+        self, answers: dict[str, Any] | None = None, missing: dict[str, str] | None = None
+    ) -> None:
+        self.answers = {} if answers is None else answers
+        self.missing = {} if missing is None else missing
 
 
-@dataclasses.dataclass
+@mutable
 class _Answer:
     """The answer to a question of a peer; `data` is None until there is one."""
 
@@ -106,7 +112,7 @@ class _Answer:
     data: bytes | None = None
 
 
-@dataclasses.dataclass
+@mutable
 class _OpenQuestion:
     """A question of this node that some nodes have still to answer."""
 
@@ -115,7 +121,7 @@ class _OpenQuestion:
     until: float
     again_at: float
     done: Callable[[Outcome], None]
-    outcome: Outcome = dataclasses.field(default_factory=Outcome)
+    outcome: Outcome
 
 
 class Peers:
@@ -209,7 +215,7 @@ class Peers:
         now = self._clock()
         others = set(self._topology.nodes) - {self._topology.myself}
         question = _OpenQuestion(
-            pack({**message, "id": question_id}), others, now + times.ASK, now, done
+            pack({**message, "id": question_id}), others, now + times.ASK, now, done, Outcome()
         )
         self._questions[question_id] = question
         self._skip_absent(question)

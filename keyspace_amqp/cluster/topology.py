@@ -5,9 +5,9 @@ Pure; any thread.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence, Set
 
+from ..values import value
 from .slots import KEY_SLOT, SLOTS
 
 # Flags of CLUSTER NODES.
@@ -17,7 +17,7 @@ _NO_MEMBER = "handshake"
 _FAILING = frozenset({"fail", "fail?", "noaddr"})
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Node:
     """A member of the cluster."""
 
@@ -27,7 +27,7 @@ class Node:
     failing: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Topology:
     """The cluster as CLUSTER NODES shows it.
 

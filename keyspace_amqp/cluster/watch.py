@@ -15,7 +15,6 @@ from typing import Protocol
 from ..fallback import lengths_job
 from ..jobs import Command, Job, JobResult, Lengths, Reply
 from .lists import Lists, home_in
-from .slots import tags
 from .topology import ALONE, Topology, read_topology
 
 # Seconds between readings of the topology, and before the next one if it is in doubt.
@@ -54,8 +53,6 @@ class ClusterWatch:
     """
 
     def __init__(self, keeper: Keeper, clock: Callable[[], float], *, clustered: bool) -> None:
-        if clustered:
-            tags()  # computed during the load, and not later while events wait
         self.topology = ALONE
         self.topology_known = not clustered  # it was read, or cannot be read
         self.problem = ""  # for the log; its reader sets it back to ""

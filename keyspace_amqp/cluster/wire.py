@@ -6,12 +6,13 @@ text. Pure; any thread.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import struct
 import zlib
 from collections.abc import Mapping
 from typing import Any
+
+from ..values import value
 
 MAGIC = b"KSA"
 VERSION = 1
@@ -20,7 +21,7 @@ _HEAD = struct.Struct("!3sBI")
 Version = tuple[int, str]
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Register:
     """The value of a parameter that was set for all nodes, and its version."""
 

@@ -51,7 +51,7 @@ def answer(handler: Handler, arguments: Sequence[bytes], *, asked: bool = False)
     it runs on this node alone. Raises CommandError for every mistake of the client.
     """
     name, rest, local = _split(arguments)
-    call = Call(handler, local or asked or not handler.clustered, asked)
+    call = Call(handler, local or asked or not handler.clustered, asked, {})
     reply = yield from COMMANDS[name](call, rest)
     if call.local:
         return reply

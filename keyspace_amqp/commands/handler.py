@@ -6,7 +6,6 @@ waits or does I/O.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from ..cluster.topology import Topology
 from ..cluster.wire import Register
 from ..config import Config
 from ..jobs import Job
+from ..values import mutable, value
 from .replies import Reply
 
 # Continues a command with the result of what it waited for.
@@ -25,7 +25,7 @@ Wait = Job | Callable[[Resume], None]
 Steps = Generator[Wait, Any, Reply]
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class WaitForPeers:
     """A wait for the answers of other nodes.
 
@@ -162,7 +162,7 @@ class Handler(Protocol):
     def reset_stats(self) -> None: ...
 
 
-@dataclasses.dataclass
+@mutable
 class Call:
     """A command that is being carried out.
 
@@ -172,8 +172,8 @@ class Call:
 
     handler: Handler
     local: bool
-    asked: bool = False
-    registers: dict[str, Register] = dataclasses.field(default_factory=dict)
+    asked: bool
+    registers: dict[str, Register]
 
     @property
     def for_all(self) -> bool:

@@ -8,7 +8,7 @@ never waits: it yields the jobs and functions whose results it needs.
 from __future__ import annotations
 
 import itertools
-import secrets
+import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
@@ -36,7 +36,7 @@ def import_list(call: Call, source: bytes) -> Steps:
         raise CommandError("this is a list of this module; give the key of the older module's list")
     if call.is_copy:
         return 0
-    prefix = secrets.token_hex(8)
+    prefix = os.urandom(8).hex()
     message_ids = (f"{prefix}-{number}" for number in itertools.count(1))
     until = time.monotonic() + times.IMPORT
     taken = 0

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Sequence
 
 from ..jobs import Job
 from ..message import Event
+from ..values import value
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Connect:
     """Open a connection; a call of `link_up` or `link_down` follows."""
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Close:
     """Close the connection; the publisher gets no more calls about it."""
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Send:
     """Publish these events; the first one has the delivery tag `first_tag`, and so on."""
 
@@ -28,7 +28,16 @@ class Send:
     events: Sequence[Event]
 
 
-@dataclasses.dataclass(frozen=True)
+@value
+class SendFrames:
+    """Publish messages that are laid out; the first one has the delivery tag `first_tag`."""
+
+    first_tag: int
+    count: int
+    frames: bytes
+
+
+@value
 class Submit:
     """Run a job on Redis' main thread; a call of `job_done` follows."""
 
@@ -47,7 +56,7 @@ class FlushMode(enum.IntEnum):
     DRAIN = 2
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Flushed:
     """The flush with this id is done.
 
@@ -63,12 +72,12 @@ class Flushed:
     alone_at: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Recovered:
     """All leftovers of an earlier load are delivered, stored or counted as lost."""
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Log:
     """A line for the log; `level` is one of Redis' levels."""
 
@@ -76,9 +85,9 @@ class Log:
     text: str
 
 
-Action = Connect | Close | Send | Submit | Flushed | Recovered | Log
+Action = Connect | Close | Send | SendFrames | Submit | Flushed | Recovered | Log
 
 
 def is_void_after_repair(action: Action) -> bool:
     """True if `Publisher.repair` takes the action back, because it concerns the link or a job."""
-    return isinstance(action, (Connect, Close, Send, Submit))
+    return isinstance(action, (Connect, Close, Send, SendFrames, Submit))

@@ -7,13 +7,13 @@ module is unloaded, or when many others follow.
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Callable, Sequence
 
 from ..failures import EventError, Strikes, shown
 from ..fallback import from_element
 from ..message import Event
 from ..tables.stats import Stat
+from ..values import mutable, value
 from .entry import DONE, Entry, element_of
 from .ledger import Ledger
 from .lists import Lists
@@ -38,7 +38,7 @@ _WHY = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class GivenUp:
     """An event that was given up: as an element of the list, why, and when.
 
@@ -51,7 +51,7 @@ class GivenUp:
     at_ms: int
 
 
-@dataclasses.dataclass
+@mutable
 class _Hopeless:
     """An event or an element over which the handler fails. `counted`: it is counted as lost."""
 

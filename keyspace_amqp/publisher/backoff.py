@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 # Seconds before the second attempt.
@@ -19,3 +20,8 @@ def delay(attempts: int, most: float, jitter: Callable[[], float]) -> float:
     """
     seconds = min(most, FIRST * 2.0 ** min(attempts - 1, _DOUBLINGS))
     return seconds * (0.5 + jitter() / 2)
+
+
+def chance() -> float:
+    """Return a random number from 0 to 1. `random` would take long to import."""
+    return int.from_bytes(os.urandom(4)) / 2**32

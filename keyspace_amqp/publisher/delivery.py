@@ -60,7 +60,7 @@ class Delivery:
         room, size = most - len(batch), self._window.bytes + size_of(batch)
         listed = self._list.take(room, size)
         batch += [entry for entry in listed if entry.state is WAITING]
-        if not self.list_comes_first and not self._memory.storing and self._may_send_memory:
+        if not self.list_comes_first and not self._memory.storing and self.may_send_memory:
             batch += self._memory.take(room - len(listed), size + size_of(listed))
         return batch
 
@@ -103,14 +103,14 @@ class Delivery:
         return bool(self._list.unsent or self._list.unread or self._lists.others)
 
     @property
-    def _may_send_memory(self) -> bool:
+    def may_send_memory(self) -> bool:
         """True if the length of the list is known, or if memory does not wait for a list."""
         return self._list.state is not ListState.UNKNOWN or not self._lists.primary
 
     @property
     def has_unsent(self) -> bool:
         """True if the first stream has something that can be sent."""
-        may_send = self._may_send_memory and not self._memory.storing
+        may_send = self.may_send_memory and not self._memory.storing
         return bool(self._list.unsent) or (may_send and self._memory.unsent > 0)
 
     # ---- answers -----------------------------------------------------------------
@@ -121,7 +121,7 @@ class Delivery:
         Return the entries that they confirm.
         """
         entries = self._window.settle(below, tags)
-        self._ledger.confirmed(entries)
+        self._ledger.confirmed([e.event.time_ms for e in entries if e.event is not None])
         others: list[Entry] = []
         for entry in entries:
             entry.state = DONE

@@ -6,9 +6,8 @@ it is delivered, stored, or written to a file.
 
 from __future__ import annotations
 
-import dataclasses
-
 from ..tables.times import STOP_LEFTOVERS, STOP_LIMIT, STOP_WRITE
+from ..values import value
 from .actions import FlushMode
 
 # A flush ends this many seconds before its time is over. The worker needs them to close the
@@ -20,7 +19,7 @@ STOP_RESERVE = 1.5
 STORE_GRACE = 0.1
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Outlook:
     """The work that is left in a flush, and the ways to do it.
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import bisect
 import collections
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from ..counts import counted
 from ..tables.parameters import INT64_MAX
 from ..tables.stats import CONFIRM_BOUNDS, FIRST_REASON, Stat
+from ..values import mutable
 from .actions import Log
-from .entry import Entry
 
 # Seconds between two log lines about losses for the same reason, between two about messages
 # that reach no queue, and between two about pushes that are refused for lack of memory.
@@ -32,7 +31,7 @@ LINES = 10
 _WAITING = (Stat.FALLBACK_LENGTH, Stat.QUEUE_LENGTH, Stat.IN_FLIGHT)
 
 
-@dataclasses.dataclass
+@mutable
 class _Report:
     """A log line about a counter: the time at which it is due, and what it will say."""
 
@@ -87,12 +86,13 @@ class Ledger:
         """Count messages that were sent, for the first time or again."""
         self.counts[Stat.PUBLISHED] += count
 
-    def confirmed(self, entries: Sequence[Entry]) -> None:
-        """Count entries that the broker has confirmed, and keep their times."""
-        self.counts[Stat.CONFIRMED] += len(entries)
+    def confirmed(self, times: Sequence[int]) -> None:
+        """Count events that the broker has confirmed, by the times of their emission (Unix time in
+        milliseconds)."""
+        self.counts[Stat.CONFIRMED] += len(times)
         if not self._emitted:
             self._confirmed_at = self._wall()
-        self._emitted += [e.event.time_ms for e in entries if e.event is not None]
+        self._emitted += times
 
     def refused(self, count: int) -> None:
         """Count messages that the broker has refused."""

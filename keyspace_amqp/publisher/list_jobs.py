@@ -9,7 +9,6 @@ events.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from ..fallback import JOB_BYTES, JOB_ELEMENTS
 from ..jobs import Failure, Job, JobError, JobResult
 from ..message import Event
 from ..tables.stats import Stat
+from ..values import value
 from .actions import Submit
 from .aside import Aside
 from .entry import DONE, REFUSED, WAITING, Entry, element_of, size_of
@@ -45,7 +45,7 @@ CUT_SHARE = 100
 SENT_ELEMENTS = 4 * WINDOW
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Length:
     """The job that reads the lengths of these lists.
 
@@ -56,7 +56,7 @@ class Length:
     look: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Push:
     """The job that appends the entries of `log` that are being stored.
 
@@ -68,7 +68,7 @@ class Push:
     keep: int
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Read:
     """The job that reads elements behind the known head, which ended at `place`."""
 
@@ -76,7 +76,7 @@ class Read:
     place: int
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Trim:
     """The job that removes the first `count` elements, and moves `moved` of them."""
 
@@ -85,7 +85,7 @@ class Trim:
     moved: int
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Cut:
     """The job that removes the oldest elements of a full list, which keeps `keep` of them.
 
@@ -96,7 +96,7 @@ class Cut:
     keep: int
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Purge:
     """The job that deletes the lists with these keys."""
 

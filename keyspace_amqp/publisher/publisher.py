@@ -14,14 +14,13 @@ The places of events, in the order in which they are sent:
   order; after a lost connection they are sent again in their order.
 - Events that the broker has refused are in a second list and a second log: see delivery.py.
 - Each part has an object of its own: Link, Window, Retries, Memory, Delivery, FallbackList,
-  Lists, ListJobs, RecentPushes, Flushing, Suspects, Aside, OutboxView,
-  Ledger. This file holds the decisions
-  that concern several of them, and their order: see `poll`.
+  Lists, ListJobs, RecentPushes, Flushing, Suspects, Aside, OutboxView, Storing, Express, Gate,
+  Ledger. This file holds the decisions that concern several of them, and their order: see `poll`.
+- While the lists and memory are empty, events may be sent as parcels of many: see express.py.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 
 from ..config import Config
@@ -37,14 +36,18 @@ from .actions import (
     FlushMode,
     Recovered,
     Send,
+    SendFrames,
     Submit,
     is_void_after_repair,
 )
 from .aside import Aside
+from .backoff import chance
 from .delivery import Delivery
 from .entry import Entry
+from .express import Express, Parcel
 from .fallback_list import FallbackList
 from .flushing import Flushing
+from .gate import Gate
 from .ledger import Ledger
 from .link import Link
 from .list_jobs import ListJobs
@@ -55,17 +58,13 @@ from .recent import RecentPushes
 from .recovery import Recovery
 from .renewal import Renewal
 from .retries import Retries
+from .storing import Storing
 from .suspects import Suspects
 from .window import LATE_AFTER, WINDOW_BYTES, Window
 
 # Messages sent in one poll, at most; confirms are read between two polls. The number is
 # large, because each poll costs a turn of the loop and a system call.
 SEND_CHUNK = 1000
-# Seconds after which an event that cannot be sent is stored. It has to be in the list within
-# 100 ms (rule 12); the other 50 ms are for Redis' main thread to get to the job.
-STORE_AFTER = 0.05
-# The part of `queue-limit` that refused events in memory may take, if their list takes none.
-REFUSED_SHARE = 1 / 4
 # The state says so if a message has waited for its confirm for this many seconds.
 UNCONFIRMED_AFTER = 5.0
 # Seconds until the next poll if a time to wake up has passed and poll had nothing to do.
@@ -85,7 +84,7 @@ class Publisher:
         config: Config,
         clock: Callable[[], float],
         wall: Callable[[], int],
-        jitter: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = chance,
         *,
         clustered: bool = True,
     ) -> None:
@@ -112,16 +111,24 @@ class Publisher:
         )
         self.outbox = OutboxView(
             self.link, self.window, self.memory, self.lists, self.ledger, clock,
-            lambda: self._storable and not self._flushing.ends,
+            lambda: self.storing.takes_pushes and not self._flushing.ends,
         )  # fmt: skip
         self.suspects = Suspects(self.lists, self.memory, self.delivery, self.window, clock)
         self._clock = clock
         self._config = config
         self._actions: list[Action] = []
-        self._pressure = False
         self._flushing = Flushing(
             self.link, self.window, self.memory, self.refused, self.lists, self.jobs, self.delivery,
             self.recent, self.recovery, self.ledger, clock,
+        )  # fmt: skip
+        self.storing = Storing(
+            config, self.link, self.window, self.memory, self.refused, self.lists, self.jobs,
+            self.delivery, self.outbox, self._flushing, self.ledger, clock,
+        )  # fmt: skip
+        self.express = Express(self.window, self.memory, self.ledger, clock)
+        self._gate = Gate(
+            self.express, self.link, self.window, self.memory, self.lists, self.delivery,
+            self.storing, self._flushing, self.suspects, self.recovery, self.recent, clock,
         )  # fmt: skip
 
     @property
@@ -141,7 +148,7 @@ class Publisher:
 
     def configure(self, config: Config, *, reconnect: bool) -> None:
         """Take new parameters. `reconnect`: they need a new connection."""
-        self._config = config
+        self._config = self.storing.config = config
         if config.fallback_size < 0:
             self.ledger.lacks_memory = False  # from now on, nothing is pushed
         if reconnect:
@@ -173,6 +180,7 @@ class Publisher:
         `loading`: it loads a data set. `agreed`: it became a replica by an agreed failover,
         so the new primary has all that was written here.
         """
+        self.express.leave()
         if self.lists.primary and not primary:
             self.recent.demoted(agreed=agreed)
         self.lists.set_role(primary=primary, writable=primary and not loading)
@@ -213,9 +221,18 @@ class Publisher:
 
     def add(self, events: Sequence[Event]) -> None:
         """Take in events of the shim's queue, oldest first."""
+        self.express.leave()
         now = self._clock()
         self.memory.add([Entry(event, now) for event in events])
         self.ledger.matched(len(events))
+
+    def add_parcel(self, parcel: Parcel, frames: bytes) -> None:
+        """Take in events of the shim's queue, at most `express_room`, whose messages are laid out
+        as these frames. They count as sent; poll returns the action."""
+        first_tag = self.express.send(parcel)
+        self._actions.append(SendFrames(first_tag, parcel.count, frames))
+        self.ledger.matched(parcel.count)
+        self.ledger.published(parcel.count)
 
     def recover(self, events: Sequence[Event], *, more: bool = False) -> None:
         """Take in leftovers of an earlier load, in the order of their file.
@@ -223,6 +240,7 @@ class Publisher:
         `more`: the file has more, and no newer events may be added. Recovered follows when all
         of them are delivered, stored or lost.
         """
+        self.express.leave()
         entries = [Entry(event, self._clock()) for event in events]
         self.memory.add(entries)
         self.ledger.found(len(entries))
@@ -230,7 +248,7 @@ class Publisher:
 
     def set_pressure(self, pressure: bool) -> None:
         """Set the pressure; True: more events wait in the shim's queue than memory should hold."""
-        self._pressure = pressure
+        self.storing.pressure = pressure
 
     def drop_oldest(self, size: int, keep: int = 0) -> int:
         """Give up the oldest events that are neither sent nor being stored; return how many.
@@ -267,6 +285,7 @@ class Publisher:
         clock; None: now. Unless the mode is STORE, no events may be
         added any more.
         """
+        self.express.leave()
         self._flushing.begin(flush_id, seconds, mode, began)
 
     def reset_stats(self) -> None:
@@ -299,6 +318,7 @@ class Publisher:
         `over_message`: the broker has ended it, perhaps over a message that was in flight.
         """
         self.last_error = reason
+        self._drop_frames()
         if over_message:
             culprit = self.suspects.closed()
             if culprit is not None:
@@ -323,12 +343,16 @@ class Publisher:
         self.window.progress()
         self.link.confirmed()
         self.renewal.confirmed()
+        if self.express.is_running:
+            self.express.confirmed(below, tags)
+            return
         entries = self.delivery.confirmed(below, tags)
         if self.suspects.limit is not None:
             self.suspects.confirmed(entries)
 
     def nacked(self, tag: int, multiple: bool) -> None:
         """Take the refusal of a message, or of all up to this tag (basic.nack)."""
+        self.express.leave()
         self.window.progress()
         self.link.refused()
         if self.delivery.nacked(tag, multiple):
@@ -340,6 +364,7 @@ class Publisher:
 
         It closes the channel each time one of them is sent. Return how many there were.
         """
+        self.express.leave()
         why = f"larger than the broker's limit of {counted(limit, 'byte')}"
         lost = [e for e in self.delivery.sent() if e.event and len(make_body(e.event)) > limit]
         self.aside.give_up(lost, Stat.DROPPED_TOO_LARGE, why)
@@ -354,15 +379,22 @@ class Publisher:
     def _close_link(self) -> None:
         """Close the connection, if there is one."""
         if self.link.is_open:
+            self._drop_frames()
             self._actions.append(Close())
             self.link.closed()
             self._lose_window()
+
+    def _drop_frames(self) -> None:
+        """Forget frames that no poll has returned: their connection has ended."""
+        self.express.leave()
+        self._actions = [a for a in self._actions if not isinstance(a, SendFrames)]
 
     def _lose_window(self, *, renewed: bool = False) -> None:
         """Make everything that was sent and not confirmed wait again, in its old place.
 
         `renewed`: the connection was given up because of messages without a confirm.
         """
+        self.express.leave()
         self.suspects.lost()
         self.delivery.link_lost(renewed=renewed)
 
@@ -374,12 +406,15 @@ class Publisher:
         `more`: events wait in the shim's queue. `most`: send no more messages than this, if
         the others can wait without harm.
         """
-        self.delivery.collect(careful=self.suspects.limit is not None)
-        self._bound_refused()
+        if self._has_entries:
+            self.delivery.collect(careful=self.suspects.limit is not None)
+        self.storing.bound_refused()
+        if not self._gate.is_open:
+            self.express.leave()
         self._decide_renewal()
         self._decide_link(more)
-        if self.link.is_up:
-            self._decide_messages(most if most is not None and self._may_wait else SEND_CHUNK)
+        if self._has_entries and self.link.is_up:
+            self._decide_messages(self._chunk(most))
         self._decide_job()
         self.recent.expire()
         flushed = self._flushing.decide(more=more, fallback_size=self._config.fallback_size)
@@ -392,14 +427,8 @@ class Publisher:
             self._actions.append(Recovered())
         self._actions += self.ledger.logs(all_of_them=flushed is not None)
         actions, self._actions = self._actions, []
-        self.has_more = any(isinstance(action, Send) for action in actions)
+        self.has_more = any(isinstance(action, (Send, SendFrames)) for action in actions)
         return actions
-
-    def _bound_refused(self) -> None:
-        """Drop the oldest refused events, if they wait in memory and take too much of it."""
-        over = self.refused.waiting_bytes - int(self._config.queue_limit * REFUSED_SHARE)
-        if over > 0 and not self._may_store_refused:
-            self.ledger.queue_full(self.refused.drop_oldest(over, 0))
 
     def _decide_renewal(self) -> None:
         """Give up a connection on which messages get no confirm, and open a new one."""
@@ -424,9 +453,13 @@ class Publisher:
             self.link.connecting()
             self._actions.append(Connect())
 
+    def _chunk(self, most: int | None) -> int:
+        """Return how many messages may be sent in one poll, if no more than `most` should be."""
+        return SEND_CHUNK if most is None or not self.storing.may_wait else min(most, SEND_CHUNK)
+
     def _decide_messages(self, most: int) -> None:
         """Send as many messages as the window has room for."""
-        room = self.suspects.room(min(SEND_CHUNK, most, self.window.room))
+        room = self.suspects.room(min(most, self.window.room))
         batch: list[Entry] = []
         if self.suspects.limit is None:
             self._fill(batch, room)
@@ -440,13 +473,19 @@ class Publisher:
 
     def _fill(self, batch: list[Entry], room: int) -> None:
         """Add the next messages to the batch, up to `room`."""
-        in_memory = not self._may_store_refused
+        in_memory = not self.storing.takes_refused
         batch += self.delivery.take(room - len(batch), refused_in_memory=in_memory)
 
     @property
     def _in_memory(self) -> bool:
         """True if events are in memory."""
         return bool(self.memory or self.refused)
+
+    @property
+    def _has_entries(self) -> bool:
+        """True if events are in memory, or in the list, or the window still knows some of them."""
+        lists = self.list.length or self.lists.refused.length
+        return bool(lists or self.memory or self.refused or len(self.window))
 
     def _decide_job(self) -> None:
         """Begin the job that is needed most, if no other one is under way."""
@@ -458,7 +497,7 @@ class Publisher:
         if self.lists.choose():
             self.jobs.list_chosen()
         job = self.jobs.next_purge() or self.jobs.next_length()
-        if job is None and self.list.is_ready and self.jobs.may_retry:
+        if job is None and self._has_entries and self.list.is_ready and self.jobs.may_retry:
             stopping = self._flushing.ends
             more = self.link.is_up and self.list.unsent > 0
             patient = self.link.is_up and self._config.has_outbox
@@ -466,7 +505,7 @@ class Publisher:
             job = job or self._refused_job()
             if job is None and self._config.has_outbox:
                 job = self.jobs.next_cut(self._config.fallback_size)
-            if job is None and self._should_store:
+            if job is None and self.storing.is_due:
                 job = self.jobs.push(self._config.fallback_size)
             if job is None and self.link.is_up:
                 job = self.jobs.next_read()
@@ -477,47 +516,11 @@ class Publisher:
         """Return the job that is needed for the refused events."""
         if (job := self.jobs.next_refused_trim()) is not None:
             return job
-        oldest = self.refused.oldest
-        due = oldest is not None and (self.flushing or self._clock() >= oldest.at + STORE_AFTER)
-        if due and self._may_store_refused:
+        if self.storing.refused_are_due:
             return self.jobs.push_refused(self._config.fallback_size)
         if self.link.is_up and self.delivery.may_retry:
             return self.jobs.next_refused_read(self.retries.limit)
         return None
-
-    @property
-    def _may_store_refused(self) -> bool:
-        """True if the list of refused events takes pushes now."""
-        on = self._config.fallback_size >= 0 and self.lists.writable
-        ready = on and self.lists.refused.is_ready and self.jobs.may_push_refused
-        return ready and not self._flushing.leaves and self.refused.in_flight == 0
-
-    @property
-    def _storable(self) -> bool:
-        """True if the list takes pushes now."""
-        on = self._config.fallback_size >= 0
-        return on and self.lists.writable and self.list.is_ready and self.jobs.may_push
-
-    @property
-    def _should_store(self) -> bool:
-        """True if entries of memory have to be stored now (rules 9, 12, 13)."""
-        oldest = self.memory.oldest
-        if oldest is None or not self._storable:
-            return False
-        if self.outbox.storing_all:
-            return self.outbox.may_store and not self._flushing.leaves
-        if self.flushing:
-            return not self._flushing.leaves and not self._flushing.may_deliver
-        overdue = self._clock() >= oldest.at + STORE_AFTER
-        due = overdue or self.memory.unsent >= JOB_ELEMENTS
-        if not self.link.is_up:
-            return due
-        stalled = self.window.is_stalled
-        if self.list.unread and self.memory.sent and not (self._pressure or stalled):
-            return False  # pushed behind unread elements, they would be read and sent again
-        if self.delivery.list_comes_first:
-            return due
-        return self._pressure or stalled
 
     # ---- exceptions --------------------------------------------------------------
 
@@ -561,28 +564,25 @@ class Publisher:
         """True if the broker has enough to do for some 30 ms."""
         return self.window.is_busy
 
+    @property
+    def can_only_wait(self) -> bool:
+        """True if events can neither be sent nor stored now."""
+        return self.storing.can_only_wait
+
+    def express_room(self, most: int | None) -> int | None:
+        """Return how many events may come in as a parcel now; None: they have to come one by one,
+        with `add`. `most`: as for `poll`. Not to be asked while there are none: see Gate.room."""
+        room = self._gate.room()
+        if room is None:
+            return None
+        laid_out = sum([a.count for a in self._actions if isinstance(a, SendFrames)])
+        return max(0, min(self._chunk(most) - laid_out, room))
+
     def room(self) -> int:
         """Return how many more events should be taken in now; the others wait as records."""
         if self.memory.waiting_bytes > WINDOW_BYTES:
             return 0
         return 2 * JOB_ELEMENTS - self.memory.unsent
-
-    @property
-    def _broker_answers(self) -> bool:
-        """True if the link is up and the broker confirms."""
-        return self.link.is_up and not self.window.is_stalled
-
-    @property
-    def can_only_wait(self) -> bool:
-        """True if events can neither be sent nor stored now."""
-        return not (self._broker_answers or self._storable or self.jobs.running is not None)
-
-    @property
-    def _may_wait(self) -> bool:
-        """True if events can wait without harm: the list is writable and not half full."""
-        size = self._config.fallback_size
-        room = size == 0 or self.list.length < size // 2
-        return self._storable and room and not self.flushing
 
     @property
     def flushing(self) -> bool:
@@ -592,6 +592,10 @@ class Publisher:
     def wake_at(self) -> float | None:
         """Return when poll has to be called again if nothing else happens; None: never."""
         times = [*self._link_times(), *self._list_times(), *self.ledger.wake_times()]
+        if self.express.is_running:
+            times += [self.express.late_at, self.window.stalls_at]
+        else:
+            times.append(self.express.settles_until)
         if self.flushing:
             times.append(self._flushing.wakes_at)
             times.append(self.window.stalls_at)
@@ -618,18 +622,7 @@ class Publisher:
         times: list[float | None] = [self.jobs.check_at]
         if (self.list.done or self.list.refused) and self.jobs.trim_at > self._clock():
             times.append(self.jobs.trim_at)
-        oldest = self.memory.oldest
-        if oldest is not None and self.list.is_ready and self._config.fallback_size >= 0:
-            # The times that _should_store waits for.
-            push_at = max(self.jobs.retry_at, self.jobs.push_at)
-            if not self.link.is_up or self.delivery.list_comes_first:
-                times.append(max(oldest.at + STORE_AFTER, push_at))
-            if (stalls_at := self.window.stalls_at) is not None:
-                times.append(max(stalls_at, push_at))
-        refused = self.refused.oldest
-        if refused is not None and self._may_store_refused:
-            times.append(refused.at + STORE_AFTER)
-        return times
+        return times + self.storing.wake_times()
 
     @property
     def state(self) -> str:
@@ -638,12 +631,19 @@ class Publisher:
             return "unconfirmed"
         return self.link.word(primary=self.lists.primary)
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Return how many events wait in memory, and their bytes."""
+        count = self.memory.waiting + self.refused.waiting
+        return count, self.memory.waiting_bytes + self.refused.waiting_bytes
+
     def gauges(self) -> dict[Stat, int]:
         """Return the gauges: the numbers that can go up and down."""
+        length, size = self.waiting
         return {
             Stat.FALLBACK_LENGTH: self.lists.length,
-            Stat.QUEUE_LENGTH: self.memory.waiting + self.refused.waiting,
-            Stat.QUEUE_BYTES: self.memory.waiting_bytes + self.refused.waiting_bytes,
-            Stat.IN_FLIGHT: self.memory.in_flight + self.refused.in_flight,
+            Stat.QUEUE_LENGTH: length,
+            Stat.QUEUE_BYTES: size,
+            Stat.IN_FLIGHT: self.memory.in_flight + self.refused.in_flight + self.express.in_flight,
             Stat.REFUSED_WAITING: self.delivery.refused_waiting,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .entry import DONE, SENT, WAITING, Entry, size_of
 
@@ -134,6 +134,37 @@ class Window:
         self.count += len(entries)
         self.bytes += size_of(entries)
         return first_tag
+
+    def send_parcel(self, count: int, size: int) -> int:
+        """Count the messages of a parcel, which are sent now; return the tag of the first one.
+
+        The express knows their events: they get no slots. Not to be called while others have
+        slots, nor while the broker is stalled.
+        """
+        if not self.unanswered:
+            self.progress_at = self._clock()
+        first_tag = self.next_tag
+        self.next_tag += count
+        self.count += count
+        self.bytes += size
+        return first_tag
+
+    def settle_parcels(self, count: int, size: int, newest: int) -> None:
+        """Note that `count` messages of parcels are confirmed. `newest`: the newest tag that has an
+        answer. `size`: the bytes of the parcels that are confirmed as a whole."""
+        self._answered = max(self._answered, newest)
+        self.count -= count
+        self.bytes -= size
+
+    def adopt(self, slots: Sequence[Entry | None], sends: Iterable[tuple[int, float]]) -> None:
+        """Take in the messages in flight that were in parcels. `slots`: one for each tag from the
+        oldest unconfirmed one on, None for those with a confirm. `sends`: the last tag and the time
+        of each parcel."""
+        self._slots.extend(slots)
+        self._sends.extend(sends)
+        entries = [entry for entry in slots if entry is not None]
+        self.count, self.bytes = len(entries), size_of(entries)
+        self._pop_stale()
 
     def settle(self, below: int, tags: Sequence[int] = ()) -> list[Entry]:
         """Take entries that the broker has answered out of the window, and return them.

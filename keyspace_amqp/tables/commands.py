@@ -5,13 +5,12 @@ Pure: imports nothing but the table of parameters.
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 from .parameters import PARAMETERS, Kind
 
 
-@dataclasses.dataclass(frozen=True)
-class Argument:
+class Argument(NamedTuple):
     """An argument as COMMAND DOCS shows it (RedisModuleCommandArg)."""
 
     name: str
@@ -22,8 +21,7 @@ class Argument:
     arguments: tuple[Argument, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class CommandSpec:
+class CommandSpec(NamedTuple):
     """A command: its name after `KEYSPACEAMQP.`, and its documentation."""
 
     name: str

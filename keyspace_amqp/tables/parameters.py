@@ -7,8 +7,8 @@ nothing of the package.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
+from typing import NamedTuple
 
 
 class Kind(enum.Enum):
@@ -21,8 +21,7 @@ class Kind(enum.Enum):
     MASKS = "masks"
 
 
-@dataclasses.dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """A parameter.
 
     `minimum` and `maximum` bound an integer, or a text's length in bytes. `pattern`: a
@@ -130,7 +129,7 @@ def _choice(name: str, default: str, choices: str, help_: str, *, accepted: str)
 
 def _switch(name: str, default: str, help_: str) -> Parameter:
     switch = _choice(name, default, "on|off", help_, accepted="on or off")
-    return dataclasses.replace(switch, kind=Kind.SWITCH)
+    return switch._replace(kind=Kind.SWITCH)
 
 
 def _integer(

@@ -97,6 +97,10 @@ class Batching:
         """Return the number of messages that may be sent now; None: any number."""
         return self._throttle.grant(self._clock())
 
+    def sent(self, count: int) -> None:
+        """Note that so many messages were sent."""
+        self._throttle.sent(count)
+
     def wake_at(self) -> float | None:
         """Return the time of the next sample while messages are held back, else None."""
         return self._counted_at + COUNT_EVERY if self._throttle.rate is not None else None

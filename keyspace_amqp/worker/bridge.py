@@ -25,7 +25,7 @@ from ..jobs import (
 )
 from ..tables.stats import Stat, Text
 from . import records
-from .shim_api import OutboxState
+from .shim_api import LaidOut, OutboxState, Template
 
 
 def _check_layouts() -> None:
@@ -140,6 +140,41 @@ class PendingJob:
         lib.job_abandon(self._job)
 
 
+# Bytes of messages that are laid out at once, and their number.
+_MESSAGES_BYTES = 512 * 1024
+_MESSAGES = 4096
+
+
+class Layout:
+    """See shim_api.Layout."""
+
+    def __init__(self) -> None:
+        self._out = ffi.new("char[]", _MESSAGES_BYTES)
+        self._times = ffi.new("uint64_t[]", 2 * _MESSAGES)
+        self._all = ffi.new("messages_t *")
+        self._all.out, self._all.room = self._out, _MESSAGES_BYTES
+        self._all.times = self._times
+
+    def lay_out(
+        self, records: bytes, at: int, size: int, template: Template, body_max: int,
+        number: int, most: int,
+    ) -> LaidOut:  # fmt: skip
+        messages = self._all
+        parts = [ffi.from_buffer(part) for part in template]
+        messages.first, messages.second, messages.third = parts
+        messages.first_len, messages.second_len, messages.third_len = map(len, parts)
+        messages.body_max, messages.number = body_max, number
+        messages.most = min(most, _MESSAGES)
+        lib.messages_write(messages, ffi.from_buffer(records) + at, size - at)
+        runs = ffi.unpack(self._times, 2 * messages.runs)
+        return LaidOut(
+            messages.count,
+            messages.size,
+            ffi.buffer(self._out, messages.len)[:],
+            list(zip(runs[::2], runs[1::2], strict=True)),
+        )
+
+
 class Bridge:
     """See shim_api.Shim."""
 
@@ -147,9 +182,14 @@ class Bridge:
         self.events = Queue(lib.shim_events())
         self.requests = Queue(lib.shim_requests())
         self.counters: Any = lib.shim_stats()
+        self.layout = Layout()
         self.clustered = bool(lib.shim_clustered())
         self.port = int(lib.shim_port())
         self.wake_fd = int(lib.shim_wake_fd())
+        self.slice_call = int(lib.shim_slice_call())
+
+    def set_slice(self, nice: int, nanoseconds: int) -> int:
+        return int(lib.shim_set_slice(nice, nanoseconds))
 
     def before_wait(self) -> None:
         lib.shim_before_wait()

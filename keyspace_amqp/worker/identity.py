@@ -5,7 +5,7 @@ Worker thread; nothing here waits.
 
 from __future__ import annotations
 
-import socket
+import os
 from typing import Protocol
 
 from ..cluster.topology import Topology
@@ -66,7 +66,7 @@ class Identity:
         if not name:
             own = self._topology.nodes.get(self._topology.myself)
             host, _, port = (own.address if own is not None else "").rpartition(":")
-            name = f"{host or socket.gethostname()}:{port or self._port}"
+            name = f"{host or os.uname().nodename}:{port or self._port}"
         if name != self.name:
             self.name = name
             cut = self.cut

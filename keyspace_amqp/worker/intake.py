@@ -7,15 +7,15 @@ in the queue. Worker thread; nothing here waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from ..failures import STRIKES
 from ..message import EVENT_BYTES, Event
-from ..tables.stats import Stat
 from .leftover_file import Origin, Writer
 from .leftovers import Leftovers
 from .outbox import Handed
+from .parcels import Packer, Parcel
 from .records import HEAD, Reader, first_of_a_kind, first_records, starts_listed
 from .shim_api import Queue
 
@@ -40,7 +40,14 @@ class Receiver(Protocol):
     @property
     def can_only_wait(self) -> bool: ...
 
+    @property
+    def waiting(self) -> tuple[int, int]: ...
+
     def room(self) -> int: ...
+
+    def express_room(self, most: int | None) -> int | None: ...
+
+    def add_parcel(self, parcel: Parcel, frames: bytes) -> None: ...
 
     def add(self, events: Sequence[Event]) -> None: ...
 
@@ -53,8 +60,6 @@ class Receiver(Protocol):
     def give_up(self, *, leftover: bool) -> None: ...
 
     def set_pressure(self, pressure: bool) -> None: ...
-
-    def gauges(self) -> Mapping[Stat, int]: ...
 
 
 class Outbox(Protocol):
@@ -75,7 +80,7 @@ class Outbox(Protocol):
 class Intake:
     """See the module's docstring. `leftovers`: the file of an earlier load. `failed` is called
     in the `except` block of an exception for which an event is dropped, with a text for the
-    log."""
+    log. `packer`: None: events go one by one."""
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class Intake:
         run_id: str,
         failed: Callable[[str], None],
         outbox: Outbox,
+        packer: Packer | None = None,
     ) -> None:
         self._outbox = outbox
         self._outbox_reader = Reader(outbox.prefix)
@@ -94,6 +100,7 @@ class Intake:
         self._failed = failed
         self._run_id = run_id
         self._reader = Reader(run_id)
+        self._packer = packer
         # Events taken out of the queue by earlier workers of this load.
         self._taken_before = queue.released
         self._failures = 0  # exceptions in a row over the next event
@@ -105,9 +112,8 @@ class Intake:
 
     def memory(self) -> int:
         """Return the bytes that the events in the queue and in the publisher take as records."""
-        gauges = self._receiver.gauges()
-        objects = gauges[Stat.QUEUE_LENGTH]
-        return self._queue.size + gauges[Stat.QUEUE_BYTES] - objects * _OBJECT_BYTES
+        objects, size = self._receiver.waiting
+        return self._queue.size + size - objects * _OBJECT_BYTES
 
     @property
     def taken(self) -> int:
@@ -119,16 +125,29 @@ class Intake:
         """True if so little memory is used that events may wait for a moment."""
         return self.memory() < self._queue.limit * PRESSURE_OFF
 
-    def take(self, until: int) -> None:
+    def room(self, most: int | None) -> int:
+        """Return how many events the publisher has room for now. `most`: how many messages should
+        be sent, at most; None: any number."""
+        room = self._express_room(most)
+        return self._receiver.room() if room is None else room
+
+    def _express_room(self, most: int | None) -> int | None:
+        if self._packer is None or self._leftovers.pending or not self._packer.is_ready:
+            return None
+        return self._receiver.express_room(most)
+
+    def take(self, until: int, most: int | None = None) -> None:
         """Take the leftovers and then events up to the one with the number `until`, as many
-        as the publisher has room for."""
+        as the publisher has room for. `most`: see `room`."""
         queue, receiver = self._queue, self._receiver
         limit = queue.limit
-        while True:
+        while queue.released < until or self._leftovers.pending:
             if self._take_listed(until):
                 continue
-            room = receiver.room()
             over = self.memory() - int(limit * OVERFLOW)
+            # In the express, no room may mean that there is more in a moment.
+            express_room = self._express_room(most) if over < 0 else None
+            room = receiver.room() if express_room is None else express_room
             too_much = over >= 0 and (receiver.can_only_wait or room <= 0)
             if too_much and self._drop_oldest(over + 1, until):
                 continue
@@ -136,7 +155,7 @@ class Intake:
                 break
             if self._leftovers.pending:
                 self._take_leftovers(room)
-            elif not self._take_queue(room, until):
+            elif not self._take_queue(room, until, express=express_room is not None):
                 break
         memory = self.memory()
         if memory > limit * PRESSURE_ON:
@@ -156,14 +175,19 @@ class Intake:
         if not leftovers.pending:
             self._receiver.recover([], more=False)
 
-    def _take_queue(self, most: int, until: int) -> bool:
+    def _take_queue(self, most: int, until: int, *, express: bool) -> bool:
         """Move up to `most` events from the queue to the publisher; return False if there
-        is none up to `until`."""
+        is none up to `until`. `express`: as a parcel, if possible."""
         taken = self._queue.released
         numbers = range(taken + 1, min(taken + most, until) + 1)
         if not numbers or not (data := self._queue.take()):
             return False
         if starts_listed(data):  # it has come since _take_listed looked
+            return True
+        if express and (packed := self._pack(data, numbers)) is not None:
+            parcel, frames, size = packed
+            self._receiver.add_parcel(parcel, frames)
+            self._queue.release(size, parcel.count)
             return True
         events, size = self._attempt(lambda: self._reader.parse(data, numbers)) or ([], 0)
         # Released only when the publisher has them: an exception before loses nothing.
@@ -173,6 +197,16 @@ class Intake:
         else:
             self._queue.release(*first_records(data, 1, 1))  # the one that was given up
         return True
+
+    def _pack(self, data: bytes, numbers: range) -> tuple[Parcel, bytes, int] | None:
+        """Return a parcel of events; None: they have to go one by one. Then, if the handler fails
+        over one of them, it is found out over which."""
+        assert self._packer is not None
+        try:
+            return self._packer.pack(data, numbers)
+        except Exception:
+            self._failed("the handler cannot lay out messages")
+            return None
 
     def _take_listed(self, until: int) -> bool:
         """Move the next events, which are in the list already, to what the publisher knows of it;

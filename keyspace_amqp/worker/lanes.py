@@ -8,17 +8,17 @@ here waits.
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Callable
 
 from ..commands import CommandError, Reply, Steps, WaitForPeers
 from ..jobs import Job, JobResult
+from ..values import mutable
 
 Answer = Callable[[Reply | CommandError], None]
 Submit = Callable[[Job, Callable[[JobResult], None]], None]
 
 
-@dataclasses.dataclass(eq=False)
+@mutable
 class _Command:
     steps: Steps
     answer: Answer

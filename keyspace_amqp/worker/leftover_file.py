@@ -18,22 +18,24 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import itertools
 import os
-import pathlib
 import struct
 import sys
 from array import array
 from collections.abc import Callable, Sequence
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from ..config import format_masks, parse_databases, parse_masks, raw
 from ..fallback import JOB_ELEMENTS, from_element
 from ..masks import ALL, compile_masks
 from ..message import Event
 from ..tables.keys import KEY
+from ..values import value
 from .records import HEAD, VALUED, Reader, check_records
+
+if TYPE_CHECKING:
+    import pathlib
 
 # The form of the records in the file. Records of another one cannot be read.
 # Whoever changes SUBKEYED, which it does not name, gives it another first number.
@@ -49,7 +51,7 @@ _LINE_BYTES = 22
 UNREADABLE = (OSError, ValueError, OverflowError, MemoryError, struct.error)
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Origin:
     """The load that has captured records, and the values of two parameters that they still
     have to pass; see `Config`."""

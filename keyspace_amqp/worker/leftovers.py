@@ -14,15 +14,17 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-import pathlib
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..counts import counted
 from ..fallback import JOB_ELEMENTS, to_element
 from ..message import Event
 from . import log
 from .leftover_file import UNREADABLE, Reading, Step, Writer
+
+if TYPE_CHECKING:
+    import pathlib
 
 # Exceptions in a row over the same events, before they are given up.
 _ATTEMPTS = 3
@@ -32,16 +34,23 @@ class Leftovers:
     """The file for the server on this port. It need not exist."""
 
     def __init__(self, port: int) -> None:
-        self.path = pathlib.Path(f"keyspaceamqp-{port}.leftover")
+        self._name = f"keyspaceamqp-{port}.leftover"
         self._reading: Reading | None = None
         self._readable = False  # a file is there, and could be read so far
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The path of the file, in the server's directory."""
+        import pathlib  # see imports.py
+
+        return pathlib.Path(self._name)
 
     # ---- a load ------------------------------------------------------------
 
     def open(self) -> None:
         """Begin to read the file, if it exists."""
         try:
-            self._reading = Reading(self.path.open("rb"))
+            self._reading = Reading(open(self._name, "rb"))  # noqa: PTH123, SIM115
         except FileNotFoundError:
             return
         except OSError as error:
@@ -51,7 +60,7 @@ class Leftovers:
         self._go_on(Reading.fill)
         if self.pending:
             size = self.path.stat().st_size
-            log.LOGGER.info("%s has %d bytes of events, which come first", self.path, size)
+            log.write("notice", f"{self.path} has {size} bytes of events, which come first")
 
     @property
     def pending(self) -> bool:
@@ -105,7 +114,7 @@ class Leftovers:
         text = f"{self.path} cannot be read: {str(error) or repr(error)}"
         with contextlib.suppress(OSError):
             text += f"; it is {self.path.replace(self.path.with_suffix('.unreadable'))} now"
-        log.LOGGER.error("%s", text)
+        log.write("warning", text)
 
     def remove(self) -> None:
         """Delete the file that was read, because its events are safe. If that fails, log it."""
@@ -116,7 +125,7 @@ class Leftovers:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             text = f"{self.path} cannot be deleted: {error}; its events, which are safe, come again"
-            log.LOGGER.warning("%s at the next load", text)
+            log.write("warning", f"{text} at the next load")
 
     # ---- a stop --------------------------------------------------------------
 

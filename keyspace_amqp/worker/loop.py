@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import secrets
+import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 
-from ..broker.bulk import SLOW_PIKA, difference
-from ..broker.connection import Broker
 from ..broker.ioloop import Loop
+from ..broker.late import LateBroker
 from ..broker.target import address, target_of
 from ..cluster.peers import Peers
+from ..cluster.slots import tags
 from ..cluster.watch import ClusterWatch
 from ..config import Config
 from ..failures import EventError
@@ -35,17 +34,20 @@ from ..publisher.actions import (
     Log,
     Recovered,
     Send,
+    SendFrames,
     Submit,
     is_void_after_repair,
 )
 from ..publisher.publisher import Publisher
 from ..tables.keys import KEY
+from ..tables.stats import Stat
 from ..tables.times import STOP_GOODBYE
 from . import bridge, log
 from .batching import Batching
 from .cluster_io import ClusterIO
 from .handler import Handler
 from .identity import Identity
+from .imports import import_later
 from .intake import Intake
 from .job_queue import JobQueue
 from .lanes import Lane
@@ -54,6 +56,7 @@ from .nice import set_nice
 from .outages import Outages
 from .outbox import Outbox
 from .parameters import Parameters
+from .parcels import Packer
 from .records import SetConfig, SetRole, parse_request, take_requests
 from .requests import Requests
 from .shim_api import Shim
@@ -76,10 +79,11 @@ class Worker:
         config = Config.from_values(values)
         # The prefix of each message_id: 64 random bits differ between nodes and loads. The
         # event's number in the queue follows it.
-        run_id = secrets.token_hex(8)
+        run_id = os.urandom(8).hex()
         clustered = shim.clustered
         self._shim = shim
         self._stopped = False
+        self._prepared = False
         self._broken = False  # true after an exception until `_repair` has succeeded
         self._loop = Loop()
         self._loop.add_reader(shim.wake_fd)
@@ -90,9 +94,7 @@ class Worker:
         peers = Peers(run_id, time.monotonic, _unix_ms)
         rare_log = RareLog(shim.log)
         self._publisher = publisher
-        if differs := difference():
-            shim.log("warning", f"{SLOW_PIKA}: {differs}")
-        self._broker = Broker(self._loop.ioloop, publisher, bulk=not differs)
+        self._broker = LateBroker(self._loop, publisher, lambda line: shim.log("warning", line))
         self._identity = Identity(
             self._broker, config, watch.topology, shim.port, clustered=clustered
         )
@@ -117,10 +119,13 @@ class Worker:
             lambda: watch.inherited_home,
         )
         self._intake = Intake(
-            shim.events, publisher, self._leftovers, run_id, self._status.failed, self._outbox
-        )
+            shim.events, publisher, self._leftovers, run_id, self._status.failed,
+            self._outbox, Packer(run_id, shim.layout, self._broker.frames),
+        )  # fmt: skip
         self._batching = Batching(shim.events, self._intake, publisher)
-        self._parameters = Parameters(values, config, self._identity, publisher, set_nice)
+        self._parameters = Parameters(
+            values, config, self._identity, publisher, lambda nice: set_nice(nice, shim)
+        )
         self._handler = Handler(
             self._parameters, publisher, watch, peers, self._status, self._snapshot,
             clustered=clustered,
@@ -146,7 +151,6 @@ class Worker:
 
     def run(self) -> None:
         """Run turns of the loop until the flush of a stop is done. Never raises."""
-        self._loop.activate()
         self._batching.open()
         while not self._stopped:
             try:
@@ -154,6 +158,12 @@ class Worker:
                 self._turn()
                 if self._stopped:
                     break
+                # Not before the lists are known: a save right after the load has to find the
+                # worker able to store what is in memory.
+                if not self._prepared and not (
+                    self._handler.writable and self._handler.list_keys is None
+                ):
+                    self._prepare()
                 self._shim.before_wait()
                 self._loop.poll()
                 self._shim.after_wait()
@@ -162,6 +172,17 @@ class Worker:
                 with contextlib.suppress(Exception):  # the next turn tries again
                     self._unexpected()
         self.end()
+
+    def _prepare(self) -> None:
+        """Do what takes long, and what the load did not wait for."""
+        if self._prepared:
+            return
+        self._prepared = True
+        import_later()
+        log.take_loggers()
+        self._broker.prepare()
+        if self._shim.clustered:
+            tags()
 
     def _turn(self) -> None:
         if self._broken:
@@ -184,18 +205,21 @@ class Worker:
         if self._cluster_io.topology_known:
             self._client_lane.run()
         self._peer_lane.run()
-        self._intake.take(pushed)
-        self._publish()
+        most = self._batching.message_limit() if self._parameters.config.worker_nice > 0 else None
+        published = self._publisher.counts[Stat.PUBLISHED]
+        self._intake.take(pushed, most)
+        self._publish(most)
+        self._batching.sent(self._publisher.counts[Stat.PUBLISHED] - published)
         self._outbox.poll(enabled=self._parameters.config.has_outbox)
         self._status.show()
         self._outbox.show()
         self._snapshot.poll()  # what waits is in the numbers now
-        self._schedule()
+        self._schedule(None if most is None else 0)
 
-    def _publish(self) -> None:
-        """Ask the publisher what to do, and do it."""
+    def _publish(self, most: int | None) -> None:
+        """Ask the publisher what to do, and do it. `most`: how many messages should be sent, at
+        most; None: any number."""
         failed = False
-        most = self._batching.message_limit() if self._parameters.config.worker_nice > 0 else None
         for action in self._publisher.poll(more=self._intake.waiting > 0, most=most):
             try:
                 if not (failed and is_void_after_repair(action)):
@@ -208,9 +232,12 @@ class Worker:
         match action:
             case Send(events=events):
                 self._broker.send(events)
+            case SendFrames(frames=frames):
+                self._broker.send_frames(frames)
             case Submit(job=job):
                 self._job_queue.submit(job, self._publisher.job_done)
             case Connect():
+                self._prepare()
                 try:
                     self._broker.connect(self._parameters.config, self._identity.properties())
                 except Exception as error:  # an unreadable TLS file, or a value that pika refuses
@@ -248,10 +275,11 @@ class Worker:
             why = "there was no time to read them from the queue"
             log_lost(0, self._intake.waiting, why, is_alone, self._shim.log)
 
-    def _schedule(self) -> None:
-        """Set the time at which the next turn starts at the latest."""
+    def _schedule(self, most: int | None) -> None:
+        """Set the time at which the next turn starts at the latest. `most`: how many more messages
+        should be sent before that; None: any number."""
         waiting = self._intake.waiting or self._leftovers.pending
-        if self._publisher.has_more or (waiting and self._publisher.room() > 0):
+        if self._publisher.has_more or (waiting and self._intake.room(most) > 0):
             self._loop.set_alarm(0.0)
             return
         times = [self._publisher.wake_at(), self._cluster_io.wake_at(), self._batching.wake_at()]
@@ -334,7 +362,7 @@ def main(shim: Shim) -> int:
     try:
         worker = Worker(shim)
     except Exception:
-        log.LOGGER.error("the handler cannot start:\n%s", traceback.format_exc())
+        log.exception("the handler cannot start")
         shim.ready(False)
         return -1
     # Events are not in cycles, and scanning the thousands that wait took 8% of the time.
@@ -342,7 +370,7 @@ def main(shim: Shim) -> int:
     if shim.ready(True):
         worker.run()
     else:
-        log.LOGGER.warning("the handler ends: its load was given up before it was ready")
+        log.write("warning", "the handler ends: its load was given up before it was ready")
         worker.end()
     # The worker's parts are in a reference cycle. Without the collection they would stay in
     # memory for long, with all waiting events.

@@ -7,7 +7,7 @@ and says so in a request. Worker thread; nothing here waits.
 from __future__ import annotations
 
 import collections
-import secrets
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -96,7 +96,7 @@ class Outbox:
         inherited: Callable[[], bytes | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.prefix = secrets.token_hex(8)
+        self.prefix = os.urandom(8).hex()
         self.balance = 0
         self._handed: collections.deque[Handed] = collections.deque()
         self._handed_count = 0

@@ -49,4 +49,4 @@ class Parameters:
         try:
             self._set_nice(nice)
         except OSError as error:
-            log.LOGGER.warning("worker-nice %d could not be set: %s", nice, error.strerror or error)
+            log.write("warning", f"worker-nice {nice} could not be set: {error.strerror or error}")

@@ -6,13 +6,13 @@ Pure; worker thread.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import struct
 from collections.abc import Iterator, Sequence, Set
 
 from ..message import Event, Subkeys, Value
 from ..tables.events import CLASS_LETTERS, UNKNOWN_TYPE, VALUE_TYPES
+from ..values import value
 from .shim_api import Queue
 
 
@@ -113,12 +113,12 @@ class Reader:
 _EVENT, _VALUED, _SUBKEYED = int(Kind.EVENT), int(Kind.VALUED), int(Kind.SUBKEYED)
 
 
-def first_records(data: bytes, size: int, most: int) -> tuple[int, int]:
-    """Return the bytes and the number of the first records: the fewest that have at least
-    `size` bytes together, and `most` at most."""
+def first_records(data: bytes, size: int, most: int, start: int = 0) -> tuple[int, int]:
+    """Return the bytes and the number of the first records from `start` on: the fewest that have
+    at least `size` bytes together, and `most` at most."""
     at = count = 0
     while at < size and count < most:
-        (total,) = _LENGTH.unpack_from(data, at)
+        (total,) = _LENGTH.unpack_from(data, start + at)
         at += total
         count += 1
     return at, count
@@ -208,7 +208,7 @@ def _read_value(data: bytes, at: int, end: int) -> tuple[Value, int, int]:
 # ---- requests ---------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class RunCommand:
     """A client's command; the reply goes to `handle`."""
 
@@ -216,14 +216,14 @@ class RunCommand:
     words: Sequence[bytes]
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class SetConfig:
     """New values of all parameters, in the table's order."""
 
     values: Sequence[bytes]
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class SetRole:
     """The server's role. `agreed`: another server has all writes, because they were paused
     before the change, or because the slots were handed over."""
@@ -238,7 +238,7 @@ class SetRole:
         return self.primary and not self.loading
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class ListChanged:
     """A fallback list was changed, and not by a job. `jobs`: so many jobs were run before.
     `what`: the name of the event or command. `key`: the list; empty: any list."""
@@ -248,7 +248,7 @@ class ListChanged:
     key: bytes
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class SlotsMoved:
     """Slots were handed over: to this node (`came`), or by it."""
 
@@ -256,7 +256,7 @@ class SlotsMoved:
     slots: Set[int]
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class PeerMessage:
     """A message from a peer."""
 
@@ -264,7 +264,7 @@ class PeerMessage:
     data: bytes
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class StartFlush:
     """The main thread wants a flush within `seconds`. `began`: the time at which it began to
     wait, in the clock time.monotonic. `mode`: FLUSH_* in shim/api.h."""
@@ -275,7 +275,7 @@ class StartFlush:
     mode: int
 
 
-@dataclasses.dataclass(frozen=True)
+@value
 class Listed:
     """Events that the outbox has put into a list; see listed_t in shim/api.h."""
 

@@ -7,10 +7,12 @@ Worker thread only, except `Shim.log`. Nothing here waits.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Protocol
 
 from ..jobs import Job, JobResult
 from ..tables.stats import Text
+from ..values import value
 
 
 class OutboxState(enum.IntEnum):
@@ -63,6 +65,35 @@ class Queue(Protocol):
         ...
 
 
+# The parts that are the same in messages: `first`, `second`, `third` of messages_t in shim/api.h.
+Template = tuple[bytes, bytes, bytes]
+
+
+@value
+class LaidOut:
+    """Messages of events. `events`: their number; `size`: the bytes of their records.
+    `times`: for each run of events of the same time (Unix time in milliseconds), the place behind
+    the last of them, and that time."""
+
+    events: int
+    size: int
+    frames: bytes
+    times: Sequence[tuple[int, int]]
+
+
+class Layout(Protocol):
+    """Lays out the messages of many events."""
+
+    def lay_out(
+        self, records: bytes, at: int, size: int, template: Template, body_max: int,
+        number: int, most: int,
+    ) -> LaidOut:  # fmt: skip
+        """Lay out the messages of the first plain events from `at` on, whose records begin before
+        `size`; see messages_write in shim/api.h. `number`: that of the first event. `most`: events,
+        at most."""
+        ...
+
+
 class Counters(Protocol):
     """The array of counters that STATS and INFO show; the index is a `Stat`."""
 
@@ -107,6 +138,9 @@ class Shim(Protocol):
     def counters(self) -> Counters: ...
 
     @property
+    def layout(self) -> Layout: ...
+
+    @property
     def clustered(self) -> bool:
         """True if the server runs in cluster mode."""
         ...
@@ -119,6 +153,16 @@ class Shim(Protocol):
     @property
     def wake_fd(self) -> int:
         """Return a descriptor that becomes readable when records or finished jobs wait."""
+        ...
+
+    @property
+    def slice_call(self) -> int:
+        """Return the number of the system call of `set_slice`."""
+        ...
+
+    def set_slice(self, nice: int, nanoseconds: int) -> int:
+        """Set the nice value and the time slice of the calling thread; 0: the usual slice.
+        Return 0, or the error's number."""
         ...
 
     def before_wait(self) -> None:

@@ -6,14 +6,14 @@ the worker is stuck. Worker thread; nothing here waits.
 
 from __future__ import annotations
 
+import operator
 import re
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from .. import __version__
-from ..broker.reasons import one_line
+from ..counts import one_line
 from ..tables.stats import Stat, Text
 from . import log
 from .outages import Outages
@@ -149,11 +149,12 @@ class Status:
         numbers[Stat.SNAPSHOT_KEYS] = self._snapshot.total
         # The shim counts the matched events itself, and has to know how many of them were taken.
         numbers[Stat.EVENTS_MATCHED] = publisher.taken
-        counters = self._shim.counters
-        for index, (number, shown) in enumerate(zip(numbers, self._shown, strict=True)):
-            if number != shown:
-                counters[index] = number
-        self._shown = numbers
+        if numbers != self._shown:
+            counters = self._shim.counters
+            changed = map(operator.ne, numbers, self._shown)
+            for index in [index for index, differs in enumerate(changed) if differs]:
+                counters[index] = numbers[index]
+            self._shown = numbers
         state, broker, trouble = publisher.state, self._broker(), publisher.link.trouble
         self._changed(Text.STATE, state)
         self._changed(Text.BROKER, broker)
@@ -185,7 +186,7 @@ class Status:
         """Count the exception that is being handled, which is a defect of the handler, and
         log its traceback after `what`."""
         self._publisher.counts[Stat.HANDLER_ERRORS] += 1
-        log.LOGGER.error("%s:\n%s", what, traceback.format_exc())
+        log.exception(what)
 
     def reset(self) -> None:
         """Set all counters to 0, for STATS RESET."""

@@ -63,11 +63,13 @@ class Throttle:
             self.rate = self.rate * RAISE if self.rate < FASTEST else None
 
     def grant(self, now: float) -> int | None:
-        """Return the number of messages that may be sent now; None: any number. They
-        count as sent, even if they are not."""
+        """Return the number of messages that may be sent now; None: any number."""
         if self.rate is None:
             return None
         self._allowed_until = max(self._allowed_until, now - BURST)
-        count = max(int((now - self._allowed_until) * self.rate), 0)
-        self._allowed_until += count / self.rate
-        return count
+        return max(int((now - self._allowed_until) * self.rate), 0)
+
+    def sent(self, count: int) -> None:
+        """Note that so many messages were sent."""
+        if self.rate is not None:
+            self._allowed_until += count / self.rate

@@ -22,14 +22,14 @@ from keyspace_amqp.demo.servers import ServerError
 from tests.fix_servers import MODULE
 from tests.servers import ALL, REDIS
 
-from . import draw, items, measure, modes
+from . import cost, draw, items, measure, modes, scale, tail
 from .items import FULL, QUICK, Plan
 from .measure import BenchError, LostEvents
 from .report import Report
 from .rig import Rig
 
 FLOODS = ("broker", "sink", "masks", "away")
-NOT_QUICK = ("instructions", "queues", "growth", "outbox")
+NOT_QUICK = ("instructions", "tail", "worker", "queues", "scale", "resident", "outbox")
 # The outage is last, because it kills the broker. `items.floods` measures all FLOODS in one go,
 # at the place of the first.
 ITEMS = {
@@ -37,12 +37,15 @@ ITEMS = {
     "instructions": items.instructions,
     **dict.fromkeys(FLOODS),
     "steady": items.at_fixed_rate,
+    "tail": tail.tail,
     "confirmed": items.confirmed,
+    "worker": cost.worker,
     "queues": items.queues,
-    "growth": items.growth,
+    "scale": scale.scale,
     "delay": items.delay,
     "drain": items.drain,
     "memory": items.memory,
+    "resident": cost.memory_after,
     "load": items.load,
     "outbox": modes.outbox,
     "outage": items.outage,
@@ -122,6 +125,10 @@ def main() -> int:
     }
     report.write(options.json, about)
     draw.write(report, options.svg)
+    if panels := report.series.get("scale"):
+        beside = options.json.with_name("scale.svg")
+        draw.write_scale(panels, beside)
+        beside.with_suffix(".md").write_text(scale.table(panels))
     print(
         f"\n{options.json} and {options.svg.name}, after {about['seconds']} seconds; "
         f"others use {others[1]:.0f} % of the cores now"

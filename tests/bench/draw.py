@@ -27,6 +27,9 @@ GREY, BLUE, ORANGE, RED, INK, PALE = (
 # The chart of the outage: its edges, and the powers of ten of its scale of milliseconds.
 LEFT, RIGHT, TOP, BOTTOM = 70, WIDTH - 80, 300, 520
 DECADES = range(-1, 4)
+# The charts of scale.py: how many stand side by side, and their heights.
+CHARTS = 4
+CHART_HEIGHT, BAR_HEIGHT = 140, 75
 
 
 def write(report: Report, path: pathlib.Path) -> None:
@@ -38,12 +41,60 @@ def write(report: Report, path: pathlib.Path) -> None:
         parts += _outage(report.series["outage"])
     if not parts:
         return
+    title = "Redis with and without the module, and an outage of the broker"
+    _save(path, title, parts, BOTTOM + 60)
+
+
+def write_scale(panels: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """Draw a small chart for each column of each panel of scale.py."""
+    parts: list[str] = []
+    top = 30.0
+    for panel in panels:
+        parts.append(_text(20, top, panel["title"], weight="bold"))
+        columns = list(panel["columns"].items())
+        for number, (name, values) in enumerate(columns):
+            line, place = divmod(number, CHARTS)
+            left = 20 + place * (WIDTH - 40) / CHARTS
+            names = [short(row) for row in panel["rows"]]
+            parts += _chart(left, top + 24 + line * CHART_HEIGHT, name, names, values)
+        top += CHART_HEIGHT * math.ceil(len(columns) / CHARTS) + 40
+    _save(path, "How processor time, memory and latency grow", parts, round(top))
+
+
+def short(name: str) -> str:
+    """Return a number with `k` or `M` for its thousands or millions."""
+    return name.replace(",000,000", "M").replace(",000", "k")
+
+
+def _chart(
+    left: float, top: float, title: str, names: Sequence[str], values: Sequence[float]
+) -> Iterable[str]:
+    """Yield the bars of one quantity, each with its value above and its name below."""
+    step = ((WIDTH - 40) / CHARTS - 15) / len(values)
+    most = max(*values, 1e-9)
+    yield _text(left, top, title, size=11)
+    for number, (name, value) in enumerate(zip(names, values, strict=True)):
+        height = max(value, 0) / most * BAR_HEIGHT
+        x, base = left + number * step, top + 24 + BAR_HEIGHT
+        middle = x + step / 2 - 2
+        yield _bar(
+            x,
+            base - height,
+            step - 4,
+            height,
+            GREY if title.rpartition(", ")[0].endswith(" bare") and "above" not in title else BLUE,
+        )
+        yield _text(middle, base - height - 4, shown(value), "middle", size=10)
+        yield _text(middle, base + 13, name, "middle", size=10)
+
+
+def _save(path: pathlib.Path, title: str, parts: Iterable[str], height: int) -> None:
+    """Write a picture. Its ground is white, so its text is readable on dark pages too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    height = BOTTOM + 60
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'font-family="sans-serif" font-size="13" fill="{INK}">\n'
-        "<title>Redis with and without the module, and an outage of the broker</title>\n"
+        f"<title>{title}</title>\n"
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>\n'
         + "\n".join(parts)
         + "\n</svg>\n"
@@ -118,8 +169,12 @@ def _outage(outage: dict[str, Any]) -> Iterable[str]:
     yield _text(LEFT + 370, BOTTOM + 44, "events in the fallback list")
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal") -> str:
+def _text(
+    x: float, y: float, text: str, anchor: str = "start", weight: str = "normal", size: int = 13
+) -> str:
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}"'
+    if size != 13:
+        place += f' font-size="{size}"'
     return f"<text {place}>{html.escape(text)}</text>"
 
 

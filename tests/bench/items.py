@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import pathlib
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +19,8 @@ from keyspace_amqp.broker.frames import Frames
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.demo.servers import RedisServer, free_port, wait_for
 from keyspace_amqp.message import Event, Format
-from tests.fix_servers import EXCHANGE, MODULE
+from keyspace_amqp.values import replace
+from tests.fix_servers import EXCHANGE, MODULE, handler_copy
 
 from . import amqp, measure, queue_memory
 from .measure import BUILT, BenchError, LostEvents, flood, ratios, session_ns, steady, thread_ns
@@ -185,6 +188,9 @@ def _report_floods(
         report.row(f"{name}.slowest", "slowest SET", "ms", own["slowest"])
         if name not in ("bare", "floor"):
             report.row(f"{name}.worker", "CPU of the worker thread", "%", own["worker"])
+        if name == "masks":
+            report.row("masks.event", "worker's CPU for each event that no mask wants", "µs",
+                       own["worker_us"])  # fmt: skip
         if name == "broker":
             report.row("broker.cpu", "CPU of RabbitMQ", "%", own["broker"])
 
@@ -212,6 +218,7 @@ def _flooded(rig: Rig, server: RedisServer, requests: int, ours: bool = False) -
         "slowest": result.slowest,
         "main": main / requests,
         "worker": worker / seconds / 1e7,
+        "worker_us": worker / requests / 1e3,
         "broker": rabbit / seconds / 1e7,
     }
 
@@ -252,7 +259,7 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
     )
     rig.aim(rig.broker.port)
     ours, tight, beside = [], [], []
-    frames = _message(QUEUE, DELIVERY_MODE)
+    frames = message(QUEUE, DELIVERY_MODE)
     for _ in range(plan.rounds):
         seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
         tight.append(plan.confirmed / seconds)
@@ -303,56 +310,25 @@ def queues(rig: Rig, plan: Plan, report: Report) -> None:
                 channel = connection.channel()
                 channel.queue_declare(name, durable=True, arguments=arguments)
                 channel.queue_bind(name, EXCHANGE, name)
-                seconds = amqp.publish(rig.broker.port, _message(name, mode), plan.confirmed)
+                seconds = amqp.publish(rig.broker.port, message(name, mode), plan.confirmed)
                 channel.queue_delete(name)
             rates[text].append(plan.confirmed / seconds)
     for number, (text, _, _) in enumerate(kinds):
         report.row(f"queues.{number}", text, "/s", rates[text])
 
 
-def _message(routing_key: str, delivery_mode: int) -> bytes:
+def message(routing_key: str, delivery_mode: int) -> bytes:
     """Return the frames of a message as the module sends it, for an event of the size of those
     that redis-benchmark causes."""
     now = int(time.time() * 1000)
     event = Event("0123456789abcdef-100000", now, 0, "$", b"set", b"key:000000000000")
-    config = dataclasses.replace(
-        dataclasses.replace(DEFAULTS, events="A"),
+    config = replace(
+        replace(DEFAULTS, events="A"),
         exchange=EXCHANGE,
         routing_key=routing_key,
         delivery_mode=delivery_mode,
     )
     return Frames(config, Format(config, ""), 1, 4096).marshal([event])
-
-
-def growth(rig: Rig, plan: Plan, report: Report) -> None:
-    report.item(
-        "growth",
-        f"CPU of Redis' main thread above bare and of the worker thread, for each of "
-        f"{plan.capture:,} pipelined SETs, by turns; delivered to the sink, or filtered by masks",
-    )
-    many = [f"{mask}{number}" for number in range(5) for mask in MASKS]
-    cases = [(f"a key of {length:,} bytes", length, ["ALL"]) for length in (16, 128, 1024)]
-    cases += [(f"{count} masks of which none matches", 16, many[:count]) for count in (1, 20, 100)]
-    cases.append(("20 masks of which one matches", 16, ["^key:", *many[:19]]))
-    main: dict[str, list[float]] = {text: [] for text, _, _ in cases}
-    worker: dict[str, list[float]] = {text: [] for text, _, _ in cases}
-    for _ in range(plan.rounds):
-        for text, length, masks in cases:
-            rig.aim(rig.sink, masks)
-            bare = thread_ns(rig.bare.pid)
-            measure.pipeline(rig.bare.port, plan.capture, length)
-            bare = thread_ns(rig.bare.pid) - bare
-            with rig.books("growth", matches=not {"ALL", "^key:"}.isdisjoint(masks)):
-                before = thread_ns(rig.ours.pid), thread_ns(rig.ours.pid, rig.worker)
-                measure.pipeline(rig.ours.port, plan.capture, length)
-                ours = thread_ns(rig.ours.pid) - before[0]
-                rig.rest()
-                ran = thread_ns(rig.ours.pid, rig.worker) - before[1]
-            main[text].append((ours - bare) / plan.capture)
-            worker[text].append(ran / plan.capture / 1e3)
-    for number, (text, _, _) in enumerate(cases):
-        report.row(f"growth.main_{number}", f"main thread, {text}", "ns", main[text])
-        report.row(f"growth.worker_{number}", f"worker, {text}", "µs", worker[text])
 
 
 def _arrived(rig: Rig, count: int) -> None:
@@ -455,23 +431,58 @@ def memory(rig: Rig, plan: Plan, report: Report) -> None:
 
 
 def load(rig: Rig, plan: Plan, report: Report) -> None:
-    report.item("load", "MODULE LOAD into a running server, to the answer to a PING")
-    grown: list[float] = []
-    cluster = ["cluster-enabled yes", f"cluster-port {free_port()}"]
-    for name, options in (("single", []), ("cluster", cluster)):
-        times: list[float] = []
-        for number in range(plan.rounds):
-            with rig.redis(f"load-{name}-{number}", options=options) as server:
-                with server.client() as client:
-                    client.ping()
-                    before, start = measure.resident(server.pid), time.monotonic()
-                    client.module_load(str(MODULE), "A", "127.0.0.1", str(rig.nobody))
-                    client.ping()
-                    times.append((time.monotonic() - start) * 1e3)
-                    if name == "single":
-                        grown.append((measure.resident(server.pid) - before) / 2**20)
-        text = "a single server" if name == "single" else "a node of a cluster"
-        report.row(f"load.{name}", text, "ms", times)
+    starts = 4 * plan.rounds
+    report.item(
+        "load",
+        f"from the start of redis-server to its answer to a PING, {starts} starts of each by "
+        "turns; and MODULE LOAD into a running server, to the answer to a PING",
+    )
+    ours = [MODULE, "A", "127.0.0.1", rig.nobody]
+    cluster = ["cluster-enabled yes"]
+    with tempfile.TemporaryDirectory() as folder:
+        uncompiled = [handler_copy(pathlib.Path(folder)), *ours[1:]]
+        kinds: dict[str, tuple[list[Any], list[str]]] = {
+            "bare": ([], []),
+            "added": (ours, []),
+            "uncompiled": (uncompiled, []),
+            "cluster_bare": ([], cluster),
+            "cluster_added": (ours, cluster),
+        }
+        times: dict[str, list[float]] = {name: [] for name in kinds}
+        for number in range(-1, starts):  # round -1 warms up and does not count
+            for name, (module, options) in kinds.items():
+                if options:
+                    options = [*options, f"cluster-port {free_port()}"]
+                server = rig.redis(f"start-{name}-{number}", module, options)
+                try:
+                    seconds = measure.start_seconds(server)
+                finally:
+                    server.kill()
+                if number >= 0:
+                    times[name].append(seconds * 1e3)
+    report.row("load.bare", "start of a bare server", "ms", times["bare"])
+    for name, text in (
+        ("added", "added by ours"),
+        ("uncompiled", "added by ours without compiled files (.pyc) of its own"),
+        ("cluster_added", "added by ours, in a node of a cluster"),
+    ):
+        bare = times["cluster_bare" if name == "cluster_added" else "bare"]
+        added = [a - b for a, b in zip(times[name], bare, strict=True)]
+        report.row(f"load.{name}", text, "ms", added)
+    running, grown = [], []
+    for number in range(plan.rounds):
+        with rig.redis(f"load-{number}") as server, server.client() as client:
+            client.ping()
+            before, start = measure.resident(server.pid), time.monotonic()
+            client.module_load(*map(str, ours))
+            client.ping()
+            running.append((time.monotonic() - start) * 1e3)
+            # The worker imports the rest now; when it has done so, it answers.
+            maps = pathlib.Path(f"/proc/{server.pid}/maps")
+            wait_for(lambda: "_ssl." in maps.read_text())  # noqa: B023
+            client.execute_command("KEYSPACEAMQP.CONFIG", "GET", "port")
+            grown.append((measure.resident(server.pid) - before) / 2**20)
+    report.row("load.running", "MODULE LOAD into a running server", "ms", running)
     report.row("memory.load", "memory of Redis more than before", "MB", grown)
 
 

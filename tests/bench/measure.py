@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import tempfile
 import threading
@@ -32,6 +33,9 @@ BUILT = ROOT / "build" / "bench"
 WORKER = "keyspace-amqp"  # the name of the worker's thread
 PIPELINE = 16  # commands that each of redis-benchmark's clients sends at once
 CLIENTS = 50
+# Seconds: the longest start, and between two attempts to connect.
+START_TIMEOUT = 60.0
+START_POLL = 0.0003
 
 
 class BenchError(Exception):
@@ -60,6 +64,31 @@ def build() -> None:
             raise BenchError(f"{' '.join(command)}:\n{done.stderr}")
 
 
+# ---- a start ---------------------------------------------------------------
+
+
+def start_seconds(server: RedisServer) -> float:
+    """Start a server. Return the seconds until it has answered a PING. Raises BenchError."""
+    start = time.monotonic()
+    server.spawn()
+    while True:
+        try:
+            connection = socket.create_connection(("127.0.0.1", server.port), START_TIMEOUT)
+            break
+        except ConnectionRefusedError:
+            if not server.running or time.monotonic() > start + START_TIMEOUT:
+                raise BenchError(f"no start: {server.log()}") from None
+            time.sleep(START_POLL)
+    with connection:
+        # A server that loads a module may accept connections, and answers later.
+        connection.sendall(b"PING\r\n")
+        answer = connection.recv(64)
+    seconds = time.monotonic() - start
+    if not answer.startswith(b"+PONG"):
+        raise BenchError(f"{answer!r} instead of an answer: {server.log()}")
+    return seconds
+
+
 # ---- /proc -----------------------------------------------------------------
 
 
@@ -83,6 +112,22 @@ def session_ns(pid: int) -> int:
             if int(words[3]) == pid:
                 ticks += int(words[11]) + int(words[12])
     return ticks * (10**9 // os.sysconf("SC_CLK_TCK"))
+
+
+@contextlib.contextmanager
+def held(core: int) -> Iterator[None]:
+    """Hold this thread, and what it starts in the `with`, to one core, as taskset does."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def waited_ns(pid: int) -> int:
+    """Return the nanoseconds for which the main thread could run and had no processor."""
+    return int(pathlib.Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[1])
 
 
 def worker_thread(pid: int) -> int:
@@ -198,11 +243,15 @@ class Load:
     """A run of load.c, which SETs at a fixed rate. Used in a `with`, until its end or `stop`.
 
     After the end, `intervals` has rows of (ms since the start, replies, p50, p99, largest)
-    with times in microseconds, and `whole` has the last line. Most likely failure: replies
-    are missing at the end (BenchError).
+    with times in microseconds, and `whole` has the last line. `first`: it gets a processor before
+    all other programs, as packets from another machine do. Most likely failure: replies
+    are missing at the end (BenchError), or the user may not put a program first
+    (PermissionError).
     """
 
-    def __init__(self, port: int, rate: int, seconds: float = 0, key: str = "number") -> None:
+    def __init__(
+        self, port: int, rate: int, seconds: float = 0, key: str = "number", first: bool = False
+    ) -> None:
         self.intervals: list[list[float]] = []
         self.whole: dict[str, Any] = {}
         # Not a pipe: it would be read at the end only, and may be full before.
@@ -213,6 +262,8 @@ class Load:
             stderr=subprocess.PIPE,
             text=True,
         )
+        if first:
+            os.sched_setscheduler(self._process.pid, os.SCHED_FIFO, os.sched_param(1))
 
     def __enter__(self) -> Load:
         return self
@@ -236,6 +287,13 @@ class Load:
         *lines, last = self._output.readlines()
         self.intervals = [[float(word) for word in line.split()] for line in lines]
         self.whole = json.loads(last)
+
+
+def typical(intervals: Sequence[Sequence[float]]) -> float:
+    """Return the median of the 99th percentiles of all whole intervals of 100 ms (see load.c): what
+    other programs do for a moment does not count."""
+    inner = intervals[1:-1] or intervals
+    return statistics.median(p99 for _, _, _, p99, _ in inner)
 
 
 def steady(port: int, rate: int, seconds: float, key: str = "number") -> dict[str, Any]:

@@ -56,11 +56,13 @@ class Rig:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def beside(self, name: str, family: str, options: Sequence[str]) -> Rig:
+    def beside(
+        self, name: str, family: str, options: Sequence[str], own_broker: bool = False
+    ) -> Rig:
         """Return a rig with other servers, whose configuration has these lines, and with the broker
-        of this one."""
+        of this one or one of its own."""
         other = Rig(self._folder / name, family, options)
-        other._lender = self
+        other._lender = None if own_broker else self
         other.losses = self.losses
         return other
 
@@ -181,7 +183,7 @@ class Rig:
             self.client.execute_command("KEYSPACEAMQP.CONNECT")
         new = {name: after[name] - before[name] for name in after if isinstance(after[name], int)}
         sets = self.sets() - sets
-        done = new["confirmed"] + new["dropped_purged"]
+        done = new["confirmed"] + new["dropped_purged"] - new["fallback_found"]
         due = sets if matches else 0
         if new["events_seen"] != sets or new["events_matched"] != due or done != due:
             reasons = [

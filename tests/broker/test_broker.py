@@ -5,7 +5,6 @@ The tests call pika's callbacks by hand; for tests with real brokers see test_br
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -13,7 +12,6 @@ import pika.exceptions
 import pika.frame
 import pika.spec
 import pytest
-from pika.adapters.select_connection import IOLoop
 from pika.adapters.utils.connection_workflow import (
     AMQPConnectionWorkflowFailed,
     AMQPConnectorSocketConnectError,
@@ -24,8 +22,9 @@ from keyspace_amqp.broker.ioloop import Loop
 from keyspace_amqp.broker.reasons import reason_of
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Format
+from keyspace_amqp.values import replace
 
-THREE = dataclasses.replace(DEFAULTS, host="h:1,h:2,h:3")
+THREE = replace(DEFAULTS, host="h:1,h:2,h:3")
 
 
 class Listener:
@@ -58,9 +57,9 @@ class Channel:
 
 @pytest.fixture(params=[True, False], ids=["in bulk", "one by one"])
 def broker(request: pytest.FixtureRequest) -> Any:
-    ioloop = IOLoop()
-    yield Broker(ioloop, Listener(), bulk=request.param)
-    ioloop.close()
+    loop = Loop()
+    yield Broker(loop, Listener(), bulk=request.param)
+    loop.close()
 
 
 def ack(tag: int) -> Any:
@@ -163,12 +162,6 @@ def test_losses_that_are_over_no_message(broker: Any, reason: BaseException) -> 
     broker._connection = object()
     broker._on_failed(broker._connection, reason)
     assert broker._listener.over_message is False
-
-
-def test_a_loop_that_lacks_something_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(IOLoop, "process_timeouts")
-    with pytest.raises(RuntimeError, match=r"pika .* its IOLoop lacks process_timeouts"):
-        Loop()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,17 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pika import channel, frame, spec
 from pika.adapters import base_connection
-from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.select_connection import SelectConnection
 
 from keyspace_amqp.broker import bulk
 from keyspace_amqp.broker.bulk import BulkConnection, difference
 from keyspace_amqp.broker.connection import Broker
 from keyspace_amqp.broker.frames import Frames
+from keyspace_amqp.broker.ioloop import Loop
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.message import Event, Format
+from keyspace_amqp.values import replace
 
 MOST = 131072 - 8
-LOOP = IOLoop()  # nothing waits in it
+LOOP = Loop()  # nothing waits in it
 
 
 def connected_to(wire: bulk._Wire, kind: type = BulkConnection, **callbacks: Any) -> Any:
@@ -161,7 +162,7 @@ class Line:
         self.broker: Any = Broker(LOOP, self.listener, bulk=in_bulk)
         self.kind = self.broker._make_connection
         self.broker._make_connection = self._make
-        config = dataclasses.replace(DEFAULTS, events="A", mandatory=True)
+        config = replace(DEFAULTS, events="A", mandatory=True)
         self.broker.configure(config, Format(config, "node"))
         self.broker.connect(config, {})
         capabilities = {"publisher_confirms": True, "basic.nack": True}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from pika import spec
 from keyspace_amqp.broker.frames import Frames
 from keyspace_amqp.config import DEFAULTS, Config
 from keyspace_amqp.message import Event, Format, Value, body
+from keyspace_amqp.values import replace
 
 MOST = 131072 - 8
 
@@ -38,9 +38,9 @@ events = st.builds(
         ),
     ),
 )
-PLAIN = dataclasses.replace(DEFAULTS, events="A")
+PLAIN = replace(DEFAULTS, events="A")
 configs = st.builds(
-    dataclasses.replace,
+    replace,
     st.just(PLAIN),
     exchange=st.text(max_size=60),
     routing_key=st.sampled_from(["", "fixed", "redis.{db}.{event}.{key:*}", "{key}{{{node}"]),
@@ -124,7 +124,7 @@ def test_every_byte_is_as_pika_writes_it(batch: list[Event], config: Config, mos
 @pytest.mark.parametrize("headers", [False, True])
 def test_binary_and_text_in_one_batch(headers: bool) -> None:
     """Each of many messages says what its own body is, with ids of several lengths."""
-    config = dataclasses.replace(PLAIN, headers=headers, app_id="app", routing_key="{key}")
+    config = replace(PLAIN, headers=headers, app_id="app", routing_key="{key}")
     keys = [b"a", b"\xff", "ä".encode(), b"a" * 40 + b"\xff", b"\xc3", b"b" * 40]
     batch = [
         Event(f"{'a' * (1 + number % 3)}-{number}", 1000, 0, "$", b"set", key)

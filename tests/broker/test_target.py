@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 
 from keyspace_amqp.broker.target import Target, target_of
 from keyspace_amqp.config import DEFAULTS
+from keyspace_amqp.values import replace
 
-PLAIN = dataclasses.replace(DEFAULTS, events="A")
+PLAIN = replace(DEFAULTS, events="A")
 
 
 def goal(**changed: Any) -> Target:
-    return target_of(dataclasses.replace(PLAIN, **changed))
+    return target_of(replace(PLAIN, **changed))
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_hosts(host: str, servers: list[tuple[str, int]]) -> None:
 def test_a_url_wins_where_it_says_something() -> None:
     single = goal()
     assert goal(url="amqp://h/") == goal(url="amqp://h")
-    assert goal(url="amqp://h") == dataclasses.replace(single, servers=(("h", 5672),))
-    tls = dataclasses.replace(single, servers=(("h", 5671),), tls=True)
+    assert goal(url="amqp://h") == replace(single, servers=(("h", 5672),))
+    tls = replace(single, servers=(("h", 5671),), tls=True)
     assert goal(url="amqps://h") == tls
     assert goal(url="amqp://h", tls=True).tls is False
     assert goal(url="amqp://a:1,[::1],c/v").servers == (("a", 1), ("::1", 5672), ("c", 5672))

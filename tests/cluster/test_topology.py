@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import binascii
-import dataclasses
 
 import pytest
 from hypothesis import given
@@ -84,7 +83,9 @@ def test_the_answer_of_redis_7_0() -> None:
     assert topology.served == MINE
     assert topology.migrating == {93}
     # A node in handshake is no member yet.
-    assert {i: dataclasses.astuple(node)[1:] for i, node in topology.nodes.items()} == {
+    assert {
+        i: (node.address, node.primary, node.failing) for i, node in topology.nodes.items()
+    } == {
         A: ("127.0.0.1:7000", True, False),
         B: ("127.0.0.1:7001", True, False),
         C: ("127.0.0.1:7002", False, False),

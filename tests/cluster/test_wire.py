@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ class Listener:
 
     def state(self) -> object:
         (question,) = self.spread._questions.values()
-        outcome = dataclasses.astuple(question.outcome)
+        outcome = copy.deepcopy(question.outcome)
         return self.spread.registers, set(question.waiting), outcome, dict(self.spread._answers)
 
     def hears(self, data: bytes) -> list[Action]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +13,7 @@ from keyspace_amqp.message import Event
 from keyspace_amqp.publisher.actions import Action, Flushed, Log, Send, Submit
 from keyspace_amqp.publisher.publisher import Publisher
 from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.values import replace
 from tests.publisher.simulated import (
     SimulatedList,
     SimulatedSlots,
@@ -38,7 +38,7 @@ class Bench:
         self.list = SimulatedList()
         self.list.writable = primary
         self.list.elements = [to_element(event_of(next(self.numbers))) for _ in range(found)]
-        self.config = dataclasses.replace(DEFAULTS, **parameters)
+        self.config = replace(DEFAULTS, **parameters)
         self.publisher = Watched(self.config, lambda: self.now, self.wall, lambda: jitter)
         self.publisher.set_role(primary=primary, loading=False)
         self.job: Job | None = None

@@ -7,7 +7,6 @@ main thread (simulated_outbox.py) may do something between any two steps of a tu
 from __future__ import annotations
 
 import collections
-import dataclasses
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from keyspace_amqp.message import Event
 from keyspace_amqp.publisher.actions import Action, Flushed, Send, Submit
 from keyspace_amqp.publisher.entry import element_of
 from keyspace_amqp.tables.keys import KEY
+from keyspace_amqp.values import replace
 from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.job_queue import JobQueue
 from keyspace_amqp.worker.outbox import Outbox
@@ -80,7 +80,7 @@ class WithOutbox(World):
         self.ready = False  # the main thread and the worker are there
         super().__init__(chance)
         mode = chance.choice(MODES)
-        self.worker_config = self.config = dataclasses.replace(self.config, outbox=mode)
+        self.worker_config = self.config = replace(self.config, outbox=mode)
         self.publisher.configure(self.config, reconnect=False)
         self.main = MainThread(self.list, lambda: self.now)
         self.main.set_mode(mode, has_list=self.config.fallback_size >= 0)
@@ -169,7 +169,7 @@ class WithOutbox(World):
         self.configure(outbox=chance.choice(MODES))
 
     def configure(self, **parameters: Any) -> None:
-        self.config = config = dataclasses.replace(self.config, **parameters)
+        self.config = config = replace(self.config, **parameters)
         self.main.set_mode(config.outbox, has_list=config.fallback_size >= 0)
         self.main.requests.append(lambda: self.take_config(config))
 

@@ -26,10 +26,11 @@ from keyspace_amqp.publisher import (
     publisher,
     recent,
     retries,
+    storing,
     suspects,
     window,
 )
-from keyspace_amqp.publisher.actions import Action, Send
+from keyspace_amqp.publisher.actions import Action
 from keyspace_amqp.publisher.publisher import Publisher
 from keyspace_amqp.tables.keys import KEY, REFUSED_SUFFIX, SUFFIX, refused_key
 from keyspace_amqp.tables.stats import FIRST_REASON, Stat
@@ -66,7 +67,8 @@ def bulk(value: bytes) -> bytes:
 
 
 _LIMITED = (
-    delivery, fallback_list, list_jobs, memory, publisher, recent, retries, suspects, window,
+    delivery, fallback_list, list_jobs, memory, publisher, recent, retries, storing,
+    suspects, window,
 )  # fmt: skip
 
 
@@ -346,6 +348,19 @@ class Connection:
         self.unanswered: list[int] = []  # tags that have
 
 
+class SimulatedParcel:
+    """Events that are sent as a parcel."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self._events = list(events)
+        self.count = len(self._events)
+        self.size = 10 * self.count
+        self.times = [(place, event.time_ms) for place, event in enumerate(events, 1)]
+
+    def events(self) -> list[Event]:
+        return self._events
+
+
 class SimulatedBroker:
     """A broker that the world makes accept, answer, refuse, and disappear."""
 
@@ -367,13 +382,13 @@ class SimulatedBroker:
         assert self.connection is None, "a second connection"
         self.opening = True
 
-    def send(self, send: Send) -> None:
+    def send(self, first_tag: int, events: Sequence[Event]) -> None:
         connection = self.connection
         assert connection is not None, "sent without a connection"
-        assert send.first_tag == len(connection.sent) + 1, "the tags do not continue"
-        assert 0 < len(send.events) <= publisher.SEND_CHUNK
-        connection.on_the_way += range(send.first_tag, send.first_tag + len(send.events))
-        connection.sent += send.events
+        assert first_tag == len(connection.sent) + 1, "the tags do not continue"
+        assert 0 < len(events) <= publisher.SEND_CHUNK
+        connection.on_the_way += range(first_tag, first_tag + len(events))
+        connection.sent += events
 
     def lose(self) -> None:
         """The link is lost. A part of what was on the way has arrived, without an answer."""

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.message import Event
-from keyspace_amqp.publisher.publisher import STORE_AFTER, Send
+from keyspace_amqp.publisher.actions import Send
+from keyspace_amqp.publisher.storing import STORE_AFTER
 from keyspace_amqp.tables.parameters import INT64_MAX
 from keyspace_amqp.tables.stats import CONFIRM_BOUNDS, FIRST_REASON, HELP, Stat
 from tests.publisher.bench import Bench, away, connected

@@ -9,7 +9,7 @@ from keyspace_amqp.fallback import JOB_BYTES, to_element
 from keyspace_amqp.jobs import JobError
 from keyspace_amqp.publisher.actions import Submit
 from keyspace_amqp.publisher.list_jobs import CHECK_EVERY
-from keyspace_amqp.publisher.publisher import STORE_AFTER
+from keyspace_amqp.publisher.storing import STORE_AFTER
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, commands, connected, sent, texts

@@ -7,7 +7,7 @@ import pytest
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.publisher.actions import Connect, Flushed, FlushMode, Recovered
 from keyspace_amqp.publisher.flush import MARGIN, STOP_RESERVE, STORE_GRACE
-from keyspace_amqp.publisher.publisher import STORE_AFTER
+from keyspace_amqp.publisher.storing import STORE_AFTER
 from keyspace_amqp.publisher.window import STALLED_AFTER
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from keyspace_amqp.broker.target import needs_new_connection
 from keyspace_amqp.publisher.actions import Close, Connect
 from keyspace_amqp.publisher.link import BACKOFF_MAX
 from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.values import replace
 from tests.publisher.bench import Bench, away, connected, sent
 
 
@@ -119,7 +119,7 @@ def test_drain_does_not_wait_for_the_backoff() -> None:
 
 
 def configure(bench: Bench, **parameters: Any) -> None:
-    new = dataclasses.replace(bench.config, **parameters)
+    new = replace(bench.config, **parameters)
     bench.publisher.configure(new, reconnect=needs_new_connection(bench.config, new))
 
 

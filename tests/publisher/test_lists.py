@@ -9,8 +9,8 @@ from keyspace_amqp.jobs import JobError
 from keyspace_amqp.publisher.actions import FlushMode
 from keyspace_amqp.publisher.flush import STORE_GRACE
 from keyspace_amqp.publisher.list_jobs import CHECK_EVERY, JOB_RETRY_AFTER, TRIM_EVERY
-from keyspace_amqp.publisher.publisher import STORE_AFTER
 from keyspace_amqp.publisher.recent import PUSHED_RECENTLY
+from keyspace_amqp.publisher.storing import STORE_AFTER
 from keyspace_amqp.publisher.window import WINDOW_BYTES
 from keyspace_amqp.tables.keys import refused_key
 from keyspace_amqp.tables.stats import Stat

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from keyspace_amqp.fallback import JOB_ELEMENTS, to_element
 from keyspace_amqp.message import Event
 from keyspace_amqp.publisher.actions import FlushMode
 from keyspace_amqp.publisher.entry import Entry
 from keyspace_amqp.publisher.window import WINDOW, WINDOW_BYTES
 from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.values import replace
 from tests.publisher.bench import Bench, away, connected, sent
 from tests.publisher.simulated import assert_books_balance, event_of
 
 
 def test_size_counts_the_bytes_of_name_and_key() -> None:
     event = Event("5f0c9a-7", 1700000000123, 0, "x", b"expire", b"session:42")
-    longer = dataclasses.replace(event, name=b"n" * 106, key=b"k" * 1010)
+    longer = replace(event, name=b"n" * 106, key=b"k" * 1010)
     assert Entry(longer, 0).size - Entry(event, 0).size == 100 + 1000
     assert Entry(event, 0).size > len(event.name) + len(event.key)
 

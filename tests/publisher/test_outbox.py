@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -14,6 +13,7 @@ from keyspace_amqp.publisher.list_jobs import CHECK_EVERY, CUT_SHARE, TRIM_EVERY
 from keyspace_amqp.publisher.window import WINDOW_BYTES
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.values import replace
 from tests.publisher.bench import Bench, commands, sent
 from tests.publisher.simulated import assert_books_balance, event_of, set_limit
 
@@ -443,7 +443,7 @@ def test_records_that_are_handed_over_are_bounded_in_bytes() -> None:
     data = bytes(256 * 1024)
     for _ in range(10):  # the broker confirms nothing
         events = [
-            dataclasses.replace(
+            replace(
                 event_of(next(bench.numbers)), value=Value("string", len(data), data, before=False)
             )
             for _ in range(40)

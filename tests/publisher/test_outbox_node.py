@@ -4,7 +4,6 @@ the outbox opens."""
 from __future__ import annotations
 
 import collections
-import dataclasses
 
 import pytest
 
@@ -12,6 +11,7 @@ from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.publisher.actions import Connect, Send, Submit
 from keyspace_amqp.publisher.publisher import Publisher
+from keyspace_amqp.values import replace
 from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.job_queue import JobQueue
 from keyspace_amqp.worker.outbox import Outbox
@@ -28,7 +28,7 @@ class Node:
     def __init__(self, latency: float | None, mode: str = "atomic") -> None:
         self.now, self.latency, self.number = 1000.0, latency, 0
         self.list = SimulatedSlots()
-        self.config = dataclasses.replace(DEFAULTS, outbox=mode)
+        self.config = replace(DEFAULTS, outbox=mode)
         self.publisher = Publisher(
             self.config, lambda: self.now, lambda: wall_at(self.now), lambda: 0.5, clustered=True
         )

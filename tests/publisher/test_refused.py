@@ -11,14 +11,10 @@ from keyspace_amqp.message import Event, body
 from keyspace_amqp.publisher.actions import Close, Connect, FlushMode, Send
 from keyspace_amqp.publisher.backoff import FIRST as BACKOFF_FIRST
 from keyspace_amqp.publisher.list_jobs import SENT_ELEMENTS
-from keyspace_amqp.publisher.publisher import (
-    REFUSED_SHARE,
-    SEND_CHUNK,
-    STORE_AFTER,
-    UNCONFIRMED_AFTER,
-)
+from keyspace_amqp.publisher.publisher import SEND_CHUNK, UNCONFIRMED_AFTER
 from keyspace_amqp.publisher.renewal import CERTAIN_AFTER, STUCK_AFTER
 from keyspace_amqp.publisher.retries import REFUSED_MAX
+from keyspace_amqp.publisher.storing import REFUSED_SHARE, STORE_AFTER
 from keyspace_amqp.publisher.window import LATE_AFTER, STALLED_AFTER, WINDOW
 from keyspace_amqp.tables.keys import REFUSED_KEY
 from keyspace_amqp.tables.stats import Stat

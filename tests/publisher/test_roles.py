@@ -7,7 +7,7 @@ import pytest
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import JobResult
 from keyspace_amqp.publisher.actions import Close, Connect, FlushMode
-from keyspace_amqp.publisher.publisher import STORE_AFTER
+from keyspace_amqp.publisher.storing import STORE_AFTER
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, commands, connected, flushed, sent

@@ -10,7 +10,7 @@ from keyspace_amqp.fallback import JOB_BYTES, JOB_ELEMENTS
 from keyspace_amqp.publisher.actions import Submit
 from keyspace_amqp.publisher.ledger import REFUSALS_LOG_EVERY
 from keyspace_amqp.publisher.list_jobs import JOB_RETRY_AFTER
-from keyspace_amqp.publisher.publisher import STORE_AFTER
+from keyspace_amqp.publisher.storing import STORE_AFTER
 from keyspace_amqp.publisher.window import STALLED_AFTER, WINDOW
 from keyspace_amqp.tables.stats import Stat
 from tests.publisher.bench import Bench, away, commands, connected, sent, texts

@@ -6,7 +6,8 @@ import pytest
 
 from keyspace_amqp.message import body
 from keyspace_amqp.publisher.actions import FlushMode, Send
-from keyspace_amqp.publisher.publisher import SEND_CHUNK, STORE_AFTER
+from keyspace_amqp.publisher.publisher import SEND_CHUNK
+from keyspace_amqp.publisher.storing import STORE_AFTER
 from keyspace_amqp.publisher.window import STALLED_AFTER, WINDOW, WINDOW_BYTES
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat

@@ -7,7 +7,6 @@ random numbers; in test_worlds.py hypothesis gives them.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Sequence
@@ -32,12 +31,14 @@ from keyspace_amqp.publisher.actions import (
     Log,
     Recovered,
     Send,
+    SendFrames,
     Submit,
 )
 from keyspace_amqp.publisher.entry import Entry, State
 from keyspace_amqp.publisher.recent import PUSHED_RECENTLY
 from keyspace_amqp.tables.keys import KEY, REFUSED_SUFFIX, refused_key
 from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.values import replace
 from tests.publisher.simulated import (
     CLUSTER_DOWN,
     NO_MEMORY,
@@ -47,6 +48,7 @@ from tests.publisher.simulated import (
     Connection,
     SimulatedBroker,
     SimulatedList,
+    SimulatedParcel,
     SimulatedSlots,
     Step,
     Trouble,
@@ -81,7 +83,7 @@ class World:
         self.list = self.make_list()
         self.broker = SimulatedBroker(accepts=chance.random() < 0.8)
         size = chance.choice(self.fallback_sizes)
-        self.config = dataclasses.replace(DEFAULTS, fallback_size=size)
+        self.config = replace(DEFAULTS, fallback_size=size)
         self.publisher = self.make_publisher(chance)
         self.born: set[int] = set()  # numbers of all events there ever were
         self.outside: collections.deque[Event] = collections.deque()
@@ -102,6 +104,8 @@ class World:
         self.recovered: set[int] | None = None  # leftovers that are not safe yet
         self.file: collections.deque[Event] = collections.deque()  # those that were not read
         self.most: int | None = None  # the limit of messages in a turn
+        self.expresses = False  # events may come as parcels
+        self.parcels: dict[bytes, SimulatedParcel] = {}  # that are about to be sent, by frames
         if chance.random() < 0.3:
             count = chance.randrange(60)
             self.list.elements = [to_element(self.new_event()) for _ in range(count)]
@@ -185,16 +189,28 @@ class World:
                 events = [self.file.popleft() for _ in range(count)]
                 publisher.recover(events, more=bool(self.file))
                 continue
+            express_room = publisher.express_room(self.most) if self.expresses else None
+            room = room if express_room is None else express_room
             if room <= 0 or not self.outside:
                 return
             count = min(room, len(self.outside))
+            if express_room is not None:
+                parcel = SimulatedParcel([self.outside.popleft() for _ in range(min(count, 3))])
+                frames = parcel.events()[0].message_id.encode()
+                self.parcels[frames] = parcel
+                publisher.add_parcel(parcel, frames)
+                continue
             publisher.add([self.outside.popleft() for _ in range(count)])
 
     def carry_out(self, action: Action) -> None:
         match action:
-            case Send():
-                self.check_order(action)
-                self.broker.send(action)
+            case Send(first_tag=first_tag, events=events):
+                self.check_order(events)
+                self.broker.send(first_tag, events)
+            case SendFrames(first_tag=first_tag, frames=frames):
+                events = self.parcels.pop(frames).events()
+                self.check_order(events)
+                self.broker.send(first_tag, events)
             case Connect() if self.fails_at_once:
                 self.publisher.link_down("cannot connect")
             case Connect():
@@ -219,13 +235,13 @@ class World:
 
     # What must always hold
 
-    def check_order(self, send: Send) -> None:
+    def check_order(self, events: Sequence[Event]) -> None:
         """On one connection an older event comes after a newer one only if it was refused."""
         connection = self.broker.connection
         in_flight = self.publisher.window.in_flight()
         self.refused |= {number_of(e.event) for e in in_flight if e.refused and e.event}
         if self.lossless and not self.twice and connection:
-            numbers = [number_of(event) for event in (*connection.sent, *send.events)]
+            numbers = [number_of(event) for event in (*connection.sent, *events)]
             numbers = [number for number in numbers if number not in self.refused]
             assert numbers == sorted(set(numbers))
 
@@ -244,15 +260,32 @@ class World:
         entries = (*publisher.memory, *publisher.refused)
         return [entry for entry in entries if entry.state is not State.DONE]
 
+    def in_parcels(self) -> list[Event]:
+        express = self.publisher.express
+        events = [
+            event
+            for sent in express._sent
+            for tag, event in enumerate(sent.parcel.events(), sent.first)
+            if tag > express._below and tag not in express._apart
+        ]
+        return [event for event in events if event is not None]
+
     def check_gauges(self) -> None:
         publisher, gauges, entries = self.publisher, self.publisher.gauges(), self.in_memory()
         waiting = [entry for entry in entries if entry.state is not State.SENT]
         assert gauges[Stat.QUEUE_LENGTH] == len(waiting)
         assert gauges[Stat.QUEUE_BYTES] == sum(entry.size for entry in waiting)
-        assert gauges[Stat.IN_FLIGHT] == len(entries) - len(waiting)
+        parcels = self.in_parcels()
+        assert gauges[Stat.IN_FLIGHT] == len(entries) - len(waiting) + len(parcels)
         window = publisher.window.in_flight()
-        assert publisher.window.bytes == sum(entry.size for entry in window)
-        assert publisher.window.count == len(window) <= 2 * window_file.WINDOW + window_file.PROBES
+        if publisher.express.is_running:
+            assert not [*entries, *window]
+            assert parcels
+            assert publisher.window.bytes >= 10 * len(parcels)
+        else:
+            assert publisher.window.bytes == sum(entry.size for entry in window)
+        count = len(window) + len(parcels)
+        assert publisher.window.count == count <= 2 * window_file.WINDOW + window_file.PROBES
         assert all(entry.state is State.SENT for entry in window)
         for one in (publisher.list, publisher.lists.refused):
             done = [entry for entry in one.known if entry.state is State.DONE]
@@ -262,7 +295,7 @@ class World:
 
     def check_nothing_lost(self) -> None:
         there = {number_of(entry.event) for entry in self.in_memory() if entry.event}
-        there.update(number_of(event) for event in (*self.file, *self.outside))
+        there.update(map(number_of, (*self.file, *self.outside, *self.in_parcels())))
         there.update(self.left)
         listed = map(number_in, self.list.everywhere)
         there.update(number for number in listed if number is not None)
@@ -436,7 +469,7 @@ class World:
         self.configure(**{name: number if name in ("port", "heartbeat") else f"x{number}"})
 
     def configure(self, **parameters: Any) -> None:
-        old, self.config = self.config, dataclasses.replace(self.config, **parameters)
+        old, self.config = self.config, replace(self.config, **parameters)
         self.publisher.configure(self.config, reconnect=needs_new_connection(old, self.config))
 
     def connections_fail_at_once(self, chance: random.Random) -> None:
@@ -854,15 +887,15 @@ class SlotsWorld(World):
             commands = [c for c in action.job.commands if isinstance(c, Command)]
             assert {fallback_key(command.arguments[0]) for command in commands} <= self.told
 
-    def check_order(self, send: Send) -> None:
+    def check_order(self, events: Sequence[Event]) -> None:
         """Events that came the same way are in order: from this node, or in one list. Events that
         were in flight when a list arrived are stored behind it, and are sent again."""
-        super().check_order(send)
+        super().check_order(events)
         connection = self.broker.connection
         if self.twice or connection is None:
             return
         streams: dict[int, list[int]] = collections.defaultdict(list)
-        for number in dict.fromkeys(map(number_of, (*connection.sent, *send.events))):
+        for number in dict.fromkeys(map(number_of, (*connection.sent, *events))):
             if number not in self.taken and number not in self.refused:
                 streams[self.foreign.get(number, 0)].append(number)
         for numbers in streams.values():

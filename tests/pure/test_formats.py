@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -15,14 +14,15 @@ from hypothesis import strategies as st
 from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.fallback import from_element, to_element
 from keyspace_amqp.message import Event, Format, Subkeys, Value
+from keyspace_amqp.values import replace
 
-PLAIN = dataclasses.replace(DEFAULTS, events="A")
+PLAIN = replace(DEFAULTS, events="A")
 FORMATS = ("text", "json", "cloudevents", "cloudevents-structured")
 PREFIXES = ("cloudEvents:", "cloudEvents_", "ce-")
 
 
 def form(node: str = "here:6379", **changed: Any) -> Format:
-    return Format(dataclasses.replace(PLAIN, **changed), node)
+    return Format(replace(PLAIN, **changed), node)
 
 
 def event(key: bytes = b"session:42:x", name: bytes = b"expired", **more: Any) -> Event:
@@ -297,7 +297,7 @@ def test_the_memory_of_subkeys_and_values() -> None:
     names = Subkeys.of((b"a" * 100, b"b" * 200), 2)
     whole = event(b"k", b"hset", value=Value("string", 50, b"v" * 50, before=False), subkeys=names)
     assert whole.more_bytes == 50 + 104 + 204
-    assert dataclasses.replace(whole, subkeys=None).more_bytes == 50
+    assert replace(whole, subkeys=None).more_bytes == 50
     assert event(b"k").more_bytes == 0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pika
 import pytest
 from hypothesis import example, given
@@ -12,6 +10,7 @@ from hypothesis import strategies as st
 from keyspace_amqp.fallback import from_element, to_element
 from keyspace_amqp.message import Event, body
 from keyspace_amqp.tables.events import CLASS_LETTERS
+from keyspace_amqp.values import replace
 
 EXPIRED = Event("5f0c9a-7", 1700000000123, 0, "x", b"expire", b"session:42")
 
@@ -35,14 +34,14 @@ def test_body_of_the_example() -> None:
 @given(events)
 def test_body_gives_the_key_whole(event: Event) -> None:
     """A consumer splits the body at its first two newlines; names of events have none."""
-    event = dataclasses.replace(event, name=event.name.replace(b"\n", b"_"))
+    event = replace(event, name=event.name.replace(b"\n", b"_"))
     db, name, key = body(event).split(b"\n", 2)
     assert (int(db), name, key) == (event.db, event.name, event.key)
 
 
 @pytest.mark.parametrize("key", [b"", b"\x00", b"\n", b"a\nb\n", b"\xff\xfe", b" a "])
 def test_body_adds_nothing_to_awkward_keys(key: bytes) -> None:
-    assert body(dataclasses.replace(EXPIRED, db=15, key=key)) == b"15\nexpire\n" + key
+    assert body(replace(EXPIRED, db=15, key=key)) == b"15\nexpire\n" + key
 
 
 @given(events)
@@ -144,7 +143,7 @@ def test_an_event_that_no_message_can_carry_is_no_event(element: bytes) -> None:
     assert from_element(element) is None
 
 
-@given(st.builds(dataclasses.replace, events, message_id=st.just("i" * 255)))
+@given(st.builds(replace, events, message_id=st.just("i" * 255)))
 def test_what_an_element_brings_back_can_be_sent(event: Event) -> None:
     """At the bounds too: pika writes the properties."""
     found = from_element(to_element(event))

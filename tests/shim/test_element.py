@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 from keyspace_amqp.fallback import from_element, to_element
 from keyspace_amqp.message import Event
 from keyspace_amqp.tables.events import CLASS_LETTERS, UNKNOWN_CLASS, VALUE_TYPES
+from keyspace_amqp.values import replace
 from keyspace_amqp.worker.records import HEAD, VALUED, Kind, Reader
 from tests.fix_shim import Shim
 from tests.worker.fakes import record, subkeyed
@@ -110,7 +109,7 @@ def test_a_record_without_value_and_subkeys(shim: Shim, data: bytes, number: int
     event = read(data, number)
     assert (head.kind, key) == (Kind.EVENT, event.key)
     stripped = bytes(ffi.buffer(head)) + data[HEAD.size : name_end] + key
-    bare = dataclasses.replace(event, value=None, subkeys=None)
+    bare = replace(event, value=None, subkeys=None)
     assert read(stripped + bytes(-len(stripped) % 8), number) == bare
 
 

@@ -51,10 +51,10 @@ import signal as _signal
 def _hang(name, function):
     def hang(*arguments, **named):
         if _pathlib.Path(f"hang-{name}").exists():
-            log.LOGGER.info("hangs in %s", name)
+            log.write("notice", f"hangs in {name}")
             while _pathlib.Path(f"hang-{name}").exists():
                 time.sleep(0.01)
-            log.LOGGER.info("goes on in %s", name)
+            log.write("notice", f"goes on in {name}")
         if _pathlib.Path(f"fail-{name}").exists():
             raise RuntimeError
         return function(*arguments, **named)
@@ -91,7 +91,7 @@ def _await_flush(function):
     def wait(self):
         file = _pathlib.Path("await-flush")
         if file.exists():
-            log.LOGGER.info("awaits the flush")
+            log.write("notice", "awaits the flush")
         while file.exists():
             if _flush_waits(bytes(self._shim.requests.take())):
                 file.unlink()

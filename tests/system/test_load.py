@@ -384,10 +384,15 @@ def test_packages_are_missing(family: str, start_redis: StartRedis, tmp_path: pa
     assert "cannot import _cffi_backend" in log
     assert f"{environment}/bin/python" in log
     assert "-m pip install cffi" in log
-    # Once they are there, the same process can load it.
     source = pathlib.Path(site_packages(pathlib.Path(sys.prefix)))
-    for name in ("pika", *(p.name for p in source.glob("_cffi_backend*"))):
+    for name in (p.name for p in source.glob("_cffi_backend*")):
         (site_packages(environment) / name).symlink_to(source / name)
+    log = load_fails(server, path)
+    assert f"{environment}/bin/python" in log
+    assert "cannot import pika: No module named 'pika'. Check with: " in log
+    assert "-m pip install pika" in log
+    # Once they are there, the same process can load it.
+    (site_packages(environment) / "pika").symlink_to(source / "pika")
     client = server.client()
     client.execute_command("MODULE", "LOAD", str(path))
     assert str(environment) in server.log()
@@ -521,7 +526,7 @@ def test_one_module_by_several_paths(
 def test_an_error_in_the_handler(start_redis: StartRedis, tmp_path: pathlib.Path) -> None:
     server = start_redis(arguments=None)
     path = handler_copy(tmp_path / "environment")
-    with (path.parent / "broker" / "connection.py").open("a") as file:
+    with (path.parent / "publisher" / "publisher.py").open("a") as file:
         file.write("\nraise RuntimeError('broken on purpose')\n")
     log = load_fails(server, path)
     assert "broken on purpose" in log

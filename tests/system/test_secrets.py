@@ -199,9 +199,9 @@ def test_a_crash_shows_no_password(family: str, tmp_path: pathlib.Path) -> None:
 
 BROKEN = {
     "at load": """
-def configure(self, config, form):
-    raise RuntimeError(f"broken on purpose: {config} {config!r}")
-Broker.configure = configure
+def rename(self):
+    raise RuntimeError(f"broken on purpose: {self._config} {self._config!r}")
+Identity._rename = rename
 """,
     "at a change": """
 before = Broker.configure
@@ -231,7 +231,8 @@ def test_an_exception_shows_no_password(
     for source in (site_packages(pathlib.Path(sys.prefix))).glob("*"):
         if source.name == "pika" or source.name.startswith("_cffi_backend"):
             (site_packages(environment) / source.name).symlink_to(source)
-    with (path.parent / "broker" / "connection.py").open("a") as file:
+    place = "worker/identity.py" if where == "at load" else "broker/connection.py"
+    with (path.parent / place).open("a") as file:
         file.write(BROKEN[where])
     server = start_redis(arguments=None, options=OPTIONS[1:])
     client = server.client()

@@ -30,6 +30,7 @@ from keyspace_amqp.tools import amqp, nodes
 from keyspace_amqp.tools.doctor import broker as broker_checks
 from keyspace_amqp.tools.doctor import group, node
 from keyspace_amqp.tools.doctor import run as doctor
+from keyspace_amqp.values import replace
 from tests.fix_servers import (
     EVERY_FAMILY,
     ROOT,
@@ -852,7 +853,7 @@ def way(connection: Connection, exchange: str, *, publish: bool) -> list[str]:
     """What the doctor finds on the way of a message."""
     login = pika.ConnectionParameters(credentials=pika.PlainCredentials(b"guest", b"guest"))
     target = amqp.Target("amqp://x/", (login,), exchange, ("key",))
-    place = broker_checks.Place(target, dataclasses.replace(DEFAULTS, routing_key="key"))
+    place = broker_checks.Place(target, replace(DEFAULTS, routing_key="key"))
     found = broker_checks.way(connection, place, publish=publish)
     return [f"{each.level} {each.about} {each.text} → {each.advice}" for each in found]
 

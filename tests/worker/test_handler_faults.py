@@ -37,19 +37,20 @@ from keyspace_amqp.broker import (
     connection as _broker, ioloop as _ioloop, login as _login, reasons as _reasons,
 )
 from keyspace_amqp.publisher import (
-    aside as _aside, delivery as _delivery, fallback_list as _fallback_list, flush as _flush,
+    aside as _aside, delivery as _delivery, express as _express, fallback_list as _fallback_list,
+    flush as _flush,
     flushing as _flushing,
     ledger as _ledger, link as _link, list_jobs as _list_jobs, lists as _lists, memory as _memory,
     outbox as _outbox_view,
     publisher as _publisher, recent as _recent, recovery as _recovery, renewal as _renewal,
-    retries as _retries, suspects as _suspects,
+    retries as _retries, storing as _storing, suspects as _suspects,
     window as _window,
 )
 from keyspace_amqp.worker import (
     batching as _batching, cluster_io as _cluster_io, handler as _handler, identity as _identity,
     intake as _intake, job_queue as _job_queue, lanes as _lanes,
     leftover_file as _leftover_file, leftovers as _leftovers, outbox as _outbox,
-    parameters as _parameters,
+    parameters as _parameters, parcels as _parcels,
     records as _records, requests as _requests, status as _status, throttle as _throttle,
 )
 
@@ -63,8 +64,12 @@ _LEFT_OUT = {{
     "_count_waiting", "_keep_head", "_reread_length", "_lose_window", "_repair", "_unexpected",
     "balance", "clear", "closed", "down", "expects", "failed", "forget_head", "give_up",
     "hand_over", "is_void_after_repair", "link_down", "link_lost", "log", "lost", "repair",
+    # what pika calls of the loop: an exception there would be one in the middle of pika
+    "add_callback", "add_handler", "call_later", "remove_handler", "remove_timeout",
+    "update_handler",
     # counts, which plain statements change
-    "confirmed", "dropped", "found", "matched", "released",
+    "adopt", "confirmed", "dropped", "found", "matched", "released", "send_parcel",
+    "settle_parcels",
     # calls of C
     "abandon", "after_wait", "before_wait", "command_done", "flush_done", "free", "outbox_booked",
     "outbox_taken", "outbox_wants", "ready", "release", "submit",
@@ -109,11 +114,11 @@ def _wrap(function):
 
 # Modules whose classes and functions are all wrapped; of other modules, those in _OWNERS.
 _WORKER = (_batching, _cluster_io, _handler, _identity, _intake, _job_queue, _lanes, _leftover_file,
-           _leftovers, _outbox, _parameters, _records, _requests, _status, _throttle, bridge,
-           _ioloop)
-_PUBLISHER = (_aside, _delivery, _fallback_list, _flush, _flushing, _ledger, _link, _list_jobs,
-              _lists, _memory, _outbox_view, _publisher, _recent, _recovery, _renewal, _retries,
-              _suspects, _window)
+           _leftovers, _outbox, _parameters, _parcels, _records, _requests, _status, _throttle,
+           bridge, _ioloop)
+_PUBLISHER = (_aside, _delivery, _express, _fallback_list, _flush, _flushing, _ledger, _link,
+              _list_jobs, _lists, _memory, _outbox_view, _publisher, _recent, _recovery, _renewal,
+              _retries, _storing, _suspects, _window)
 _OWNERS = [Worker, _broker.Broker, _broker, _login, _reasons, _fallback, _jobs, _message,
            *_WORKER]
 for _module in (*_WORKER, *_PUBLISHER):
@@ -248,7 +253,8 @@ def test_an_event_of_which_nothing_can_be_made(
     start_redis: StartRedis,
     tmp_path: pathlib.Path,
 ) -> None:
-    """Neither a message nor an element: it is counted and given up; the others arrive in order."""
+    """Neither a message nor an element: it is counted and given up; the others arrive in order.
+    (With headers, messages are not laid out by the shim.)"""
     mailbox = Mailbox(own_broker).keep()
     replace = (
         "_module.body = _poisoned"
@@ -257,8 +263,9 @@ def test_an_event_of_which_nothing_can_be_made(
     )
     code = _POISON.format(module=module, name=name, replace=replace)
     server = start_faulty(
-        start_redis, REDIS, tmp_path, code, arguments_for(own_broker, mailbox, "$")
-    )
+        start_redis, REDIS, tmp_path, code, arguments_for(own_broker, mailbox, "$"),
+        ["keyspaceamqp.headers on"],
+    )  # fmt: skip
     client = server.client()
     client.set("first", 1)
     settled(client, confirmed=1)
@@ -281,7 +288,7 @@ def test_an_event_of_which_nothing_can_be_made(
         dropped=2,
         dropped_handler_error=2,
     )
-    assert numbers["handler_errors"] == 6
+    assert 6 <= numbers["handler_errors"] <= 8  # one more if the first attempt is of a parcel
     assert "the event of key b'poison' (set, database 0) is set aside: RuntimeError" in server.log()
     shown = client.execute_command("KEYSPACEAMQP.FALLBACK", "ASIDE")
     why = b"RuntimeError: broken on purpose"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 
 import pytest
@@ -10,9 +9,10 @@ import pytest
 from keyspace_amqp.cluster.topology import ALONE, Node, Topology
 from keyspace_amqp.config import DEFAULTS, Config
 from keyspace_amqp.message import Event, Format
+from keyspace_amqp.values import replace
 from keyspace_amqp.worker.identity import Identity
 
-CONFIG = dataclasses.replace(DEFAULTS, headers=True)
+CONFIG = replace(DEFAULTS, headers=True)
 EVENT = Event("run-1", 1, 0, "$", b"set", b"k")
 
 
@@ -49,7 +49,7 @@ def made(
     ],
 )
 def test_names(node_name: str, topology: Topology, name: str) -> None:
-    identity, messages = made(dataclasses.replace(CONFIG, node_name=node_name), topology)
+    identity, messages = made(replace(CONFIG, node_name=node_name), topology)
     assert identity.name == name
     ((_, form),) = messages.forms
     assert form.headers is not None
@@ -68,7 +68,7 @@ def test_a_cluster_tells_the_name_later() -> None:
 def test_new_parameters_make_another_form() -> None:
     """Even if the name stays the same."""
     identity, messages = made()
-    other = dataclasses.replace(CONFIG, format="json")
+    other = replace(CONFIG, format="json")
     identity.configure(other)
     config, form = messages.forms[-1]
     assert (config, form.content.type) == (other, "application/json")
@@ -76,12 +76,12 @@ def test_new_parameters_make_another_form() -> None:
 
 
 def test_a_count_of_cut_routing_keys_goes_on() -> None:
-    identity, messages = made(dataclasses.replace(CONFIG, routing_key="x" * 200 + "{key:*}"))
+    identity, messages = made(replace(CONFIG, routing_key="x" * 200 + "{key:*}"))
     form = messages.forms[-1][1]
-    form.routing_key(dataclasses.replace(EVENT, key=b"y" * 200))
+    form.routing_key(replace(EVENT, key=b"y" * 200))
     assert identity.cut == 1
     identity.set_topology(at("10.0.0.1:7000"))
-    messages.forms[-1][1].routing_key(dataclasses.replace(EVENT, key=b"y" * 200))
+    messages.forms[-1][1].routing_key(replace(EVENT, key=b"y" * 200))
     assert identity.cut == 2
     identity.cut = 0
     assert identity.cut == messages.forms[-1][1].cut == 0

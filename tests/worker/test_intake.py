@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import records
 from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.leftovers import Leftovers
+from tests.publisher.simulated import SimulatedParcel
 from tests.worker.fakes import Failures, FakeQueue, NoOutbox, event, keys_of
 
 SIZE = len(event(b"k"))
@@ -26,30 +27,32 @@ class Receiver:
         self.space = space
         self.ledger = Ledger(lambda: 0.0, lambda: 0)
         self.can_only_wait = False
-        self.waiting: list[Event] = []
+        self.events: list[Event] = []
         self.batches: list[int] = []
         self.dropped: list[bytes] = []
         self.given_up = 0
         self.pressure: list[bool] = []
         self.recovering = False
+        self.express: int | None = None
+        self.parcels: list[list[Event]] = []
 
     def room(self) -> int:
-        return self.space - len(self.waiting)
+        return self.space - len(self.events)
 
     def add(self, events: Sequence[Event]) -> None:
-        self.waiting += events
+        self.events += events
         self.ledger.matched(len(events))
         self.batches.append(len(events))
 
     def drop_oldest(self, size: int, keep: int = 0) -> int:
         count = 0
-        while len(self.waiting) > keep and count * SIZE < size:
-            self.dropped.append(self.waiting.pop(0).key)
+        while len(self.events) > keep and count * SIZE < size:
+            self.dropped.append(self.events.pop(0).key)
             count += 1
         return count
 
     def recover(self, events: Sequence[Event], *, more: bool) -> None:
-        self.waiting += events
+        self.events += events
         self.recovering = more
 
     def drop_untaken(self, count: int) -> None:
@@ -63,23 +66,49 @@ class Receiver:
     def set_pressure(self, pressure: bool) -> None:
         self.pressure.append(pressure)
 
-    def gauges(self) -> Mapping[Stat, int]:
-        objects = sum(EVENT_BYTES + len(e.name) + len(e.key) for e in self.waiting)
-        return {
-            Stat.QUEUE_LENGTH: len(self.waiting),
-            Stat.QUEUE_BYTES: objects,
-        }
+    def express_room(self, most: int | None) -> int | None:
+        return self.express if most is None or self.express is None else min(most, self.express)
+
+    def add_parcel(self, parcel: SimulatedParcel, frames: bytes) -> None:
+        assert frames == b"frames"
+        assert self.express is not None
+        self.express -= parcel.count
+        self.parcels += [parcel.events()]
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        size = sum(EVENT_BYTES + len(e.name) + len(e.key) for e in self.events)
+        return len(self.events), size
+
+
+class Packer:
+    """Makes a parcel of the next two events."""
+
+    is_ready = True
+
+    def __init__(self) -> None:
+        self.fails = False
+
+    def pack(self, data: bytes, numbers: range) -> tuple[Any, bytes, int] | None:
+        if self.fails:
+            raise RuntimeError("broken on purpose")
+        events, size = records.Reader("run").parse(data, numbers[:2])
+        return SimulatedParcel(events), b"frames", size
 
 
 class World:
-    def __init__(self, *, space: int = 10_000, together: int = 1000, limit: int = 10**6) -> None:
+    def __init__(
+        self, *, space: int = 10_000, together: int = 1000, limit: int = 10**6,
+        packer: Packer | None = None,
+    ) -> None:  # fmt: skip
         self.queue = FakeQueue(limit, together)
         self.receiver = Receiver(space)
         self.failures = Failures()
         self.leftovers = Leftovers(6379)
         self.intake = Intake(
-            self.queue, self.receiver, self.leftovers, "run", self.failures, NoOutbox()
-        )
+            self.queue, self.receiver, self.leftovers, "run", self.failures, NoOutbox(),
+            packer,  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def push(self, keys: str) -> None:
         self.queue.push(*(event(key.encode()) for key in keys))
@@ -89,11 +118,11 @@ class World:
 
     @property
     def keys(self) -> str:
-        return b"".join(keys_of(self.receiver.waiting)).decode()
+        return b"".join(keys_of(self.receiver.events)).decode()
 
     @property
     def numbers(self) -> list[int]:
-        return [int(e.message_id.partition("-")[2]) for e in self.receiver.waiting]
+        return [int(e.message_id.partition("-")[2]) for e in self.receiver.events]
 
 
 @pytest.mark.parametrize("together", [1, 2, 3, 100])
@@ -157,8 +186,8 @@ def test_a_later_worker_goes_on_with_the_numbers() -> None:
     assert (world.intake.taken, intake.taken) == (2, 0)
     world.push("cdef")
     intake.take(5)
-    assert keys_of(later.waiting) == [b"c", b"d", b"e"]
-    assert [e.message_id for e in later.waiting] == [f"later-{n}" for n in (3, 4, 5)]
+    assert keys_of(later.events) == [b"c", b"d", b"e"]
+    assert [e.message_id for e in later.events] == [f"later-{n}" for n in (3, 4, 5)]
     assert intake.taken == 3
 
 
@@ -330,3 +359,59 @@ def test_failures_count_only_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "Event", Event)
     world.take()
     assert (world.keys, world.receiver.given_up) == ("!", 0)
+
+
+# ---- parcels --------------------------------------------------------------------------------
+
+
+def test_events_go_as_parcels_while_there_is_room() -> None:
+    world = World(packer=Packer())
+    world.receiver.express = 5
+    world.push("abcdefg")
+    world.take()
+    assert [[e.key for e in events] for events in world.receiver.parcels] == [
+        [b"a", b"b"], [b"c", b"d"], [b"e"],
+    ]  # fmt: skip
+    assert world.keys == ""
+    assert world.intake.waiting == 2
+    assert world.receiver.ledger.counts[Stat.EVENTS_MATCHED] == 0  # the publisher counts them
+    world.receiver.express = 2
+    assert world.intake.room(None) == 2
+    assert world.intake.room(0) == 0
+    world.intake.take(world.queue.pushed, 0)
+    assert world.intake.waiting == 2
+    world.intake.take(world.queue.pushed, 1)
+    assert world.intake.waiting == 0
+
+
+def test_without_the_express_they_go_one_by_one() -> None:
+    world = World(packer=Packer())
+    world.push("abc")
+    world.take()
+    assert world.keys == "abc"
+    assert world.intake.room(0) == world.receiver.room()
+
+
+def test_events_over_which_the_packer_fails_go_one_by_one() -> None:
+    packer = Packer()
+    world = World(packer=packer)
+    world.receiver.express = 10
+    packer.fails = True
+    world.push("abc")
+    world.take()
+    assert world.keys == "abc"
+    assert world.failures.told == ["the handler cannot lay out messages"]
+
+
+def test_no_room_in_the_express_drops_nothing() -> None:
+    """There is more in a moment. Meanwhile the publisher takes events one by one, if they take too
+    much memory."""
+    world = World(packer=Packer(), limit=10 * SIZE)
+    world.receiver.express = 0
+    world.push("abc")
+    world.take()
+    assert world.intake.waiting == 3
+    world.push("defghij")
+    world.take()
+    assert world.keys == "abcdefghij"
+    assert not world.receiver.dropped

@@ -20,7 +20,7 @@ from keyspace_amqp.fallback import to_element
 from keyspace_amqp.message import Event
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
-from keyspace_amqp.worker import leftover_file, leftovers, records
+from keyspace_amqp.worker import leftover_file, leftovers, log, records
 from keyspace_amqp.worker.intake import STRIKES
 from keyspace_amqp.worker.leftover_file import Origin, Writer
 from keyspace_amqp.worker.leftovers import Leftovers, store
@@ -37,6 +37,18 @@ def path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
     """The path of the file, in the server's directory."""
     monkeypatch.chdir(tmp_path)
     return Leftovers(6379).path
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    """The lines of the worker's own log."""
+    lines: Lines = []
+    monkeypatch.setattr(log, "_sink", lambda level, line: lines.append((level, line)))
+    return lines
+
+
+def text_of(lines: Lines) -> str:
+    return "\n".join(line for _, line in lines)
 
 
 def never() -> bool:
@@ -76,12 +88,11 @@ def all_of_it() -> World:
 # ---- what comes back -------------------------------------------------------------------
 
 
-def test_events_come_back(path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_events_come_back(path: pathlib.Path, logged: Lines) -> None:
     assert stop(World(), EVENTS) == [("notice", LINE.format(3, path))]
     assert list(pathlib.Path().iterdir()) == [path]
-    caplog.set_level("INFO")
-    assert all_of_it().receiver.waiting == EVENTS
-    assert f"{path} has {path.stat().st_size} bytes of events, which come first" in caplog.text
+    assert all_of_it().receiver.events == EVENTS
+    assert f"{path} has {path.stat().st_size} bytes of events, which come first" in text_of(logged)
 
 
 def test_objects_are_a_command_that_clients_can_send(path: pathlib.Path) -> None:
@@ -99,14 +110,14 @@ def test_records_come_back_behind_the_objects() -> None:
     world.take()
     world.queue.push(valued(b"valued", 3, b"\r\nx"), event(b"d"))
     assert world.intake.memory() > 0
-    assert stop(world, world.receiver.waiting)[0][1].startswith("5 events")
+    assert stop(world, world.receiver.events)[0][1].startswith("5 events")
     assert (world.intake.waiting, world.queue.released) == (0, 5)
     assert world.receiver.ledger.counts[Stat.EVENTS_MATCHED] == 1
     after = all_of_it()
-    assert keys_of(after.receiver.waiting) == [b"a", b"b", b"c", b"valued", b"d"]
+    assert keys_of(after.receiver.events) == [b"a", b"b", b"c", b"valued", b"d"]
     assert after.numbers == [1, 2, 3, 4, 5]
-    assert after.receiver.waiting[3].value is not None
-    assert after.receiver.waiting[3].value.data == b"\r\nx"
+    assert after.receiver.events[3].value is not None
+    assert after.receiver.events[3].value.data == b"\r\nx"
 
 
 def test_records_of_an_earlier_version_still_have_to_pass(path: pathlib.Path) -> None:
@@ -123,9 +134,9 @@ def test_records_of_an_earlier_version_still_have_to_pass(path: pathlib.Path) ->
     for stops in range(3):
         world = load(space=stops)
         world.take()
-        stop(world, world.receiver.waiting)
+        stop(world, world.receiver.events)
     after = all_of_it()
-    assert keys_of(after.receiver.waiting) == [b"a", b"b", b"\xff\\b ax", b"e"]
+    assert keys_of(after.receiver.events) == [b"a", b"b", b"\xff\\b ax", b"e"]
     assert after.numbers == [1, 2, 4, 13]
     assert after.receiver.recovering is False
 
@@ -138,10 +149,10 @@ def test_a_file_of_an_earlier_version(path: pathlib.Path) -> None:
     )
     world = load(space=3000)
     world.take()
-    assert (len(world.receiver.waiting), world.leftovers.pending) == (3000, True)
+    assert (len(world.receiver.events), world.leftovers.pending) == (3000, True)
     world.receiver.space = 9000
     world.take()
-    assert world.receiver.waiting == [EVENTS[n % 3] for n in range(5000)]
+    assert world.receiver.events == [EVENTS[n % 3] for n in range(5000)]
 
 
 # ---- piece by piece ----------------------------------------------------------------------
@@ -151,7 +162,7 @@ def test_newer_events_wait_until_the_file_is_read() -> None:
     world = World(space=2)
     world.push("abcde")
     world.take()
-    stop(world, world.receiver.waiting)
+    stop(world, world.receiver.events)
     after = load(space=1)
     after.push("xyz")
     after.take()
@@ -176,13 +187,13 @@ def test_a_stop_while_the_file_is_read(
     world = World(space=5, together=2)
     world.push("abcdefghi")
     world.take()
-    stop(world, world.receiver.waiting)
+    stop(world, world.receiver.events)
     between = load(space)
     between.push("vw")
     between.take()
     between.push("xyz")
     delivered = min(delivered, space)
-    stop(between, between.receiver.waiting[delivered:])
+    stop(between, between.receiver.events[delivered:])
     assert all_of_it().keys == "abcdefghivwxyz"[delivered:]
 
 
@@ -195,8 +206,8 @@ def test_a_stop_within_a_command_of_an_earlier_version(path: pathlib.Path) -> No
     )
     world = load(space=1700)
     world.take()
-    stop(world, world.receiver.waiting[1000:])
-    assert keys_of(all_of_it().receiver.waiting) == keys[1000:]
+    stop(world, world.receiver.events[1000:])
+    assert keys_of(all_of_it().receiver.events) == keys[1000:]
 
 
 def test_a_full_memory_drops_no_leftovers() -> None:
@@ -211,7 +222,7 @@ def test_a_full_memory_drops_no_leftovers() -> None:
     after.take()
     assert (after.keys, after.receiver.dropped) == ("ab", [])
     assert after.queue.length < 4
-    stop(after, after.receiver.waiting)
+    stop(after, after.receiver.events)
     assert all_of_it().keys.startswith("abcdef")
 
 
@@ -232,7 +243,7 @@ def test_a_file_whose_events_are_delivered_does_not_stay(path: pathlib.Path) -> 
 
 
 def test_a_file_that_cannot_be_deleted(
-    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, logged: Lines
 ) -> None:
     """The log says so, and no exception closes the connection."""
     stop(World(), EVENTS)
@@ -244,8 +255,8 @@ def test_a_file_that_cannot_be_deleted(
     with monkeypatch.context() as patch:
         patch.setattr(pathlib.Path, "unlink", refused)
         world.leftovers.remove()
-    assert f"{path} cannot be deleted: [Errno 13] Permission denied; its events" in caplog.text
-    assert all_of_it().receiver.waiting == EVENTS
+    assert f"{path} cannot be deleted: [Errno 13] Permission denied; its events" in text_of(logged)
+    assert all_of_it().receiver.events == EVENTS
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OverflowError(), struct.error()])
@@ -259,7 +270,7 @@ def test_an_exception_over_the_bytes_of_a_file_sets_it_aside(
         raise error
 
     monkeypatch.setattr(leftover_file.Reading, "fill", broken)
-    assert all_of_it().receiver.waiting == []
+    assert all_of_it().receiver.events == []
     assert path.with_suffix(".unreadable").exists()
 
 
@@ -279,7 +290,7 @@ def test_what_is_too_late_is_lost_and_logged(path: pathlib.Path) -> None:
         ("warning", "1 event lost: there was no time to write them"),
         ("notice", LINE.format(5, path)),
     ]
-    assert keys_of(all_of_it().receiver.waiting)[1:] == [b"a", b"b", b"c", b"d"]
+    assert keys_of(all_of_it().receiver.events)[1:] == [b"a", b"b", b"c", b"d"]
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -332,7 +343,7 @@ def test_an_exception_over_an_event_loses_only_that_one(
     world.push("ab")
     assert stop(world, EVENTS) == [("notice", LINE.format(4, path))]
     assert len(world.failures.told) == 4
-    assert keys_of(all_of_it().receiver.waiting) == [EVENTS[0].key, EVENTS[2].key, b"a", b"b"]
+    assert keys_of(all_of_it().receiver.events) == [EVENTS[0].key, EVENTS[2].key, b"a", b"b"]
 
 
 @pytest.mark.parametrize("call", range(8))
@@ -343,7 +354,7 @@ def test_an_exception_in_between_loses_nothing(
     world = World(space=2, together=2)
     world.push("abcdef")
     world.take()
-    stop(world, world.receiver.waiting)
+    stop(world, world.receiver.events)
     between = load(space=1)
     between.push("xyz")
     between.take()
@@ -359,7 +370,7 @@ def test_an_exception_in_between_loses_nothing(
         sync(writer, least)
 
     monkeypatch.setattr(Writer, "_sync", broken)
-    stop(between, between.receiver.waiting)
+    stop(between, between.receiver.events)
     after = all_of_it()
     assert after.keys == "abcdefxyz"
 
@@ -397,11 +408,11 @@ def test_a_disk_that_becomes_full_keeps_the_old_file(
     world.push("a")
     with monkeypatch.context() as patch:
         full_disk(patch, 1)
-        ((level, line),) = stop(world, world.receiver.waiting)
+        ((level, line),) = stop(world, world.receiver.events)
         assert (level, line[:15]) == ("warning", "3 events lost: ")
     world.leftovers.close()
     assert list(pathlib.Path().iterdir()) == [path]
-    assert all_of_it().receiver.waiting == EVENTS
+    assert all_of_it().receiver.events == EVENTS
 
 
 def test_a_disk_that_becomes_full_keeps_what_was_written(
@@ -414,7 +425,7 @@ def test_a_disk_that_becomes_full_keeps_what_was_written(
         (_, lost), (_, line) = stop(world, EVENTS)
     assert lost.startswith(f"4 events lost: {path} could not be written: [Errno 28] No space")
     assert line.startswith("5 events came too late")
-    after = keys_of(all_of_it().receiver.waiting)
+    after = keys_of(all_of_it().receiver.events)
     assert after == [*(event.key for event in EVENTS), b"a", b"b"]
 
 
@@ -428,9 +439,9 @@ def test_a_disk_that_becomes_full_keeps_an_old_file_that_was_read(
     monkeypatch.setattr(leftovers, "JOB_ELEMENTS", 2)
     with monkeypatch.context() as patch:
         full_disk(patch, 1)
-        ((level, line),) = stop(world, world.receiver.waiting)
+        ((level, line),) = stop(world, world.receiver.events)
     assert (level, line[:15]) == ("warning", "4 events lost: ")
-    assert all_of_it().receiver.waiting == EVENTS
+    assert all_of_it().receiver.events == EVENTS
 
 
 def test_a_disk_that_fails_at_the_end_keeps_what_is_on_it(
@@ -444,7 +455,7 @@ def test_a_disk_that_fails_at_the_end_keeps_what_is_on_it(
         (_, lost), (_, line) = stop(World(), EVENTS)
     assert lost.startswith(f"1 event lost: {path} could not be written: [Errno 28] No space")
     assert line.startswith("2 events came too late")
-    assert all_of_it().receiver.waiting == EVENTS[:2]
+    assert all_of_it().receiver.events == EVENTS[:2]
 
 
 def test_a_full_disk_keeps_what_fits(path: pathlib.Path) -> None:
@@ -466,7 +477,7 @@ def test_a_full_disk_keeps_what_fits(path: pathlib.Path) -> None:
                 os._exit(0)
             os._exit(1)
         assert os.waitpid(child, 0)[1] == 0
-        keys = keys_of(all_of_it().receiver.waiting)
+        keys = keys_of(all_of_it().receiver.events)
         whole = [*(event.key for event in EVENTS), *(b"%c" % key for key in b"abcdef")]
         assert keys == whole[: len(keys)]
         head = len(resp(b"RPUSH", KEY, *map(to_element, EVENTS)))
@@ -494,7 +505,7 @@ def test_an_old_file_that_cannot_be_copied_stays(
         "stays, and its events are not lost"
     )
     world.leftovers.close()
-    assert all_of_it().receiver.waiting == EVENTS
+    assert all_of_it().receiver.events == EVENTS
 
 
 # ---- files that cannot be read -------------------------------------------------------------
@@ -546,32 +557,30 @@ BROKEN_RECORDS = {
     ],
 )
 def test_a_file_that_cannot_be_read(
-    path: pathlib.Path, data: bytes, why: str, caplog: pytest.LogCaptureFixture
+    path: pathlib.Path, data: bytes, why: str, logged: Lines
 ) -> None:
     """It is renamed, so that the next file does not replace it. The events before are read."""
     start = resp(b"RPUSH", KEY, ELEMENT)
     for before in (b"", start):
         path.write_bytes(before + data)
         world = all_of_it()
-        assert world.receiver.waiting == ([EVENTS[0]] if before else [])
+        assert world.receiver.events == ([EVENTS[0]] if before else [])
         assert not world.receiver.recovering
         aside = path.with_suffix(".unreadable")
-        assert f"{path} cannot be read: " in caplog.text
-        assert why in caplog.text
-        assert f"; it is {aside} now" in caplog.text
+        assert f"{path} cannot be read: " in text_of(logged)
+        assert why in text_of(logged)
+        assert f"; it is {aside} now" in text_of(logged)
         assert aside.read_bytes() == before + data
         assert not path.exists()
-        caplog.clear()
+        logged.clear()
 
 
-def test_a_file_that_is_there_and_cannot_be_moved(
-    path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_that_is_there_and_cannot_be_moved(path: pathlib.Path, logged: Lines) -> None:
     path.mkdir()
     path.with_suffix(".unreadable").write_bytes(b"")
-    assert all_of_it().receiver.waiting == []
-    assert f"{path} cannot be read: " in caplog.text
-    assert "; it is" not in caplog.text
+    assert all_of_it().receiver.events == []
+    assert f"{path} cannot be read: " in text_of(logged)
+    assert "; it is" not in text_of(logged)
 
 
 def test_an_event_of_the_file_over_which_the_handler_fails(

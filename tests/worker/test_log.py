@@ -17,6 +17,7 @@ from keyspace_amqp.worker import log
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 Lines = list[tuple[str, str]]
+LOGGER = logging.getLogger("a.library")
 
 
 @contextlib.contextmanager
@@ -24,16 +25,19 @@ def installed() -> Iterator[Lines]:
     """The lines that reach the sink. Afterwards the process is as before. Not a fixture: pytest
     sets sys.stderr again between a fixture and its test."""
     root = logging.getLogger()
-    loggers = [root, log.LOGGER, logging.getLogger("pika")]
+    loggers = [root, logging.getLogger("pika"), LOGGER]
     levels = [logger.level for logger in loggers]
     handlers = root.handlers[:]
     streams = sys.stdout, sys.stderr
     hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
     collected: Lines = []
+    sink = log._sink
     try:
         log.install(lambda level, line: collected.append((level, line)))
+        log.take_loggers()
         yield collected
     finally:
+        log._sink = sink
         sys.stdout, sys.stderr = streams
         sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
         root.handlers[:] = handlers
@@ -41,34 +45,13 @@ def installed() -> Iterator[Lines]:
             logger.setLevel(level)
 
 
-@pytest.mark.parametrize(
-    ("level", "shown"),
-    [
-        (logging.CRITICAL, "warning"),
-        (logging.ERROR, "warning"),
-        (logging.WARNING, "warning"),
-        (logging.INFO, "notice"),
-    ],
-)
-def test_levels(level: int, shown: str) -> None:
+def test_lines_of_the_worker() -> None:
     with installed() as lines:
-        log.LOGGER.log(level, "%d of %s", 3, "four")
-        assert lines == [(shown, "3 of four")]
-
-
-def test_debug_is_off_until_somebody_wants_it() -> None:
-    with installed() as lines:
-        log.LOGGER.debug("too much")
-        assert lines == []
-        log.LOGGER.setLevel(logging.DEBUG)
-        log.LOGGER.debug("wanted")
-        assert lines == [("debug", "wanted")]
-
-
-def test_a_record_of_several_lines_is_logged_line_by_line() -> None:
-    with installed() as lines:
-        log.LOGGER.warning("one\ntwo\r\nthree")
-        assert lines == [("warning", "one"), ("warning", "two"), ("warning", "three")]
+        log.write("notice", "one\ntwo\r\nthree")
+        log.write("warning", "four")
+        assert lines == [
+            ("notice", "one"), ("notice", "two"), ("notice", "three"), ("warning", "four"),
+        ]  # fmt: skip
 
 
 def test_a_traceback_is_logged_line_by_line() -> None:
@@ -76,9 +59,25 @@ def test_a_traceback_is_logged_line_by_line() -> None:
         try:
             raise ValueError("bad luck")
         except ValueError:
-            log.LOGGER.exception("it failed")
+            log.exception("it failed")
             expected = traceback.format_exc().splitlines()
-        assert lines == [("warning", line) for line in ["it failed", *expected]]
+        assert lines == [("warning", line) for line in ["it failed:", *expected]]
+
+
+@pytest.mark.parametrize("level", [logging.CRITICAL, logging.ERROR, logging.WARNING])
+def test_levels_of_libraries(level: int) -> None:
+    with installed() as lines:
+        LOGGER.log(level, "%d of %s", 3, "four\nand five")
+        assert lines == [("warning", "3 of four"), ("warning", "and five")]
+
+
+def test_debug_is_off_until_somebody_wants_it() -> None:
+    with installed() as lines:
+        LOGGER.info("too much")
+        assert lines == []
+        LOGGER.setLevel(logging.DEBUG)
+        LOGGER.debug("wanted")
+        assert lines == [("debug", "wanted")]
 
 
 def test_other_loggers() -> None:
@@ -160,7 +159,7 @@ def test_a_later_call_replaces_the_sink() -> None:
     with installed() as lines:
         later: Lines = []
         log.install(lambda level, line: later.append((level, line)))
-        log.LOGGER.error("one")
+        LOGGER.error("one")
         print("two")
         sys.excepthook(KeyError, KeyError("three"), None)
         assert lines == []
@@ -171,7 +170,7 @@ def test_a_record_that_cannot_be_formatted_harms_nobody() -> None:
     """The caller must not get the exception. The handlers of the module logging catch it
     too."""
     with installed() as lines:
-        log.LOGGER.error("%d", "no number")
+        LOGGER.error("%d", "no number")
         assert lines
 
 

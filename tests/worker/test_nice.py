@@ -1,9 +1,11 @@
-"""The nice value of the worker thread, and filters on system calls."""
+"""The nice value and the time slice of the worker thread, and filters on system calls."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ import pytest
 from keyspace_amqp.demo.servers import wait_for
 from keyspace_amqp.worker import nice
 from tests.fix_servers import StartRedis
+from tests.fix_shim import load
 from tests.servers import REDIS, VALKEY
 from tests.system.test_load import UNDER_A_FILTER
 
@@ -20,10 +23,18 @@ from tests.system.test_load import UNDER_A_FILTER
 UNDER_ANOTHER_FILTER = UNDER_A_FILTER.replace(
     '"x86_64": 141, "aarch64": 140', '"x86_64": 168, "aarch64": 225'
 )
+# Forbids sched_setattr.
+UNDER_A_FILTER_OF_SLICES = UNDER_A_FILTER.replace(
+    '"x86_64": 141, "aarch64": 140', '"x86_64": 314, "aarch64": 274'
+)
 SET_NICE = """
 from keyspace_amqp.worker import nice
+from tests.fix_shim import load
+class Slices:
+    slice_call = load().lib.shim_slice_call()
+    set_slice = load().lib.shim_set_slice
 try:
-    nice.set_nice(NICE)
+    nice.set_nice(NICE, Slices)
 except OSError as error:
     print(error)
 """
@@ -41,10 +52,35 @@ def set_under(filter: str, value: int) -> str:
 
 
 def nice_of_worker(pid: int) -> int:
+    return os.getpriority(os.PRIO_PROCESS, worker_of(pid))
+
+
+class Slices:
+    """Remembers what was set."""
+
+    slice_call = load().lib.shim_slice_call()
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, int]] = []
+
+    def set_slice(self, nice: int, nanoseconds: int) -> int:
+        self.heard.append((nice, nanoseconds))
+        return 0
+
+
+def slice_of(thread: int) -> int:
+    """Return the time slice of a thread in nanoseconds; 0 if this Linux has none for each."""
+    attr = ctypes.create_string_buffer(struct.calcsize("IIQiIQQQ"))
+    call = {"x86_64": 315, "aarch64": 275}[os.uname().machine]  # sched_getattr
+    assert ctypes.CDLL(None).syscall(call, thread, attr, len(attr), 0) == 0
+    return int(struct.unpack("IIQiIQQQ", attr.raw)[5])
+
+
+def worker_of(pid: int) -> int:
+    """Return the id of the worker thread of a server."""
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
-        if name == "keyspace-amqp":
-            return int(fields.split()[16])
+        if (task / "comm").read_text().strip() == "keyspace-amqp":
+            return int(task.name)
     raise AssertionError("no worker")
 
 
@@ -53,7 +89,7 @@ def test_a_thread_is_nice_alone() -> None:
     found = []
 
     def run() -> None:
-        nice.set_nice(before + 1)
+        nice.set_nice(before + 1, Slices())
         found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
     thread = threading.Thread(target=run)
@@ -86,9 +122,47 @@ def test_under_a_filter_that_allows_it() -> None:
 
 
 def test_a_trial_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert nice._survives_trial()
+    assert nice._try(Slices.slice_call) == b"ns"
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert not nice._survives_trial()
+    assert nice._try(Slices.slice_call) == b""
+
+
+def test_the_slice_is_long_for_a_nice_worker_only() -> None:
+    now, slices = os.getpriority(os.PRIO_PROCESS, 0), Slices()
+    nice.set_nice(now, slices)
+    assert slices.heard == [(now, 100_000_000 if now else 0)]
+
+
+def test_the_slice_of_the_worker(start_redis: StartRedis) -> None:
+    """It is longer than that of Redis' main thread, which so gets the processor at once; with
+    `worker-nice` 0 both are equal."""
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    server = start_redis(options=[f"keyspaceamqp.worker-nice {ours + 5}"])
+    worker, usual = worker_of(server.pid), slice_of(server.pid)
+    if usual == 0:
+        pytest.skip("Linux before 6.12 has no slice for each thread")
+    assert slice_of(worker) == 100_000_000 > usual
+    assert nice_of_worker(server.pid) == ours + 5
+    server.client().config_set("keyspaceamqp.worker-nice", ours + 7)
+    wait_for(lambda: nice_of_worker(server.pid) == ours + 7)
+    assert slice_of(worker) == 100_000_000
+
+
+def test_a_server_whose_workers_are_equal(start_redis: StartRedis) -> None:
+    server = start_redis(options=["keyspaceamqp.worker-nice 0"])
+    assert slice_of(worker_of(server.pid)) == slice_of(server.pid)
+
+
+def test_under_a_filter_of_slices(start_redis: StartRedis) -> None:
+    """The nice value is set all the same."""
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    server = start_redis(options=[f"keyspaceamqp.worker-nice {ours + 5}"], start=False)
+    command = [sys.executable, "-c", UNDER_A_FILTER_OF_SLICES, *server.command()]
+    server.command = lambda: command  # type: ignore[method-assign]
+    server.start()
+    assert "could not be set" not in server.log()
+    assert nice_of_worker(server.pid) == ours + 5
+    assert slice_of(worker_of(server.pid)) == slice_of(server.pid)
 
 
 @pytest.mark.parametrize("family", [REDIS, VALKEY])

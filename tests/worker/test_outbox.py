@@ -394,8 +394,8 @@ def test_events_in_the_list_go_to_their_places(together: int) -> None:
     world.push(event(b"c"))
     assert world.intake.waiting == 3
     world.intake.take(world.queue.pushed)
-    assert [e.key for e in world.receiver.waiting] == [b"a", b"b", b"c"]
-    assert [e.message_id for e in world.receiver.waiting] == ["run-1", "run-2", "run-7"]
+    assert [e.key for e in world.receiver.events] == [b"a", b"b", b"c"]
+    assert [e.message_id for e in world.receiver.events] == ["run-1", "run-2", "run-7"]
     prefix = world.world.outbox.prefix
     places = [(place, name) for (place, _), names in world.world.publisher.added
               for place, name in enumerate(names, place)]  # fmt: skip
@@ -469,7 +469,7 @@ def test_events_without_a_place_are_left_to_the_list(known: bool) -> None:
     world.push(event(b"a"))
     world.intake.take(world.queue.pushed)
     assert world.world.publisher.added == []
-    assert [e.key for e in world.receiver.waiting] == [b"a"]
+    assert [e.key for e in world.receiver.events] == [b"a"]
     assert world.queue.length == 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyspace_amqp.message import Event, Subkeys, Value
+from keyspace_amqp.values import replace
 from keyspace_amqp.worker import records
 from keyspace_amqp.worker.records import (
     HEAD,
@@ -130,7 +130,7 @@ def test_subkeys(
     whole = subkeyed(inner, names, len(names) + more)
     (found, without), _ = parse(whole + inner, [1, 2])
     assert found.subkeys == Subkeys.of(names, len(names) + more)
-    assert dataclasses.replace(found, subkeys=None, message_id="run-2") == without
+    assert replace(found, subkeys=None, message_id="run-2") == without
     # An event takes no more room for them than its record: the limits count in bytes of records.
     assert found.more_bytes - without.more_bytes <= len(whole) - len(inner)
     assert check_records(whole + inner) == 2

@@ -17,6 +17,7 @@ from keyspace_amqp.publisher.list_jobs import CHECK_EVERY
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.parameters import INDEX, PARAMETERS
 from keyspace_amqp.tables.stats import Stat
+from keyspace_amqp.worker import log
 from keyspace_amqp.worker.handler import Handler
 from keyspace_amqp.worker.lanes import Lane
 from keyspace_amqp.worker.outbox import Outbox
@@ -274,15 +275,17 @@ def test_parameters_that_are_as_before(world: World) -> None:
     [(OSError("a filter"), "a filter"), (OSError(13, "no permission"), "no permission")],
 )
 def test_the_nice_value_is_set_when_it_changes(
-    world: World, caplog: pytest.LogCaptureFixture, error: OSError, words: str
+    world: World, monkeypatch: pytest.MonkeyPatch, error: OSError, words: str
 ) -> None:
+    logged: list[tuple[str, str]] = []
+    monkeypatch.setattr(log, "_sink", lambda *line: logged.append(line))
     assert world.shim.heard == [("nice", 5)]
     world.set(values(exchange=b"other"))
     assert world.shim.heard == [("nice", 5)]
     world.shim.nice_error = error
     world.set(values(exchange=b"other", worker_nice=b"7"))
     assert world.shim.heard == [("nice", 5), ("nice", 7)]
-    assert f"worker-nice 7 could not be set: {words}\n" in caplog.text
+    assert logged == [("warning", f"worker-nice 7 could not be set: {words}")]
     assert world.failures.told == []
 
 

@@ -33,6 +33,7 @@ class Machine:
             self.now += turn
             allowed = self.throttle.grant(self.now)
             assert allowed is not None
+            self.throttle.sent(allowed)
             total += allowed
         return total
 
@@ -100,6 +101,19 @@ def test_as_many_are_allowed_as_the_rate_says(turn: float) -> None:
     machine.looks(100, runs=0.7, waits=0.3)
     machine.sends(1, turn)
     assert machine.sends(10, turn) == pytest.approx(10 * SLOWEST, rel=0.01)
+
+
+def test_what_is_allowed_and_not_sent_stays_allowed() -> None:
+    """In many turns there is nothing to send, or the window is full."""
+    machine = Machine()
+    machine.looks(100, runs=0.7, waits=0.3)
+    machine.sends(1, 0.001)
+    for _ in range(10):
+        machine.now += 0.001
+        machine.throttle.grant(machine.now)
+    assert machine.throttle.grant(machine.now) == pytest.approx(SLOWEST * 0.01, abs=1)
+    machine.throttle.sent(40)
+    assert machine.throttle.grant(machine.now) == pytest.approx(SLOWEST * 0.01 - 40, abs=1)
 
 
 def test_a_time_without_messages_is_not_made_up_for() -> None:

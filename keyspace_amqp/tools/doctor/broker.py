@@ -15,6 +15,7 @@ from ...broker.frames import Arguments
 from ...config import Config, raw
 from ...counts import counted
 from ...message import Event, Format
+from ...values import replace
 from .. import ToolError, amqp
 from .advice import BIND, advice_for
 from .finding import OK, PROBLEM, UNKNOWN, WARNING, Finding
@@ -180,7 +181,7 @@ def _queue(connection: Any, place: Place, *, publish: bool) -> Iterator[Finding]
 
 def _published(connection: Any, place: Place, routing_key: bytes) -> Finding:
     """Publish a marked message as the module would, and wait for the broker's answer."""
-    config = dataclasses.replace(place.config, exchange=place.target.exchange, mandatory=True)
+    config = replace(place.config, exchange=place.target.exchange, mandatory=True)
     identity = f"doctor-{uuid.uuid4().hex[:16]}"
     event = Event(identity, int(time.time() * 1000), 0, "", EVENT, KEY)
     arguments = Arguments(config, Format(config, "doctor")).of(event)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 from keyspace_amqp.fallback import from_element, to_element
 from keyspace_amqp.message import EVENT_BYTES, Event, Value
 from keyspace_amqp.publisher.entry import WAITING, Entry, element_of, fitting, size_of
+from keyspace_amqp.values import replace
 from tests.publisher.objects.parts import SIZE, make_entries, make_entry
 from tests.publisher.simulated import event_of
 
@@ -21,11 +20,11 @@ from tests.publisher.simulated import event_of
         (None, 0),
         (event_of(1, b"key"), EVENT_BYTES + len(b"del") + 3),
         (
-            dataclasses.replace(event_of(1, b"k"), value=Value("string", 9, b"12345", False)),
+            replace(event_of(1, b"k"), value=Value("string", 9, b"12345", False)),
             EVENT_BYTES + len(b"del") + 1 + 5,
         ),
         (
-            dataclasses.replace(event_of(1, b"k"), value=Value("hash", 9, None, False)),
+            replace(event_of(1, b"k"), value=Value("hash", 9, None, False)),
             EVENT_BYTES + len(b"del") + 1,
         ),
     ],

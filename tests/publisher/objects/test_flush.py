@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import pytest
 
 from keyspace_amqp.publisher.actions import FlushMode
 from keyspace_amqp.publisher.flush import MARGIN, STOP_RESERVE, STORE_GRACE, Flush, Outlook
+from keyspace_amqp.values import replace
 
 STORE, LEAVE, DRAIN = FlushMode
 NOW, SECONDS = 1000.0, 5.0
@@ -50,7 +50,7 @@ def test_with_too_little_time_a_flush_ends_at_once(mode: FlushMode, seconds: flo
     flush = flush_of(mode, seconds)
     assert flush.until == NOW
     assert not flush.in_grace(NOW)
-    assert flush.is_done(dataclasses.replace(NOTHING, memory=True, can_store=True), NOW)
+    assert flush.is_done(replace(NOTHING, memory=True, can_store=True), NOW)
 
 
 @pytest.mark.parametrize("mode", FlushMode)
@@ -94,7 +94,7 @@ TABLE = [
     [(FlushMode[mode], words, done) for modes, words, done in TABLE for mode in modes.split()],
 )
 def test_a_flush_is_done_when_nothing_can_be_done(mode: FlushMode, words: str, done: bool) -> None:
-    outlook = dataclasses.replace(NOTHING, **dict.fromkeys(words.split(), True))
+    outlook = replace(NOTHING, **dict.fromkeys(words.split(), True))
     assert flush_of(mode).is_done(outlook, UNTIL - 0.001) == done
 
 
@@ -102,5 +102,5 @@ def test_a_flush_is_done_when_nothing_can_be_done(mode: FlushMode, words: str, d
 def test_no_flush_goes_on_after_its_time(mode: FlushMode) -> None:
     """The publisher says `may_deliver` only in the time for confirms, which is over."""
     for values in itertools.product([False, True], repeat=8):
-        outlook = dataclasses.replace(Outlook(*values), may_deliver=False)
+        outlook = replace(Outlook(*values), may_deliver=False)
         assert flush_of(mode).is_done(outlook, UNTIL)

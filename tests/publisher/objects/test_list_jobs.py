@@ -257,7 +257,7 @@ def test_pushed_behind_elements_that_are_not_read_they_are_read_later() -> None:
     bench.jobs.push(0)
     entries[0].state = DONE
     bench.memory.confirmed(1)
-    bench.ledger.confirmed(entries[:1])
+    bench.ledger.confirmed([0])
     bench.done(integer(5))
     assert numbers_of(bench.list.known) == [1]
     assert (bench.list.length, bench.list.unread) == (5, 4)
