@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..config import Config
-from ..fallback import JOB_ELEMENTS
+from ..fallback import HURRIED_ELEMENTS, JOB_ELEMENTS
 from .delivery import Delivery
 from .flushing import Flushing
 from .ledger import Ledger
@@ -93,6 +93,11 @@ class Storing:
         if self._delivery.list_comes_first:
             return due
         return self.pressure or stalled
+
+    @property
+    def most(self) -> int:
+        """Return how many entries a job may store, at most."""
+        return HURRIED_ELEMENTS if self.pressure else JOB_ELEMENTS
 
     @property
     def refused_are_due(self) -> bool:

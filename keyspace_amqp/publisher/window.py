@@ -85,7 +85,12 @@ class Window:
     @property
     def is_busy(self) -> bool:
         """True if the broker has enough to do for some 30 ms."""
-        return self.unanswered > WINDOW // 2
+        return self.spare > 0
+
+    @property
+    def spare(self) -> int:
+        """Return how many messages the broker has above those that keep it busy for some 30 ms."""
+        return max(0, self.unanswered - WINDOW // 2)
 
     @property
     def is_stalled(self) -> bool:

@@ -122,7 +122,7 @@ class Worker:
             shim.events, publisher, self._leftovers, run_id, self._status.failed,
             self._outbox, Packer(run_id, shim.layout, self._broker.frames),
         )  # fmt: skip
-        self._batching = Batching(shim.events, self._intake, publisher)
+        self._batching = Batching(shim.events, shim.requests, self._intake, publisher)
         self._parameters = Parameters(
             values, config, self._identity, publisher, lambda nice: set_nice(nice, shim)
         )

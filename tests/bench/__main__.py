@@ -29,7 +29,7 @@ from .report import Report
 from .rig import Rig
 
 FLOODS = ("broker", "sink", "masks", "away")
-NOT_QUICK = ("instructions", "tail", "worker", "queues", "scale", "resident", "outbox")
+NOT_QUICK = ("instructions", "tail", "worker", "scale", "resident", "outbox")
 # The outage is last, because it kills the broker. `items.floods` measures all FLOODS in one go,
 # at the place of the first.
 ITEMS = {
@@ -40,7 +40,6 @@ ITEMS = {
     "tail": tail.tail,
     "confirmed": items.confirmed,
     "worker": cost.worker,
-    "queues": items.queues,
     "scale": scale.scale,
     "delay": items.delay,
     "drain": items.drain,

@@ -25,7 +25,7 @@ from tests.fix_servers import EXCHANGE, MODULE, handler_copy
 from . import amqp, measure, queue_memory
 from .measure import BUILT, BenchError, LostEvents, flood, ratios, session_ns, steady, thread_ns
 from .report import Report
-from .rig import DELIVERY_MODE, MASKS, QUEUE, Rig
+from .rig import MASKS, QUEUE, Rig
 
 # Microseconds. A tail of a server that is shorter than this says only that the machine had nothing
 # else to do; whether ours is grossly longer is judged by this one then.
@@ -53,15 +53,34 @@ class Plan:
     stored: int  # events
     drains: int  # rounds
     outage: float  # before, during and after
+    kinds: int  # of queues
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of queue. `row`: how the names of its rows begin."""
+
+    row: str
+    text: str
+    arguments: dict[str, str]
+    delivery_mode: int
+
+
+KINDS = (
+    Kind("confirmed", "a classic queue", {}, 1),
+    Kind("persistent", "a classic queue, delivery-mode 2", {}, 2),
+    Kind("quorum", "a quorum queue with one member, delivery-mode 2",
+         {"x-queue-type": "quorum"}, 2),
+)  # fmt: skip
 
 
 FULL = Plan(
     rounds=5, capture=100_000, flood=2.0, steady=2.5, confirmed=200_000, delay=3.0,
-    stored=1_000_000, drains=1, outage=3.0,
+    stored=1_000_000, drains=1, outage=3.0, kinds=len(KINDS),
 )  # fmt: skip
 QUICK = Plan(
     rounds=2, capture=100_000, flood=0.5, steady=1.2, confirmed=40_000, delay=1.5,
-    stored=40_000, drains=2, outage=1.0,
+    stored=40_000, drains=2, outage=1.0, kinds=1,
 )  # fmt: skip
 
 
@@ -258,63 +277,41 @@ def confirmed(rig: Rig, plan: Plan, report: Report) -> None:
         f"{amqp.WINDOW:,} unconfirmed; into the same queue",
     )
     rig.aim(rig.broker.port)
-    ours, tight, beside = [], [], []
-    frames = message(QUEUE, DELIVERY_MODE)
-    for _ in range(plan.rounds):
-        seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
-        tight.append(plan.confirmed / seconds)
-        _arrived(rig, plan.confirmed)
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            same_sets = pool.submit(flood, rig.bare.port, plan.confirmed, MANY_KEYS)
-            seconds = amqp.publish(rig.broker.port, frames, plan.confirmed)
-            same_sets.result()
-        beside.append(plan.confirmed / seconds)
-        _arrived(rig, plan.confirmed)
-        rig.bare_client.flushall()
-        with rig.books("confirmed"):
-            wanted = rig.stats()["confirmed"] + plan.confirmed
-            start = time.monotonic()
-            flood(rig.ours.port, plan.confirmed, MANY_KEYS)
-            rig.until(lambda numbers: numbers["confirmed"] >= wanted)  # noqa: B023
-            ours.append(plan.confirmed / (time.monotonic() - start))
-        _arrived(rig, plan.confirmed)
-        rig.client.flushall()
-    report.row("confirmed.tight", "the tight publisher, confirmed messages", "/s", tight)
-    report.row("confirmed.ours", "ours, confirmed events", "/s", ours)
-    report.row("confirmed.ratio", "ours / tight", "", ratios(ours, tight))
-    report.row("confirmed.beside", "tight, with the same SETs to a bare Redis", "/s", beside)
-    report.row(
-        "confirmed.of_beside",
-        "ours / the tight publisher with these SETs",
-        "",
-        ratios(ours, beside),
-    )
+    for kind in KINDS[: plan.kinds]:
+        with rig.queue(kind.arguments, kind.delivery_mode) as queue:
+            frames = message(queue, kind.delivery_mode)
+            rounds = [_confirmed(rig, plan.confirmed, frames) for _ in range(plan.rounds)]
+        tight, ours, beside = (list(rates) for rates in zip(*rounds, strict=True))
+        for name, text, values, unit in (
+            ("tight", "the tight publisher, confirmed messages", tight, "/s"),
+            ("ours", "ours, confirmed events", ours, "/s"),
+            ("ratio", "ours / tight", ratios(ours, tight), ""),
+            ("beside", "tight, with the same SETs to a bare Redis", beside, "/s"),
+            ("of_beside", "ours / tight with these SETs", ratios(ours, beside), ""),
+        ):
+            report.row(f"{kind.row}.{name}", f"{kind.text}: {text}", unit, values)
 
 
-def queues(rig: Rig, plan: Plan, report: Report) -> None:
-    report.item(
-        "queues",
-        f"the tight publisher of `confirmed`, {plan.confirmed:,} messages into queues of several "
-        "kinds, by turns: the rate that RabbitMQ itself can take",
-    )
-    kinds = [
-        ("a classic queue, delivery-mode 1", {}, 1),
-        ("a classic queue, delivery-mode 2", {}, 2),
-        ("a quorum queue with one member, delivery-mode 2", {"x-queue-type": "quorum"}, 2),
-    ]
-    rates: dict[str, list[float]] = {text: [] for text, _, _ in kinds}
-    for _ in range(plan.rounds):
-        for number, (text, arguments, mode) in enumerate(kinds):
-            name = f"{QUEUE}-{number}"
-            with rig.broker.connection() as connection:
-                channel = connection.channel()
-                channel.queue_declare(name, durable=True, arguments=arguments)
-                channel.queue_bind(name, EXCHANGE, name)
-                seconds = amqp.publish(rig.broker.port, message(name, mode), plan.confirmed)
-                channel.queue_delete(name)
-            rates[text].append(plan.confirmed / seconds)
-    for number, (text, _, _) in enumerate(kinds):
-        report.row(f"queues.{number}", text, "/s", rates[text])
+def _confirmed(rig: Rig, count: int, frames: bytes) -> tuple[float, float, float]:
+    """Return messages a second of the publisher of `frames`, of `ours`, and of that publisher while
+    a bare Redis carries out the same SETs."""
+    seconds = amqp.publish(rig.broker.port, frames, count)
+    _arrived(rig, count)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        same_sets = pool.submit(flood, rig.bare.port, count, MANY_KEYS)
+        beside = amqp.publish(rig.broker.port, frames, count)
+        same_sets.result()
+    _arrived(rig, count)
+    rig.bare_client.flushall()
+    with rig.books("confirmed"):
+        wanted = rig.stats()["confirmed"] + count
+        start = time.monotonic()
+        flood(rig.ours.port, count, MANY_KEYS)
+        rig.until(lambda numbers: numbers["confirmed"] >= wanted)
+        ours = time.monotonic() - start
+    _arrived(rig, count)
+    rig.client.flushall()
+    return count / seconds, count / ours, count / beside
 
 
 def message(routing_key: str, delivery_mode: int) -> bytes:

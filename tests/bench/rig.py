@@ -7,6 +7,7 @@ import functools
 import pathlib
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
@@ -48,6 +49,7 @@ class Rig:
         self._options = list(options)
         self._stack = contextlib.ExitStack()
         self._lender: Rig | None = None  # of the broker
+        self._queue = QUEUE
         self.losses: list[str] = []
 
     def __enter__(self) -> Self:
@@ -138,13 +140,34 @@ class Rig:
     def depth(self) -> int:
         """Return the number of messages in the queue."""
         with self.broker.connection() as connection:
-            found = connection.channel().queue_declare(QUEUE, passive=True)
+            found = connection.channel().queue_declare(self._queue, passive=True)
             return int(found.method.message_count)
 
     def empty_queue(self) -> None:
         """Remove all messages from the queue."""
         with self.broker.connection() as connection:
-            connection.channel().queue_purge(QUEUE)
+            connection.channel().queue_purge(self._queue)
+
+    @contextlib.contextmanager
+    def queue(self, arguments: dict[str, Any], delivery_mode: int) -> Iterator[str]:
+        """Let `ours` send to another queue, which is deleted after the `with`. Return its name."""
+        before = {
+            name: self.client.config_get(name)[name]
+            for name in ("keyspaceamqp.routing-key", "keyspaceamqp.delivery-mode")
+        }
+        self._queue = f"{QUEUE}-{uuid.uuid4().hex}"
+        with self.broker.connection() as connection:
+            channel = connection.channel()
+            channel.queue_declare(self._queue, durable=True, arguments=arguments)
+            channel.queue_bind(self._queue, EXCHANGE, self._queue)
+            self.client.config_set("keyspaceamqp.routing-key", self._queue)
+            self.client.config_set("keyspaceamqp.delivery-mode", delivery_mode)
+        yield self._queue
+        with self.broker.connection() as connection:
+            connection.channel().queue_delete(self._queue)
+        self._queue = QUEUE
+        for name, value in before.items():
+            self.client.config_set(name, value)
 
     # ---- ours --------------------------------------------------------------
 

@@ -58,7 +58,9 @@ TARGETS = {
     "tail.jobs_slow": at_most(0.001, gross=20),
     "masks.rate": at_least(0.95),
     "masks.event": at_most(0.15),  # µs
-    "confirmed.ratio": at_least(0.9),
+    "confirmed.ratio": at_least(0.92),
+    "persistent.ratio": at_least(0.92),
+    "quorum.ratio": at_least(0.92),
     "worker.sink": at_most(1),  # µs
     "worker.rabbitmq": at_most(1.75),
     "delay.p50": at_most(1),  # ms

@@ -386,7 +386,7 @@ class SimulatedBroker:
         connection = self.connection
         assert connection is not None, "sent without a connection"
         assert first_tag == len(connection.sent) + 1, "the tags do not continue"
-        assert 0 < len(events) <= publisher.SEND_CHUNK
+        assert 0 < len(events) <= max(publisher.SEND_CHUNK, publisher.EXPRESS_CHUNK)
         connection.on_the_way += range(first_tag, first_tag + len(events))
         connection.sent += events
 

@@ -10,7 +10,7 @@ from keyspace_amqp.fallback import to_element
 from keyspace_amqp.message import Event, body
 from keyspace_amqp.publisher.actions import FlushMode, Send, SendFrames
 from keyspace_amqp.publisher.express import SETTLE, SETTLE_EVERY
-from keyspace_amqp.publisher.publisher import SEND_CHUNK
+from keyspace_amqp.publisher.publisher import EXPRESS_CHUNK
 from keyspace_amqp.publisher.window import LATE_AFTER, STALLED_AFTER, WINDOW, WINDOW_BYTES
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
@@ -109,7 +109,7 @@ def test_a_save_waits_for_no_parcels() -> None:
     bench.publisher.flush(1, 5.0, FlushMode.STORE)
     assert bench.publisher.express_room(None) is None
     bench.settle()
-    assert bench.publisher.express_room(None) == SEND_CHUNK
+    assert bench.publisher.express_room(None) == EXPRESS_CHUNK
 
 
 def test_a_lost_connection() -> None:
@@ -170,11 +170,11 @@ def test_a_broker_without_answers(answers: bool) -> None:
 def test_the_room() -> None:
     bench = connected()
     room = bench.publisher.express_room
-    assert room(None) == SEND_CHUNK
+    assert room(None) == EXPRESS_CHUNK
     assert room(7) == 7
     bench.publisher.add_parcel(SimulatedParcel([event_of(1), event_of(2)]), b"frames")
     assert room(7) == 5  # until the next poll
-    assert room(None) == SEND_CHUNK - 2
+    assert room(None) == EXPRESS_CHUNK - 2
     bench.settle()
     assert room(7) == 7
     while (count := room(None)) and count > 0:
@@ -191,7 +191,7 @@ def test_the_room_in_bytes() -> None:
     bench.settle()
     assert bench.publisher.express_room(None) == 0
     bench.ack(1)
-    assert bench.publisher.express_room(None) == SEND_CHUNK
+    assert bench.publisher.express_room(None) == EXPRESS_CHUNK
 
 
 def test_newer_events_wait_until_memory_is_confirmed() -> None:
@@ -223,7 +223,7 @@ def test_they_do_not_wait_for_long() -> None:
     assert [action for action in bench.settle() if isinstance(action, Send)]
     bench.ack(2, multiple=True)
     bench.now += SETTLE_EVERY
-    assert bench.publisher.express_room(None) == SEND_CHUNK
+    assert bench.publisher.express_room(None) == EXPRESS_CHUNK
 
 
 def test_a_message_without_a_confirm_makes_no_others_wait() -> None:

@@ -20,7 +20,7 @@ from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import Command, Job, JobError, JobResult
 from keyspace_amqp.message import Event, body
-from keyspace_amqp.publisher import list_jobs
+from keyspace_amqp.publisher import storing
 from keyspace_amqp.publisher import window as window_file
 from keyspace_amqp.publisher.actions import (
     Action,
@@ -345,7 +345,7 @@ class World:
         if names[:1] == ["RPUSH"]:
             pushed = len(after) - len(before)
             self.cut = len(set(before) - set(after)) + max(0, -pushed)
-            assert pushed <= list_jobs.JOB_ELEMENTS
+            assert pushed <= max(storing.JOB_ELEMENTS, storing.HURRIED_ELEMENTS)
             (push, *_) = job.commands
             refused = push.arguments[0].endswith(REFUSED_SUFFIX)
             if self.job_keep > 0 and self.result.reply(1) == b"OK":
@@ -1013,7 +1013,13 @@ class WatchedSlots(Watched):
 
 
 # Small, so that they are reached often.
-LIMITS = {"WINDOW": [4, 20], "SEND_CHUNK": [2, 7], "JOB_ELEMENTS": [8, 40]}
+LIMITS = {
+    "WINDOW": [4, 20],
+    "SEND_CHUNK": [2, 7],
+    "EXPRESS_CHUNK": [2, 7],
+    "JOB_ELEMENTS": [8, 40],
+    "HURRIED_ELEMENTS": [8, 40],
+}
 
 # A number for each step, so that hypothesis can leave out steps and find a short story.
 stories = st.integers(0, 300).flatmap(

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import pathlib
+import types
 
 import pytest
 
 from keyspace_amqp.message import Event
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.worker import batching
-from keyspace_amqp.worker.batching import BUSY, COUNT_EVERY, LONG_PAUSE, PAUSE, Batching
+from keyspace_amqp.worker.batching import (
+    BUSY,
+    COUNT_EVERY,
+    LONG_PAUSE,
+    LONGEST_PAUSE,
+    PAUSE,
+    Batching,
+)
 from keyspace_amqp.worker.intake import Intake
 from keyspace_amqp.worker.leftovers import Leftovers
 from tests.worker.fakes import Failures, FakeQueue, NoOutbox, event
@@ -22,8 +30,10 @@ class Publisher:
 
     def __init__(self) -> None:
         self.counts = [0] * len(Stat)
-        self.broker_is_busy = self.flushing = False
+        self.flushing = False
+        self.express = types.SimpleNamespace(is_running=True)
         self.queue_bytes = 0
+        self.spare = 0
 
     def room(self) -> int:
         return 0
@@ -58,9 +68,10 @@ class World:
             Failures(),
             NoOutbox(),  # type: ignore[arg-type]
         )
+        self.requests = FakeQueue()
         self.slept: list[float] = []
         self.batching = Batching(
-            self.queue, intake, self.publisher, lambda: self.now, self.slept.append
+            self.queue, self.requests, intake, self.publisher, lambda: self.now, self.slept.append
         )
         self.batching.pause()
 
@@ -96,8 +107,41 @@ def test_many_events_or_confirms(events: int, confirms: int) -> None:
 
 def test_for_long_while_the_broker_has_enough_to_do() -> None:
     world = World()
-    world.publisher.broker_is_busy = True
+    world.publisher.spare = 2000
+    world.publisher.express.is_running = False
     assert world.pauses(MANY) == [LONG_PAUSE]
+
+
+def test_until_half_a_window_is_left() -> None:
+    """In the express. A pause has parts, between which requests are looked for."""
+    world = World()
+    confirms = int(50_000 * COUNT_EVERY)
+    for spare, seconds in (
+        (1, LONG_PAUSE),
+        (600, 600 / 50_000),
+        (1250, 1250 / 50_000),
+        (2000, LONGEST_PAUSE),
+    ):
+        world.publisher.spare = spare
+        pauses = world.pauses(confirms=confirms)
+        assert sum(pauses) == pytest.approx(seconds)
+        assert max(pauses) <= LONG_PAUSE
+    assert sum(world.pauses(events=MANY)) == pytest.approx(LONGEST_PAUSE)  # no confirms at all
+
+
+def test_a_request_ends_a_long_pause() -> None:
+    world = World()
+    world.publisher.spare = 2000
+    world.requests.push(b"request")
+    assert world.pauses(MANY) == [LONG_PAUSE]
+
+
+def test_longer_while_messages_are_held_back() -> None:
+    world = World()
+    world.batching._throttle.rate = 10_000.0
+    assert world.pauses(MANY) == [LONG_PAUSE]
+    world.publisher.queue_bytes = 250  # memory fills
+    assert world.pauses(MANY) == [PAUSE]
 
 
 def test_the_rate_is_looked_at_once_in_a_while() -> None:
@@ -122,6 +166,8 @@ def test_nobody_sleeps_while_memory_fills() -> None:
     world.publisher.queue_bytes = 250 - len(event(b"k"))
     world.queue.push(event(b"k"))
     assert world.pauses(MANY) == []
+    world.publisher.spare = 2000  # unless the broker is the limit
+    assert world.pauses(MANY) == [LONG_PAUSE]
 
 
 def test_counters_that_start_again() -> None:
