@@ -97,7 +97,8 @@ class Storing:
     @property
     def most(self) -> int:
         """Return how many entries a job may store, at most."""
-        return HURRIED_ELEMENTS if self.pressure else JOB_ELEMENTS
+        hurried = self._memory.unsent >= HURRIED_ELEMENTS
+        return HURRIED_ELEMENTS if hurried else JOB_ELEMENTS
 
     @property
     def refused_are_due(self) -> bool:

@@ -142,6 +142,10 @@ def test_longer_while_messages_are_held_back() -> None:
     assert world.pauses(MANY) == [LONG_PAUSE]
     world.publisher.queue_bytes = 250  # memory fills
     assert world.pauses(MANY) == [PAUSE]
+    world.publisher.express.is_running = False  # events have to be stored soon
+    assert world.pauses(MANY) == []
+    world.publisher.queue_bytes = 0
+    assert world.pauses(MANY) == [PAUSE]
 
 
 def test_the_rate_is_looked_at_once_in_a_while() -> None:
