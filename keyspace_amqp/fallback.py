@@ -16,8 +16,8 @@ from .tables.parameters import SHORT_STRING
 # of bytes is its last one. So it blocks Redis' main thread for a fraction of a millisecond.
 JOB_ELEMENTS = 500
 JOB_BYTES = 256 * 1024
-# The same for a push if so many events wait for it: Redis' main thread takes one job in each turn of
-# its event loop, so larger ones store more.
+# The same for a push if so many events wait for it: Redis' main thread takes one job in each turn
+# of its event loop, so larger ones store more.
 HURRIED_ELEMENTS = 2000
 
 

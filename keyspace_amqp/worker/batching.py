@@ -21,10 +21,10 @@ from .intake import Intake
 from .shim_api import Queue
 from .throttle import Throttle
 
-# Above BUSY events and confirms a second, the worker sleeps for PAUSE seconds before each
-# turn, or for LONG_PAUSE while the broker has enough messages or the throttle holds them back.
-# At 20,000 events a second this takes a fifth of a core instead of a whole one. Pauses of 3 ms and more in all cases
-# made Redis' own latency worse, because the work after them comes in larger batches.
+# Above BUSY events and confirms a second, the worker sleeps for PAUSE seconds before each turn, or
+# for LONG_PAUSE while the broker has enough messages or the throttle holds them back. At 20,000
+# events a second this takes a fifth of a core instead of a whole one. Pauses of 3 ms and more in
+# all cases made Redis' own latency worse, because the work after them comes in larger batches.
 BUSY = 8000
 PAUSE = 0.001
 LONG_PAUSE = 0.005
