@@ -13,12 +13,9 @@ from .message import Event, Subkeys, Value
 from .tables.parameters import SHORT_STRING
 
 # Limits of one job that pushes, reads or trims. The element with which it reaches the limit
-# of bytes is its last one. So it blocks Redis' main thread for a fraction of a millisecond.
-JOB_ELEMENTS = 500
+# of bytes is its last one. So it blocks Redis' main thread for less than a millisecond.
+JOB_ELEMENTS = 2000
 JOB_BYTES = 256 * 1024
-# The same for a push if so many events wait for it: Redis' main thread takes one job in each turn
-# of its event loop, so larger ones store more.
-HURRIED_ELEMENTS = 2000
 
 
 def push_job(key: bytes, elements: Sequence[bytes], keep: int) -> Job:

@@ -33,6 +33,8 @@ from .window import WINDOW, WINDOW_BYTES, Window
 CHECK_EVERY = 1.0
 # Seconds until the next job after one that failed, because the list is out of reach.
 JOB_RETRY_AFTER = 0.2
+# While more confirms are on their way, a trim waits for this many confirmed elements.
+TRIM_ELEMENTS = JOB_ELEMENTS // 4
 # Seconds between two trims of fewer elements. A kill or a failover repeats what was confirmed since
 # the last trim.
 TRIM_EVERY = 0.05
@@ -214,12 +216,12 @@ class ListJobs:
             return self._submit(Length(lists, look=False), fallback.length_job(*keys))
         return self._submit(Length(lists, look=True), fallback.lengths_job(keys))
 
-    def push(self, fallback_size: int, most: int = JOB_ELEMENTS) -> Submit:
-        """Return the job that pushes the oldest entries of memory, `most` of them at most.
+    def push(self, fallback_size: int) -> Submit:
+        """Return the job that pushes the oldest entries of memory.
 
         `fallback_size`: the elements that both lists may have together, at most; 0: any number.
         """
-        return self._push(self._list, self._memory, self._most(fallback_size), most)
+        return self._push(self._list, self._memory, self._most(fallback_size))
 
     def next_cut(self, fallback_size: int) -> Submit | None:
         """Return the job that removes the oldest elements, if the outbox has put more into the list
@@ -243,9 +245,9 @@ class ListJobs:
         They may take half of `fallback_size`.
         """
         keep = max(1, fallback_size // 2) if fallback_size > 0 else 0
-        return self._push(self._lists.refused, self._refused, keep, JOB_ELEMENTS)
+        return self._push(self._lists.refused, self._refused, keep)
 
-    def _push(self, target: FallbackList, log: Memory, keep: int, most: int) -> Submit:
+    def _push(self, target: FallbackList, log: Memory, keep: int) -> Submit:
         assert target.key is not None
         log.remove_done()
         size = 0
@@ -254,7 +256,7 @@ class ListJobs:
             entry.element = element_of(entry)
             elements.append(entry.element)
             size += len(entry.element)
-            if size >= JOB_BYTES or len(elements) >= most:
+            if size >= JOB_BYTES or len(elements) >= JOB_ELEMENTS:
                 break
         job = fallback.push_job(target.key, elements, keep)
         log.storing = len(elements)
@@ -285,18 +287,19 @@ class ListJobs:
     def next_trim(self, *, at_once: bool, more: bool, patient: bool = False) -> Submit | None:
         """Return the job that removes settled elements, if there are enough of them.
 
-        Enough are JOB_ELEMENTS or WINDOW_BYTES; any number TRIM_EVERY after the last trim; and all
+        Enough are TRIM_ELEMENTS or WINDOW_BYTES; any number TRIM_EVERY after the last trim; and all
         that were sent, unless there is `more` to send.
-        `patient`: elements come all the time, so all that were sent are not enough.
-        `at_once`: any number is enough.
+        `patient`: elements come all the time, so enough are JOB_ELEMENTS, and all that were sent
+        are not. `at_once`: any number is enough.
         """
         current = self._list
         sent = len(current.known) - current.unsent
+        least = JOB_ELEMENTS if patient else TRIM_ELEMENTS
         at_once = at_once or self._clock() >= self.trim_at
         whole = not (more or patient)
 
         def enough(count: int, size: int) -> bool:
-            large = count >= JOB_ELEMENTS or size >= WINDOW_BYTES
+            large = count >= least or size >= WINDOW_BYTES
             return count > 0 and (at_once or large or (whole and count >= sent))
 
         if not enough(current.done + current.refused, current.done_bytes):
@@ -478,14 +481,14 @@ class ListJobs:
         """Return how many of the pushed entries can be added to the known head.
 
         Those need not be read later. None can be added if elements before them are unread.
-        Entries that wait to be sent are added only up to the limits at which no more
-        is read (WINDOW, WINDOW_BYTES).
+        Entries that wait to be sent are added only up to the limits of a read (JOB_ELEMENTS,
+        WINDOW_BYTES).
         """
         if self._list.unread:
             return 0
         unsent, room = self._list.unsent, WINDOW_BYTES - self._list.unsent_bytes
         for count, entry in enumerate(entries):
-            if entry.state is WAITING and (unsent >= WINDOW or room <= 0):
+            if entry.state is WAITING and (unsent >= JOB_ELEMENTS or room <= 0):
                 return count
             room -= entry.size
             unsent += bool(unsent) or entry.state is WAITING

@@ -55,11 +55,6 @@ class Memory:
         return len(self._log) - self._first_unsent
 
     @property
-    def room(self) -> int:
-        """Return how many more entries should be added; others wait as records."""
-        return WINDOW - self.unsent if self.waiting_bytes <= WINDOW_BYTES else 0
-
-    @property
     def _first_unsent(self) -> int:
         """Return the place of the first entry that is neither sent nor being stored."""
         return max(self.sent, self.storing)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..fallback import JOB_ELEMENTS
 from ..message import Event
 from .entry import Entry, fitting
 from .ledger import Ledger
 from .link import Link
 from .lists import Lists
 from .memory import Memory
-from .window import WINDOW, WINDOW_BYTES, Window
+from .window import WINDOW_BYTES, Window
 
 
 class OutboxView:
@@ -62,7 +63,7 @@ class OutboxView:
         """
         at, generation = place
         known = self._list.known_end - at
-        room = WINDOW - self._list.unsent
+        room = 2 * JOB_ELEMENTS - self._list.unsent
         if generation != self._list.generation or known < 0 or room <= 0:
             return
         now = self._clock()
@@ -75,7 +76,7 @@ class OutboxView:
     @property
     def wants_records(self) -> bool:
         """True if events that are put into the list can be sent soon."""
-        return self._link.is_up and self._list.unread < WINDOW // 2
+        return self._link.is_up and self._list.unread < JOB_ELEMENTS
 
     # ---- opening -------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 
 from ..config import Config
 from ..counts import counted
+from ..fallback import JOB_ELEMENTS
 from ..jobs import JobError, JobResult
 from ..message import Event
 from ..tables.stats import Stat
@@ -59,7 +60,7 @@ from .renewal import Renewal
 from .retries import Retries
 from .storing import Storing
 from .suspects import Suspects
-from .window import LATE_AFTER, Window
+from .window import LATE_AFTER, WINDOW_BYTES, Window
 
 # Messages sent in one poll, at most; confirms are read between two polls. The number is
 # large, because each poll costs a turn of the loop and a system call.
@@ -507,7 +508,7 @@ class Publisher:
             if job is None and self._config.has_outbox:
                 job = self.jobs.next_cut(self._config.fallback_size)
             if job is None and self.storing.is_due:
-                job = self.jobs.push(self._config.fallback_size, self.storing.most)
+                job = self.jobs.push(self._config.fallback_size)
             if job is None and self.link.is_up:
                 job = self.jobs.next_read()
         if job is not None:
@@ -561,11 +562,6 @@ class Publisher:
         return key == self.list.key
 
     @property
-    def spare(self) -> int:
-        """Return how many messages the broker has above those that keep it busy for some 30 ms."""
-        return self.window.spare
-
-    @property
     def can_only_wait(self) -> bool:
         """True if events can neither be sent nor stored now."""
         return self.storing.can_only_wait
@@ -581,7 +577,9 @@ class Publisher:
 
     def room(self) -> int:
         """Return how many more events should be taken in now; the others wait as records."""
-        return self.memory.room
+        if self.memory.waiting_bytes > WINDOW_BYTES:
+            return 0
+        return 2 * JOB_ELEMENTS - self.memory.unsent
 
     @property
     def flushing(self) -> bool:

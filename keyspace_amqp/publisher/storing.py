@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..config import Config
-from ..fallback import HURRIED_ELEMENTS, JOB_ELEMENTS
+from ..fallback import JOB_ELEMENTS
 from .delivery import Delivery
 from .flushing import Flushing
 from .ledger import Ledger
@@ -93,12 +93,6 @@ class Storing:
         if self._delivery.list_comes_first:
             return due
         return self.pressure or stalled
-
-    @property
-    def most(self) -> int:
-        """Return how many entries a job may store, at most."""
-        hurried = self._memory.unsent >= HURRIED_ELEMENTS
-        return HURRIED_ELEMENTS if hurried else JOB_ELEMENTS
 
     @property
     def refused_are_due(self) -> bool:

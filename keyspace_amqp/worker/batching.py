@@ -4,7 +4,7 @@ A turn of the loop for each event takes ten times the CPU, which Redis and the b
 need, and Redis' main thread has to wake the worker for each. So above a certain rate the
 worker sleeps before each turn. The throttle is fed here too, because it samples at the
 same times. Worker thread; `Batching.pause` sleeps for up to LONGEST_PAUSE, and for up to LONG_PAUSE
-if there is a request. Nothing else here waits.
+after a request or the result of a job. Nothing else here waits.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..publisher.express import Express
+from ..publisher.window import Window
 from ..tables.stats import Stat
 from .intake import Intake
 from .shim_api import Queue
 from .throttle import Throttle
 
 # Above BUSY events and confirms a second, the worker sleeps for PAUSE seconds before each turn, or
-# for LONG_PAUSE while the broker has enough messages or the throttle holds them back. At 20,000
+# for LONG_PAUSE while the broker has enough messages, or the throttle holds them back. At 20,000
 # events a second this takes a fifth of a core instead of a whole one. Pauses of 3 ms and more in
 # all cases made Redis' own latency worse, because the work after them comes in larger batches.
 BUSY = 8000
 PAUSE = 0.001
 LONG_PAUSE = 0.005
-# With the caches cold, a turn takes 0.6 ms before it has handled one event. So while events go
-# straight to the broker, the worker sleeps for as long as the broker has more than half a window
-# to do, up to LONGEST_PAUSE. (Events of the list wait for jobs, one for each turn.)
+# With the caches cold, a turn takes 0.6 ms before it has handled one event. So in the express the
+# worker sleeps for as long as the broker has more than half a window to do, up to LONGEST_PAUSE.
 LONGEST_PAUSE = 0.03
 # The shortest time over which the rate is measured (seconds).
 COUNT_EVERY = 0.01
@@ -43,29 +43,27 @@ class Publisher(Protocol):
     def counts(self) -> list[int]: ...
 
     express: Express
-
-    @property
-    def spare(self) -> int: ...
+    window: Window
 
     @property
     def flushing(self) -> bool: ...
 
 
 class Batching:
-    """Measures the rate, and sleeps. `queue`: the events that `intake` takes. `requests`: the queue
-    of requests, which end a sleep."""
+    """Measures the rate, and sleeps. `queue`: the events that `intake` takes. `called`: returns
+    True if there is a request, or the result of a job."""
 
     def __init__(
         self,
         queue: Queue,
-        requests: Queue,
+        called: Callable[[], bool],
         intake: Intake,
         publisher: Publisher,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._queue = queue
-        self._requests = requests
+        self._called = called
         self._intake = intake
         self._publisher = publisher
         self._clock = clock
@@ -73,7 +71,7 @@ class Batching:
         self._throttle = Throttle()
         self._schedstat = -1  # the scheduler statistics of the main thread; -1: not open
         self._counted = self._confirmed = 0
-        self._counted_at = 0.0
+        self._counted_at = self._sampled_at = 0.0
         self._confirm_rate = 0.0  # a second
         self._busy = False
 
@@ -88,7 +86,7 @@ class Batching:
             self._schedstat = -1
 
     def pause(self) -> None:
-        """Sleep, if many events come, no flush is under way, and memory is nearly empty."""
+        """Sleep, if many events come, no flush is under way, and they may wait."""
         now = self._clock()
         if now - self._counted_at >= COUNT_EVERY:
             self._count(now)
@@ -96,11 +94,14 @@ class Batching:
             rest = self._length()
             while rest > 0:
                 self._sleep(min(rest, LONG_PAUSE))
-                rest = 0.0 if self._requests.length else rest - LONG_PAUSE
+                rest -= LONG_PAUSE
+                if self._called() or not self._intake.relaxed:
+                    break
+                self._sample(self._clock())
 
     def _length(self) -> float:
         """Return how long to sleep, in seconds."""
-        spare, relaxed = self._publisher.spare, self._intake.relaxed
+        spare, relaxed = self._publisher.window.spare, self._intake.relaxed
         usual = PAUSE if relaxed else 0.0
         if not self._publisher.express.is_running:
             return LONG_PAUSE if relaxed and spare > 0 else usual
@@ -119,7 +120,11 @@ class Batching:
         self._busy = handled - self._counted > BUSY * elapsed
         self._confirm_rate = (confirmed - self._confirmed) / elapsed
         self._counted, self._confirmed, self._counted_at = handled, confirmed, now
-        if self._schedstat >= 0:
+        self._sample(now)
+
+    def _sample(self, now: float) -> None:
+        if self._schedstat >= 0 and now - self._sampled_at >= COUNT_EVERY:
+            self._sampled_at = now
             ran, waited, _ = os.pread(self._schedstat, 100, 0).split()
             self._throttle.sample(now, int(ran) / 1e9, int(waited) / 1e9)
 
@@ -129,8 +134,8 @@ class Batching:
 
     def sent(self, count: int) -> None:
         """Note that so many messages were sent."""
-        self._throttle.sent(count)
+        self._throttle.sent(count, self._clock())
 
     def wake_at(self) -> float | None:
         """Return the time of the next sample while messages are held back, else None."""
-        return self._counted_at + COUNT_EVERY if self._throttle.rate is not None else None
+        return self._sampled_at + COUNT_EVERY if self._throttle.rate is not None else None

@@ -69,7 +69,9 @@ class Throttle:
         self._allowed_until = max(self._allowed_until, now - BURST)
         return max(int((now - self._allowed_until) * self.rate), 0)
 
-    def sent(self, count: int) -> None:
-        """Note that so many messages were sent."""
+    def sent(self, count: int, now: float) -> None:
+        """Note that so many messages were sent. More than were granted count only up to a limit:
+        they may have been sent while no limit was in force."""
         if self.rate is not None:
-            self._allowed_until += count / self.rate
+            allowed_until = self._allowed_until + count / self.rate
+            self._allowed_until = min(allowed_until, now + BURST)

@@ -23,6 +23,7 @@ from keyspace_amqp.publisher import (
     fallback_list,
     list_jobs,
     memory,
+    outbox,
     publisher,
     recent,
     retries,
@@ -67,7 +68,7 @@ def bulk(value: bytes) -> bytes:
 
 
 _LIMITED = (
-    delivery, fallback_list, list_jobs, memory, publisher, recent, retries, storing,
+    delivery, fallback_list, list_jobs, memory, outbox, publisher, recent, retries, storing,
     suspects, window,
 )  # fmt: skip
 
@@ -382,11 +383,11 @@ class SimulatedBroker:
         assert self.connection is None, "a second connection"
         self.opening = True
 
-    def send(self, first_tag: int, events: Sequence[Event]) -> None:
+    def send(self, first_tag: int, events: Sequence[Event], chunk: int) -> None:
         connection = self.connection
         assert connection is not None, "sent without a connection"
         assert first_tag == len(connection.sent) + 1, "the tags do not continue"
-        assert 0 < len(events) <= max(publisher.SEND_CHUNK, publisher.EXPRESS_CHUNK)
+        assert 0 < len(events) <= chunk
         connection.on_the_way += range(first_tag, first_tag + len(events))
         connection.sent += events
 

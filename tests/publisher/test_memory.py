@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keyspace_amqp.fallback import to_element
+from keyspace_amqp.fallback import JOB_ELEMENTS, to_element
 from keyspace_amqp.message import Event
 from keyspace_amqp.publisher.actions import FlushMode
 from keyspace_amqp.publisher.entry import Entry
@@ -78,13 +78,13 @@ def test_room_is_bounded() -> None:
     bench = connected()
     bench.emit(WINDOW + 10)
     bench.settle()
-    assert bench.publisher.room() == WINDOW - 10
+    assert bench.publisher.room() == 2 * JOB_ELEMENTS - 10
     bench.emit(1, key=b"k" * WINDOW_BYTES)
     assert bench.publisher.room() == 0
     bench = away(fallback_size=-1)  # events can only wait
-    bench.emit(WINDOW // 2)
-    assert bench.publisher.room() == WINDOW // 2
-    bench.emit(WINDOW // 2)
+    bench.emit(JOB_ELEMENTS)
+    assert bench.publisher.room() == JOB_ELEMENTS
+    bench.emit(JOB_ELEMENTS)
     assert bench.publisher.room() == 0
 
 

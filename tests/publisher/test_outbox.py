@@ -10,7 +10,7 @@ from keyspace_amqp.fallback import JOB_ELEMENTS, to_element
 from keyspace_amqp.message import Event, Value
 from keyspace_amqp.publisher.actions import Send
 from keyspace_amqp.publisher.list_jobs import CHECK_EVERY, CUT_SHARE, TRIM_EVERY
-from keyspace_amqp.publisher.window import WINDOW, WINDOW_BYTES
+from keyspace_amqp.publisher.window import WINDOW_BYTES
 from keyspace_amqp.tables.keys import KEY
 from keyspace_amqp.tables.stats import Stat
 from keyspace_amqp.values import replace
@@ -200,10 +200,10 @@ def test_no_place_while_the_length_is_about_to_be_read() -> None:
 
 def test_no_more_records_are_kept_than_a_read_would_give() -> None:
     bench = OutboxBench(up=False)
-    bench.outbox(WINDOW + 1)
-    assert bench.known == WINDOW
+    bench.outbox(3 * JOB_ELEMENTS)
+    assert bench.known == 2 * JOB_ELEMENTS
     bench.outbox(1)
-    assert bench.known == WINDOW
+    assert bench.known == 2 * JOB_ELEMENTS
 
 
 # ---- what others do -----------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_trims_do_not_wait_for_elements_that_wait_to_be_sent() -> None:
     """The window is full, and the broker confirms slowly."""
     bench = OutboxBench()
     for _ in range(4):
-        bench.outbox(WINDOW // 2)
+        bench.outbox(JOB_ELEMENTS)
         bench.settle()
     assert bench.publisher.list.unsent > 0
     bench.ack(1)
@@ -360,7 +360,7 @@ def test_a_full_list_has_some_slack() -> None:
     assert len(bench.stored) == most
     assert bench.stored[0] == cut + 1
     assert bench.count(Stat.DROPPED_FALLBACK_FULL) == cut
-    assert bench.known == min(most, WINDOW)
+    assert bench.known == min(most, 2 * JOB_ELEMENTS)
     assert sent(bench.link_up())[0] == cut + 1
 
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from keyspace_amqp.fallback import HURRIED_ELEMENTS, JOB_BYTES, JOB_ELEMENTS
+from keyspace_amqp.fallback import JOB_BYTES, JOB_ELEMENTS
 from keyspace_amqp.publisher.actions import Submit
 from keyspace_amqp.publisher.ledger import REFUSALS_LOG_EVERY
 from keyspace_amqp.publisher.list_jobs import JOB_RETRY_AFTER
@@ -55,18 +55,6 @@ def test_jobs_are_bounded_in_elements_and_bytes() -> None:
     bench.poll()
     bench.run_job()
     assert bench.stored == [1, 2]
-
-
-def test_jobs_are_larger_if_many_events_wait() -> None:
-    for waiting, stored in (
-        (HURRIED_ELEMENTS - 1, JOB_ELEMENTS),
-        (HURRIED_ELEMENTS + 1, HURRIED_ELEMENTS),
-    ):
-        bench = away()
-        bench.emit(waiting)
-        bench.poll()
-        bench.run_job()
-        assert len(bench.stored) == stored
 
 
 def test_the_unconfirmed_are_stored_before_the_newer() -> None:

@@ -20,7 +20,7 @@ from keyspace_amqp.config import DEFAULTS
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import Command, Job, JobError, JobResult
 from keyspace_amqp.message import Event, body
-from keyspace_amqp.publisher import storing
+from keyspace_amqp.publisher import list_jobs, publisher
 from keyspace_amqp.publisher import window as window_file
 from keyspace_amqp.publisher.actions import (
     Action,
@@ -206,11 +206,11 @@ class World:
         match action:
             case Send(first_tag=first_tag, events=events):
                 self.check_order(events)
-                self.broker.send(first_tag, events)
+                self.broker.send(first_tag, events, publisher.SEND_CHUNK)
             case SendFrames(first_tag=first_tag, frames=frames):
                 events = self.parcels.pop(frames).events()
                 self.check_order(events)
-                self.broker.send(first_tag, events)
+                self.broker.send(first_tag, events, publisher.EXPRESS_CHUNK)
             case Connect() if self.fails_at_once:
                 self.publisher.link_down("cannot connect")
             case Connect():
@@ -345,7 +345,7 @@ class World:
         if names[:1] == ["RPUSH"]:
             pushed = len(after) - len(before)
             self.cut = len(set(before) - set(after)) + max(0, -pushed)
-            assert pushed <= max(storing.JOB_ELEMENTS, storing.HURRIED_ELEMENTS)
+            assert pushed <= list_jobs.JOB_ELEMENTS
             (push, *_) = job.commands
             refused = push.arguments[0].endswith(REFUSED_SUFFIX)
             if self.job_keep > 0 and self.result.reply(1) == b"OK":
@@ -1018,7 +1018,6 @@ LIMITS = {
     "SEND_CHUNK": [2, 7],
     "EXPRESS_CHUNK": [2, 7],
     "JOB_ELEMENTS": [8, 40],
-    "HURRIED_ELEMENTS": [8, 40],
 }
 
 # A number for each step, so that hypothesis can leave out steps and find a short story.

@@ -10,7 +10,7 @@ import redis
 
 from keyspace_amqp import message
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
-from keyspace_amqp.fallback import from_element, to_element
+from keyspace_amqp.fallback import JOB_ELEMENTS, from_element, to_element
 from keyspace_amqp.publisher.window import WINDOW
 from keyspace_amqp.tables.keys import KEY
 from tests.fix_faults import delivered, stored_soon
@@ -262,7 +262,7 @@ def test_without_a_list_events_wait_in_memory_and_the_oldest_go(
     numbers = settled(client, fallback_length=0, events_seen=60_000)
     assert numbers["dropped"] == numbers["dropped_queue_full"] > 10_000
     # The events that the handler has in hand take more memory than their records.
-    assert numbers["queue_bytes"] <= 1024 * 1024 + WINDOW * 300
+    assert numbers["queue_bytes"] <= 1024 * 1024 + 2 * JOB_ELEMENTS * 300
     assert list_length(client) == 0
     client.config_set("keyspaceamqp.port", broker.port)
     kept = 60_000 - numbers["dropped"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import types
+from collections.abc import Callable
 
 import pytest
 
@@ -33,7 +34,7 @@ class Publisher:
         self.flushing = False
         self.express = types.SimpleNamespace(is_running=True)
         self.queue_bytes = 0
-        self.spare = 0
+        self.window = types.SimpleNamespace(spare=0)
 
     def room(self) -> int:
         return 0
@@ -68,12 +69,17 @@ class World:
             Failures(),
             NoOutbox(),  # type: ignore[arg-type]
         )
-        self.requests = FakeQueue()
+        self.called = False
+        self.meanwhile: Callable[[], object] = lambda: None  # in each part of a pause
         self.slept: list[float] = []
         self.batching = Batching(
-            self.queue, self.requests, intake, self.publisher, lambda: self.now, self.slept.append
+            self.queue, lambda: self.called, intake, self.publisher, lambda: self.now, self._sleep
         )
         self.batching.pause()
+
+    def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.meanwhile()
 
     def pauses(
         self, events: int = 0, confirms: int = 0, seconds: float = COUNT_EVERY
@@ -107,7 +113,7 @@ def test_many_events_or_confirms(events: int, confirms: int) -> None:
 
 def test_for_long_while_the_broker_has_enough_to_do() -> None:
     world = World()
-    world.publisher.spare = 2000
+    world.publisher.window.spare = 2000
     world.publisher.express.is_running = False
     assert world.pauses(MANY) == [LONG_PAUSE]
 
@@ -122,18 +128,25 @@ def test_until_half_a_window_is_left() -> None:
         (1250, 1250 / 50_000),
         (2000, LONGEST_PAUSE),
     ):
-        world.publisher.spare = spare
+        world.publisher.window.spare = spare
         pauses = world.pauses(confirms=confirms)
         assert sum(pauses) == pytest.approx(seconds)
         assert max(pauses) <= LONG_PAUSE
     assert sum(world.pauses(events=MANY)) == pytest.approx(LONGEST_PAUSE)  # no confirms at all
 
 
-def test_a_request_ends_a_long_pause() -> None:
+def test_a_request_or_a_result_ends_a_long_pause() -> None:
     world = World()
-    world.publisher.spare = 2000
-    world.requests.push(b"request")
+    world.publisher.window.spare = 2000
+    world.called = True
     assert world.pauses(MANY) == [LONG_PAUSE]
+
+
+def test_memory_that_fills_ends_a_long_pause() -> None:
+    world = World()
+    world.publisher.window.spare = 2000
+    world.meanwhile = lambda: setattr(world.publisher, "queue_bytes", 100 * len(world.slept))
+    assert world.pauses(MANY) == [LONG_PAUSE] * 3
 
 
 def test_longer_while_messages_are_held_back() -> None:
@@ -170,7 +183,7 @@ def test_nobody_sleeps_while_memory_fills() -> None:
     world.publisher.queue_bytes = 250 - len(event(b"k"))
     world.queue.push(event(b"k"))
     assert world.pauses(MANY) == []
-    world.publisher.spare = 2000  # unless the broker is the limit
+    world.publisher.window.spare = 2000  # unless the broker is the limit
     assert world.pauses(MANY) == [LONG_PAUSE]
 
 
@@ -209,6 +222,15 @@ def test_a_redis_that_lacks_a_core(tmp_path: pathlib.Path, monkeypatch: pytest.M
         path.write_text(f"{int(number * COUNT_EVERY * 0.6e9)} {waited} 1")
         world.pauses()
     assert world.batching.wake_at() == pytest.approx(world.now + COUNT_EVERY)
+    samples = []
+    monkeypatch.setattr(world.batching._throttle, "sample", lambda *s: samples.append(s))
+    world.publisher.window.spare = 2000
+    world.meanwhile = lambda: setattr(world, "now", world.now + COUNT_EVERY / 2)
+    world.pauses(MANY)
+    assert len(samples) == 1 + (len(world.slept) - 1) // 2 > 1  # as often as without a long pause
+    world.publisher.window.spare = 0
+    world.meanwhile = lambda: None
+    world.batching.message_limit()
     world.batching.sent(world.batching.message_limit() or 0)
     world.now += 0.01
     assert world.batching.message_limit() == pytest.approx(100, abs=1)  # the slowest rate

@@ -33,7 +33,7 @@ class Machine:
             self.now += turn
             allowed = self.throttle.grant(self.now)
             assert allowed is not None
-            self.throttle.sent(allowed)
+            self.throttle.sent(allowed, self.now)
             total += allowed
         return total
 
@@ -112,8 +112,20 @@ def test_what_is_allowed_and_not_sent_stays_allowed() -> None:
         machine.now += 0.001
         machine.throttle.grant(machine.now)
     assert machine.throttle.grant(machine.now) == pytest.approx(SLOWEST * 0.01, abs=1)
-    machine.throttle.sent(40)
+    machine.throttle.sent(40, machine.now)
     assert machine.throttle.grant(machine.now) == pytest.approx(SLOWEST * 0.01 - 40, abs=1)
+
+
+def test_what_was_sent_without_a_limit_is_no_debt() -> None:
+    """Without a list, or with worker-nice 0, no limit is in force."""
+    machine = Machine()
+    machine.looks(100, runs=0.7, waits=0.3)
+    for _ in range(1000):
+        machine.now += 0.01
+        machine.throttle.sent(700, machine.now)
+    machine.now += throttle.BURST
+    assert machine.throttle.grant(machine.now) == pytest.approx(0, abs=1)
+    assert machine.sends(1, 0.01) == pytest.approx(SLOWEST, rel=0.01)
 
 
 def test_a_time_without_messages_is_not_made_up_for() -> None:

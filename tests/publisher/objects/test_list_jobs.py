@@ -15,6 +15,7 @@ from keyspace_amqp.publisher.fallback_list import FallbackList, ListState
 from keyspace_amqp.publisher.list_jobs import (
     CHECK_EVERY,
     JOB_RETRY_AFTER,
+    TRIM_ELEMENTS,
     TRIM_EVERY,
     Length,
     ListJobs,
@@ -267,10 +268,10 @@ def test_pushed_behind_elements_that_are_not_read_they_are_read_later() -> None:
 
 
 def test_only_as_many_waiting_entries_are_known_as_a_read_gives() -> None:
-    bench = Bench(WINDOW - 1, memory=3)
+    bench = Bench(JOB_ELEMENTS - 1, memory=3)
     bench.jobs.push(0)
-    bench.done(integer(WINDOW + 2))
-    assert len(bench.list.known) == WINDOW
+    bench.done(integer(JOB_ELEMENTS + 2))
+    assert len(bench.list.known) == JOB_ELEMENTS
     assert bench.list.unread == 2
     bench.check()
 
@@ -367,8 +368,8 @@ def test_elements_that_were_read_of_a_shorter_list_are_read_again() -> None:
         (3, 3, 3, False, True, 0),  # more confirms are to come
         (3, 3, 2, False, False, 0),
         (3, 3, 2, True, True, 2),
-        (JOB_ELEMENTS + 5, JOB_ELEMENTS + 4, JOB_ELEMENTS - 1, False, True, 0),
-        (JOB_ELEMENTS + 5, JOB_ELEMENTS + 4, JOB_ELEMENTS, False, True, JOB_ELEMENTS),
+        (TRIM_ELEMENTS + 5, TRIM_ELEMENTS + 4, TRIM_ELEMENTS - 1, False, True, 0),
+        (TRIM_ELEMENTS + 5, TRIM_ELEMENTS + 4, TRIM_ELEMENTS, False, True, TRIM_ELEMENTS),
     ],
 )
 def test_confirmed_elements_are_trimmed_in_large_pieces(
