@@ -19,6 +19,7 @@ from ..publisher.express import Express
 from ..publisher.window import Window
 from ..tables.stats import Stat
 from .intake import Intake
+from .job_queue import JobQueue
 from .shim_api import Queue
 from .throttle import Throttle
 
@@ -50,20 +51,22 @@ class Publisher(Protocol):
 
 
 class Batching:
-    """Measures the rate, and sleeps. `queue`: the events that `intake` takes. `called`: returns
-    True if there is a request, or the result of a job."""
+    """Measures the rate, and sleeps. `queue`: the events that `intake` takes. `requests`, `jobs`:
+    a request, or the result of a job, ends a long sleep."""
 
     def __init__(
         self,
         queue: Queue,
-        called: Callable[[], bool],
+        requests: Queue,
+        jobs: JobQueue,
         intake: Intake,
         publisher: Publisher,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._queue = queue
-        self._called = called
+        self._requests = requests
+        self._jobs = jobs
         self._intake = intake
         self._publisher = publisher
         self._clock = clock
@@ -95,7 +98,8 @@ class Batching:
             while rest > 0:
                 self._sleep(min(rest, LONG_PAUSE))
                 rest -= LONG_PAUSE
-                if self._called() or not self._intake.relaxed:
+                called = self._requests.length or self._jobs.count_finished()
+                if called or not self._intake.relaxed:
                     break
                 self._sample(self._clock())
 

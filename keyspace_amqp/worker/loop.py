@@ -122,7 +122,9 @@ class Worker:
             shim.events, publisher, self._leftovers, run_id, self._status.failed,
             self._outbox, Packer(run_id, shim.layout, self._broker.frames),
         )  # fmt: skip
-        self._batching = Batching(shim.events, self._is_called, self._intake, publisher)
+        self._batching = Batching(
+            shim.events, shim.requests, self._job_queue, self._intake, publisher
+        )
         self._parameters = Parameters(
             values, config, self._identity, publisher, lambda nice: set_nice(nice, shim)
         )
@@ -172,10 +174,6 @@ class Worker:
                 with contextlib.suppress(Exception):  # the next turn tries again
                     self._unexpected()
         self.end()
-
-    def _is_called(self) -> bool:
-        """True if Redis' main thread has left something other than events."""
-        return self._shim.requests.length > 0 or self._job_queue.count_finished() > 0
 
     def _prepare(self) -> None:
         """Do what takes long, and what the load did not wait for."""

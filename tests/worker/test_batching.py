@@ -69,11 +69,19 @@ class World:
             Failures(),
             NoOutbox(),  # type: ignore[arg-type]
         )
-        self.called = False
+        self.requests = FakeQueue()
+        self.finished = 0
         self.meanwhile: Callable[[], object] = lambda: None  # in each part of a pause
         self.slept: list[float] = []
+        jobs = types.SimpleNamespace(count_finished=lambda: self.finished)
         self.batching = Batching(
-            self.queue, lambda: self.called, intake, self.publisher, lambda: self.now, self._sleep
+            self.queue,
+            self.requests,
+            jobs,  # type: ignore[arg-type]
+            intake,
+            self.publisher,
+            lambda: self.now,
+            self._sleep,
         )
         self.batching.pause()
 
@@ -138,7 +146,10 @@ def test_until_half_a_window_is_left() -> None:
 def test_a_request_or_a_result_ends_a_long_pause() -> None:
     world = World()
     world.publisher.window.spare = 2000
-    world.called = True
+    world.finished = 1
+    assert world.pauses(MANY) == [LONG_PAUSE]
+    world.finished = 0
+    world.requests.push(b"request")
     assert world.pauses(MANY) == [LONG_PAUSE]
 
 
