@@ -222,7 +222,7 @@ def test_nobody_sees_the_looks(
     wait_for(lambda: client.time() > (began[0] + 1, began[1]), 30)
     names = ["k:7", "short:7", "long:7"]
     frequencies = [client.object("freq", name) for name in names]
-    settled(client, queue_length=0, in_flight=0)
+    settled(client, queue_length=0, in_flight=0, fallback_length=0)
     mailbox.receive()
 
     def seen() -> list[int]:
@@ -236,7 +236,7 @@ def test_nobody_sees_the_looks(
     commands = client.info("commandstats").get("cmdstat_getex")
     client.execute_command(START)
     found = finished(client)
-    settled(client, queue_length=0, in_flight=0)
+    settled(client, queue_length=0, in_flight=0, fallback_length=0)
     assert client.info("commandstats").get("cmdstat_getex") == commands
     after = seen()
     items = [json.loads(message.body) for message in mailbox.receive()]
