@@ -79,12 +79,13 @@ class Flushing:
         if flush.mode is not FlushMode.DRAIN and self._delivery.list_comes_first:
             return False  # the list would be sent first, and events are safe in the list
         if self._link.is_up:
-            return self._broker_answers and not (self._refused and not self._memory)
+            return self.broker_answers and not (self._refused and not self._memory)
         opening = self._link.is_first_attempt and not self._link.is_blocked
         return flush.ends and opening
 
     @property
-    def _broker_answers(self) -> bool:
+    def broker_answers(self) -> bool:
+        """True if the link is up and the broker confirms."""
         return self._link.is_up and not self._window.is_stalled
 
     @property

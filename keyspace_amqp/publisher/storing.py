@@ -112,7 +112,7 @@ class Storing:
     @property
     def can_only_wait(self) -> bool:
         """True if events can neither be sent nor stored now."""
-        answers = self._link.is_up and not self._window.is_stalled
+        answers = self._flushing.broker_answers
         return not (answers or self.takes_pushes or self._jobs.running is not None)
 
     def bound_refused(self) -> None:

@@ -98,10 +98,14 @@ class Batching:
             while rest > 0:
                 self._sleep(min(rest, LONG_PAUSE))
                 rest -= LONG_PAUSE
-                called = self._requests.length or self._jobs.count_finished()
-                if called or not self._intake.relaxed:
-                    break
                 self._sample(self._clock())
+                if rest > 0 and (self._is_called or not self._intake.relaxed):
+                    break
+
+    @property
+    def _is_called(self) -> bool:
+        """True if Redis' main thread has left something other than events."""
+        return self._requests.length > 0 or self._jobs.count_finished() > 0
 
     def _length(self) -> float:
         """Return how long to sleep, in seconds."""
