@@ -125,7 +125,7 @@ class Flushing:
     def _outlook(self, flush: Flush, *, more: bool, to_file: bool, has_list: bool) -> Outlook:
         lists, jobs = self._lists, self._jobs
         can_store = lists.writable and has_list and not to_file
-        if not flush.ends and (lists.current.key is None or not jobs.may_retry):
+        if not flush.ends and (lists.has_none or not jobs.may_retry):
             can_store = False  # no list, or a job failed: do not let the main thread wait
         if self._ledger.lacks_memory and not jobs.may_push:
             can_store = False  # nothing frees memory while the main thread waits

@@ -87,6 +87,12 @@ class Lists:
         both = self.current.undelivered + self.refused.undelivered
         return both + sum(self.others.values())
 
+    @property
+    def has_none(self) -> bool:
+        """True if there is no list to work with; False also while the lists are still looked for:
+        after a load and after a change of the role."""
+        return self.current.key is None and self.current.state is ListState.NONE
+
     def set_role(self, *, primary: bool, writable: bool) -> None:
         """Set the role of this server.
 

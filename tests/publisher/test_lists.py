@@ -6,7 +6,7 @@ import pytest
 
 from keyspace_amqp.fallback import to_element
 from keyspace_amqp.jobs import JobError
-from keyspace_amqp.publisher.actions import FlushMode
+from keyspace_amqp.publisher.actions import Flushed, FlushMode
 from keyspace_amqp.publisher.flush import STORE_GRACE
 from keyspace_amqp.publisher.list_jobs import CHECK_EVERY, JOB_RETRY_AFTER, TRIM_EVERY
 from keyspace_amqp.publisher.recent import PUSHED_RECENTLY
@@ -285,6 +285,19 @@ def test_a_save_does_not_wait_for_a_list_out_of_reach(home: bytes | None) -> Non
     bench.wait(CHECK_EVERY)
     bench.publisher.flush(7, 2.0, FlushMode.STORE)
     assert flushed(bench.settle() + bench.wait(STORE_GRACE))
+
+
+def test_a_save_waits_until_the_lists_are_known() -> None:
+    """As it is right after a load and after a change of the role: but not longer than it may."""
+    bench = SlotsBench()
+    for number in (1, 2):
+        bench.emit()
+        bench.publisher.flush(number, 2.0, FlushMode.STORE)
+        assert not flushed(bench.settle() + bench.wait(STORE_GRACE))
+        if number == 1:
+            assert 0 < bench.seconds_until(Flushed) <= 2.0
+    assert flushed(bench.tell(FIRST))
+    assert bench.stored == [1, 2]
 
 
 def test_without_a_slot_what_is_left_at_the_end_goes_to_a_file() -> None:

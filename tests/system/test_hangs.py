@@ -18,6 +18,7 @@ import redis
 
 from keyspace_amqp.demo.books import balance
 from keyspace_amqp.demo.servers import RabbitServer, RedisServer, free_port, wait_for
+from keyspace_amqp.fallback import from_element
 from tests.fix_faults import delivered, workers
 from tests.fix_outbox import SOME_OUTBOX, listed
 from tests.fix_servers import (
@@ -27,6 +28,7 @@ from tests.fix_servers import (
     arguments_for,
     build_module,
     copy_sources,
+    settled,
     stats,
 )
 from tests.servers import REDIS, at_least, program
@@ -516,6 +518,49 @@ def test_saves_that_do_not_wait(
             pipeline.save()  # a save like any other
             pipeline.execute()
         assert server.log().count(waited) == 1
+
+
+@pytest.mark.parametrize("after", ["load", "load in a cluster", "promotion"])
+def test_a_save_before_the_handler_knows_its_lists(
+    family: str, after: str, impatient: pathlib.Path, start_redis: StartRedis
+) -> None:
+    """Its first turn after a load, or after a change of the role, begins with the flush of the
+    save: it looks for its lists while Redis waits, and the file has the events."""
+    clustered = [
+        "cluster-enabled yes",
+        "cluster-config-file nodes.conf",
+        f"cluster-port {free_port()}",
+    ]
+
+    def serves() -> bool:
+        has_slots = "cluster" not in after or client.cluster("INFO")["cluster_state"] == "ok"
+        return has_slots and bool(client.ping())
+
+    server = start_redis(family, None, clustered if "cluster" in after else [])
+    client = server.client()
+    if "cluster" in after:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    wait_for(serves, 30)
+    if after == "promotion":
+        client.replicaof("127.0.0.1", str(free_port()))
+        load(client, impatient, arguments_for(free_port(), events="$"))
+        settled(client, state="replica")
+    (server.folder / "await-flush").touch()
+    if after == "promotion":
+        client.replicaof("NO", "ONE")
+    else:
+        load(client, impatient, arguments_for(free_port(), events="$"))
+    expected = write(client, "a", 50)
+    client.save()
+    assert "awaits the flush" in server.log()
+    server.kill()
+    server.start()  # without the module
+    client = server.client()
+    wait_for(serves, 30)
+    assert client.dbsize() == len(expected) + 1
+    (key,) = (key for key in client.scan_iter("*", 1000) if client.type(key) == b"list")
+    events = map(from_element, client.lrange(key, 0, -1))
+    assert [event.key for event in events if event is not None] == expected
 
 
 def test_a_save_after_the_end_of_the_handler(
