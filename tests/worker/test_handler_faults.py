@@ -62,7 +62,7 @@ _LEFT_OUT = {{
     "open", "run",
     # logging and repair
     "_count_waiting", "_keep_head", "_reread_length", "_lose_window", "_repair", "_unexpected",
-    "balance", "clear", "closed", "down", "expects", "failed", "forget_head", "give_up",
+    "_text", "balance", "clear", "closed", "down", "expects", "failed", "forget_head", "give_up",
     "hand_over", "is_void_after_repair", "link_down", "link_lost", "log", "lost", "repair",
     # what pika calls of the loop: an exception there would be one in the middle of pika
     "add_callback", "add_handler", "call_later", "remove_handler", "remove_timeout",
