@@ -214,9 +214,10 @@ class Client(Background):
 
     def _run(self) -> None:
         with contextlib.suppress(redis.exceptions.RedisError):
-            # The client's own retries would write keys twice.
+            # The client's own retries would write keys twice. Only one connection: WAIT knows of no
+            # writes of others, and a pipeline of a `single_connection_client` has another.
             retry = Retry(NoBackoff(), 0)
-            with self._server.client(retry=retry, single_connection_client=True) as client:
+            with self._server.client(retry=retry, max_connections=1) as client:
                 self._write(client)
 
     def _write(self, client: redis.Redis) -> None:

@@ -368,7 +368,8 @@ def list_length(client: redis.Redis) -> int:
 
 
 def linked(replica: redis.Redis) -> None:
-    """Wait until a replica has its full copy and receives the changes after it."""
+    """Wait until a replica has its full copy. Until its primary knows of that too, at most a second
+    later, the replica receives no changes."""
     wait_for(
         lambda: replica.info("replication").get("master_link_status") == "up",
         60,

@@ -5,6 +5,8 @@ For Sentinel see test_redis_faults.py."""
 
 from __future__ import annotations
 
+import signal
+
 import redis
 
 from keyspace_amqp.cluster.slots import slot_of
@@ -13,6 +15,7 @@ from tests.fix_cluster import StartCluster
 from tests.fix_outbox import (
     EVERY_OUTBOX_AWAY_AND_THERE,
     SOME_OUTBOX,
+    WAYS,
     Clients,
     Told,
     check_order,
@@ -21,7 +24,16 @@ from tests.fix_outbox import (
     of_messages,
     without_events,
 )
-from tests.fix_servers import Mailbox, Message, StartRedis, arguments_for, linked, settled
+from tests.fix_servers import (
+    Mailbox,
+    Message,
+    StartRedis,
+    arguments_for,
+    linked,
+    replicated,
+    settled,
+)
+from tests.servers import NEW_REDIS
 
 SYNC = ["repl-diskless-sync yes", "repl-diskless-sync-delay 0"]
 WRITES = 2000
@@ -35,6 +47,22 @@ def check_confirmed(outbox: str, clients: Clients, told: list[Told]) -> None:
     if outbox == "reply":
         lost = [key for key in lost if key not in clients.last]
     assert not lost, f"{len(lost)} lost: {lost[:5]}"
+
+
+def test_each_client_waits_for_the_replica(start_redis: StartRedis) -> None:
+    """Without this the tests below would check nothing: a WAIT that does not know of a client's
+    writes confirms them at once."""
+    primary = start_redis(NEW_REDIS, None)
+    replica = start_redis(NEW_REDIS, None, [f"replicaof 127.0.0.1 {primary.port}"])
+    client = primary.client()
+    replicated(client, replica.client())
+    replica.signal(signal.SIGSTOP)
+    try:
+        with Clients(primary, "0", confirm=True) as clients:
+            wait_for(lambda: client.info("clients")["blocked_clients"] == len(WAYS), 30)
+            assert not clients.answered
+    finally:
+        replica.signal(signal.SIGCONT)
 
 
 @EVERY_OUTBOX_AWAY_AND_THERE
