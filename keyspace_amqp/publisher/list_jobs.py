@@ -445,7 +445,9 @@ class ListJobs:
         none = self._list.state is ListState.NONE
         if none or self._memory.oldest is not None:  # otherwise nothing waits for the list
             self._failed(error)
-        self.retry_at = self.check_at = self._clock() + CHECK_EVERY
+        # When a cluster is up, clients write at once.
+        down = error.failure is Failure.CLUSTER_DOWN
+        self.retry_at = self.check_at = self._clock() + (JOB_RETRY_AFTER if down else CHECK_EVERY)
 
     def _push_done(self, result: JobResult, push: Push) -> None:
         length, target, log = result.reply(0), push.list, push.log
