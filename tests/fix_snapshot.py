@@ -142,13 +142,14 @@ class Changes:
                 client.setrange(key, 2, b"xyz")
 
     def run_until_done(self, nodes: Iterable[redis.Redis], batch: int = 20) -> int:
-        """Make changes until no snapshot is under way. Return how many."""
+        """Make changes until no snapshot is under way. Return how many: one batch at least."""
         nodes = list(nodes)
         made = 0
-        while any(stats(node)["snapshot"].startswith(("running", "waits")) for node in nodes):
+        while True:
             self.make(batch)
             made += batch
-        return made
+            if not any(stats(n)["snapshot"].startswith(("running", "waits")) for n in nodes):
+                return made
 
 
 def no_time_to_live(client: redis.Redis, databases: int = 1) -> None:

@@ -117,7 +117,7 @@ class Running:
             with contextlib.suppress(BlockingIOError, OSError):  # EIO: the other end is closed
                 while more := os.read(self._terminal, 65536):
                     self._shown += more
-            return self._shown.decode()
+            return self._shown.decode(errors="replace")  # the end of a character may not be there
         return self._outputs[0].read_text()
 
     @property

@@ -30,9 +30,10 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def test_timers_run_in_order_and_once(loop: Loop) -> None:
     ran: list[str] = []
     loop.call_later(0.002, lambda: ran.append("c"))
-    loop.call_later(0, lambda: ran.append("a"))
-    loop.call_later(0, lambda: ran.append("b"))
-    loop.remove_timeout(loop.call_later(0, lambda: ran.append("removed")))
+    # Due before that one, however long this takes.
+    loop.call_later(-10, lambda: ran.append("a"))
+    loop.call_later(-10, lambda: ran.append("b"))
+    loop.remove_timeout(loop.call_later(-10, lambda: ran.append("removed")))
     while len(ran) < 3:
         loop.poll()
         loop.run_due()

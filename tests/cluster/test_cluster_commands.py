@@ -364,7 +364,7 @@ def test_cluster_and_stats_cluster(cluster: Nodes, broker: RabbitServer, mailbox
     keys = [f"some:{number}" for number in range(60)]
     write(cluster, keys)
     for primary in primaries:
-        settled(cluster.at(primary), fallback_length=0, state="connected")
+        settled(cluster.at(primary), fallback_length=0, queue_length=0, state="connected")
     for primary in primaries[1:]:  # each has another broker
         port = broker.port if primary is primaries[0] else free_port()
         cluster.run(primary, "CONFIG SET", "port", port, "LOCAL")

@@ -19,7 +19,7 @@ from keyspace_amqp.tables.keys import refused_key
 from tests.fix_cluster import Bench, StartCluster, Writer
 from tests.fix_faults import Background
 from tests.fix_migration import BOTH, Migration, commands_run, slow_down
-from tests.fix_servers import settled, stats
+from tests.fix_servers import once, settled, stats
 
 # Every class of events: the commands that copy keys of all types have some.
 ALL_EVENTS = "An"
@@ -239,10 +239,14 @@ def test_each_change_is_published_once(
         own_broker.start()
     bench.waits_for(queue_length=0, in_flight=0, fallback_length=0, refused_waiting=0)
     # The expired keys are removed some time after their end.
-    wait_for(lambda: bench.sums()["confirmed"] >= writer.count)
-    bench.waits_for(queue_length=0, in_flight=0, dropped=0)
-    came = collections.Counter(message.event[1:] for message in bench.mailbox.receive())
-    assert came == writer.events
+    wait_for(lambda: bench.sums()["events_matched"] + away >= writer.count)
+    bench.waits_for(queue_length=0, in_flight=0, fallback_length=0, dropped=0)
+    messages = bench.mailbox.receive()
+    assert collections.Counter(message.event[1:] for message in once(messages)) == writer.events
+    # What had been sent when it went to the list, of a broker or a machine that was slow, may have
+    # come twice.
+    repeated = len(messages) - writer.count
+    assert repeated == 0 if away else repeated <= bench.sums()["fallback_pushed"]
 
 
 @BOTH

@@ -381,7 +381,7 @@ def test_killed_in_the_middle(
     client = server.client()
     elements = numbered(60_000)
     put(client, elements)
-    for part in (0.1, 0.4):
+    for part in (0.05, 0.2):
         talker = server.client()
         connection = talker.connection_pool.get_connection()
         for _ in range(10):  # each takes over only a part

@@ -436,6 +436,7 @@ def test_nothing_of_a_replica_and_nothing_of_loading(
         client.set(f"k{number}", number)
     assert client.wait(1, 10_000) == 1
     assert [m.event[2] for m in mailbox.receive(100)] == [b"k%d" % n for n in range(100)]
+    settled(client, fallback_length=0, queue_length=0)  # a list would be loaded, and sent again
     assert stats(other)["state"] == "replica"
     assert stats(other)["events_seen"] == 0
     client.execute_command("DEBUG", "RELOAD")

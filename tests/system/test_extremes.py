@@ -461,7 +461,8 @@ def test_a_burst(
     client.eval(BURST, 0, 1, count)
     client.config_resetstat()
     begin = main_thread_seconds(server)
-    pushed = stats(client)["fallback_pushed"]
+    samples.append(stats(client))
+    pushed = samples[0]["fallback_pushed"]
     wait_for(all_stored, 120)
     cpu = main_thread_seconds(server) - begin
     queue = max(sample["queue_bytes"] for sample in samples)

@@ -409,7 +409,7 @@ def test_a_key_of_another_type_in_the_way(
     server = start_redis(arguments=arguments_for(own_broker, mailbox, "$", masks=("^k",)))
     client = server.client()
     expected = write(client, 0, 10)
-    settled(client, confirmed=10)
+    settled(client, confirmed=10, fallback_length=0)
     client.set(KEY, "in the way")
     expected += write(client, 10, 100)
     settled(client, confirmed=110)

@@ -114,8 +114,8 @@ def test_evictions_do_not_feed_themselves(
     assert found.evicted < 1.4 * bare.evicted + 2 * room / found.key_bytes
     free_memory(client)
     numbers = settled(client)
-    # With an outbox, there is a list already while other keys are evicted.
-    lost = numbers["dropped_fallback_evicted"] if outbox != "off" else 0
+    # With an outbox, or on a slow machine, there is a list already while other keys are evicted.
+    lost = numbers["dropped_fallback_evicted"] if policy.startswith("allkeys") else 0
     assert numbers["dropped"] == lost
     # The evictions of the list itself make no event.
     of_list = evictions(client) - lost - list_length(client)
@@ -126,10 +126,11 @@ def test_evictions_do_not_feed_themselves(
 def test_evictions_with_a_broker(
     family: str, policy: str, broker: RabbitServer, start_redis: StartRedis
 ) -> None:
-    """The broker takes the events: no list is needed."""
+    """The broker takes the events: no list is needed. On a slow machine there would be one, which
+    may be evicted too."""
     bare = squeeze(start_redis(family, None).client(), policy)
     mailbox = Mailbox(broker)
-    client = start_redis(family, arguments_for(broker, mailbox, "e")).client()
+    client = start_redis(family, arguments_for(broker, mailbox, "e", size=-1)).client()
     found = squeeze(client, policy)
     assert found.errors == bare.errors == 0
     assert found.evicted < 1.4 * bare.evicted

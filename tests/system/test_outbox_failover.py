@@ -32,6 +32,7 @@ from tests.fix_servers import (
     linked,
     replicated,
     settled,
+    stats,
 )
 from tests.servers import NEW_REDIS
 
@@ -115,6 +116,8 @@ def test_a_primary_of_a_cluster_is_killed(
     heir = bench.cluster.replica_of(dead)
     (tag,) = bench.keys_of(dead, 1)
     assert slot_of(b"any:1{%b}" % tag) == slot_of(tag)
+    # While a cluster starts, the handler cannot look at the list.
+    wait_for(lambda: stats(dead.client())["outbox"] == outbox, 30)
     with Clients(dead, "0", confirm=True, tag=b"{%b}" % tag) as clients:
         clients.more(WRITES)
         dead.kill()

@@ -335,7 +335,7 @@ def test_failover_between_two_brokers(pair: RabbitCluster, start_redis: StartRed
         arguments=arguments_for(1, mailbox, "$"), options=[f"keyspaceamqp.host {pair.hosts}"]
     )
     client = server.client()
-    with Load(server) as load:
+    with Load(server, batch=20, pause=0.05) as load:
         load.more(2000)
         dead = pair.at(stats(client)["broker"])
         left = next(broker for broker in pair.brokers if broker is not dead)

@@ -102,7 +102,8 @@ def test_masks_and_databases(
     client.rpush("ax:list", 1, 2, 3)
     assert client.execute_command(f"{START} MASK x !^ay !^axz") == 6 + 7
     found = finished(client)
-    assert (found["snapshot_looked"], found["snapshot_events"]) == (13, 7)
+    assert found["snapshot_looked"] in (13, 14)  # on a slow machine there is a list
+    assert found["snapshot_events"] == 7
     settled(client, confirmed=7, events_matched=7, events_seen=7, dropped=0)
     messages = mailbox.receive(7)
     expected = [b"ax", b"a\nx\0", b"\xffax"]
@@ -244,7 +245,7 @@ def test_nobody_sees_the_looks(
     if stays:
         assert after == before
     assert [client.object("freq", name) for name in names] <= frequencies
-    assert found["snapshot_looked"] == 601
+    assert found["snapshot_looked"] in (601, 602)  # on a slow machine there is a list
     assert {item["key"] for item in items if item["event"] == "snapshot"} == {
         f"{kind}:{number}" for kind in ("k", "short", "long") for number in range(200)
     }

@@ -809,8 +809,14 @@ def test_doctor_has_advice_for_what_the_module_says(
         ):
             client.config_set(f"keyspaceamqp.{name}", value)
             wait_for(lambda error=error: error in stats(client)["last_error"], SOON)
-            _, lines = found_by(run, "--redis", url(server))
-            has(lines, f"problem state .*{error}.* → {advice}")
+            expected = re.compile(f"problem state .*{error}.* → {advice}")
+
+            def says(expected: re.Pattern[str] = expected) -> bool:
+                _, lines = found_by(run, "--redis", url(server))
+                return any(map(expected.match, lines))
+
+            # At the moment of an attempt the link may be up.
+            wait_for(says, SOON, expected.pattern)
 
 
 @pytest.mark.parametrize(

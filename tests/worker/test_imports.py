@@ -104,6 +104,7 @@ def test_nothing_is_imported_later(
         client.execute_command(*f"KEYSPACEAMQP.{words}".split())
     with pytest.raises(Exception, match="unknown"):
         client.execute_command("KEYSPACEAMQP.CONFIG", "SET", "unknown", "1")
+    settled(client, fallback_length=0, queue_length=0)
     own_broker.kill()
     client.set("a", 1)
     settled(client, fallback_length=1)

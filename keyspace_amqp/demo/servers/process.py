@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-# Seconds. Long, because a shared machine may stand still for a while.
-START_TIMEOUT = 60.0
+# Seconds. Long, because a shared machine may stand still for a while, and a broker starts slowly.
+TIMEOUT = 60.0
+START_TIMEOUT = 180.0
 STOP_TIMEOUT = 20.0
 # Seconds between two looks at a condition.
 POLL = 0.02
@@ -27,7 +28,7 @@ class ServerError(Exception):
 
 def wait_for(
     condition: Callable[[], Any],
-    timeout: float = START_TIMEOUT,
+    timeout: float = TIMEOUT,
     what: str = "",
     seen: Callable[[], str] | None = None,
 ) -> Any:
@@ -107,7 +108,7 @@ class Server:
     def wait_ready(self) -> None:
         """Wait until a server that was spawned answers. Raises ServerError."""
         try:
-            wait_for(self._ready_or_dead, what=f"{self.name} answers")
+            wait_for(self._ready_or_dead, START_TIMEOUT, f"{self.name} answers")
         except TimeoutError:
             self.kill()
             raise ServerError(f"{self.name} does not answer; {self._log_end()}") from None
