@@ -582,8 +582,8 @@ def test_a_full_queue_refuses(broker: RabbitServer, start_redis: StartRedis, pro
                 load.more(2000)
                 all_stored(client, load)
         found, grown = stats(client), _memory(server) - memory
-    # Each event is refused once, and then in as many rounds as the backoff allows, each with half
-    # the window of the one before.
+    # Each event is refused once, and a window of them once more, in the first attempt. Each of the
+    # later ones, as many as the backoff allows, sends a single message.
     elapsed = time.monotonic() - begin
     rounds = next(n for n in itertools.count() if least_wait(n, REFUSED_MAX) > elapsed) + 3
     assert found["nacked"] <= len(load.keys) + WINDOW + rounds

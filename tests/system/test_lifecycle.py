@@ -177,6 +177,7 @@ def test_unload_drops_only_what_has_nowhere_to_go(start_redis: StartRedis) -> No
     for number in range(100):
         client.set(f"k{number}", 1)
     client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    # On a slow machine, the last event may still be in the queue at the end.
     assert "lost: they could be neither delivered nor stored" in server.log()
     assert events_lost(server) == 100
 
@@ -192,9 +193,11 @@ def test_unload_counts_what_there_was_no_time_for(
     mailbox.receive(1)
     count = 400_000
     client.eval(f"for i = 1, {count} do redis.call('SET', 'k', 1) end", 0)
+    begin = time.monotonic()
     client.execute_command("MODULE", "UNLOAD", "keyspaceamqp")
+    took = time.monotonic() - begin
     lost = events_lost(server)
-    print(f"{lost} events lost")
+    assert lost > 0 or took < STOP, took  # a fast machine may deliver all of them
     # Messages in flight at the end count as lost, and may have arrived: a window, and as many
     # that newer confirms have overtaken.
     arrived = len(mailbox.receive())
